@@ -1,0 +1,45 @@
+"""patterndsl: attention patterns as small declarative specs, compiled to sparse attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patterndsl.diagnostics import Diagnostic, InputError, PatternError
+from patterndsl.pattern import Pattern, load, parse
+
+if TYPE_CHECKING:
+    from patterndsl import nn as nn
+    from patterndsl.runtime.attention import attention as attention
+    from patterndsl.runtime.program import Program as Program
+    from patterndsl.runtime.program import load_program as load_program
+
+__version__ = "0.1.0"
+__all__ = [
+    "Diagnostic",
+    "InputError",
+    "Pattern",
+    "PatternError",
+    "Program",
+    "attention",
+    "load",
+    "load_program",
+    "nn",
+    "parse",
+]
+
+_LAZY = {
+    "Program": "patterndsl.runtime.program",
+    "load_program": "patterndsl.runtime.program",
+    "attention": "patterndsl.runtime.attention",
+}
+
+
+def __getattr__(name: str) -> object:
+    """What needs PyTorch is imported when it is first asked for."""
+    from importlib import import_module
+
+    if name == "nn":
+        return import_module("patterndsl.nn")
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'patterndsl' has no attribute {name!r}")

@@ -1,0 +1,186 @@
+"""What does a user see when something of theirs is wrong?
+
+One `Diagnostic` per mistake: a stable code, the mistake in the user's words, the place with a caret, and the
+cure. This module knows nothing of the language; it neither finds mistakes nor decides how many to report.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+MAX_ERRORS = 20
+"""More than this many independent errors are not reported at once."""
+
+CODES: dict[str, str] = {
+    # E1: the text does not parse
+    "E101": "syntax error",
+    "E102": "the text is too long or nested too deeply",
+    # E2: names and kinds
+    "E201": "unknown name",
+    "E202": "unknown attribute",
+    "E203": "wrong kind: an integer where a predicate belongs, or the reverse",
+    "E204": "wrong number of arguments, or an unknown argument",
+    "E205": "a definition uses itself",
+    "E206": "definitions expand without bound",
+    "E207": "a list is used without an index, or indexed by something else than head or layer",
+    "E208": "a name is taken",
+    "E209": "an argument depends on what it must not depend on",
+    # E3: the YAML around the expressions
+    "E301": "not YAML",
+    "E302": "unknown key",
+    "E303": "duplicate key",
+    "E304": "wrong type of value",
+    "E305": "missing key",
+    "E306": "a word that YAML 1.1 reads as a truth value",
+    "E307": "import that cannot be read",
+    "E308": "import cycle",
+    # E4: parameters and sizes
+    "E401": "unknown parameter",
+    "E402": "a parameter outside its domain, or without a value",
+    "E403": "division or modulo by something that is not positive",
+    "E404": "grid that does not multiply to N",
+    "E405": "list shorter than the heads or layers that index it",
+    "E406": "a size that cannot be",
+    "E407": "a function outside its domain, or a number beyond 62 bits",
+    # E5: tensors
+    "E501": "missing or unknown input",
+    "E502": "input of the wrong shape or dtype",
+    "E503": "query, key and value that do not fit together or do not fit the program",
+    "E504": "something that would need N x N memory above the limit",
+    "E505": "a backend that cannot do this",
+    # E6: files
+    "E601": "file that cannot be read",
+    "E602": "file that cannot be written",
+    "E603": "damaged or foreign plan file",
+    # E7: the command line
+    "E701": "wrong command line",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text and the name that the user knows it by."""
+
+    name: str
+    text: str
+
+    def line_and_column(self, offset: int) -> tuple[int, int]:
+        """1-based line and column of a character offset."""
+        before = self.text[:offset]
+        return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+
+    def line_text(self, line: int) -> str:
+        lines = self.text.split("\n")
+        return lines[line - 1].rstrip("\r") if line <= len(lines) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRange:
+    """Characters [start, stop) of a source."""
+
+    source: Source
+    start: int
+    stop: int
+
+    def joined(self, other: SourceRange) -> SourceRange:
+        return SourceRange(self.source, min(self.start, other.start), max(self.stop, other.stop))
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One mistake: what is wrong, where, and what to write instead."""
+
+    code: str
+    message: str
+    where: SourceRange | None = field(default=None)
+    help: str | None = field(default=None)
+    label: str = field(default="")
+
+    def __post_init__(self) -> None:
+        assert self.code in CODES, f"diagnostic code {self.code} is not in the catalogue"
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data; lines and columns are 1-based, `stop` offsets are exclusive."""
+        data: dict[str, object] = {"code": self.code, "severity": "error", "message": self.message, "help": self.help}
+        if self.where is not None:
+            line, column = self.where.source.line_and_column(self.where.start)
+            stop_line, stop_column = self.where.source.line_and_column(self.where.stop)
+            data |= {
+                "file": self.where.source.name,
+                "line": line,
+                "column": column,
+                "stop_line": stop_line,
+                "stop_column": stop_column,
+                "source_line": self.where.source.line_text(line),
+                "label": self.label,
+            }
+        return data
+
+
+class PatternError(Exception):
+    """One or more mistakes of the user. `str()` is the full plain text with carets."""
+
+    def __init__(self, diagnostics: Diagnostic | Sequence[Diagnostic]) -> None:
+        found = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        self.diagnostics: tuple[Diagnostic, ...] = found[:MAX_ERRORS]
+        super().__init__(render(self.diagnostics))
+
+
+class InputError(PatternError, ValueError):
+    """Tensors that do not fit: also a ValueError, which is what callers of tensor code catch."""
+
+
+def error(
+    code: str, message: str, where: SourceRange | None = None, help: str | None = None, label: str = ""
+) -> PatternError:
+    """A PatternError with one diagnostic, ready to raise."""
+    return PatternError(Diagnostic(code, message, where, help, label))
+
+
+def input_error(code: str, message: str, help: str | None = None) -> InputError:
+    """An InputError with one diagnostic, ready to raise."""
+    return InputError(Diagnostic(code, message, None, help))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that the user most likely meant, if one is near."""
+    found = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+MAX_LINE_WIDTH = 160
+
+
+def render(diagnostics: Sequence[Diagnostic], color: bool = False) -> str:
+    """All diagnostics as text; colours only if the caller says that the output can show them."""
+    return "\n\n".join(_render_one(diagnostic, color) for diagnostic in diagnostics)
+
+
+def _render_one(diagnostic: Diagnostic, color: bool) -> str:
+    def paint(text: str, ansi: str) -> str:
+        return f"\x1b[{ansi}m{text}\x1b[0m" if color and text else text
+
+    lines = [paint(f"error[{diagnostic.code}]", "1;31") + paint(f": {diagnostic.message}", "1")]
+    if diagnostic.where is not None:
+        place = diagnostic.where
+        line, column = place.source.line_and_column(place.start)
+        text = place.source.line_text(line)
+        width = max(1, min(place.stop - place.start, len(text) - column + 1))
+        if len(text) > MAX_LINE_WIDTH:  # show the neighbourhood of the caret, not a ten-megabyte line
+            left = max(0, column - 1 - MAX_LINE_WIDTH // 2)
+            text, column = text[left : left + MAX_LINE_WIDTH], column - left
+            width = min(width, len(text) - column + 1)
+        # tabs keep their width under the caret
+        pad = "".join("\t" if char == "\t" else " " for char in text[: column - 1])
+        gutter = " " * len(str(line))
+        real_column = place.source.line_and_column(place.start)[1]
+        lines.append(f"{gutter}{paint('-->', '34')} {place.source.name}:{line}:{real_column}")
+        lines.append(f"{gutter} {paint('|', '34')}")
+        lines.append(f"{paint(str(line), '34')} {paint('|', '34')} {text}")
+        caret = paint("^" * max(1, width) + (f" {diagnostic.label}" if diagnostic.label else ""), "1;31")
+        lines.append(f"{gutter} {paint('|', '34')} {pad}{caret}")
+    if diagnostic.help:
+        lines.append(f"  {paint('= help:', '36')} {diagnostic.help}")
+    return "\n".join(lines)

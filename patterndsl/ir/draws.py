@@ -1,0 +1,162 @@
+"""Which keys does `random` draw? The same ones on every device, in every process, for any number of rows.
+
+Row q walks through all keys in an order of its own, a keyed permutation of [0, num_k), and takes the first `count`
+that `avoid` does not hold. The permutation is a four-round Feistel network over the next even power of two, walked
+until it falls inside the range (cycle walking: Black and Rogaway 2002), so draws are distinct and unbiased without a
+table of what was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from patterndsl.ir.index import Const, Facet, Index
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Random
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+ROUNDS = 4
+MAX_CANDIDATES = 1 << 21
+"""Candidates looked at in one step, over all rows."""
+
+
+def constant(index: Index) -> int:
+    """The value of a bound expression."""
+    assert isinstance(index, Const), f"{index} is not bound"
+    return index.value
+
+
+class NoInputs:
+    """Data of a relation that reads no input, as `avoid` does not; draws inside draws are looked up."""
+
+    def read(self, name: str, facet: Facet, index: object) -> object:
+        raise AssertionError(f"input {name} is read where none can be")
+
+    def drawn(self, node: Random, head: object, q: Array) -> Iterable[Array]:
+        return drawn_for(draw(node), q)
+
+
+def drawn_for(keys: Array, q: Array) -> Iterable[Array]:
+    """The columns of a [num_q, count] table at rows q; -1 for rows outside it."""
+    if not keys.shape[0]:
+        return
+    row, inside = np.clip(q, 0, keys.shape[0] - 1), (q >= 0) & (q < keys.shape[0])
+    for turn in range(keys.shape[1]):
+        yield np.where(inside, keys[row, turn], -1)
+
+
+@lru_cache(maxsize=64)
+def draw(node: Random) -> Array:
+    """[num_q, count] int64: the keys drawn for each query, ascending, -1 behind them where fewer are left.
+
+    The node must be bound: count, seed, lengths and avoid free of everything but q and k. Work: O(num_q x count)
+    for the usual sparse `avoid`; a row that may see few keys looks at up to num_k candidates.
+    """
+    count, num_q, num_k = constant(node.count), constant(node.num_q), constant(node.num_k)
+    count = max(0, min(count, num_k))
+    keys = np.full((num_q, count), num_k, dtype=np.int64)
+    taken = np.zeros(num_q, dtype=np.int64)
+    rows = np.arange(num_q, dtype=np.int64)
+    seed = constant(node.seed)
+    step, stride = 0, max(1, 2 * count)
+    while count and len(rows) and step < num_k:
+        stride = min(stride, num_k - step, max(1, MAX_CANDIDATES // len(rows)))
+        turns = np.arange(step, step + stride, dtype=np.int64)
+        candidates = _permuted(turns[None, :], rows[:, None], seed, num_k)
+        avoided = member(node.avoid, Point(rows[:, None], candidates, 0, NoInputs()))
+        free = np.broadcast_to(~np.asarray(avoided, dtype=bool), candidates.shape)
+        place = taken[rows][:, None] + np.cumsum(free, axis=1) - 1
+        at, turn = np.nonzero(free & (place < count))
+        keys[rows[at], place[at, turn]] = candidates[at, turn]
+        taken[rows] = np.minimum(taken[rows] + free.sum(axis=1), count)
+        rows = rows[taken[rows] < count]
+        step += stride
+        stride *= 2
+    keys.sort(axis=1)
+    keys[keys == num_k] = -1
+    keys.setflags(write=False)
+    return keys
+
+
+def _permuted(turn: Array, row: Array, seed: int, size: int) -> Array:
+    """The turn-th key in row's order of [0, size)."""
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    key = _mixed(row.astype(np.uint64) + _mixed(np.full((), seed & (2**64 - 1), dtype=np.uint64)))
+    shape = np.broadcast_shapes(turn.shape, row.shape)
+    x = np.broadcast_to(turn, shape).astype(np.uint64)
+    key = np.broadcast_to(key, shape)
+    outside = np.ones(shape, dtype=bool)
+    while outside.any():
+        left, right, round_key = x[outside] >> shift, x[outside] & half, key[outside]
+        for _ in range(ROUNDS):
+            round_key = _mixed(round_key)
+            left, right = right, left ^ (_mixed(right ^ round_key) & half)
+        x[outside] = (left << shift) | right
+        outside[outside] = x[outside] >= size
+    return x.astype(np.int64)
+
+
+def _mixed(x: Array) -> Array:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every bit of x moves every bit of the result."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed: Array = x ^ (x >> np.uint64(31))
+        return mixed
+
+
+class DrawnCells:
+    """The drawn pairs as a pyramid of occupied cells: is there any pair in a box of queries and keys?"""
+
+    def __init__(self, keys: Array) -> None:
+        rows, places = np.nonzero(keys >= 0)
+        self._q = rows.astype(np.int64)
+        self._k = keys[rows, places]
+        self._width = int(self._k.max(initial=0)) + 1
+        self._levels: dict[tuple[int, int], Array] = {}
+
+    def _occupied(self, q_level: int, k_level: int) -> Array:
+        """Sorted codes of the cells of 2^q_level x 2^k_level positions that hold a pair."""
+        level = self._levels.get((q_level, k_level))
+        if level is None:
+            level = np.unique((self._q >> q_level) * self._width + (self._k >> k_level))
+            self._levels[q_level, k_level] = level
+        return level
+
+    def any_within(self, q_low: Array, q_high: Array, k_low: Array, k_high: Array) -> Array:
+        """For boxes [q_low, q_high] x [k_low, k_high]: False only where no pair is inside; exact for single points.
+
+        A box is covered by at most 2 x 2 cells, so it may also see a pair near its border.
+        """
+        q_level, k_level = _cover_level(q_low, q_high), _cover_level(k_low, k_high)
+        found = np.zeros(q_low.shape, dtype=bool)
+        levels = np.stack((q_level, k_level))
+        for q_at, k_at in np.unique(levels.reshape(2, -1), axis=1).T.tolist():
+            here = (q_level == q_at) & (k_level == k_at)
+            codes = self._occupied(q_at, k_at)
+            if not len(codes):
+                continue
+            for q in (q_low[here] >> q_at, q_high[here] >> q_at):
+                for k in (k_low[here] >> k_at, k_high[here] >> k_at):
+                    code = q * self._width + k
+                    place = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
+                    inside = (q >= 0) & (k >= 0) & (k < self._width)
+                    found[here] |= (codes[place] == code) & inside
+        return found
+
+
+def _cover_level(low: Array, high: Array) -> Array:
+    """The least level whose cells of 2^level cover [low, high] with two."""
+    extent = high - low
+    level = np.zeros(extent.shape, dtype=np.int64)
+    for bit in range(int(extent.max(initial=0)).bit_length()):
+        level += extent >= (1 << bit)
+    return level

@@ -1,0 +1,289 @@
+"""What is a pattern? A set of pairs (q, k): a predicate built of comparisons between index expressions.
+
+Each node's docstring is its set. The smart constructors fold what is constant and flatten what nests; every
+other judgement about a relation is made elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, assert_never
+
+from patterndsl.ir.index import (
+    Arithmetic,
+    Const,
+    Function,
+    Index,
+    Param,
+    Read,
+    Select,
+    Symbol,
+    Var,
+    arithmetic,
+    function,
+    operands,
+    select,
+)
+
+CompareOp: TypeAlias = Literal["<", "<=", "==", "!="]
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """{(q, k)}: all pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """{}: no pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """{(q, k) : left op right}."""
+
+    op: CompareOp
+    left: Index
+    right: Index
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """{(q, k) : the truth value read is true}."""
+
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """The intersection of the terms."""
+
+    terms: tuple[Relation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """The union of the terms."""
+
+    terms: tuple[Relation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The complement of the term."""
+
+    term: Relation
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """{(q, k) : k' among `count` distinct keys drawn for q' from [0, num_k) outside `avoid`}.
+
+    q', k', num_q and num_k are functions of the outer positions and lengths. `count`, `seed` and `avoid` live in
+    the drawn frame: there q and k are q' and k', and the lengths are num_q and num_k.
+    """
+
+    count: Index
+    seed: Index
+    avoid: Relation
+    q: Index
+    k: Index
+    num_q: Index
+    num_k: Index
+
+
+Relation: TypeAlias = Everything | Nothing | Compare | Holds | And | Or | Not | Random
+
+EVERYTHING, NOTHING = Everything(), Nothing()
+
+_COMPARE: dict[CompareOp, Callable[[int, int], bool]] = {
+    "<": int.__lt__,
+    "<=": int.__le__,
+    "==": int.__eq__,
+    "!=": int.__ne__,
+}
+
+
+def compare(op: CompareOp, left: Index, right: Index) -> Relation:
+    """left op right; decided at once where both sides are constant or the same."""
+    if isinstance(left, Const) and isinstance(right, Const):
+        return EVERYTHING if _COMPARE[op](left.value, right.value) else NOTHING
+    if left == right:
+        return EVERYTHING if op in ("<=", "==") else NOTHING
+    return Compare(op, left, right)
+
+
+def conjunction(terms: Iterable[Relation]) -> Relation:
+    """A & all = A, A & none = none, A & A = A; nested conjunctions are flattened."""
+    flat: dict[Relation, None] = {}
+    for term in terms:
+        if isinstance(term, Nothing):
+            return NOTHING
+        if not isinstance(term, Everything):
+            flat.update(dict.fromkeys(term.terms if isinstance(term, And) else (term,)))
+    if not flat:
+        return EVERYTHING
+    return And(tuple(flat)) if len(flat) > 1 else next(iter(flat))
+
+
+def disjunction(terms: Iterable[Relation]) -> Relation:
+    """A | none = A, A | all = all, A | A = A; nested disjunctions are flattened."""
+    flat: dict[Relation, None] = {}
+    for term in terms:
+        if isinstance(term, Everything):
+            return EVERYTHING
+        if not isinstance(term, Nothing):
+            flat.update(dict.fromkeys(term.terms if isinstance(term, Or) else (term,)))
+    if not flat:
+        return NOTHING
+    return Or(tuple(flat)) if len(flat) > 1 else next(iter(flat))
+
+
+def negation(term: Relation) -> Relation:
+    """~~A = A, ~all = none; a comparison is turned round."""
+    match term:
+        case Everything():
+            return NOTHING
+        case Nothing():
+            return EVERYTHING
+        case Not(term=inner):
+            return inner
+        case Compare("<", left, right):
+            return Compare("<=", right, left)
+        case Compare("<=", left, right):
+            return Compare("<", right, left)
+        case Compare("==", left, right):
+            return Compare("!=", left, right)
+        case Compare("!=", left, right):
+            return Compare("==", left, right)
+        case _:
+            return Not(term)
+
+
+def children(relation: Relation) -> tuple[Relation, ...]:
+    """The direct subrelations that share the relation's positions; `avoid` of a Random has its own."""
+    match relation:
+        case And(terms=terms) | Or(terms=terms):
+            return terms
+        case Not(term=term):
+            return (term,)
+        case Everything() | Nothing() | Compare() | Holds() | Random():
+            return ()
+        case _:
+            assert_never(relation)
+
+
+def direct_indices(relation: Relation) -> tuple[Index, ...]:
+    """The index expressions of the node itself, in its own positions."""
+    match relation:
+        case Compare(left=left, right=right):
+            return (left, right)
+        case Holds(read=read):
+            return (read,)
+        case Random(q=q, k=k, num_q=num_q, num_k=num_k):
+            return (q, k, num_q, num_k)
+        case Everything() | Nothing() | And() | Or() | Not():
+            return ()
+        case _:
+            assert_never(relation)
+
+
+def indices(relation: Relation) -> Iterator[Index]:
+    """Every index expression in the relation and their subexpressions, those of drawn frames included."""
+    for index in direct_indices(relation):
+        yield from subexpressions(index)
+    for child in children(relation):
+        yield from indices(child)
+    if isinstance(relation, Random):
+        yield from subexpressions(relation.count)
+        yield from subexpressions(relation.seed)
+        yield from indices(relation.avoid)
+
+
+def subexpressions(index: Index) -> Iterator[Index]:
+    """The expression and everything inside it."""
+    yield index
+    for operand in operands(index):
+        yield from subexpressions(operand)
+
+
+def depends_on(relation: Relation, symbol: Symbol) -> bool:
+    """Whether the symbol occurs in the relation."""
+    return Var(symbol) in indices(relation)
+
+
+def inputs_read(relation: Relation) -> frozenset[str]:
+    """The names of the inputs that the relation reads."""
+    return frozenset(index.name for index in indices(relation) if isinstance(index, Read))
+
+
+Replacement: TypeAlias = Callable[[Var | Param], Index]
+"""What to put for a variable or parameter; returning it unchanged keeps it."""
+
+
+def substitute_index(index: Index, put: Replacement, lists: dict[str, tuple[Index, ...]] | None = None) -> Index:
+    """The expression with variables, parameters and list parameters replaced, and constants folded again."""
+    match index:
+        case Const():
+            return index
+        case Var() | Param():
+            return put(index)
+        case Arithmetic(op, left, right, place):
+            return arithmetic(op, substitute_index(left, put, lists), substitute_index(right, put, lists), place)
+        case Function(name, arguments, place):
+            return function(name, tuple(substitute_index(item, put, lists) for item in arguments), place)
+        case Select(items, at, place):
+            if isinstance(items, str):
+                values: str | tuple[Index, ...] = (lists or {}).get(items, items)
+            else:
+                values = tuple(substitute_index(item, put, lists) for item in items)
+            return select(values, substitute_index(at, put, lists), place)
+        case Read(name, facet, at):
+            return Read(name, facet, substitute_index(at, put, lists))
+        case _:
+            assert_never(index)
+
+
+def substitute(relation: Relation, put: Replacement, lists: dict[str, tuple[Index, ...]] | None = None) -> Relation:
+    """The relation with variables and parameters replaced. In a `Random` the drawn frame binds q, k and the
+    lengths: `avoid`, `count` and `seed` see only head, layer and parameters replaced, and the lengths once
+    num_q and num_k are constant."""
+
+    def index(expression: Index) -> Index:
+        return substitute_index(expression, put, lists)
+
+    match relation:
+        case Everything() | Nothing():
+            return relation
+        case Compare(op, left, right):
+            return compare(op, index(left), index(right))
+        case Holds(read):
+            return Holds(Read(read.name, read.facet, index(read.index)))
+        case And(terms):
+            return conjunction(substitute(term, put, lists) for term in terms)
+        case Or(terms):
+            return disjunction(substitute(term, put, lists) for term in terms)
+        case Not(term):
+            return negation(substitute(term, put, lists))
+        case Random():
+            num_q, num_k = index(relation.num_q), index(relation.num_k)
+
+            def put_in_frame(symbol: Var | Param) -> Index:
+                if symbol == Var("Nq"):
+                    return num_q if isinstance(num_q, Const) else symbol
+                if symbol == Var("Nk"):
+                    return num_k if isinstance(num_k, Const) else symbol
+                return symbol if symbol in (Var("q"), Var("k")) else put(symbol)
+
+            return Random(
+                substitute_index(relation.count, put_in_frame, lists),
+                substitute_index(relation.seed, put_in_frame, lists),
+                substitute(relation.avoid, put_in_frame, lists),
+                index(relation.q),
+                index(relation.k),
+                num_q,
+                num_k,
+            )
+        case _:
+            assert_never(relation)

@@ -1,0 +1,155 @@
+"""What does a bound relation look up? Inputs and draws as arrays, by point and by range, on one device.
+
+A range is answered from minima and maxima of aligned power-of-two blocks: at most two blocks cover it, so the answer
+is exact for aligned blocks and never too narrow for others. Arrays are NumPy's or PyTorch's (through the array API
+standard); this module imports neither PyTorch nor a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from patterndsl.ir.draws import DrawnCells, draw, drawn_for
+from patterndsl.ir.index import Facet
+from patterndsl.ir.interval import Interval
+from patterndsl.ir.meaning import Integers, Truths
+from patterndsl.ir.relation import Random
+
+Array: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class InputArray:
+    """One input: its values, the first position of each one's run, its rank in the stable order by value."""
+
+    values: Array  # int [length]
+
+    @cached_property
+    def starts(self) -> Array:
+        xp = array_api_compat.array_namespace(self.values)
+        if self.values.shape[0] == 0:
+            return self.values
+        first = xp.ones_like(self.values[:1], dtype=xp.bool)
+        changes = xp.concat((first, self.values[1:] != self.values[:-1]))
+        return xp.nonzero(changes)[0][xp.cumulative_sum(xp.astype(changes, xp.int64)) - 1]
+
+    @cached_property
+    def ranks(self) -> Array:
+        xp = array_api_compat.array_namespace(self.values)
+        return xp.argsort(xp.argsort(self.values, stable=True), stable=True)
+
+    def facet(self, facet: Facet) -> Array:
+        """The array of a facet."""
+        return {"value": lambda: self.values, "start": lambda: self.starts, "rank": lambda: self.ranks}[facet]()
+
+    @cached_property
+    def _pyramids(self) -> dict[Facet, _Pyramid]:
+        return {}
+
+    def pyramid(self, facet: Facet) -> _Pyramid:
+        """The block minima and maxima of a facet, built once."""
+        if facet not in self._pyramids:
+            self._pyramids[facet] = _Pyramid.over(self.facet(facet))
+        return self._pyramids[facet]
+
+
+@dataclass(frozen=True)
+class _Pyramid:
+    """Minima and maxima of aligned blocks of 1, 2, 4, ... values, level after level in one array."""
+
+    least: Array
+    most: Array
+    level_starts: tuple[int, ...]
+
+    @staticmethod
+    def over(values: Array) -> _Pyramid:
+        xp = array_api_compat.array_namespace(values)
+        least, most, starts, start = [values], [values], [0], 0
+        while least[-1].shape[0] > 1:
+            start += least[-1].shape[0]
+            starts.append(start)
+            least.append(_halved(least[-1], xp.minimum, xp))
+            most.append(_halved(most[-1], xp.maximum, xp))
+        return _Pyramid(xp.concat(least), xp.concat(most), tuple(starts))
+
+    def bounds(self, low: Array, high: Array) -> Interval:
+        """Bounds over [low, high] within the array, inclusive."""
+        xp = array_api_compat.array_namespace(low)
+        extent = high - low
+        level = xp.zeros_like(extent)
+        for bit in range(len(self.level_starts) - 1):
+            level = level + xp.astype(extent >= (1 << bit), level.dtype)
+        start = xp.asarray(self.level_starts, dtype=level.dtype, device=array_api_compat.device(level))[level]
+        first, second = start + (low >> level), start + (high >> level)
+        return xp.minimum(self.least[first], self.least[second]), xp.maximum(self.most[first], self.most[second])
+
+
+def _halved(level: Array, pick: Any, xp: Any) -> Array:
+    if level.shape[0] % 2:
+        level = xp.concat((level, level[-1:]))
+    return pick(level[::2], level[1::2])
+
+
+class Lookup:
+    """Points and ranges of inputs and draws: the data side of `member` and of `verdict`.
+
+    inputs: 1-D int64 arrays by name, truth values as 0 and 1. Without inputs everything is NumPy on the host.
+    """
+
+    def __init__(self, inputs: Mapping[str, Array] | None = None) -> None:
+        self.inputs = {name: InputArray(values) for name, values in (inputs or {}).items()}
+        first = next(iter((inputs or {}).values()), None)
+        self.xp: Any = array_api_compat.array_namespace(np.zeros(0) if first is None else first)
+        self.device: Any = None if first is None else array_api_compat.device(first)
+        self._cells: dict[Random, DrawnCells] = {}
+
+    def integers(self, start: int, stop: int) -> Array:
+        """int64 [start, stop) on the device."""
+        return self.xp.arange(start, stop, dtype=self.xp.int64, device=self.device)
+
+    def read(self, name: str, facet: Facet, index: Integers) -> Integers:
+        values = self.inputs[name].facet(facet)
+        length = values.shape[0]
+        if isinstance(index, int):
+            index = self.integers(index, index + 1)[0]
+        if length == 0:
+            return index * 0 - 1
+        inside = (index >= 0) & (index < length)
+        return self.xp.where(inside, values[index.clip(0, length - 1)], -1)
+
+    def bounds(self, name: str, facet: Facet, index: Interval) -> Interval:
+        pyramid, length = self.inputs[name].pyramid(facet), self.inputs[name].values.shape[0]
+        low, high = (self.integers(end, end + 1) if isinstance(end, int) else end for end in index)
+        if length == 0:
+            return -1, -1
+        low, high = self.xp.broadcast_arrays(low, high)
+        least, most = pyramid.bounds(low.clip(0, length - 1), high.clip(0, length - 1))
+        leaves, misses = (low < 0) | (high >= length), (high < 0) | (low >= length)
+        least = self.xp.where(leaves, least.clip(max=-1), least)
+        most = self.xp.where(leaves, most.clip(min=-1), most)
+        return self.xp.where(misses, -1, least), self.xp.where(misses, -1, most)
+
+    def drawn(self, node: Random, head: Integers, q: Integers) -> Iterable[Integers]:
+        keys = draw(node)
+        if self.device is None:
+            return drawn_for(keys, q)
+        return (self._here(column) for column in drawn_for(keys, _on_host(q)))
+
+    def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
+        if node not in self._cells:
+            self._cells[node] = DrawnCells(draw(node))
+        ends = np.broadcast_arrays(*(np.atleast_1d(_on_host(end)) for end in (*q, *k)))
+        return self._here(self._cells[node].any_within(*ends))
+
+    def _here(self, array: Array) -> Array:
+        return array if self.device is None else self.xp.asarray(array, device=self.device)
+
+
+def _on_host(array: Integers) -> Any:
+    return array if isinstance(array, int) else np.asarray(array.cpu() if hasattr(array, "cpu") else array)

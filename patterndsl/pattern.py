@@ -1,0 +1,195 @@
+"""What is a pattern to its user? A checked spec with its canonical text; loading, parsing, compiling.
+
+Everything slow to import (NumPy, PyTorch) is loaded where it is first needed: checking a spec needs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange
+from patterndsl.sema.model import Resolved
+from patterndsl.sema.parameters import ParamValue, checked_override, unknown_parameter
+from patterndsl.sema.resolve import resolve
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.parse import parse_expression, snippet_of
+from patterndsl.syntax.render import render_spec
+from patterndsl.syntax.spec import read_expression, read_file, read_input, read_yaml
+
+if TYPE_CHECKING:
+    import torch
+
+    from patterndsl.runtime.program import Program
+    from patterndsl.sema.bind import Bound
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pattern:
+    """A checked attention pattern, symbolic in N and its parameters.
+
+    `str()` is its canonical text: the bare expression where nothing is declared, a YAML spec otherwise, with imported
+    specs written in place. Two patterns are equal when their canonical texts are. `parse(str(p)) == p`.
+    """
+
+    spec: ast.Spec
+    resolved: Resolved
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", render_spec(self.spec))
+
+    @property
+    def name(self) -> str | None:
+        """The spec's name; it takes no part in equality."""
+        return self.spec.name
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.text == other.text if isinstance(other, Pattern) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def with_params(self, **values: ParamValue) -> Pattern:
+        """The same pattern with other defaults. Raises PatternError (E401, E402) on a name or value that is wrong."""
+        return _with_params(self, values)
+
+    def bind(
+        self,
+        n: int | None = None,
+        *,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        q_start: int = 0,
+        heads: int = 1,
+        layer: int = 0,
+    ) -> Bound:
+        """The pattern at given sizes, without PyTorch: what pictures and plans are made of. See `compile`."""
+        from patterndsl.sema.bind import bind, sizes_of
+
+        return bind(self.resolved, sizes_of(n, q_len, kv_len, q_start), heads, layer)
+
+    def compile(
+        self,
+        n: int | None = None,
+        *,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        q_start: int = 0,
+        heads: int = 1,
+        layer: int = 0,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+    ) -> Program:
+        """An executable program for these sizes.
+
+        n: the length of a self-attention. Otherwise q_len and kv_len; queries are then the positions
+        [q_start, q_start + q_len), keys [0, kv_len). Inside the pattern N is `n` where given, else q_start + q_len.
+        heads: query heads; heads that agree share their tiles. layer: what `layer` is in the pattern.
+        backend: auto, gathered (CPU and GPU, trains), flex (GPU; inference on CPU) or oracle (dense, small sizes).
+        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        """
+        from patterndsl.runtime.program import Program
+
+        bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
+        return Program(bound, self.text, device, backend)
+
+
+def load(path: str | PathLike[str]) -> Pattern:
+    """The pattern of a YAML spec file. Raises PatternError with everything that is wrong with it."""
+    return _checked(*read_file(Path(path)))
+
+
+def parse(
+    text: str,
+    params: Mapping[str, ParamValue | str] | None = None,
+    grid: Mapping[str, int | str | Sequence[str]] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    *,
+    name: str = "<expression>",
+) -> Pattern:
+    """The pattern of an expression, or of a YAML spec text (recognised by its colons, which expressions have not).
+
+    params: values of the parameters (integers, lists, or expressions such as "isqrt(N)"); for a spec text they
+    override its defaults. grid: axis sizes, row-major. inputs: types such as {"doc": "int[N]"}.
+    name: what diagnostics call the text. Raises PatternError with everything that is wrong.
+    """
+    spec, found = read_yaml(Source(name, text)) if _is_spec(text) else read_expression(text, name)
+    declared = {param.name for param in spec.params}
+    added = [_param(key, value, found) for key, value in (params or {}).items() if key not in declared]
+    if added and declared:
+        raise unknown_parameter(added[0].name, dict.fromkeys(declared))
+    axes = tuple(_axis(key, value, found) for key, value in grid.items()) if grid is not None else spec.grid
+    brought = tuple(read_input(key, kind, found) for key, kind in (inputs or {}).items())
+    spec = replace(
+        spec,
+        params=(*spec.params, *added),
+        grid=axes,
+        inputs=(*spec.inputs, *(item for item in brought if item is not None)),
+    )
+    pattern = _checked(spec, found)
+    overrides = {key: value for key, value in (params or {}).items() if key in declared}
+    return _with_params(pattern, overrides) if overrides else pattern
+
+
+def _is_spec(text: str) -> bool:
+    """No expression holds a colon outside a comment."""
+    return any(":" in line.split("#", 1)[0] for line in text.splitlines())
+
+
+def _checked(spec: ast.Spec, found: Sequence[Diagnostic]) -> Pattern:
+    return Pattern(spec, resolve(spec, found))
+
+
+def _with_params(pattern: Pattern, values: Mapping[str, ParamValue | str]) -> Pattern:
+    declared = {param.name: param for param in pattern.resolved.params}
+    trees: dict[str, ast.Expr | tuple[ast.Expr, ...]] = {}
+    found: list[Diagnostic] = []
+    for key, value in values.items():
+        if key not in declared:
+            raise unknown_parameter(key, declared)
+        if not isinstance(value, str):
+            checked_override(declared[key], value)
+        trees[key] = _value_tree(key, value, found)
+    params = tuple(replace(param, default=trees.get(param.name, param.default)) for param in pattern.spec.params)
+    return _checked(replace(pattern.spec, params=params), found)
+
+
+def _param(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Param:
+    return ast.Param(name, _value_tree(name, value, found), place=_place_of(f"params: {name}"))
+
+
+def _axis(name: str, value: int | str | Sequence[str], found: list[Diagnostic]) -> ast.Axis:
+    place = _place_of(f"grid: {name}")
+    if isinstance(value, int | str):
+        size = _value_tree(name, value, found)
+        return ast.Axis(name, size if not isinstance(size, tuple) else (), place=place)
+    return ast.Axis(name, tuple(value), place=place)
+
+
+def _value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Expr | tuple[ast.Expr, ...]:
+    if isinstance(value, int | str):
+        return _tree(name, str(int(value)) if isinstance(value, int) else value, found)
+    return tuple(_tree(name, str(item), found) for item in value)
+
+
+def _tree(name: str, text: str, found: list[Diagnostic]) -> ast.Expr:
+    snippet = snippet_of(Source(f"<{name}>", text))
+    try:
+        return parse_expression(snippet)
+    except PatternError as failed:
+        found.extend(failed.diagnostics)
+        return ast.Broken(place=snippet.place(0, 1))
+
+
+def _place_of(what: str) -> SourceRange:
+    return SourceRange(Source("<arguments>", what), 0, len(what))

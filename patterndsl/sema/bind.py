@@ -1,0 +1,182 @@
+"""What is a pattern at given sizes? Lengths, parameters, layer and heads put in; heads that agree are one group.
+
+After this only q, k and the inputs are left, every division is by something positive, and no value leaves 62
+bits. It knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from patterndsl.diagnostics import Diagnostic, PatternError, SourceRange, error
+from patterndsl.ir.index import Arithmetic, Const, Facet, Function, Index, Param, Read, Var, operands
+from patterndsl.ir.interval import Box, Interval, bounds
+from patterndsl.ir.relation import (
+    Random,
+    Relation,
+    children,
+    depends_on,
+    direct_indices,
+    inputs_read,
+    substitute,
+)
+from patterndsl.sema.model import InputDeclaration, Resolved, Side
+from patterndsl.sema.parameters import MAX_SIZE, ParamValue, Sizes, param_values, put_size, sized, sizes_of
+
+__all__ = ["Bound", "HeadGroup", "InputShape", "Sizes", "bind", "sizes_of"]
+
+MAX_VALUE = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class InputShape:
+    """An input as the caller must give it: `length` values, or any number for a table where it is None."""
+
+    name: str
+    dtype: Literal["int", "bool"]
+    side: Side
+    length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadGroup:
+    """Heads that share one relation."""
+
+    relation: Relation
+    heads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A pattern at given sizes. `relation` still has `head` in it where heads differ; the groups have not."""
+
+    relation: Relation
+    groups: tuple[HeadGroup, ...]
+    inputs: tuple[InputShape, ...]
+    sizes: Sizes
+    num_heads: int
+    layer: int
+
+
+def bind(
+    resolved: Resolved, sizes: Sizes, num_heads: int, layer: int = 0, overrides: Mapping[str, ParamValue] | None = None
+) -> Bound:
+    """The pattern at these sizes. Raises PatternError (E4xx) with the place of what does not fit."""
+    for name, count in (("heads", num_heads), ("layer", layer)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < (name == "heads"):
+            raise error("E406", f"{name} is {count}; it must be an integer from {int(name == 'heads')}")
+    values = param_values(resolved, overrides or {}, sizes)
+    _check_requirements(resolved, sizes, values)
+    lists: dict[str, tuple[Index, ...]] = {name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)}
+
+    def put(symbol: Var | Param) -> Index:
+        return put_size(symbol, sizes, values, layer)
+
+    relation = substitute(resolved.relation, put, lists)
+    groups = _head_groups(relation, num_heads)
+    for group in groups:
+        _check_domains(group.relation, sizes.total, sizes.kv_len)
+    read = inputs_read(relation)
+    inputs = tuple(_input_shape(item, sizes, values) for item in resolved.inputs if item.name in read)
+    return Bound(relation, groups, inputs, sizes, num_heads, layer)
+
+
+def _head_groups(relation: Relation, num_heads: int) -> tuple[HeadGroup, ...]:
+    if not depends_on(relation, "head"):
+        return (HeadGroup(relation, tuple(range(num_heads))),)
+    groups: dict[Relation, list[int]] = {}
+    for head in range(num_heads):
+        number = Const(head)
+        at_head = substitute(relation, lambda symbol, number=number: number if symbol == Var("head") else symbol)  # type: ignore[misc]
+        groups.setdefault(at_head, []).append(head)
+    return tuple(HeadGroup(at_head, tuple(heads)) for at_head, heads in groups.items())
+
+
+def _check_requirements(resolved: Resolved, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> None:
+    found: list[Diagnostic] = []
+    for required in resolved.requirements:
+        value = sized(required.value, sizes, values)
+        if required.minimum is None:
+            if value != sizes.total:
+                help = f"make the sizes multiply to N, or compile for n={value}"
+                message = f"the grid has {value} positions, but N is {sizes.total}"
+                found.append(Diagnostic("E404", message, required.place, help))
+            continue
+        least = sized(required.minimum, sizes, values)
+        if value < least:
+            message = f"`{required.label}` is {value}, and must be at least {least}"
+            found.append(Diagnostic("E402", message, required.place, f"give {least} or more"))
+    if found:
+        raise PatternError(found)
+
+
+def _input_shape(
+    declared: InputDeclaration, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]
+) -> InputShape:
+    match declared.side:
+        case "both":
+            length: int | None = max(sizes.total, sizes.kv_len)
+        case "query":
+            length = sizes.total
+        case "key":
+            length = sizes.kv_len
+        case "table":
+            length = None if declared.length is None else sized(declared.length, sizes, values)
+    return InputShape(declared.name, declared.dtype, declared.side, length)
+
+
+# ---- domains ----------------------------------------------------------------------------------------------
+
+
+class _AnyData:
+    """Inputs before they are known: any 32-bit value."""
+
+    def bounds(self, name: str, facet: Facet, index: Interval) -> Interval:
+        return -(2**31), 2**31 - 1
+
+    def any_drawn(self, node: Random, q: Interval, k: Interval) -> bool:
+        raise AssertionError("draws have no part in the domain of an expression")
+
+
+def _check_domains(relation: Relation, num_q: int, num_k: int) -> None:
+    """Every divisor positive, every function in its domain, every value within 62 bits, over all positions."""
+    box = Box((0, max(0, num_q - 1)), (0, max(0, num_k - 1)), _AnyData())
+    for index in direct_indices(relation):
+        _check_index(index, box)
+    for child in children(relation):
+        _check_domains(child, num_q, num_k)
+    if isinstance(relation, Random):
+        frame_q, frame_k = relation.num_q, relation.num_k
+        assert isinstance(frame_q, Const) and isinstance(frame_k, Const), "lengths are bound"
+        if max(frame_q.value, frame_k.value) > MAX_SIZE:
+            raise error("E407", "`random` draws in a frame of more than 2^40 positions")
+        if isinstance(relation.count, Const) and relation.count.value < 0:
+            raise error("E402", f"`random` draws {relation.count.value} keys", None, "draw 0 or more")
+        _check_domains(relation.avoid, frame_q.value, frame_k.value)
+
+
+def _check_index(index: Index, box: Box) -> None:
+    for operand in operands(index):
+        _check_index(operand, box)
+    match index:
+        case Arithmetic("//" | "%" as op, _, right, place):
+            least = bounds(right, box)[0]
+            if least < 1:
+                word = "division" if op == "//" else "modulo"
+                message = f"{word} by something that can be {least}"
+                raise error("E403", message, place, "make the divisor at least 1, for example max(1, ...)")
+        case Function("isqrt" | "log2" as name, (argument,), place):
+            least, allowed = bounds(argument, box)[0], int(name == "log2")
+            if least < allowed:
+                message = f"{name} of something that can be {least}"
+                raise error("E407", message, place, f"make it at least {allowed}, for example max({allowed}, ...)")
+    low, high = bounds(index, box)
+    if max(abs(low), abs(high)) >= MAX_VALUE:
+        place = _place_of(index)
+        raise error("E407", "the value can leave 62 bits", place, "use smaller numbers")
+
+
+def _place_of(index: Index) -> SourceRange | None:
+    return None if isinstance(index, Const | Var | Param | Read) else index.place

@@ -1,0 +1,56 @@
+"""What does a checked spec mean? The relation, symbolic in N and the parameters, and what it needs to be bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from patterndsl.diagnostics import SourceRange
+from patterndsl.ir.index import Index
+from patterndsl.ir.relation import Relation
+
+Side: TypeAlias = Literal["both", "query", "key", "table"]
+"""Which positions an input has a value for; a table has none, it is indexed by integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputDeclaration:
+    """A tensor that the caller brings. `length` is None for a table of any length."""
+
+    name: str
+    dtype: Literal["int", "bool"]
+    side: Side
+    length: Index | None
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class ParamDeclaration:
+    """A parameter: one value, a list of values, or None where the user must give it."""
+
+    name: str
+    default: Index | tuple[Index, ...] | None
+    minimum: Index | None
+    doc: str | None
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """value >= minimum, or value == N for a grid; checked when sizes are bound."""
+
+    kind: Literal["minimum", "grid"]
+    label: str
+    value: Index
+    minimum: Index | None
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A spec with every name looked up and every kind checked."""
+
+    relation: Relation
+    params: tuple[ParamDeclaration, ...]
+    inputs: tuple[InputDeclaration, ...]
+    requirements: tuple[Requirement, ...]

@@ -1,0 +1,838 @@
+"""What do the names mean? Looks up every name, checks every kind, and expands definitions into one relation.
+
+A definition is a function of the positions and lengths where it stands, so an argument is put in as it is
+written: `R at (q // b, k // b)` means R with its positions replaced, whatever R is made of. Mistakes are
+collected; what follows from a reported mistake is silent. It knows nothing of sizes or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Literal, TypeAlias, TypeVar, assert_never, cast
+
+from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
+from patterndsl.ir.index import (
+    HEAD,
+    LAYER,
+    NK,
+    NQ,
+    Arithmetic,
+    ArithmeticOp,
+    Const,
+    Facet,
+    Function,
+    Index,
+    K,
+    Param,
+    Q,
+    Read,
+    Select,
+    Var,
+    arithmetic,
+    function,
+    select,
+)
+from patterndsl.ir.relation import (
+    EVERYTHING,
+    CompareOp,
+    Holds,
+    Nothing,
+    Random,
+    Relation,
+    compare,
+    conjunction,
+    disjunction,
+    inputs_read,
+    negation,
+    subexpressions,
+    substitute,
+    substitute_index,
+)
+from patterndsl.sema.model import InputDeclaration, ParamDeclaration, Requirement, Resolved, Side
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.grammar import grammar_text
+from patterndsl.syntax.parse import parse_definitions, snippet_of
+
+MAX_EXPANSION = 50_000
+"""Nodes that one spec may expand to; definitions that double at each step reach it quickly."""
+
+Kind: TypeAlias = Literal["integer", "predicate", "attribute", "list"]
+
+_A = {"integer": "an integer", "predicate": "a predicate", "attribute": "an attribute's name", "list": "a list"}
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeName:
+    """The bare name of a grid axis or input, as an argument: `same(doc)`."""
+
+    meaning: GridAxis | InputDeclaration | None  # None: any attribute, while a definition is checked by itself
+
+
+@dataclass(frozen=True, slots=True)
+class ListValue:
+    """A list parameter: its name, or its values where an import was given them."""
+
+    items: str | tuple[Index, ...]
+
+
+Value: TypeAlias = Index | Relation | AttributeName | ListValue
+
+
+@dataclass(frozen=True, slots=True)
+class GridAxis:
+    """A grid axis: size, the product of the sizes of the faster axes, or the parts that it is composed of."""
+
+    name: str
+    size: Index
+    stride: Index
+    others: Index
+    outermost: bool
+    parts: tuple[GridAxis, ...] = ()
+
+    def base_names(self) -> frozenset[str]:
+        return frozenset(part.name for part in self.parts) if self.parts else frozenset({self.name})
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The names that an expression can see. Definitions see the scope that they stand in, not the caller's."""
+
+    parent: Scope | None = None
+    values: dict[str, Value] = field(default_factory=dict)
+    attributes: dict[str, GridAxis | InputDeclaration] = field(default_factory=dict)
+    definitions: dict[str, list[ast.Definition]] = field(default_factory=dict)
+    imports: dict[str, ast.Import] = field(default_factory=dict)
+
+    def names(self) -> set[str]:
+        own = {*self.values, *self.definitions, *self.imports}
+        return own | self.parent.names() if self.parent else own | set(_POSITIONS) | set(_FUNCTIONS) | set(_PRIMITIVES)
+
+
+_POSITIONS: dict[str, Index] = {"q": Q, "k": K, "head": HEAD, "layer": LAYER, "N": NQ, "Nq": NQ, "Nk": NK}
+_FUNCTIONS: dict[str, tuple[int, int | None]] = {
+    "abs": (1, 1),
+    "min": (2, None),
+    "max": (2, None),
+    "clamp": (3, 3),
+    "isqrt": (1, 1),
+    "log2": (1, 1),
+    "ceildiv": (2, 2),
+}
+_PRIMITIVES = {"random": ("r", "seed", "avoid"), "along": ("axis",)}
+_RESERVED = frozenset({*_POSITIONS, *_FUNCTIONS, *_PRIMITIVES, "and", "or", "not", "in", "at"})
+
+
+def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
+    """The meaning of a spec. Raises PatternError with everything that is wrong with it, `found` included."""
+    resolver = _Resolver(list(found))
+    relation = resolver.spec(spec)
+    if resolver.diagnostics:
+        raise PatternError(_ordered(resolver.diagnostics))
+    assert relation is not None
+    return Resolved(relation, tuple(resolver.params), tuple(resolver.inputs.values()), tuple(resolver.requirements))
+
+
+def _ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """By place in each file, each mistake once."""
+    unique = {(d.code, d.message, d.where): d for d in diagnostics}
+    files = list(dict.fromkeys(d.where.source.name for d in unique.values() if d.where))
+    return sorted(unique.values(), key=lambda d: (files.index(d.where.source.name), d.where.start) if d.where else (-1, 0))
+
+
+@cache
+def _prelude() -> Scope:
+    source = Source("prelude.pat", grammar_text("prelude.pat"))
+    scope = Scope()
+    for definition in parse_definitions(snippet_of(source)):
+        scope.definitions.setdefault(definition.name, []).append(definition)
+    return scope
+
+
+def prelude_names() -> tuple[str, ...]:
+    """The names that the prelude defines, in its order."""
+    return tuple(_prelude().definitions)
+
+
+def _kind(value: Value) -> Kind:
+    match value:
+        case AttributeName():
+            return "attribute"
+        case ListValue():
+            return "list"
+        case Const() | Var() | Param() | Arithmetic() | Function() | Select() | Read():
+            return "integer"
+        case _:
+            return "predicate"
+
+
+_T = TypeVar("_T")
+
+
+class _Stop(Exception):
+    """The mistake was reported; what contains it is silent."""
+
+
+@dataclass
+class _Resolver:
+    diagnostics: list[Diagnostic]
+    params: list[ParamDeclaration] = field(default_factory=list)
+    inputs: dict[str, InputDeclaration] = field(default_factory=dict)
+    requirements: list[Requirement] = field(default_factory=list)
+    active: list[ast.Definition | ast.Import] = field(default_factory=list)
+    expanded: int = 0
+
+    def report(self, code: str, message: str, place: SourceRange, help: str | None = None, label: str = "") -> _Stop:
+        self.diagnostics.append(Diagnostic(code, message, place, help, label))
+        return _Stop()
+
+    def attempt(self, make: Callable[[], Value]) -> Value | None:
+        """The value, or None where a mistake was reported."""
+        try:
+            return make()
+        except _Stop:
+            return None
+        except PatternError as failed:  # folding found a bad constant
+            self.diagnostics.extend(failed.diagnostics)
+            return None
+
+    # ---- specs --------------------------------------------------------------------------------------------
+
+    def spec(self, spec: ast.Spec) -> Relation | None:
+        """The relation of the outermost spec."""
+        scope = Scope(parent=_prelude())
+        for param in spec.params:
+            self.declare(param.name, param.place, scope)
+            self.param(param, scope)
+        self.declarations(spec, scope)
+        value = self.attempt(partial(self.predicate, spec.attend, scope))
+        return cast("Relation | None", value)
+
+    def param(self, param: ast.Param, scope: Scope) -> None:
+        """A parameter's default may use the lengths and the parameters before it."""
+        default: Index | tuple[Index, ...] | None = None
+        if isinstance(param.default, tuple):
+            items = [self.attempt(partial(self.constant, item, scope)) for item in param.default]
+            default = tuple(cast("Index", item) for item in items if item is not None)
+            scope.values[param.name] = ListValue(param.name)
+        else:
+            if param.default is not None:
+                expression = param.default
+                default = cast("Index | None", self.attempt(partial(self.constant, expression, scope)))
+            scope.values[param.name] = Param(param.name)
+        minimum = None
+        if param.minimum is not None:
+            least = param.minimum
+            minimum = cast("Index | None", self.attempt(partial(self.constant, least, scope)))
+        self.params.append(ParamDeclaration(param.name, default, minimum, param.doc, param.place))
+
+    def declarations(self, spec: ast.Spec, scope: Scope) -> None:
+        """Grid, inputs, imports and definitions of a spec into its scope; each definition is checked by itself."""
+        self.grid(spec.grid, scope)
+        for declared in spec.inputs:
+            self.declare(declared.name, declared.place, scope)
+            self.attempt(partial(self.input, declared, scope))
+        for imported in spec.imports:
+            self.declare(imported.name, imported.place, scope)
+            scope.imports[imported.name] = imported
+        for definition in spec.define:
+            same_name = scope.definitions.setdefault(definition.name, [])
+            if any(len(other.params) == len(definition.params) for other in same_name) or not same_name:
+                self.declare(definition.name, definition.place, scope, ignoring=same_name)
+            same_name.append(definition)
+            repeated = next((p for i, p in enumerate(definition.params) if p in definition.params[:i]), None)
+            if repeated:
+                self.report("E208", f"parameter `{repeated}` is named twice", definition.place, "rename one")
+        for definition in spec.define:
+            self.attempt(partial(self.check_alone, definition, scope))
+
+    def declare(
+        self, name: str, place: SourceRange, scope: Scope, ignoring: Sequence[ast.Definition] | None = None
+    ) -> None:
+        if name in _RESERVED:
+            self.report("E208", f"`{name}` belongs to the language", place, "choose another name")
+        elif name in scope.values or name in scope.attributes or name in scope.imports or (
+            scope.definitions.get(name) if ignoring is None else ignoring
+        ):
+            self.report("E208", f"`{name}` is declared twice", place, "choose another name")
+
+    def grid(self, axes: tuple[ast.Axis, ...], scope: Scope) -> None:
+        """Base axes row-major, the last runs fastest; then the composed ones."""
+        for axis in axes:
+            self.declare(axis.name, axis.place, scope)
+        base = [axis for axis in axes if not isinstance(axis.size, tuple)]
+        sizes = [
+            cast("Index | None", self.attempt(partial(self.constant, axis.size, scope)))
+            for axis in base
+            if not isinstance(axis.size, tuple)
+        ]
+        if not base or None in sizes:
+            for axis in axes:
+                scope.attributes[axis.name] = GridAxis(axis.name, Const(1), Const(1), Const(1), True)
+            return
+        known = [size for size in sizes if size is not None]
+        for at, axis in enumerate(base):
+            stride = _product(known[at + 1 :])
+            others = _product([*known[:at], *known[at + 1 :]])
+            scope.attributes[axis.name] = GridAxis(axis.name, known[at], stride, others, at == 0)
+        self.requirements.append(Requirement("grid", "grid", _product(known), None, base[0].place))
+        for axis in axes:
+            if isinstance(axis.size, tuple):
+                self.composed_axis(axis, axis.size, scope)
+
+    def composed_axis(self, axis: ast.Axis, names: tuple[str, ...], scope: Scope) -> None:
+        parts = []
+        for name in names:
+            part = scope.attributes.get(name)
+            if not isinstance(part, GridAxis) or part.parts:
+                near = nearest(name, scope.attributes)
+                help = f"did you mean `{near}`?" if near else "an axis is composed of axes that have a size"
+                self.report("E202", f"`{name}` is no axis with a size", axis.place, help)
+                continue
+            parts.append(part)
+        size = _product([part.size for part in parts])
+        scope.attributes[axis.name] = GridAxis(axis.name, size, Const(1), Const(1), False, tuple(parts))
+
+    def input(self, declared: ast.Input, scope: Scope) -> Value:
+        length = None if declared.size is None else self.constant(declared.size, scope)
+        side: Side = "table"
+        if isinstance(declared.size, ast.Name):
+            sides: dict[str, Side] = {"N": "both", "Nq": "query", "Nk": "key"}
+            side = sides.get(declared.size.name, "table")
+        declaration = InputDeclaration(declared.name, declared.dtype, side, length, declared.place)
+        before = self.inputs.get(declared.name)
+        if before is not None and (before.dtype, before.side, before.length) != (declared.dtype, side, length):
+            help = "rename one of them: inputs of one name are one tensor"
+            raise self.report("E208", f"input `{declared.name}` has another type where it is imported", declared.place, help)
+        self.inputs.setdefault(declared.name, declaration)
+        scope.attributes[declared.name] = declaration
+        return AttributeName(declaration)
+
+    def imported(self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope) -> Relation:
+        """An imported spec with its parameters given as keywords: its relation, in a scope of its own."""
+        spec = imported.spec
+        given: dict[str, Value] = {}
+        for argument in arguments:
+            declared = next((param for param in spec.params if param.name == argument.name), None)
+            if declared is None:
+                names = [param.name for param in spec.params]
+                near = nearest(argument.name or "", names)
+                known = f"its parameters are {', '.join(names)}" if names else "it has no parameters"
+                help = f"did you mean `{near}`?" if near else f"{known}; give them by name"
+                word = f"no parameter `{argument.name}`" if argument.name else "no arguments by place"
+                raise self.report("E204", f"`{imported.name}` takes {word}", argument.place, help)
+            wanted: Kind = "list" if isinstance(declared.default, tuple) else "integer"
+            given[declared.name] = self.wanted(argument.value, wanted, f"`{declared.name}`", scope)
+        inner = Scope(parent=_prelude())
+        with self.entered(imported, place):
+            for param in spec.params:
+                inner.values[param.name] = self.imported_param(imported, param, given, inner, place)
+            self.declarations(spec, inner)
+            return self.predicate(spec.attend, inner)
+
+    def imported_param(
+        self, imported: ast.Import, param: ast.Param, given: dict[str, Value], inner: Scope, place: SourceRange
+    ) -> Value:
+        value = given.get(param.name)
+        if value is None and param.default is None:
+            help = f"write {imported.name}({param.name} = ...)"
+            raise self.report("E402", f"`{imported.name}` needs a value for `{param.name}`", place, help)
+        if value is None and isinstance(param.default, tuple):
+            return ListValue(tuple(self.constant(item, inner) for item in param.default))
+        if value is None:
+            value = self.constant(cast("ast.Expr", param.default), inner)
+        if param.minimum is not None and not isinstance(value, ListValue):
+            least = self.constant(param.minimum, inner)
+            label = f"{imported.name}.{param.name}"
+            self.requirements.append(Requirement("minimum", label, cast("Index", value), least, place))
+        return value
+
+    # ---- expressions --------------------------------------------------------------------------------------
+
+    def constant(self, expr: ast.Expr, scope: Scope) -> Index:
+        """An integer that depends on lengths and parameters only."""
+        value = self.integer(expr, scope)
+        if any(index in (Q, K, HEAD, LAYER) or isinstance(index, Read) for index in subexpressions(value)):
+            message = "a size or parameter cannot depend on a position, head, layer or input"
+            raise self.report("E209", message, expr.place, "use numbers, N and the parameters before it")
+        return value
+
+    def integer(self, expr: ast.Expr, scope: Scope) -> Index:
+        return cast("Index", self.wanted(expr, "integer", "this place", scope))
+
+    def predicate(self, expr: ast.Expr, scope: Scope) -> Relation:
+        return cast("Relation", self.wanted(expr, "predicate", "this place", scope))
+
+    def wanted(self, expr: ast.Expr, wanted: Kind, where: str, scope: Scope) -> Value:
+        """The value of an expression of the wanted kind."""
+        value = self.value(expr, scope)
+        kind = _kind(value)
+        if kind == wanted:
+            return value
+        if kind == "list":
+            help = "index it: name[head] or name[layer]"
+            raise self.report("E207", "a list stands where one value belongs", expr.place, help)
+        help = _kind_help(wanted, kind)
+        raise self.report("E203", f"{where} takes {_A[wanted]}, and this is {_A[kind]}", expr.place, help)
+
+    def each(self, read: Callable[[ast.Expr, Scope], _T], exprs: Iterable[ast.Expr], scope: Scope) -> list[_T]:
+        """All values; a mistake in one expression does not hide a mistake in the next."""
+        values: list[_T] = []
+        stopped = False
+        for expr in exprs:
+            try:
+                values.append(read(expr, scope))
+            except _Stop:
+                stopped = True
+        if stopped:
+            raise _Stop
+        return values
+
+    def value(self, expr: ast.Expr, scope: Scope) -> Value:
+        self.expanded += 1
+        if self.expanded > MAX_EXPANSION:
+            message = f"the definitions expand to more than {MAX_EXPANSION:,} nodes"
+            raise error("E206", message, expr.place, "let each definition use the one before it once")
+        match expr:
+            case ast.Broken():
+                raise _Stop
+            case ast.Number(value=number):
+                return Const(number)
+            case ast.Name(name=name, place=place):
+                return self.name(name, place, scope)
+            case ast.Attribute():
+                return self.attribute(expr, scope)
+            case ast.Subscript():
+                return self.subscript(expr, scope)
+            case ast.Call():
+                return self.call(expr, scope)
+            case ast.Negative(operand=operand):
+                return arithmetic("-", Const(0), self.integer(operand, scope), expr.place)
+            case ast.Binary():
+                return self.binary(expr, scope)
+            case ast.Comparison(ops=ops, operands=operands):
+                values = self.each(self.integer, operands, scope)
+                return conjunction(map(_comparison, ops, values, values[1:]))
+            case ast.InRange(operand=operand, start=start, stop=stop):
+                x, low, high = self.each(self.integer, (operand, start, stop), scope)
+                return conjunction((compare("<=", low, x), compare("<", x, high)))
+            case ast.InSet(operand=operand, items=items):
+                x, *members = self.each(self.integer, (operand, *items), scope)
+                return disjunction(compare("==", x, member) for member in members)
+            case ast.Not(operand=operand):
+                return negation(self.predicate(operand, scope))
+            case ast.Logic(op=op, terms=terms):
+                relations = self.each(self.predicate, terms, scope)
+                return conjunction(relations) if op == "&" else disjunction(relations)
+            case ast.At():
+                return self.at(expr, scope)
+            case _:
+                assert_never(expr)
+
+    def binary(self, expr: ast.Binary, scope: Scope) -> Value:
+        """Arithmetic, or the difference of two predicates: both sides are of one kind."""
+        if expr.op == "-" and _kind(self.value(expr.left, scope)) == "predicate":
+            left, right = self.each(self.predicate, (expr.left, expr.right), scope)
+            return conjunction((left, negation(right)))
+        low, high = self.each(self.integer, (expr.left, expr.right), scope)
+        return arithmetic(cast("ArithmeticOp", expr.op), low, high, expr.place)
+
+    def name(self, name: str, place: SourceRange, scope: Scope) -> Value:
+        within: Scope | None = scope
+        while within is not None:
+            if name in within.values:
+                return within.values[name]
+            if name in within.definitions:
+                return self.expand(name, (), place, scope, within)
+            if name in within.imports:
+                return self.imported(within.imports[name], (), place, scope)
+            if name in within.attributes:
+                return AttributeName(within.attributes[name])
+            within = within.parent
+        if name in _POSITIONS:
+            return _POSITIONS[name]
+        if name in _PRIMITIVES or name in _FUNCTIONS:
+            raise self.report("E204", f"`{name}` needs arguments", place, f"write {name}(...)")
+        raise self.unknown(name, place, scope)
+
+    def unknown(self, name: str, place: SourceRange, scope: Scope) -> _Stop:
+        near = nearest(name, scope.names())
+        help = f"did you mean `{near}`?" if near else "declare it under `params`, `define` or `inputs`"
+        return self.report("E201", f"unknown name `{name}`", place, help)
+
+    def call(self, expr: ast.Call, scope: Scope) -> Value:
+        name, place = expr.name, expr.place
+        within: Scope | None = scope
+        while within is not None:
+            if name in within.definitions:
+                return self.expand(name, expr.arguments, place, scope, within)
+            if name in within.imports:
+                return self.imported(within.imports[name], expr.arguments, place, scope)
+            if name in within.values or name in within.attributes:
+                raise self.report("E204", f"`{name}` takes no arguments", place, f"write `{name}`")
+            within = within.parent
+        if name == "random":
+            return self.random(expr, scope)
+        if name == "along":
+            return self.along(expr, scope)
+        if name in _FUNCTIONS:
+            return self.function(expr, scope)
+        if name in _POSITIONS:
+            raise self.report("E204", f"`{name}` takes no arguments", place, f"write `{name}`")
+        raise self.unknown(name, place, scope)
+
+    def function(self, expr: ast.Call, scope: Scope) -> Index:
+        least, most = _FUNCTIONS[expr.name]
+        named = next((argument for argument in expr.arguments if argument.name), None)
+        if named or len(expr.arguments) < least or (most is not None and len(expr.arguments) > most):
+            count = f"{least}" if most == least else f"{least} or more"
+            message = f"`{expr.name}` takes {count} argument{'s' * (count != '1')} by place"
+            raise self.report("E204", message, expr.place, f"{len(expr.arguments)} given")
+        values = tuple(self.each(self.integer, (argument.value for argument in expr.arguments), scope))
+        match expr.name:
+            case "clamp":
+                x, low, high = values
+                return function("max", (low, function("min", (x, high))))
+            case "ceildiv":
+                x, step = values
+                return arithmetic("//", arithmetic("+", x, arithmetic("-", step, Const(1))), step, expr.place)
+            case "abs" | "min" | "max" | "isqrt" | "log2" as name:
+                return function(name, values, expr.place)
+            case name:
+                raise AssertionError(f"function {name} has no meaning")
+
+    def expand(
+        self, name: str, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope, home: Scope
+    ) -> Value:
+        """A definition with its arguments put in; overloads differ in their number of parameters."""
+        overloads = home.definitions[name]
+        definition = next((item for item in overloads if len(item.params) == len(arguments)), None)
+        if definition is None:
+            forms = " or ".join(f"{name}({', '.join(item.params)})" if item.params else name for item in overloads)
+            raise self.report("E204", f"`{name}` is not used with {len(arguments)} arguments", place, f"write {forms}")
+        by_name: dict[str, ast.Argument] = {}
+        for at, argument in enumerate(arguments):
+            param = argument.name or definition.params[at]
+            if param not in definition.params or param in by_name:
+                problem = "is given twice" if param in by_name else "is no parameter of it"
+                help = f"its parameters are {', '.join(definition.params)}"
+                raise self.report("E204", f"`{name}`: `{param}` {problem}", argument.place, help)
+            by_name[param] = argument
+        kinds = self.param_kinds(definition, home)
+        inner = Scope(parent=home)
+        stopped = False
+        for param in definition.params:
+            try:
+                value = self.wanted(by_name[param].value, kinds[param], f"`{param}` of `{name}`", scope)
+                inner.values[param] = value
+            except _Stop:
+                stopped = True
+        if stopped:
+            raise _Stop
+        with self.entered(definition, place):
+            return self.value(definition.body, inner)
+
+    @contextmanager
+    def entered(self, item: ast.Definition | ast.Import, place: SourceRange) -> Iterator[None]:
+        """Guards against a definition that uses itself."""
+        if any(item is other for other in self.active):
+            chain = " -> ".join([*(other.name for other in self.active), item.name])
+            raise self.report("E205", f"`{item.name}` uses itself: {chain}", place, "definitions cannot recurse")
+        self.active.append(item)
+        try:
+            yield
+        finally:
+            self.active.pop()
+
+    def check_alone(self, definition: ast.Definition, scope: Scope) -> Value:
+        """A definition is checked even where nothing uses it, with stand-ins for its parameters."""
+        stand_ins: dict[Kind, Value] = {
+            "integer": Param("?"),
+            "predicate": compare("==", Param("?"), Const(0)),
+            "attribute": AttributeName(None),
+            "list": ListValue("?"),
+        }
+        kinds = self.param_kinds(definition, scope)
+        inner = Scope(parent=scope, values={param: stand_ins[kinds[param]] for param in definition.params})
+        with self.entered(definition, definition.place):
+            return self.value(definition.body, inner)
+
+    def param_kinds(self, definition: ast.Definition, home: Scope) -> dict[str, Kind]:
+        """What each parameter must be, from how the body uses it; an integer where nothing tells."""
+        kinds: dict[str, Kind] = {}
+        _infer(definition.body, None, definition.params, kinds, home, (definition,))
+        return {param: kinds.get(param, "integer") for param in definition.params}
+
+    # ---- attributes, lists, tables ------------------------------------------------------------------------
+
+    def attribute(self, expr: ast.Attribute, scope: Scope) -> Value:
+        if expr.position not in ("q", "k"):
+            help = f"write q.{expr.name} or k.{expr.name}"
+            raise self.report("E202", f"`{expr.position}` has no attributes; only q and k have", expr.place, help)
+        position = Q if expr.position == "q" else K
+        meaning = self.attribute_meaning(expr, scope)
+        if expr.facet not in (None, "start", "rank"):
+            near = nearest(expr.facet, ("start", "rank"))
+            help = f"did you mean `{near}`?" if near else "write .start or .rank"
+            raise self.report("E202", f"an attribute has no `.{expr.facet}`", expr.place, help)
+        facet = cast("Facet", expr.facet or "value")
+        if meaning is None:
+            return Read("?", facet, position)
+        if isinstance(meaning, GridAxis):
+            if meaning.parts and facet != "value":
+                message = f"the composed axis `{meaning.name}` has no `.{facet}`"
+                raise self.report("E202", message, expr.place, "use the axes that it is composed of")
+            return _coordinate(meaning, facet, position)
+        sides: dict[str, Side] = {"q": "query", "k": "key"}
+        if meaning.side not in ("both", sides[expr.position]):
+            what = "a table" if meaning.side == "table" else f"per {meaning.side}"
+            use = f"{meaning.name}[...]" if meaning.side == "table" else f"{meaning.side[0]}.{meaning.name}"
+            raise self.report("E202", f"`{meaning.name}` is {what}", expr.place, f"write {use}")
+        return _read(meaning, facet, position)
+
+    def attribute_meaning(self, expr: ast.Attribute, scope: Scope) -> GridAxis | InputDeclaration | None:
+        """The axis or input of that name; a definition's parameter stands for the attribute it was given."""
+        known: set[str] = set()
+        within: Scope | None = scope
+        while within is not None:
+            value = within.values.get(expr.name)
+            if isinstance(value, AttributeName):
+                return value.meaning
+            if expr.name in within.attributes:
+                return within.attributes[expr.name]
+            known |= set(within.attributes)
+            within = within.parent
+        near = nearest(expr.name, known)
+        help = f"did you mean `{expr.position}.{near}`?" if near else "declare it under `grid` or `inputs`"
+        raise self.report("E202", f"unknown attribute `{expr.name}`", expr.place, help)
+
+    def subscript(self, expr: ast.Subscript, scope: Scope) -> Value:
+        """`list[head]` or `table[integer]`."""
+        target = self.name(expr.name, expr.place, scope)
+        index = self.integer(expr.index, scope)
+        if isinstance(target, AttributeName) and (target.meaning is None or isinstance(target.meaning, InputDeclaration)):
+            return Read("?", "value", index) if target.meaning is None else _read(target.meaning, "value", index)
+        if not isinstance(target, ListValue):
+            help = "only lists under `params` and tables under `inputs` are indexed"
+            raise self.report("E207", f"`{expr.name}` is {_A[_kind(target)]}, not a list", expr.place, help)
+        for part in subexpressions(index):
+            if part in (Q, K) or isinstance(part, Read):
+                message = f"the list `{expr.name}` is indexed by a position or an input"
+                help = "lists are indexed by head and layer; declare a table under `inputs` for more"
+                raise self.report("E207", message, expr.index.place, help)
+        return select(target.items, index, expr.place)
+
+    # ---- primitives ---------------------------------------------------------------------------------------
+
+    def at(self, expr: ast.At, scope: Scope) -> Relation:
+        """`R at (q', k')`. `N = f(N)` rescales both lengths by f; `Nq = ` and `Nk = ` each its own."""
+        relation = self.predicate(expr.relation, scope)
+        query, key = self.each(self.integer, (expr.query, expr.key), scope)
+        lengths: dict[str, Index] = {}
+        for length in expr.lengths:
+            if length.name not in ("N", "Nq", "Nk") or length.name in lengths:
+                message = f"`at` rescales the lengths N, Nq or Nk once each, not `{length.name}`"
+                raise self.report("E204", message, length.place, "write R at (q', k', N = ceildiv(N, b))")
+            lengths[length.name] = self.integer(length.value, scope)
+        both = lengths.get("N")
+        num_q = lengths.get("Nq", both or NQ)
+        num_k = lengths.get("Nk", substitute_index(both, lambda v: NK if v == NQ else v) if both else NK)
+        put: dict[Index, Index] = {Q: query, K: key, NQ: num_q, NK: num_k}
+
+        def put_symbol(symbol: Var | Param) -> Index:
+            return put.get(symbol, symbol)
+
+        return substitute(relation, put_symbol)
+
+    def random(self, expr: ast.Call, scope: Scope) -> Relation:
+        """`random(r, seed = 0, avoid = none)`."""
+        given: dict[str, ast.Expr] = {}
+        for at, argument in enumerate(expr.arguments):
+            name = argument.name or (_PRIMITIVES["random"][at] if at < 3 else None)
+            if name not in _PRIMITIVES["random"] or name in given:
+                raise self.report("E204", "`random` takes (r, seed, avoid)", argument.place, "write random(3, seed = 7)")
+            given[name] = argument.value
+        if "r" not in given:
+            raise self.report("E204", "`random` needs the number of keys to draw", expr.place, "write random(3)")
+        count, seed = (
+            self.integer(given[name], scope) if name in given else Const(0) for name in ("r", "seed")
+        )
+        avoid: Relation = self.predicate(given["avoid"], scope) if "avoid" in given else Nothing()
+        for name, value in (("r", count), ("seed", seed)):
+            if any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(value)):
+                message = f"`{name}` of `random` depends on a position or an input"
+                raise self.report("E209", message, given[name].place, "it may depend on head, layer, N and parameters")
+        if inputs_read(avoid):
+            message = "what `random` avoids depends on an input, which is known only at run time"
+            raise self.report("E209", message, given["avoid"].place, "draw freely and subtract: random(r) - R")
+        return Random(count, seed, avoid, Q, K, NQ, NK)
+
+    def along(self, expr: ast.Call, scope: Scope) -> Relation:
+        """All grid coordinates but this axis's are equal."""
+        if len(expr.arguments) != 1:
+            raise self.report("E204", "`along` takes one axis", expr.place, "write along(row)")
+        value = self.wanted(expr.arguments[0].value, "attribute", "`along`", scope)
+        assert isinstance(value, AttributeName)
+        axis = value.meaning
+        if axis is None:
+            return EVERYTHING
+        if not isinstance(axis, GridAxis):
+            raise self.report("E202", f"`{axis.name}` is no grid axis", expr.arguments[0].place, "name an axis of `grid`")
+        grid: dict[str, GridAxis] = {}
+        within: Scope | None = scope
+        while within is not None:
+            grid.update({a.name: a for a in within.attributes.values() if isinstance(a, GridAxis) and not a.parts})
+            within = within.parent
+        others = (other for other in grid.values() if other.name not in axis.base_names())
+        return conjunction(compare("==", _coordinate(o, "value", Q), _coordinate(o, "value", K)) for o in others)
+
+
+def _product(factors: Iterable[Index]) -> Index:
+    product: Index = Const(1)
+    for factor in factors:
+        product = arithmetic("*", product, factor)
+    return product
+
+
+def _coordinate(axis: GridAxis, facet: Facet, position: Index) -> Index:
+    """Row-major coordinates; a run of equal coordinates is `stride` long, and there are `others` positions of each."""
+    if axis.parts:
+        total: Index = Const(0)
+        for part in axis.parts:
+            total = arithmetic("+", arithmetic("*", total, part.size), _coordinate(part, "value", position))
+        return total
+    runs = arithmetic("//", position, axis.stride)
+    coordinate = runs if axis.outermost else arithmetic("%", runs, axis.size)
+    match facet:
+        case "value":
+            return coordinate
+        case "start":
+            return arithmetic("*", runs, axis.stride)
+        case "rank":
+            outer = arithmetic("//", position, arithmetic("*", axis.stride, axis.size))
+            inner = arithmetic("%", position, axis.stride)
+            among = inner if axis.outermost else arithmetic("+", arithmetic("*", outer, axis.stride), inner)
+            return arithmetic("+", arithmetic("*", coordinate, axis.others), among)
+
+
+def _read(declared: InputDeclaration, facet: Facet, index: Index) -> Value:
+    read = Read(declared.name, facet, index)
+    return Holds(read) if declared.dtype == "bool" and facet == "value" else read
+
+
+def _comparison(op: str, left: Index, right: Index) -> Relation:
+    if op in (">", ">="):
+        return compare("<" if op == ">" else "<=", right, left)
+    return compare(cast("CompareOp", op), left, right)
+
+
+def _kind_help(wanted: Kind, kind: Kind) -> str:
+    match wanted, kind:
+        case "predicate", "integer":
+            return "compare it with something, such as `q - k < 4`"
+        case "integer", "predicate":
+            return "combine predicates with `&`, `|`, `~` and `-`, and put a comparison in parentheses"
+        case _, "attribute":
+            return "an attribute belongs to a position: write q.name or k.name"
+        case "attribute", _:
+            return "name a grid axis or an input, without q. or k."
+    return "index lists by head or layer"
+
+
+def _infer(
+    expr: ast.Expr,
+    wanted: Kind | None,
+    params: Sequence[str],
+    kinds: dict[str, Kind],
+    home: Scope,
+    active: tuple[ast.Definition, ...],
+) -> None:
+    """Notes in `kinds` what the expression demands of each parameter that it names."""
+
+    def inside(part: ast.Expr, part_wanted: Kind | None) -> None:
+        _infer(part, part_wanted, params, kinds, home, active)
+
+    match expr:
+        case ast.Name(name=name):
+            if name in params and wanted is not None:
+                kinds.setdefault(name, wanted)
+        case ast.Attribute(name=name):
+            if name in params:
+                kinds.setdefault(name, "attribute")
+        case ast.Subscript(name=name, index=index):
+            if name in params:
+                kinds.setdefault(name, "list")
+            inside(index, "integer")
+        case ast.Call(name=name, arguments=arguments):
+            for argument, argument_kind in _argument_kinds(name, arguments, home, active):
+                inside(argument.value, argument_kind)
+        case ast.Binary(op=op, left=left, right=right):
+            side: Kind | None = "integer"
+            if op == "-":
+                side = wanted or _evident_kind(left, home) or _evident_kind(right, home)
+            inside(left, side)
+            inside(right, side)
+        case ast.Negative() | ast.Comparison() | ast.InRange() | ast.InSet():
+            for child in ast.children(expr):
+                inside(child, "integer")
+        case ast.Not() | ast.Logic():
+            for child in ast.children(expr):
+                inside(child, "predicate")
+        case ast.At(relation=relation, query=query, key=key, lengths=lengths):
+            inside(relation, "predicate")
+            for child in (query, key, *(length.value for length in lengths)):
+                inside(child, "integer")
+        case ast.Number() | ast.Broken():
+            pass
+        case _:
+            assert_never(expr)
+
+
+def _evident_kind(expr: ast.Expr, home: Scope) -> Kind | None:
+    """The kind that an expression shows by its form, or by the body of the definition that it uses."""
+    match expr:
+        case ast.Comparison() | ast.InRange() | ast.InSet() | ast.Not() | ast.Logic() | ast.At():
+            return "predicate"
+        case ast.Number() | ast.Negative() | ast.Subscript():
+            return "integer"
+        case ast.Binary(op=op, left=left, right=right):
+            return "integer" if op != "-" else _evident_kind(left, home) or _evident_kind(right, home)
+        case ast.Name(name=name) | ast.Call(name=name):
+            if name in _PRIMITIVES:
+                return "predicate"
+            within: Scope | None = home
+            while within is not None and name not in within.definitions:
+                within = within.parent
+            if within is None:
+                return "integer" if name in _POSITIONS or name in _FUNCTIONS else None
+            bodies = (item.body for item in within.definitions[name] if not isinstance(item.body, ast.Name | ast.Call))
+            return next((kind for body in bodies if (kind := _evident_kind(body, within))), None)
+        case _:
+            return None
+
+
+def _argument_kinds(
+    name: str, arguments: tuple[ast.Argument, ...], home: Scope, active: tuple[ast.Definition, ...]
+) -> Iterator[tuple[ast.Argument, Kind | None]]:
+    """Each argument of a call with the kind that the callee demands."""
+    if name == "random":
+        for at, argument in enumerate(arguments):
+            yield argument, "predicate" if argument.name == "avoid" or (argument.name is None and at == 2) else "integer"
+        return
+    if name == "along":
+        yield from ((argument, "attribute") for argument in arguments)
+        return
+    within: Scope | None = home
+    while within is not None and name not in within.definitions:
+        within = within.parent
+    overloads = within.definitions[name] if within else []
+    callee = next((item for item in overloads if len(item.params) == len(arguments)), None)
+    if callee is None or within is None or callee in active:
+        yield from ((argument, "integer" if name in _FUNCTIONS else None) for argument in arguments)
+        return
+    kinds: dict[str, Kind] = {}
+    _infer(callee.body, None, callee.params, kinds, within, (*active, callee))
+    for at, argument in enumerate(arguments):
+        yield argument, kinds.get(argument.name or callee.params[at], "integer")

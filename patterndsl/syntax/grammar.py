@@ -1,0 +1,12 @@
+"""Where are the grammar files? Beside the package in a source checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def grammar_text(name: str) -> str:
+    """The text of a file of the top-level `grammar/` folder."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "grammar" / name
+    return (installed if installed.exists() else package.parent / "grammar" / name).read_text(encoding="utf-8")

@@ -1,0 +1,149 @@
+"""How is a tree written canonically? The inverse of the parser: `parse(render(tree)) == tree`.
+
+One spelling per tree: `&`, `|`, `~`, single spaces, no parenthesis that precedence makes needless.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import assert_never
+
+from patterndsl.syntax import tree as ast
+
+# How tightly a construct binds; an operand is put in parentheses where it binds less tightly than its place asks.
+_OR, _AND, _NOT, _RELATION, _SUM, _PRODUCT, _UNARY, _POSTFIX = range(8)
+
+
+def render_expression(expr: ast.Expr) -> str:
+    """Canonical text of an expression."""
+    return _text(expr, _OR)
+
+
+def _text(expr: ast.Expr, needed: int) -> str:
+    text, binding = _written(expr)
+    return f"({text})" if binding < needed else text
+
+
+def _arguments(arguments: tuple[ast.Argument, ...]) -> list[str]:
+    return [
+        (f"{argument.name} = " if argument.name else "") + render_expression(argument.value) for argument in arguments
+    ]
+
+
+def _written(expr: ast.Expr) -> tuple[str, int]:
+    """The text and how tightly it binds."""
+    match expr:
+        case ast.Broken():
+            raise AssertionError("a broken expression has no canonical text")
+        case ast.Number(value=value):
+            return str(value), _POSTFIX
+        case ast.Name(name=name):
+            return name, _POSTFIX
+        case ast.Attribute(position=position, name=name, facet=facet):
+            return ".".join(filter(None, (position, name, facet))), _POSTFIX
+        case ast.Subscript(name=name, index=index):
+            return f"{name}[{render_expression(index)}]", _POSTFIX
+        case ast.Call(name=name, arguments=arguments):
+            return f"{name}({', '.join(_arguments(arguments))})", _POSTFIX
+        case ast.Negative(operand=operand):
+            return f"-{_text(operand, _UNARY)}", _UNARY
+        case ast.Binary(op=op, left=left, right=right):
+            own = _SUM if op in "+-" else _PRODUCT
+            return f"{_text(left, own)} {op} {_text(right, own + 1)}", own
+        case ast.Comparison(ops=ops, operands=operands):
+            parts = [_text(operands[0], _SUM)]
+            for op, operand in zip(ops, operands[1:], strict=True):
+                parts += [op, _text(operand, _SUM)]
+            return " ".join(parts), _RELATION
+        case ast.InRange(operand=operand, start=start, stop=stop):
+            return f"{_text(operand, _SUM)} in {_text(start, _SUM)}..{_text(stop, _SUM)}", _RELATION
+        case ast.InSet(operand=operand, items=items):
+            return f"{_text(operand, _SUM)} in {{{', '.join(_text(item, _SUM) for item in items)}}}", _RELATION
+        case ast.Not(operand=operand):
+            return f"~{_text(operand, _NOT)}", _NOT
+        case ast.Logic(op=op, terms=terms):
+            own = _AND if op == "&" else _OR
+            return f" {op} ".join(_text(term, own + 1) for term in terms), own
+        case ast.At(relation=relation, query=query, key=key, lengths=lengths):
+            inside = ", ".join([render_expression(query), render_expression(key), *_arguments(lengths)])
+            return f"{_text(relation, _POSTFIX)} at ({inside})", _POSTFIX
+        case _:
+            assert_never(expr)
+
+
+def render_spec(spec: ast.Spec) -> str:
+    """Canonical text of a spec: the bare expression where nothing is declared, YAML otherwise.
+
+    Name, doc and cite are left out, as they do not change the pattern; imported specs are written in place, so
+    that the text stands alone.
+    """
+    declared = spec.params or spec.grid or spec.inputs or spec.imports or spec.define
+    return "\n".join(_spec_lines(spec)) + "\n" if declared else render_expression(spec.attend)
+
+
+def _spec_lines(spec: ast.Spec) -> list[str]:
+    lines: list[str] = []
+    if spec.params:
+        lines += ["params:", *(f"  {_key(param.name)}: {_param(param)}" for param in spec.params)]
+    if spec.grid:
+        lines += ["grid:", *(f"  {_key(axis.name)}: {_axis_size(axis)}" for axis in spec.grid)]
+    if spec.inputs:
+        lines += ["inputs:", *(f"  {_key(declared.name)}: {_scalar(input_type(declared))}" for declared in spec.inputs)]
+    if spec.imports:
+        lines.append("import:")
+        for imported in spec.imports:
+            lines.append(f"  {_key(imported.name)}:")
+            lines += [f"    {line}" for line in _spec_lines(imported.spec)]
+    if spec.define:
+        lines.append("define:")
+        lines += [f"  {_key(_signature(item))}: {_scalar(render_expression(item.body))}" for item in spec.define]
+    lines.append(f"attend: {_scalar(render_expression(spec.attend))}")
+    return lines
+
+
+def _signature(definition: ast.Definition) -> str:
+    return definition.name + (f"({', '.join(definition.params)})" if definition.params else "")
+
+
+def _param(param: ast.Param) -> str:
+    if param.minimum is None and param.default is not None:
+        return _param_value(param.default)
+    parts = [] if param.default is None else [f"default: {_param_value(param.default)}"]
+    parts += [] if param.minimum is None else [f"min: {_quoted(render_expression(param.minimum))}"]
+    return "{" + ", ".join(parts) + "}"
+
+
+def _param_value(value: ast.Expr | tuple[ast.Expr, ...]) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_quoted(render_expression(item)) for item in value) + "]"
+    return _quoted(render_expression(value))
+
+
+def _axis_size(axis: ast.Axis) -> str:
+    if isinstance(axis.size, tuple):
+        return "[" + ", ".join(axis.size) + "]"
+    return _scalar(render_expression(axis.size))
+
+
+def input_type(declared: ast.Input) -> str:
+    """`int[N]`, `bool[Nk]`, `int[]`."""
+    return f"{declared.dtype}[{'' if declared.size is None else render_expression(declared.size)}]"
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_(-][^:#\n]*")
+_SIMPLE = re.compile(r"-?[A-Za-z0-9_]+")
+_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+def _scalar(text: str) -> str:
+    """A YAML scalar in block context: plain where YAML reads it back unchanged, else quoted."""
+    return text if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS else f'"{text}"'
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar inside a flow collection, where commas and brackets would end it."""
+    return text if _SIMPLE.fullmatch(text) and text.lower() not in _YAML_WORDS else f'"{text}"'
+
+
+def _key(text: str) -> str:
+    return f'"{text}"' if text.lower() in _YAML_WORDS else text

@@ -1,0 +1,80 @@
+"""What is the shape of a spec file? The keys, once, for the reader and for editors (JSON Schema draft-07)."""
+
+from __future__ import annotations
+
+import json
+
+_INTEGER: dict[str, object] = {"type": ["integer", "string"], "description": "an integer, or an expression such as 2 * w or isqrt(N)"}
+_TEXT: dict[str, object] = {"type": "string"}
+_NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _map(pattern: str, values: dict[str, object], description: str) -> dict[str, object]:
+    return {
+        "type": "object",
+        "description": description,
+        "patternProperties": {pattern: values},
+        "additionalProperties": False,
+    }
+
+
+PARAM_KEYS: dict[str, dict[str, object]] = {
+    "default": {"anyOf": [_INTEGER, {"type": "array", "items": _INTEGER, "minItems": 1}]},
+    "min": _INTEGER,
+    "doc": _TEXT,
+}
+
+KEYS: dict[str, dict[str, object]] = {
+    "name": {**_TEXT, "description": "what the pattern is called"},
+    "doc": {**_TEXT, "description": "what it does, in a sentence or two"},
+    "cite": {**_TEXT, "description": "where it was published"},
+    "params": _map(
+        _NAME,
+        {
+            "anyOf": [
+                *PARAM_KEYS["default"]["anyOf"],  # type: ignore[misc]
+                {"type": "object", "properties": PARAM_KEYS, "additionalProperties": False},
+            ]
+        },
+        "integers, or lists indexed by head or layer, that --set and with_params override",
+    ),
+    "grid": _map(
+        _NAME,
+        {"anyOf": [_INTEGER, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
+        "axes and sizes, row-major, the last runs fastest; [a, b] composes an axis of other axes",
+    ),
+    "inputs": _map(
+        _NAME,
+        {"type": "string", "pattern": r"^(int|bool)\[.*\]$"},
+        "tensors that the caller brings: int[N], bool[Nk], int[] for a table of any length",
+    ),
+    "import": _map(
+        _NAME,
+        {"anyOf": [{"type": "string"}, {"$ref": "#"}]},
+        "other specs (a path beside this file, or a spec in place), used as definitions",
+    ),
+    "define": {
+        "description": "definitions: `name` or `name(parameters)` to an expression, or a text of `name(a, b) = ...` lines",
+        "anyOf": [{"type": "object", "additionalProperties": {"type": ["string", "integer"]}}, {"type": "string"}],
+    },
+    "attend": {"type": ["string"], "description": "the predicate: which query q attends to which key k"},
+}
+
+REQUIRED = ("attend",)
+
+
+def schema() -> dict[str, object]:
+    """The JSON Schema (draft-07) of a spec file."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "patterndsl attention pattern",
+        "type": "object",
+        "properties": KEYS,
+        "required": list(REQUIRED),
+        "additionalProperties": False,
+    }
+
+
+def schema_text() -> str:
+    """The schema as the text of its file in `grammar/`."""
+    return json.dumps(schema(), indent=2) + "\n"

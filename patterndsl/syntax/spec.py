@@ -1,0 +1,372 @@
+"""How does a YAML file become a Spec? Owner of yaml; maps every expression back to its place in the file.
+
+It reads PyYAML's node graph rather than loaded values, as only the nodes know where they stand. Mistakes are
+collected, so that one bad entry does not hide the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.parse import Snippet, parse_definitions, parse_expression, snippet_of
+from patterndsl.syntax.schema import KEYS, PARAM_KEYS, REQUIRED
+
+MAX_FILE_SIZE = 1_000_000
+MAX_YAML_DEPTH = 20
+MAX_NODES = 20_000
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SIGNATURE = re.compile(r"([A-Za-z_]\w*)\s*(?:\(\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*\))?")
+_INPUT_TYPE = re.compile(r"\s*(int|bool)\s*\[(.*)\]\s*", re.DOTALL)
+
+
+def read_expression(text: str, name: str = "<expression>") -> tuple[ast.Spec, list[Diagnostic]]:
+    """A Spec with nothing but `attend`, and what is wrong with it."""
+    snippet = snippet_of(Source(name, text))
+    try:
+        attend = parse_expression(snippet)
+        return ast.Spec(attend, place=attend.place), []
+    except PatternError as failed:
+        place = snippet.place(0, 1)
+        return ast.Spec(ast.Broken(place=place), place=place), list(failed.diagnostics)
+
+
+def read_input(name: str, kind: str, found: list[Diagnostic]) -> ast.Input | None:
+    """An input declared in code, `{"doc": "int[N]"}`; None where it was reported in `found`."""
+    snippet = snippet_of(Source(f"<{name}>", kind))
+    return _input(name, snippet, snippet.place(0, len(kind)), found)
+
+
+def _input(name: str, snippet: Snippet, place: SourceRange, found: list[Diagnostic]) -> ast.Input | None:
+    """An input's type and size; `place` is where it is declared."""
+    match = _INPUT_TYPE.fullmatch(snippet.text)
+    if match is None:
+        help = "write int[N], bool[Nk], or int[] for a table of any length; quote it inside {...}"
+        found.append(Diagnostic("E304", f"input `{name}` needs a type", snippet.place(0, len(snippet.text)), help))
+        return None
+    size: ast.Expr | None = None
+    if match[2].strip():
+        start, stop = match.span(2)
+        try:
+            size = parse_expression(Snippet(match[2], snippet.source, snippet.offsets[start : stop + 1]))
+        except PatternError as failed:
+            found.extend(failed.diagnostics)
+            return None
+    return ast.Input(name, "bool" if match[1] == "bool" else "int", size, place=place)
+
+
+def read_yaml(source: Source, folder: Path | None = None) -> tuple[ast.Spec, list[Diagnostic]]:
+    """The Spec of a YAML text, and what is wrong with it; imports are relative to `folder`."""
+    return _read(source, folder, ())
+
+
+def read_file(path: Path) -> tuple[ast.Spec, list[Diagnostic]]:
+    """The Spec of a YAML file. Raises PatternError (E601) where the file cannot be read."""
+    return _read_path(path, str(path), None, ())
+
+
+def _read_path(
+    path: Path, shown: str, place: SourceRange | None, importers: tuple[Path, ...]
+) -> tuple[ast.Spec, list[Diagnostic]]:
+    code = "E601" if place is None else "E307"
+    try:
+        if path.is_file() and path.stat().st_size > MAX_FILE_SIZE:
+            raise error("E102", f"{shown} has more than {MAX_FILE_SIZE:,} bytes", place, "split it and import the parts")
+        text = path.read_bytes().decode("utf-8")
+    except OSError as failed:
+        raise error(code, f"cannot read {shown}: {failed.strerror}", place, _similar_file(path)) from None
+    except UnicodeDecodeError:
+        raise error(code, f"{shown} is not UTF-8 text", place, "a spec is a YAML text file") from None
+    return _read(Source(shown, text), path.resolve().parent, (*importers, path.resolve()))
+
+
+def _similar_file(path: Path) -> str:
+    near = None
+    if path.parent.is_dir():
+        near = nearest(path.name, (other.name for other in path.parent.glob("*.y*ml")))
+    return f"did you mean {path.parent / near}?" if near else "check the path"
+
+
+def _read(
+    source: Source, folder: Path | None, importers: tuple[Path, ...]
+) -> tuple[ast.Spec, list[Diagnostic]]:
+    reader = _Reader(source, folder, importers)
+    root = reader.compose()
+    return reader.spec(root), reader.diagnostics
+
+
+@dataclass
+class _Reader:
+    source: Source
+    folder: Path | None
+    importers: tuple[Path, ...]
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    visited: int = 0
+
+    # ---- YAML ---------------------------------------------------------------------------------------------
+
+    def compose(self) -> yaml.Node:
+        """The node graph, after guarding against size, depth and YAML errors."""
+        if len(self.source.text) > MAX_FILE_SIZE:
+            raise error("E102", f"the spec has more than {MAX_FILE_SIZE:,} characters", None, "split it")
+        try:
+            self.guard_depth()
+            root = yaml.compose(self.source.text, Loader=_Loader)
+        except yaml.YAMLError as failed:
+            raise self.yaml_error(failed) from None
+        if root is None:
+            place = SourceRange(self.source, 0, 0)
+            raise error("E305", "the spec is empty", place, "write at least `attend: causal`")
+        return root
+
+    def guard_depth(self) -> None:
+        """Events come one by one, without recursion, so this refuses what `compose` would choke on."""
+        depth = 0
+        for event in yaml.parse(self.source.text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                offset = event.start_mark.index if event.start_mark else 0
+                place = SourceRange(self.source, offset, offset + 1)
+                raise error("E102", f"YAML nested more than {MAX_YAML_DEPTH} levels deep", place, "a spec is flat")
+
+    def yaml_error(self, failed: yaml.YAMLError) -> PatternError:
+        mark = getattr(failed, "problem_mark", None) or getattr(failed, "context_mark", None)
+        problem = getattr(failed, "problem", None) or getattr(failed, "reason", None) or "not a YAML document"
+        offset = min(mark.index, len(self.source.text)) if mark is not None else 0
+        help = "check indentation, colons and quotes; quote an expression that holds `: ` or starts with `&`, `*` or `[`"
+        tab = self.source.text[offset : offset + 1] == "\t"
+        if tab or "\\t" in problem:
+            problem, help = "a tab in the indentation", "indent with spaces: YAML allows no tabs there"
+        return error("E301", f"not YAML: {problem}", SourceRange(self.source, offset, offset + 1), help)
+
+    def report(self, code: str, message: str, place: SourceRange, help: str | None = None, label: str = "") -> None:
+        self.diagnostics.append(Diagnostic(code, message, place, help, label))
+
+    def place(self, node: yaml.Node) -> SourceRange:
+        start = node.start_mark.index
+        stop = max(start + 1, node.end_mark.index)
+        line_stop = self.source.text.find("\n", start)
+        return SourceRange(self.source, start, min(stop, line_stop) if line_stop > start else stop)
+
+    def entries(self, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        """Key text, key node, value node of a mapping; reports what is no mapping, duplicates and truth values."""
+        if not isinstance(node, yaml.MappingNode):
+            self.report("E304", f"{what} must be a mapping of names to values", self.place(node), "write `key: value` lines")
+            return
+        seen: set[str] = set()
+        for key, value in node.value:
+            self.visited += 1
+            if self.visited > MAX_NODES:
+                raise error("E102", f"more than {MAX_NODES:,} entries, aliases unfolded", self.place(node), "drop the aliases")
+            if not isinstance(key, yaml.ScalarNode):
+                self.report("E304", "a key must be a name", self.place(key), "write `name: value`")
+            elif key.value in seen:
+                self.report("E303", f"`{key.value}` is given twice", self.place(key), "keep one of the two")
+            else:
+                seen.add(key.value)
+                if self.is_text(key):
+                    yield key.value, key, value
+
+    def is_text(self, node: yaml.ScalarNode) -> bool:
+        if node.tag == "tag:yaml.org,2002:bool" and node.style not in ("'", '"'):
+            self.report(
+                "E306",
+                f"YAML 1.1 reads `{node.value}` as a truth value",
+                self.place(node),
+                f'quote it: "{node.value}", or choose another word',
+            )
+            return False
+        return True
+
+    def snippet(self, node: yaml.ScalarNode) -> Snippet:
+        """The scalar's text with each character's place in the file.
+
+        YAML folds, strips and indents white space but keeps the order of all other characters, so the n-th
+        visible character of the value is the n-th visible character of its raw text.
+        """
+        text, raw_start, raw_stop = node.value, node.start_mark.index, node.end_mark.index
+        if node.style in ("|", ">"):
+            raw_start = self.source.text.index("\n", raw_start)  # the header may hold a comment
+        elif node.style in ("'", '"'):
+            raw_start += 1
+        visible = [at for at in range(raw_start, raw_stop) if not self.source.text[at].isspace()]
+        offsets: list[int] = []
+        seen = 0
+        last = raw_start
+        for char in text:
+            if not char.isspace() and seen < len(visible):
+                last = visible[seen]
+                seen += 1
+                offsets.append(last)
+                last += 1
+            else:
+                offsets.append(last)
+        return Snippet(text, self.source, (*offsets, last))
+
+    # ---- values -------------------------------------------------------------------------------------------
+
+    def text(self, node: yaml.Node, what: str) -> str | None:
+        if isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+        self.report("E304", f"{what} must be a text", self.place(node), "quote it if it holds `:` or starts with a bracket")
+        return None
+
+    def expression(self, node: yaml.Node, what: str) -> ast.Expr:
+        """An expression; Broken where it was reported."""
+        broken = ast.Broken(place=self.place(node))
+        if not isinstance(node, yaml.ScalarNode):
+            help = "quote an expression that starts with `[` or `{`" if node.start_mark else None
+            self.report("E304", f"{what} must be an expression", self.place(node), help)
+            return broken
+        if not self.is_text(node):
+            return broken
+        return self.parsed(parse_expression, self.snippet(node)) or broken
+
+    def parsed(self, parse: Callable[[Snippet], ast.Expr], snippet: Snippet) -> ast.Expr | None:
+        try:
+            return parse(snippet)
+        except PatternError as failed:
+            self.diagnostics.extend(failed.diagnostics)
+            return None
+
+    def identifier(self, text: str, node: yaml.Node, what: str) -> bool:
+        if _IDENTIFIER.fullmatch(text):
+            return True
+        self.report("E304", f"`{text}` is not a name for {what}", self.place(node), "letters, digits and `_`, not first a digit")
+        return False
+
+    # ---- sections -----------------------------------------------------------------------------------------
+
+    def spec(self, root: yaml.Node) -> ast.Spec:
+        place = self.place(root)
+        found: dict[str, yaml.Node] = {}
+        for key, key_node, value in self.entries(root, "a spec"):
+            if key in KEYS:
+                found[key] = value
+                continue
+            near = nearest(key, KEYS)
+            help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(KEYS)}"
+            self.report("E302", f"unknown key `{key}`", self.place(key_node), help)
+        for key in REQUIRED:
+            if key not in found and isinstance(root, yaml.MappingNode):
+                start = SourceRange(self.source, root.start_mark.index, root.start_mark.index + 1)
+                self.report("E305", f"the key `{key}` is missing", start, "write at least `attend: causal`")
+
+        def section(key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+            return self.entries(found[key], f"`{key}`") if key in found else iter(())
+
+        def text(key: str) -> str | None:
+            return self.text(found[key], f"`{key}`") if key in found else None
+
+        return ast.Spec(
+            attend=self.expression(found["attend"], "`attend`") if "attend" in found else ast.Broken(place=place),
+            params=tuple(
+                self.param(name, key, value) for name, key, value in section("params") if self.identifier(name, key, "a parameter")
+            ),
+            grid=tuple(self.axis(name, key, value) for name, key, value in section("grid") if self.identifier(name, key, "an axis")),
+            inputs=tuple(
+                declared
+                for name, key, value in section("inputs")
+                if self.identifier(name, key, "an input") and (declared := self.input(name, key, value))
+            ),
+            imports=tuple(
+                imported
+                for name, key, value in section("import")
+                if self.identifier(name, key, "an import") and (imported := self.imported(name, key, value))
+            ),
+            define=tuple(self.definitions(found["define"])) if "define" in found else (),
+            name=text("name"),
+            doc=text("doc"),
+            cite=text("cite"),
+            place=place,
+        )
+
+    def param(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Param:
+        place = self.place(key)
+        if not isinstance(node, yaml.MappingNode):
+            return ast.Param(name, self.param_value(node), place=place)
+        default: ast.Expr | tuple[ast.Expr, ...] | None = None
+        minimum, doc = None, None
+        for field_name, field_key, value in self.entries(node, f"parameter `{name}`"):
+            match field_name:
+                case "default":
+                    default = self.param_value(value)
+                case "min":
+                    minimum = self.expression(value, "`min`")
+                case "doc":
+                    doc = self.text(value, "`doc`")
+                case _:
+                    near = nearest(field_name, PARAM_KEYS)
+                    help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(PARAM_KEYS)}"
+                    self.report("E302", f"unknown key `{field_name}` of a parameter", self.place(field_key), help)
+        return ast.Param(name, default, minimum, doc, place=place)
+
+    def param_value(self, node: yaml.Node) -> ast.Expr | tuple[ast.Expr, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            return self.expression(node, "a parameter's value")
+        if not node.value:
+            self.report("E304", "an empty list", self.place(node), "give one value per head or layer")
+        return tuple(self.expression(item, "a list's item") for item in node.value)
+
+    def axis(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Axis:
+        if not isinstance(node, yaml.SequenceNode):
+            return ast.Axis(name, self.expression(node, "an axis size"), place=self.place(key))
+        parts = (self.text(item, "an axis name") for item in node.value)
+        return ast.Axis(name, tuple(part for part in parts if part is not None), place=self.place(key))
+
+    def input(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Input | None:
+        # `doc: int[N]` is a scalar in a block mapping, but inside {...} YAML takes the bracket for a list
+        if not isinstance(node, yaml.ScalarNode):
+            help = 'write int[N]; quote it inside {...}: "int[N]"'
+            self.report("E304", f"input `{name}` needs a type", self.place(node), help)
+            return None
+        return _input(name, self.snippet(node), self.place(key), self.diagnostics)
+
+    def definitions(self, node: yaml.Node) -> Iterator[ast.Definition]:
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                yield from parse_definitions(self.snippet(node))
+            except PatternError as failed:
+                self.diagnostics.extend(failed.diagnostics)
+            return
+        for text, key, value in self.entries(node, "`define`"):
+            signature = _SIGNATURE.fullmatch(text.strip())
+            if signature is None:
+                help = "write `name: body` or `name(a, b): body`"
+                self.report("E304", f"`{text}` is not the head of a definition", self.place(key), help)
+                continue
+            params = tuple(re.split(r"\s*,\s*", signature[2])) if signature[2] else ()
+            body = self.expression(value, f"`{signature[1]}`")
+            yield ast.Definition(signature[1], params, body, place=self.place(key))
+
+    def imported(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Import | None:
+        if isinstance(node, yaml.MappingNode):  # a spec in place, as canonical texts have it
+            return ast.Import(name, self.spec(node), place=self.place(key))
+        path_text = self.text(node, "an import")
+        if path_text is None:
+            return None
+        place = self.place(node)
+        if self.folder is None:
+            self.report("E307", "only a spec that is a file can import files", place, "save it beside the file it imports")
+            return None
+        path = (self.folder / path_text).resolve()
+        if path in self.importers:
+            chain = [other.name for other in self.importers[self.importers.index(path) :]]
+            self.report("E308", f"import cycle: {' -> '.join([*chain, path.name])}", place, "move what both need into a third spec")
+            return None
+        try:
+            spec, found = _read_path(path, path_text, place, self.importers)
+        except PatternError as failed:
+            self.diagnostics.extend(failed.diagnostics)
+            return None
+        self.diagnostics.extend(found)
+        return ast.Import(name, spec, place=self.place(key))

@@ -1,0 +1,247 @@
+"""What did the user write? Expressions and specs as data, before any name is looked up.
+
+Every node knows its place; places take no part in equality, so two trees are equal when their canonical
+texts are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, assert_never
+
+from patterndsl.diagnostics import SourceRange
+
+
+def _place() -> SourceRange:
+    return field(compare=False, repr=False, kw_only=True)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An integer literal."""
+
+    value: int
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A bare name: a position, a length, a parameter or a definition without arguments."""
+
+    name: str
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """`q.doc`, `k.doc.start`: an attribute of a position."""
+
+    position: str
+    name: str
+    facet: str | None
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Subscript:
+    """`dilation[head]`, `prefix[q.doc]`: a list parameter or a table at an index."""
+
+    name: str
+    index: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a call; `name` is None where it is given by place."""
+
+    name: str | None
+    value: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`window(4, 0)`, `random(3, seed = 7)`."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """`-x`."""
+
+    operand: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """`left op right` with op one of + - * // %; `-` between predicates is the difference."""
+
+    op: str
+    left: Expr
+    right: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`a < b <= c`: operands one more than ops."""
+
+    ops: tuple[str, ...]
+    operands: tuple[Expr, ...]
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class InRange:
+    """`x in start..stop`, half-open."""
+
+    operand: Expr
+    start: Expr
+    stop: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class InSet:
+    """`x in {a, b}`."""
+
+    operand: Expr
+    items: tuple[Expr, ...]
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """`~p`."""
+
+    operand: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Logic:
+    """`a & b & c` or `a | b | c`, flat."""
+
+    op: str
+    terms: tuple[Expr, ...]
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """`R at (q', k', N = n')`: R with its positions, and lengths, replaced."""
+
+    relation: Expr
+    query: Expr
+    key: Expr
+    lengths: tuple[Argument, ...]
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An expression that did not parse; it was reported, and nothing that follows from it is."""
+
+    place: SourceRange = _place()
+
+
+Expr: TypeAlias = (
+    Broken | Number | Name | Attribute | Subscript | Call | Negative | Binary | Comparison | InRange | InSet | Not | Logic | At
+)
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """The direct subexpressions, left to right."""
+    match expr:
+        case Broken() | Number() | Name() | Attribute():
+            return ()
+        case Subscript(index=index):
+            return (index,)
+        case Call(arguments=arguments):
+            return tuple(argument.value for argument in arguments)
+        case Negative(operand=operand) | Not(operand=operand):
+            return (operand,)
+        case Binary(left=left, right=right):
+            return (left, right)
+        case Comparison(operands=operands):
+            return operands
+        case InRange(operand=operand, start=start, stop=stop):
+            return (operand, start, stop)
+        case InSet(operand=operand, items=items):
+            return (operand, *items)
+        case Logic(terms=terms):
+            return terms
+        case At(relation=relation, query=query, key=key, lengths=lengths):
+            return (relation, query, key, *(length.value for length in lengths))
+        case _:
+            assert_never(expr)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """`name(params) = body`, or `name = body`."""
+
+    name: str
+    params: tuple[str, ...]
+    body: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A parameter: one integer expression, a list of them, or none if the user must give a value."""
+
+    name: str
+    default: Expr | tuple[Expr, ...] | None
+    minimum: Expr | None = None
+    doc: str | None = field(default=None, compare=False)
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A grid axis: its size, or the axes that it is composed of (row = [tile_row, inner_row])."""
+
+    name: str
+    size: Expr | tuple[str, ...]
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor that the caller brings: `int[N]`, `bool[Nk]`, `int[8]`, `int[]` (a table of any length)."""
+
+    name: str
+    dtype: Literal["int", "bool"]
+    size: Expr | None
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Another spec under a local name, used as a definition whose parameters are keywords."""
+
+    name: str
+    spec: Spec
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A whole spec. A bare expression is a spec with nothing but `attend`."""
+
+    attend: Expr
+    params: tuple[Param, ...] = ()
+    grid: tuple[Axis, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    imports: tuple[Import, ...] = ()
+    define: tuple[Definition, ...] = ()
+    name: str | None = field(default=None, compare=False)
+    doc: str | None = field(default=None, compare=False)
+    cite: str | None = field(default=None, compare=False)
+    place: SourceRange = _place()
