@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterndsl.diagnostics import Diagnostic, InputError, PatternError
-from patterndsl.pattern import Pattern, load, parse
+from patterndsl.pattern import Pattern, load, load_program, parse
 
 if TYPE_CHECKING:
     from patterndsl import nn as nn
-    from patterndsl.runtime.attention import attention as attention
+    from patterndsl.attention import attention as attention
     from patterndsl.runtime.program import Program as Program
-    from patterndsl.runtime.program import load_program as load_program
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,11 +26,7 @@ __all__ = [
     "parse",
 ]
 
-_LAZY = {
-    "Program": "patterndsl.runtime.program",
-    "load_program": "patterndsl.runtime.program",
-    "attention": "patterndsl.runtime.attention",
-}
+_LAZY = {"Program": "patterndsl.runtime.program", "attention": "patterndsl.attention"}
 
 
 def __getattr__(name: str) -> object:

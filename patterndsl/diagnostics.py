@@ -103,7 +103,12 @@ class Diagnostic:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data; lines and columns are 1-based, `stop` offsets are exclusive."""
-        data: dict[str, object] = {"code": self.code, "severity": "error", "message": self.message, "help": self.help}
+        data: dict[str, object] = {
+            "code": self.code,
+            "severity": "error",
+            "message": self.message,
+            "help": self.help,
+        }
         if self.where is not None:
             line, column = self.where.source.line_and_column(self.where.start)
             stop_line, stop_column = self.where.source.line_and_column(self.where.stop)

@@ -109,6 +109,26 @@ def load(path: str | PathLike[str]) -> Pattern:
     return _checked(*read_file(Path(path)))
 
 
+def load_program(path: str | PathLike[str], *, device: str | torch.device = "cpu", backend: str = "auto") -> Program:
+    """The program of a plan file, with its tiles. Raises PatternError: E601 unreadable, E603 damaged or no plan."""
+    from patterndsl.runtime import plan
+
+    stored = plan.read(path)
+    sizes = stored.sizes
+    program = parse(stored.text).compile(
+        sizes.total,
+        q_len=sizes.q_len,
+        kv_len=sizes.kv_len,
+        q_start=sizes.q_start,
+        heads=stored.num_heads,
+        layer=stored.layer,
+        device=device,
+        backend=backend,
+    )
+    program.adopt(stored.tiles)
+    return program
+
+
 def parse(
     text: str,
     params: Mapping[str, ParamValue | str] | None = None,

@@ -287,3 +287,9 @@ def substitute(relation: Relation, put: Replacement, lists: dict[str, tuple[Inde
             )
         case _:
             assert_never(relation)
+
+
+def at_head(relation: Relation, head: int) -> Relation:
+    """The relation with the head put in."""
+    number = Const(head)
+    return substitute(relation, lambda symbol: number if symbol == Var("head") else symbol)

@@ -86,7 +86,10 @@ class _Descent:
 
     def run(self) -> Tiles:
         sizes, xp = self.sizes, self.lookup.xp
-        num_q_blocks, num_kv_blocks = _ceildiv(sizes.q_len, self.q_block), _ceildiv(sizes.kv_len, self.kv_block)
+        num_q_blocks, num_kv_blocks = (
+            _ceildiv(sizes.q_len, self.q_block),
+            _ceildiv(sizes.kv_len, self.kv_block),
+        )
         if num_q_blocks and num_kv_blocks:
             self.descend(num_q_blocks, num_kv_blocks)
         empty = self.lookup.integers(0, 0)

@@ -16,6 +16,7 @@ from patterndsl.ir.interval import Box, Interval, bounds
 from patterndsl.ir.relation import (
     Random,
     Relation,
+    at_head,
     children,
     depends_on,
     direct_indices,
@@ -61,7 +62,11 @@ class Bound:
 
 
 def bind(
-    resolved: Resolved, sizes: Sizes, num_heads: int, layer: int = 0, overrides: Mapping[str, ParamValue] | None = None
+    resolved: Resolved,
+    sizes: Sizes,
+    num_heads: int,
+    layer: int = 0,
+    overrides: Mapping[str, ParamValue] | None = None,
 ) -> Bound:
     """The pattern at these sizes. Raises PatternError (E4xx) with the place of what does not fit."""
     for name, count in (("heads", num_heads), ("layer", layer)):
@@ -69,7 +74,9 @@ def bind(
             raise error("E406", f"{name} is {count}; it must be an integer from {int(name == 'heads')}")
     values = param_values(resolved, overrides or {}, sizes)
     _check_requirements(resolved, sizes, values)
-    lists: dict[str, tuple[Index, ...]] = {name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)}
+    lists: dict[str, tuple[Index, ...]] = {
+        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
+    }
 
     def put(symbol: Var | Param) -> Index:
         return put_size(symbol, sizes, values, layer)
@@ -88,10 +95,8 @@ def _head_groups(relation: Relation, num_heads: int) -> tuple[HeadGroup, ...]:
         return (HeadGroup(relation, tuple(range(num_heads))),)
     groups: dict[Relation, list[int]] = {}
     for head in range(num_heads):
-        number = Const(head)
-        at_head = substitute(relation, lambda symbol, number=number: number if symbol == Var("head") else symbol)  # type: ignore[misc]
-        groups.setdefault(at_head, []).append(head)
-    return tuple(HeadGroup(at_head, tuple(heads)) for at_head, heads in groups.items())
+        groups.setdefault(at_head(relation, head), []).append(head)
+    return tuple(HeadGroup(alike, tuple(heads)) for alike, heads in groups.items())
 
 
 def _check_requirements(resolved: Resolved, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> None:
@@ -112,9 +117,7 @@ def _check_requirements(resolved: Resolved, sizes: Sizes, values: Mapping[str, i
         raise PatternError(found)
 
 
-def _input_shape(
-    declared: InputDeclaration, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]
-) -> InputShape:
+def _input_shape(declared: InputDeclaration, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> InputShape:
     match declared.side:
         case "both":
             length: int | None = max(sizes.total, sizes.kv_len)

@@ -92,7 +92,10 @@ def checked_override(param: ParamDeclaration, value: ParamValue) -> int | tuple[
 
 
 def _check_minimum(
-    param: ParamDeclaration, value: int | tuple[int, ...], sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]
+    param: ParamDeclaration,
+    value: int | tuple[int, ...],
+    sizes: Sizes,
+    values: Mapping[str, int | tuple[int, ...]],
 ) -> None:
     if param.minimum is None:
         return
@@ -114,9 +117,7 @@ def sized(index: Index, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]
     return result.value
 
 
-def put_size(
-    symbol: Var | Param, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]], layer: int
-) -> Index:
+def put_size(symbol: Var | Param, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]], layer: int) -> Index:
     """What stands for a symbol at these sizes; positions and heads stay."""
     if isinstance(symbol, Param):
         value = values[symbol.name]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Literal, TypeAlias, TypeVar, assert_never, cast
+from typing import TypeVar, assert_never, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.ir.index import (
@@ -19,17 +19,14 @@ from patterndsl.ir.index import (
     LAYER,
     NK,
     NQ,
-    Arithmetic,
     ArithmeticOp,
     Const,
     Facet,
-    Function,
     Index,
     K,
     Param,
     Q,
     Read,
-    Select,
     Var,
     arithmetic,
     function,
@@ -51,78 +48,30 @@ from patterndsl.ir.relation import (
     substitute,
     substitute_index,
 )
+from patterndsl.sema.infer import param_kinds
 from patterndsl.sema.model import InputDeclaration, ParamDeclaration, Requirement, Resolved, Side
+from patterndsl.sema.scope import (
+    A_KIND,
+    FUNCTIONS,
+    POSITIONS,
+    PRIMITIVES,
+    RESERVED,
+    AttributeName,
+    GridAxis,
+    Kind,
+    ListValue,
+    Scope,
+    Value,
+    coordinate,
+    kind_of,
+    product,
+)
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
 
 MAX_EXPANSION = 50_000
 """Nodes that one spec may expand to; definitions that double at each step reach it quickly."""
-
-Kind: TypeAlias = Literal["integer", "predicate", "attribute", "list"]
-
-_A = {"integer": "an integer", "predicate": "a predicate", "attribute": "an attribute's name", "list": "a list"}
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeName:
-    """The bare name of a grid axis or input, as an argument: `same(doc)`."""
-
-    meaning: GridAxis | InputDeclaration | None  # None: any attribute, while a definition is checked by itself
-
-
-@dataclass(frozen=True, slots=True)
-class ListValue:
-    """A list parameter: its name, or its values where an import was given them."""
-
-    items: str | tuple[Index, ...]
-
-
-Value: TypeAlias = Index | Relation | AttributeName | ListValue
-
-
-@dataclass(frozen=True, slots=True)
-class GridAxis:
-    """A grid axis: size, the product of the sizes of the faster axes, or the parts that it is composed of."""
-
-    name: str
-    size: Index
-    stride: Index
-    others: Index
-    outermost: bool
-    parts: tuple[GridAxis, ...] = ()
-
-    def base_names(self) -> frozenset[str]:
-        return frozenset(part.name for part in self.parts) if self.parts else frozenset({self.name})
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The names that an expression can see. Definitions see the scope that they stand in, not the caller's."""
-
-    parent: Scope | None = None
-    values: dict[str, Value] = field(default_factory=dict)
-    attributes: dict[str, GridAxis | InputDeclaration] = field(default_factory=dict)
-    definitions: dict[str, list[ast.Definition]] = field(default_factory=dict)
-    imports: dict[str, ast.Import] = field(default_factory=dict)
-
-    def names(self) -> set[str]:
-        own = {*self.values, *self.definitions, *self.imports}
-        return own | self.parent.names() if self.parent else own | set(_POSITIONS) | set(_FUNCTIONS) | set(_PRIMITIVES)
-
-
-_POSITIONS: dict[str, Index] = {"q": Q, "k": K, "head": HEAD, "layer": LAYER, "N": NQ, "Nq": NQ, "Nk": NK}
-_FUNCTIONS: dict[str, tuple[int, int | None]] = {
-    "abs": (1, 1),
-    "min": (2, None),
-    "max": (2, None),
-    "clamp": (3, 3),
-    "isqrt": (1, 1),
-    "log2": (1, 1),
-    "ceildiv": (2, 2),
-}
-_PRIMITIVES = {"random": ("r", "seed", "avoid"), "along": ("axis",)}
-_RESERVED = frozenset({*_POSITIONS, *_FUNCTIONS, *_PRIMITIVES, "and", "or", "not", "in", "at"})
 
 
 def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
@@ -139,7 +88,10 @@ def _ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """By place in each file, each mistake once."""
     unique = {(d.code, d.message, d.where): d for d in diagnostics}
     files = list(dict.fromkeys(d.where.source.name for d in unique.values() if d.where))
-    return sorted(unique.values(), key=lambda d: (files.index(d.where.source.name), d.where.start) if d.where else (-1, 0))
+    return sorted(
+        unique.values(),
+        key=lambda d: (files.index(d.where.source.name), d.where.start) if d.where else (-1, 0),
+    )
 
 
 @cache
@@ -154,18 +106,6 @@ def _prelude() -> Scope:
 def prelude_names() -> tuple[str, ...]:
     """The names that the prelude defines, in its order."""
     return tuple(_prelude().definitions)
-
-
-def _kind(value: Value) -> Kind:
-    match value:
-        case AttributeName():
-            return "attribute"
-        case ListValue():
-            return "list"
-        case Const() | Var() | Param() | Arithmetic() | Function() | Select() | Read():
-            return "integer"
-        case _:
-            return "predicate"
 
 
 _T = TypeVar("_T")
@@ -251,10 +191,13 @@ class _Resolver:
     def declare(
         self, name: str, place: SourceRange, scope: Scope, ignoring: Sequence[ast.Definition] | None = None
     ) -> None:
-        if name in _RESERVED:
+        if name in RESERVED:
             self.report("E208", f"`{name}` belongs to the language", place, "choose another name")
-        elif name in scope.values or name in scope.attributes or name in scope.imports or (
-            scope.definitions.get(name) if ignoring is None else ignoring
+        elif (
+            name in scope.values
+            or name in scope.attributes
+            or name in scope.imports
+            or (scope.definitions.get(name) if ignoring is None else ignoring)
         ):
             self.report("E208", f"`{name}` is declared twice", place, "choose another name")
 
@@ -274,10 +217,10 @@ class _Resolver:
             return
         known = [size for size in sizes if size is not None]
         for at, axis in enumerate(base):
-            stride = _product(known[at + 1 :])
-            others = _product([*known[:at], *known[at + 1 :]])
+            stride = product(known[at + 1 :])
+            others = product([*known[:at], *known[at + 1 :]])
             scope.attributes[axis.name] = GridAxis(axis.name, known[at], stride, others, at == 0)
-        self.requirements.append(Requirement("grid", "grid", _product(known), None, base[0].place))
+        self.requirements.append(Requirement("grid", "grid", product(known), None, base[0].place))
         for axis in axes:
             if isinstance(axis.size, tuple):
                 self.composed_axis(axis, axis.size, scope)
@@ -292,7 +235,7 @@ class _Resolver:
                 self.report("E202", f"`{name}` is no axis with a size", axis.place, help)
                 continue
             parts.append(part)
-        size = _product([part.size for part in parts])
+        size = product([part.size for part in parts])
         scope.attributes[axis.name] = GridAxis(axis.name, size, Const(1), Const(1), False, tuple(parts))
 
     def input(self, declared: ast.Input, scope: Scope) -> Value:
@@ -303,14 +246,22 @@ class _Resolver:
             side = sides.get(declared.size.name, "table")
         declaration = InputDeclaration(declared.name, declared.dtype, side, length, declared.place)
         before = self.inputs.get(declared.name)
-        if before is not None and (before.dtype, before.side, before.length) != (declared.dtype, side, length):
+        if before is not None and (before.dtype, before.side, before.length) != (
+            declared.dtype,
+            side,
+            length,
+        ):
             help = "rename one of them: inputs of one name are one tensor"
-            raise self.report("E208", f"input `{declared.name}` has another type where it is imported", declared.place, help)
+            raise self.report(
+                "E208", f"input `{declared.name}` has another type where it is imported", declared.place, help
+            )
         self.inputs.setdefault(declared.name, declaration)
         scope.attributes[declared.name] = declaration
         return AttributeName(declaration)
 
-    def imported(self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope) -> Relation:
+    def imported(
+        self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope
+    ) -> Relation:
         """An imported spec with its parameters given as keywords: its relation, in a scope of its own."""
         spec = imported.spec
         given: dict[str, Value] = {}
@@ -333,7 +284,12 @@ class _Resolver:
             return self.predicate(spec.attend, inner)
 
     def imported_param(
-        self, imported: ast.Import, param: ast.Param, given: dict[str, Value], inner: Scope, place: SourceRange
+        self,
+        imported: ast.Import,
+        param: ast.Param,
+        given: dict[str, Value],
+        inner: Scope,
+        place: SourceRange,
     ) -> Value:
         value = given.get(param.name)
         if value is None and param.default is None:
@@ -368,14 +324,14 @@ class _Resolver:
     def wanted(self, expr: ast.Expr, wanted: Kind, where: str, scope: Scope) -> Value:
         """The value of an expression of the wanted kind."""
         value = self.value(expr, scope)
-        kind = _kind(value)
+        kind = kind_of(value)
         if kind == wanted:
             return value
         if kind == "list":
             help = "index it: name[head] or name[layer]"
             raise self.report("E207", "a list stands where one value belongs", expr.place, help)
         help = _kind_help(wanted, kind)
-        raise self.report("E203", f"{where} takes {_A[wanted]}, and this is {_A[kind]}", expr.place, help)
+        raise self.report("E203", f"{where} takes {A_KIND[wanted]}, and this is {A_KIND[kind]}", expr.place, help)
 
     def each(self, read: Callable[[ast.Expr, Scope], _T], exprs: Iterable[ast.Expr], scope: Scope) -> list[_T]:
         """All values; a mistake in one expression does not hide a mistake in the next."""
@@ -433,7 +389,7 @@ class _Resolver:
 
     def binary(self, expr: ast.Binary, scope: Scope) -> Value:
         """Arithmetic, or the difference of two predicates: both sides are of one kind."""
-        if expr.op == "-" and _kind(self.value(expr.left, scope)) == "predicate":
+        if expr.op == "-" and kind_of(self.value(expr.left, scope)) == "predicate":
             left, right = self.each(self.predicate, (expr.left, expr.right), scope)
             return conjunction((left, negation(right)))
         low, high = self.each(self.integer, (expr.left, expr.right), scope)
@@ -451,9 +407,9 @@ class _Resolver:
             if name in within.attributes:
                 return AttributeName(within.attributes[name])
             within = within.parent
-        if name in _POSITIONS:
-            return _POSITIONS[name]
-        if name in _PRIMITIVES or name in _FUNCTIONS:
+        if name in POSITIONS:
+            return POSITIONS[name]
+        if name in PRIMITIVES or name in FUNCTIONS:
             raise self.report("E204", f"`{name}` needs arguments", place, f"write {name}(...)")
         raise self.unknown(name, place, scope)
 
@@ -477,14 +433,14 @@ class _Resolver:
             return self.random(expr, scope)
         if name == "along":
             return self.along(expr, scope)
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             return self.function(expr, scope)
-        if name in _POSITIONS:
+        if name in POSITIONS:
             raise self.report("E204", f"`{name}` takes no arguments", place, f"write `{name}`")
         raise self.unknown(name, place, scope)
 
     def function(self, expr: ast.Call, scope: Scope) -> Index:
-        least, most = _FUNCTIONS[expr.name]
+        least, most = FUNCTIONS[expr.name]
         named = next((argument for argument in expr.arguments if argument.name), None)
         if named or len(expr.arguments) < least or (most is not None and len(expr.arguments) > most):
             count = f"{least}" if most == least else f"{least} or more"
@@ -520,7 +476,7 @@ class _Resolver:
                 help = f"its parameters are {', '.join(definition.params)}"
                 raise self.report("E204", f"`{name}`: `{param}` {problem}", argument.place, help)
             by_name[param] = argument
-        kinds = self.param_kinds(definition, home)
+        kinds = param_kinds(definition, home)
         inner = Scope(parent=home)
         stopped = False
         for param in definition.params:
@@ -554,16 +510,10 @@ class _Resolver:
             "attribute": AttributeName(None),
             "list": ListValue("?"),
         }
-        kinds = self.param_kinds(definition, scope)
+        kinds = param_kinds(definition, scope)
         inner = Scope(parent=scope, values={param: stand_ins[kinds[param]] for param in definition.params})
         with self.entered(definition, definition.place):
             return self.value(definition.body, inner)
-
-    def param_kinds(self, definition: ast.Definition, home: Scope) -> dict[str, Kind]:
-        """What each parameter must be, from how the body uses it; an integer where nothing tells."""
-        kinds: dict[str, Kind] = {}
-        _infer(definition.body, None, definition.params, kinds, home, (definition,))
-        return {param: kinds.get(param, "integer") for param in definition.params}
 
     # ---- attributes, lists, tables ------------------------------------------------------------------------
 
@@ -584,7 +534,7 @@ class _Resolver:
             if meaning.parts and facet != "value":
                 message = f"the composed axis `{meaning.name}` has no `.{facet}`"
                 raise self.report("E202", message, expr.place, "use the axes that it is composed of")
-            return _coordinate(meaning, facet, position)
+            return coordinate(meaning, facet, position)
         sides: dict[str, Side] = {"q": "query", "k": "key"}
         if meaning.side not in ("both", sides[expr.position]):
             what = "a table" if meaning.side == "table" else f"per {meaning.side}"
@@ -612,11 +562,13 @@ class _Resolver:
         """`list[head]` or `table[integer]`."""
         target = self.name(expr.name, expr.place, scope)
         index = self.integer(expr.index, scope)
-        if isinstance(target, AttributeName) and (target.meaning is None or isinstance(target.meaning, InputDeclaration)):
+        if isinstance(target, AttributeName) and (
+            target.meaning is None or isinstance(target.meaning, InputDeclaration)
+        ):
             return Read("?", "value", index) if target.meaning is None else _read(target.meaning, "value", index)
         if not isinstance(target, ListValue):
             help = "only lists under `params` and tables under `inputs` are indexed"
-            raise self.report("E207", f"`{expr.name}` is {_A[_kind(target)]}, not a list", expr.place, help)
+            raise self.report("E207", f"`{expr.name}` is {A_KIND[kind_of(target)]}, not a list", expr.place, help)
         for part in subexpressions(index):
             if part in (Q, K) or isinstance(part, Read):
                 message = f"the list `{expr.name}` is indexed by a position or an input"
@@ -650,15 +602,15 @@ class _Resolver:
         """`random(r, seed = 0, avoid = none)`."""
         given: dict[str, ast.Expr] = {}
         for at, argument in enumerate(expr.arguments):
-            name = argument.name or (_PRIMITIVES["random"][at] if at < 3 else None)
-            if name not in _PRIMITIVES["random"] or name in given:
-                raise self.report("E204", "`random` takes (r, seed, avoid)", argument.place, "write random(3, seed = 7)")
+            name = argument.name or (PRIMITIVES["random"][at] if at < 3 else None)
+            if name not in PRIMITIVES["random"] or name in given:
+                raise self.report(
+                    "E204", "`random` takes (r, seed, avoid)", argument.place, "write random(3, seed = 7)"
+                )
             given[name] = argument.value
         if "r" not in given:
             raise self.report("E204", "`random` needs the number of keys to draw", expr.place, "write random(3)")
-        count, seed = (
-            self.integer(given[name], scope) if name in given else Const(0) for name in ("r", "seed")
-        )
+        count, seed = (self.integer(given[name], scope) if name in given else Const(0) for name in ("r", "seed"))
         avoid: Relation = self.predicate(given["avoid"], scope) if "avoid" in given else Nothing()
         for name, value in (("r", count), ("seed", seed)):
             if any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(value)):
@@ -679,42 +631,16 @@ class _Resolver:
         if axis is None:
             return EVERYTHING
         if not isinstance(axis, GridAxis):
-            raise self.report("E202", f"`{axis.name}` is no grid axis", expr.arguments[0].place, "name an axis of `grid`")
+            raise self.report(
+                "E202", f"`{axis.name}` is no grid axis", expr.arguments[0].place, "name an axis of `grid`"
+            )
         grid: dict[str, GridAxis] = {}
         within: Scope | None = scope
         while within is not None:
             grid.update({a.name: a for a in within.attributes.values() if isinstance(a, GridAxis) and not a.parts})
             within = within.parent
         others = (other for other in grid.values() if other.name not in axis.base_names())
-        return conjunction(compare("==", _coordinate(o, "value", Q), _coordinate(o, "value", K)) for o in others)
-
-
-def _product(factors: Iterable[Index]) -> Index:
-    product: Index = Const(1)
-    for factor in factors:
-        product = arithmetic("*", product, factor)
-    return product
-
-
-def _coordinate(axis: GridAxis, facet: Facet, position: Index) -> Index:
-    """Row-major coordinates; a run of equal coordinates is `stride` long, and there are `others` positions of each."""
-    if axis.parts:
-        total: Index = Const(0)
-        for part in axis.parts:
-            total = arithmetic("+", arithmetic("*", total, part.size), _coordinate(part, "value", position))
-        return total
-    runs = arithmetic("//", position, axis.stride)
-    coordinate = runs if axis.outermost else arithmetic("%", runs, axis.size)
-    match facet:
-        case "value":
-            return coordinate
-        case "start":
-            return arithmetic("*", runs, axis.stride)
-        case "rank":
-            outer = arithmetic("//", position, arithmetic("*", axis.stride, axis.size))
-            inner = arithmetic("%", position, axis.stride)
-            among = inner if axis.outermost else arithmetic("+", arithmetic("*", outer, axis.stride), inner)
-            return arithmetic("+", arithmetic("*", coordinate, axis.others), among)
+        return conjunction(compare("==", coordinate(o, "value", Q), coordinate(o, "value", K)) for o in others)
 
 
 def _read(declared: InputDeclaration, facet: Facet, index: Index) -> Value:
@@ -739,100 +665,3 @@ def _kind_help(wanted: Kind, kind: Kind) -> str:
         case "attribute", _:
             return "name a grid axis or an input, without q. or k."
     return "index lists by head or layer"
-
-
-def _infer(
-    expr: ast.Expr,
-    wanted: Kind | None,
-    params: Sequence[str],
-    kinds: dict[str, Kind],
-    home: Scope,
-    active: tuple[ast.Definition, ...],
-) -> None:
-    """Notes in `kinds` what the expression demands of each parameter that it names."""
-
-    def inside(part: ast.Expr, part_wanted: Kind | None) -> None:
-        _infer(part, part_wanted, params, kinds, home, active)
-
-    match expr:
-        case ast.Name(name=name):
-            if name in params and wanted is not None:
-                kinds.setdefault(name, wanted)
-        case ast.Attribute(name=name):
-            if name in params:
-                kinds.setdefault(name, "attribute")
-        case ast.Subscript(name=name, index=index):
-            if name in params:
-                kinds.setdefault(name, "list")
-            inside(index, "integer")
-        case ast.Call(name=name, arguments=arguments):
-            for argument, argument_kind in _argument_kinds(name, arguments, home, active):
-                inside(argument.value, argument_kind)
-        case ast.Binary(op=op, left=left, right=right):
-            side: Kind | None = "integer"
-            if op == "-":
-                side = wanted or _evident_kind(left, home) or _evident_kind(right, home)
-            inside(left, side)
-            inside(right, side)
-        case ast.Negative() | ast.Comparison() | ast.InRange() | ast.InSet():
-            for child in ast.children(expr):
-                inside(child, "integer")
-        case ast.Not() | ast.Logic():
-            for child in ast.children(expr):
-                inside(child, "predicate")
-        case ast.At(relation=relation, query=query, key=key, lengths=lengths):
-            inside(relation, "predicate")
-            for child in (query, key, *(length.value for length in lengths)):
-                inside(child, "integer")
-        case ast.Number() | ast.Broken():
-            pass
-        case _:
-            assert_never(expr)
-
-
-def _evident_kind(expr: ast.Expr, home: Scope) -> Kind | None:
-    """The kind that an expression shows by its form, or by the body of the definition that it uses."""
-    match expr:
-        case ast.Comparison() | ast.InRange() | ast.InSet() | ast.Not() | ast.Logic() | ast.At():
-            return "predicate"
-        case ast.Number() | ast.Negative() | ast.Subscript():
-            return "integer"
-        case ast.Binary(op=op, left=left, right=right):
-            return "integer" if op != "-" else _evident_kind(left, home) or _evident_kind(right, home)
-        case ast.Name(name=name) | ast.Call(name=name):
-            if name in _PRIMITIVES:
-                return "predicate"
-            within: Scope | None = home
-            while within is not None and name not in within.definitions:
-                within = within.parent
-            if within is None:
-                return "integer" if name in _POSITIONS or name in _FUNCTIONS else None
-            bodies = (item.body for item in within.definitions[name] if not isinstance(item.body, ast.Name | ast.Call))
-            return next((kind for body in bodies if (kind := _evident_kind(body, within))), None)
-        case _:
-            return None
-
-
-def _argument_kinds(
-    name: str, arguments: tuple[ast.Argument, ...], home: Scope, active: tuple[ast.Definition, ...]
-) -> Iterator[tuple[ast.Argument, Kind | None]]:
-    """Each argument of a call with the kind that the callee demands."""
-    if name == "random":
-        for at, argument in enumerate(arguments):
-            yield argument, "predicate" if argument.name == "avoid" or (argument.name is None and at == 2) else "integer"
-        return
-    if name == "along":
-        yield from ((argument, "attribute") for argument in arguments)
-        return
-    within: Scope | None = home
-    while within is not None and name not in within.definitions:
-        within = within.parent
-    overloads = within.definitions[name] if within else []
-    callee = next((item for item in overloads if len(item.params) == len(arguments)), None)
-    if callee is None or within is None or callee in active:
-        yield from ((argument, "integer" if name in _FUNCTIONS else None) for argument in arguments)
-        return
-    kinds: dict[str, Kind] = {}
-    _infer(callee.body, None, callee.params, kinds, within, (*active, callee))
-    for at, argument in enumerate(arguments):
-        yield argument, kinds.get(argument.name or callee.params[at], "integer")

@@ -58,7 +58,10 @@ def _written(expr: ast.Expr) -> tuple[str, int]:
         case ast.InRange(operand=operand, start=start, stop=stop):
             return f"{_text(operand, _SUM)} in {_text(start, _SUM)}..{_text(stop, _SUM)}", _RELATION
         case ast.InSet(operand=operand, items=items):
-            return f"{_text(operand, _SUM)} in {{{', '.join(_text(item, _SUM) for item in items)}}}", _RELATION
+            return (
+                f"{_text(operand, _SUM)} in {{{', '.join(_text(item, _SUM) for item in items)}}}",
+                _RELATION,
+            )
         case ast.Not(operand=operand):
             return f"~{_text(operand, _NOT)}", _NOT
         case ast.Logic(op=op, terms=terms):
@@ -88,7 +91,10 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
     if spec.grid:
         lines += ["grid:", *(f"  {_key(axis.name)}: {_axis_size(axis)}" for axis in spec.grid)]
     if spec.inputs:
-        lines += ["inputs:", *(f"  {_key(declared.name)}: {_scalar(input_type(declared))}" for declared in spec.inputs)]
+        lines += [
+            "inputs:",
+            *(f"  {_key(declared.name)}: {_scalar(input_type(declared))}" for declared in spec.inputs),
+        ]
     if spec.imports:
         lines.append("import:")
         for imported in spec.imports:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-_INTEGER: dict[str, object] = {"type": ["integer", "string"], "description": "an integer, or an expression such as 2 * w or isqrt(N)"}
+_INTEGER: dict[str, object] = {
+    "type": ["integer", "string"],
+    "description": "an integer, or an expression such as 2 * w or isqrt(N)",
+}
 _TEXT: dict[str, object] = {"type": "string"}
 _NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -55,7 +58,10 @@ KEYS: dict[str, dict[str, object]] = {
     ),
     "define": {
         "description": "definitions: `name` or `name(parameters)` to an expression, or a text of `name(a, b) = ...` lines",
-        "anyOf": [{"type": "object", "additionalProperties": {"type": ["string", "integer"]}}, {"type": "string"}],
+        "anyOf": [
+            {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+            {"type": "string"},
+        ],
     },
     "attend": {"type": ["string"], "description": "the predicate: which query q attends to which key k"},
 }

@@ -79,7 +79,12 @@ def _read_path(
     code = "E601" if place is None else "E307"
     try:
         if path.is_file() and path.stat().st_size > MAX_FILE_SIZE:
-            raise error("E102", f"{shown} has more than {MAX_FILE_SIZE:,} bytes", place, "split it and import the parts")
+            raise error(
+                "E102",
+                f"{shown} has more than {MAX_FILE_SIZE:,} bytes",
+                place,
+                "split it and import the parts",
+            )
         text = path.read_bytes().decode("utf-8")
     except OSError as failed:
         raise error(code, f"cannot read {shown}: {failed.strerror}", place, _similar_file(path)) from None
@@ -95,9 +100,7 @@ def _similar_file(path: Path) -> str:
     return f"did you mean {path.parent / near}?" if near else "check the path"
 
 
-def _read(
-    source: Source, folder: Path | None, importers: tuple[Path, ...]
-) -> tuple[ast.Spec, list[Diagnostic]]:
+def _read(source: Source, folder: Path | None, importers: tuple[Path, ...]) -> tuple[ast.Spec, list[Diagnostic]]:
     reader = _Reader(source, folder, importers)
     root = reader.compose()
     return reader.spec(root), reader.diagnostics
@@ -142,7 +145,9 @@ class _Reader:
         mark = getattr(failed, "problem_mark", None) or getattr(failed, "context_mark", None)
         problem = getattr(failed, "problem", None) or getattr(failed, "reason", None) or "not a YAML document"
         offset = min(mark.index, len(self.source.text)) if mark is not None else 0
-        help = "check indentation, colons and quotes; quote an expression that holds `: ` or starts with `&`, `*` or `[`"
+        help = (
+            "check indentation, colons and quotes; quote an expression that holds `: ` or starts with `&`, `*` or `[`"
+        )
         tab = self.source.text[offset : offset + 1] == "\t"
         if tab or "\\t" in problem:
             problem, help = "a tab in the indentation", "indent with spaces: YAML allows no tabs there"
@@ -160,13 +165,23 @@ class _Reader:
     def entries(self, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """Key text, key node, value node of a mapping; reports what is no mapping, duplicates and truth values."""
         if not isinstance(node, yaml.MappingNode):
-            self.report("E304", f"{what} must be a mapping of names to values", self.place(node), "write `key: value` lines")
+            self.report(
+                "E304",
+                f"{what} must be a mapping of names to values",
+                self.place(node),
+                "write `key: value` lines",
+            )
             return
         seen: set[str] = set()
         for key, value in node.value:
             self.visited += 1
             if self.visited > MAX_NODES:
-                raise error("E102", f"more than {MAX_NODES:,} entries, aliases unfolded", self.place(node), "drop the aliases")
+                raise error(
+                    "E102",
+                    f"more than {MAX_NODES:,} entries, aliases unfolded",
+                    self.place(node),
+                    "drop the aliases",
+                )
             if not isinstance(key, yaml.ScalarNode):
                 self.report("E304", "a key must be a name", self.place(key), "write `name: value`")
             elif key.value in seen:
@@ -217,7 +232,12 @@ class _Reader:
     def text(self, node: yaml.Node, what: str) -> str | None:
         if isinstance(node, yaml.ScalarNode):
             return str(node.value)
-        self.report("E304", f"{what} must be a text", self.place(node), "quote it if it holds `:` or starts with a bracket")
+        self.report(
+            "E304",
+            f"{what} must be a text",
+            self.place(node),
+            "quote it if it holds `:` or starts with a bracket",
+        )
         return None
 
     def expression(self, node: yaml.Node, what: str) -> ast.Expr:
@@ -241,7 +261,12 @@ class _Reader:
     def identifier(self, text: str, node: yaml.Node, what: str) -> bool:
         if _IDENTIFIER.fullmatch(text):
             return True
-        self.report("E304", f"`{text}` is not a name for {what}", self.place(node), "letters, digits and `_`, not first a digit")
+        self.report(
+            "E304",
+            f"`{text}` is not a name for {what}",
+            self.place(node),
+            "letters, digits and `_`, not first a digit",
+        )
         return False
 
     # ---- sections -----------------------------------------------------------------------------------------
@@ -270,9 +295,15 @@ class _Reader:
         return ast.Spec(
             attend=self.expression(found["attend"], "`attend`") if "attend" in found else ast.Broken(place=place),
             params=tuple(
-                self.param(name, key, value) for name, key, value in section("params") if self.identifier(name, key, "a parameter")
+                self.param(name, key, value)
+                for name, key, value in section("params")
+                if self.identifier(name, key, "a parameter")
             ),
-            grid=tuple(self.axis(name, key, value) for name, key, value in section("grid") if self.identifier(name, key, "an axis")),
+            grid=tuple(
+                self.axis(name, key, value)
+                for name, key, value in section("grid")
+                if self.identifier(name, key, "an axis")
+            ),
             inputs=tuple(
                 declared
                 for name, key, value in section("inputs")
@@ -356,12 +387,22 @@ class _Reader:
             return None
         place = self.place(node)
         if self.folder is None:
-            self.report("E307", "only a spec that is a file can import files", place, "save it beside the file it imports")
+            self.report(
+                "E307",
+                "only a spec that is a file can import files",
+                place,
+                "save it beside the file it imports",
+            )
             return None
         path = (self.folder / path_text).resolve()
         if path in self.importers:
             chain = [other.name for other in self.importers[self.importers.index(path) :]]
-            self.report("E308", f"import cycle: {' -> '.join([*chain, path.name])}", place, "move what both need into a third spec")
+            self.report(
+                "E308",
+                f"import cycle: {' -> '.join([*chain, path.name])}",
+                place,
+                "move what both need into a third spec",
+            )
             return None
         try:
             spec, found = _read_path(path, path_text, place, self.importers)

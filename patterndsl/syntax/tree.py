@@ -151,7 +151,20 @@ class Broken:
 
 
 Expr: TypeAlias = (
-    Broken | Number | Name | Attribute | Subscript | Call | Negative | Binary | Comparison | InRange | InSet | Not | Logic | At
+    Broken
+    | Number
+    | Name
+    | Attribute
+    | Subscript
+    | Call
+    | Negative
+    | Binary
+    | Comparison
+    | InRange
+    | InSet
+    | Not
+    | Logic
+    | At
 )
 
 

@@ -1,0 +1,103 @@
+"""How does a user attend without thinking of programs? `attention(query, key, value, pattern)` compiles once per shape."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patterndsl.diagnostics import input_error
+from patterndsl.pattern import Pattern, parse
+from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.program import Program
+
+MAX_PROGRAMS = 64
+
+
+class CacheInfo(NamedTuple):
+    """Programs kept by `attention`: found again, compiled, most that are kept, kept now."""
+
+    hits: int
+    misses: int
+    max_size: int
+    size: int
+
+
+_programs: OrderedDict[tuple[object, ...], Program] = OrderedDict()
+_counts = {"hits": 0, "misses": 0}
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | str,
+    *,
+    inputs: Inputs | None = None,
+    layer: int = 0,
+    q_start: int = 0,
+    n: int | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Sparse attention by a pattern (or its text), compiled once per pattern, shape and device.
+
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]; returns as `Program.__call__` does.
+    q_start: position of the first query, for queries that continue a sequence; n: the N of the pattern, by default
+    q_start + Tq. The last MAX_PROGRAMS programs are kept.
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor) or tensor.dim() != 4:
+            shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
+    checked = parse(pattern) if isinstance(pattern, str) else pattern
+    program = _program(checked, query.shape[1], query.shape[2], key.shape[2], q_start, n, layer, query.device, backend)
+    return program(query, key, value, inputs=inputs, scale=scale, return_lse=return_lse)
+
+
+def _program(
+    pattern: Pattern,
+    heads: int,
+    q_len: int,
+    kv_len: int,
+    q_start: int,
+    n: int | None,
+    layer: int,
+    device: torch.device,
+    backend: str,
+) -> Program:
+    cache_key = (pattern.text, heads, q_len, kv_len, q_start, n, layer, device, backend)
+    program = _programs.get(cache_key)
+    if program is not None:
+        _counts["hits"] += 1
+        _programs.move_to_end(cache_key)
+        return program
+    _counts["misses"] += 1
+    program = pattern.compile(
+        n,
+        q_len=q_len,
+        kv_len=kv_len,
+        q_start=q_start,
+        heads=heads,
+        layer=layer,
+        device=device,
+        backend=backend,
+    )
+    _programs[cache_key] = program
+    if len(_programs) > MAX_PROGRAMS:
+        _programs.popitem(last=False)
+    return program
+
+
+def cache_info() -> CacheInfo:
+    """How the program cache is doing."""
+    return CacheInfo(_counts["hits"], _counts["misses"], MAX_PROGRAMS, len(_programs))
+
+
+def cache_clear() -> None:
+    """Forgets all programs."""
+    _programs.clear()
+    _counts.update(hits=0, misses=0)

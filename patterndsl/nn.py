@@ -1,0 +1,82 @@
+"""How does a pattern become a layer? A module with the projections that the pattern needs."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from patterndsl.attention import attention
+from patterndsl.diagnostics import input_error
+from patterndsl.pattern import Pattern, parse
+from patterndsl.runtime.data import Inputs
+
+
+class Attention(nn.Module):
+    """Multi-head attention by a pattern: query, key, value and output projections around `patterndsl.attention`.
+
+    pattern: a Pattern, or the text of one. dim: model width. heads: query heads. kv_heads: key heads (grouped-query
+    attention), by default as many. head_dim: dim // heads by default. layer: what `layer` is in the pattern.
+    Programs are compiled on the first call of each length and kept.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern | str,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        layer: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise input_error("E503", f"{heads} heads over {kv_heads} kv_heads", "heads must be a multiple of kv_heads")
+        if head_dim is None and dim % heads:
+            raise input_error("E503", f"dim {dim} is not a multiple of {heads} heads", "give head_dim")
+        self.pattern = parse(pattern) if isinstance(pattern, str) else pattern
+        self.heads, self.kv_heads = heads, kv_heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.layer, self.backend = layer, backend
+        self.query_projection = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        self.key_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=bias)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, inputs: Inputs | None = None, q_start: int = 0
+    ) -> Tensor:
+        """x: [B, T, dim] attends to itself, or to context: [B, Tk, dim]. Returns [B, T, dim].
+
+        inputs: tensors that the pattern reads. q_start: position of x's first token. An empty row yields the output
+        projection's bias.
+        """
+        source = x if context is None else context
+        query = self._by_head(self.query_projection(x), self.heads)
+        key = self._by_head(self.key_projection(source), self.kv_heads)
+        value = self._by_head(self.value_projection(source), self.kv_heads)
+        attended = cast(
+            "Tensor",
+            attention(
+                query,
+                key,
+                value,
+                self.pattern,
+                inputs=inputs,
+                layer=self.layer,
+                q_start=q_start,
+                backend=self.backend,
+            ),
+        )
+        return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
+
+    def _by_head(self, projected: Tensor, heads: int) -> Tensor:
+        """[B, T, heads * D] to [B, heads, T, D]."""
+        return projected.view(*projected.shape[:2], heads, self.head_dim).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

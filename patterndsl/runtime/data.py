@@ -1,0 +1,144 @@
+"""What does a bound relation look up on a device? Inputs and draws as tensors, for membership point by point.
+
+Operations on tensors only, without synchronisation and without reductions, so that membership traces into kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from patterndsl.diagnostics import InputError, input_error, nearest
+from patterndsl.ir.draws import draw
+from patterndsl.ir.index import Facet, Read
+from patterndsl.ir.relation import Random, Relation, at_head, children, depends_on, indices
+from patterndsl.sema.bind import Bound, InputShape
+
+Inputs: TypeAlias = Mapping[str, Tensor]
+
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceData:
+    """The `Data` of membership, on one device.
+
+    facets: [length] int64, or [batch, length] with `row` saying which batch row is asked for.
+    draws: [heads or 1, num_q, count] per random node.
+    """
+
+    facets: Mapping[tuple[str, Facet], Tensor]
+    draws: Mapping[Random, Tensor]
+    row: Any = None
+
+    def at_row(self, row: Any) -> DeviceData:
+        """The same data, asked for one batch row (an int, or an index tensor)."""
+        return replace(self, row=row)
+
+    def read(self, name: str, facet: Facet, index: Any) -> Any:
+        values = self.facets[name, facet]
+        length = values.shape[-1]
+        if length == 0:
+            return index * 0 - 1
+        index = torch.as_tensor(index, device=values.device)
+        inside = (index >= 0) & (index < length)
+        place = index.clamp(0, length - 1)
+        found = values[place] if values.dim() == 1 else values[0 if values.shape[0] == 1 else self.row, place]
+        return torch.where(inside, found, -1)
+
+    def drawn(self, node: Random, head: Any, q: Any) -> Iterable[Any]:
+        keys = self.draws[node]
+        num_q, count = keys.shape[1:]
+        if num_q == 0:
+            return
+        q = torch.as_tensor(q, device=keys.device)
+        inside = (q >= 0) & (q < num_q)
+        row = q.clamp(0, num_q - 1)
+        for turn in range(count):
+            yield torch.where(inside, keys[0 if keys.shape[0] == 1 else head, row, turn], -1)
+
+
+def device_data(relation: Relation, num_heads: int, inputs: Inputs, device: torch.device) -> DeviceData:
+    """Everything that the relation looks up, on the device. inputs: as `checked_inputs` returns them."""
+    reads = {(index.name, index.facet) for index in indices(relation) if isinstance(index, Read)}
+    facets = {(name, facet): _facet(inputs[name], facet) for name, facet in sorted(reads)}
+    return DeviceData(facets, {node: _draws(node, num_heads, device) for node in _random_nodes(relation)})
+
+
+def _random_nodes(relation: Relation) -> Iterator[Random]:
+    if isinstance(relation, Random):
+        yield relation
+    for child in children(relation):
+        yield from _random_nodes(child)
+
+
+def _draws(node: Random, num_heads: int, device: torch.device) -> Tensor:
+    """[heads or 1, num_q, count]; heads with fewer rows or draws are filled up with -1."""
+    heads = range(num_heads if depends_on(node, "head") else 1)
+    nodes = [drawn for head in heads if isinstance(drawn := at_head(node, head), Random)]
+    tables = [torch.from_numpy(draw(drawn).copy()) for drawn in nodes]
+    num_q, count = (max(table.shape[dim] for table in tables) for dim in range(2))
+    stacked = torch.full((len(tables), num_q, count), -1)
+    for head, table in enumerate(tables):
+        stacked[head, : table.shape[0], : table.shape[1]] = table
+    return stacked.to(device)
+
+
+def _facet(values: Tensor, facet: Facet) -> Tensor:
+    """[..., length]: the values, the first position of each one's run, or its place in the stable order by value."""
+    match facet:
+        case "value":
+            return values
+        case "start":
+            places = torch.arange(values.shape[-1], device=values.device).expand_as(values)
+            changes = torch.ones_like(values, dtype=torch.bool)
+            changes[..., 1:] = values[..., 1:] != values[..., :-1]
+            return torch.where(changes, places, 0).cummax(-1).values if values.shape[-1] else values
+        case "rank":
+            return values.argsort(stable=True, dim=-1).argsort(stable=True, dim=-1)
+
+
+def checked_inputs(
+    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None
+) -> dict[str, Tensor]:
+    """The inputs that the pattern reads, as int64 [length] or [batch, length] on the device.
+
+    Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
+    """
+    given = dict(inputs or {})
+    wanted = {shape.name: shape for shape in bound.inputs}
+    for name in given:
+        if name not in wanted:
+            near = nearest(name, wanted)
+            listed = f"it reads {', '.join(wanted)}" if wanted else "it reads none"
+            raise input_error(
+                "E501", f"the pattern reads no input `{name}`", f"did you mean `{near}`?" if near else listed
+            )
+    return {name: _checked_input(shape, given.get(name), device, batch) for name, shape in wanted.items()}
+
+
+def _checked_input(shape: InputShape, values: Tensor | None, device: torch.device, batch: int | None) -> Tensor:
+    length = "any length" if shape.length is None else str(shape.length)
+    form = f"a {shape.dtype} tensor [{length}] or [batch, {length}]"
+    if values is None:
+        raise input_error("E501", f"input `{shape.name}` is missing", f'pass inputs={{"{shape.name}": ...}}, {form}')
+    if not isinstance(values, Tensor):
+        raise _misfit(shape, f"is {type(values).__name__}", form)
+    allowed = (torch.bool,) if shape.dtype == "bool" else INTEGER_DTYPES
+    if values.dtype not in allowed:
+        raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}", form)
+    if values.dim() not in (1, 2) or (shape.length is not None and values.shape[-1] != shape.length):
+        raise _misfit(shape, f"has shape {list(values.shape)}", form)
+    if values.dim() == 2 and batch is not None and values.shape[0] not in (1, batch):
+        raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}", form)
+    if values.device != device:
+        raise _misfit(shape, f"is on {values.device}, the tensors on {device}", f"move it: .to('{device}')")
+    return values.to(torch.int64)
+
+
+def _misfit(shape: InputShape, problem: str, form: str) -> InputError:
+    return input_error("E502", f"input `{shape.name}` {problem}", f"give {form}")

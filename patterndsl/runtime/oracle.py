@@ -1,0 +1,76 @@
+"""What is the right answer? Dense attention straight from membership: slow, plain, and the truth for every other path.
+
+It shares no code with lowering: the mask is the predicate asked at every pair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.meaning import Point, member
+from patterndsl.runtime.data import DeviceData
+from patterndsl.sema.bind import Bound
+
+MAX_PAIRS = 1 << 28
+"""Dense masks of more pairs (over batch and heads) are refused."""
+_PAIRS_AT_ONCE = 1 << 22
+
+
+def dense_mask(bound: Bound, data: DeviceData, num_rows: int, device: torch.device) -> Tensor:
+    """bool [rows or 1, heads or 1, q_len, kv_len]: may the query attend the key. Work: O(pairs).
+
+    Raises InputError (E504) above MAX_PAIRS.
+    """
+    sizes = bound.sizes
+    heads = bound.num_heads if len(bound.groups) > 1 else 1
+    num_pairs = num_rows * heads * sizes.q_len * sizes.kv_len
+    if num_pairs > MAX_PAIRS:
+        raise input_error(
+            "E504",
+            f"a dense mask of {num_pairs:,} pairs is above the limit of {MAX_PAIRS:,}",
+            "use block_mask() or gather_indices(), or rows() for some queries; compile for a smaller n",
+        )
+    positions = torch.arange(sizes.q_start, sizes.q_start + sizes.q_len, device=device)
+    return membership_rows(bound, data, positions, num_rows)
+
+
+def membership_rows(bound: Bound, data: DeviceData, positions: Tensor, num_rows: int) -> Tensor:
+    """bool [rows or 1, heads or 1, len(positions), kv_len]: rows of the dense mask for some absolute query positions."""
+    heads = bound.num_heads if len(bound.groups) > 1 else 1
+    kv_len = bound.sizes.kv_len
+    keep = torch.zeros(num_rows, heads, len(positions), kv_len, dtype=torch.bool, device=positions.device)
+    key = torch.arange(kv_len, device=positions.device)[None, :]
+    step = max(1, _PAIRS_AT_ONCE // max(1, kv_len))
+    for row in range(num_rows):
+        for head in range(heads):
+            for start in range(0, len(positions), step):
+                point = Point(positions[start : start + step, None], key, head, data.at_row(row))
+                keep[row, head, start : start + step] = member(bound.relation, point)
+    return keep
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, keep: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale * query key^T) value over the kept pairs, in float64, differentiable.
+
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], keep: bool broadcastable to [B, Hq, Tq, Tk].
+    Returns the output [B, Hq, Tq, Dv] and lse [B, Hq, Tq], both float64; an empty row yields 0 and -inf. A value that
+    is not finite reaches exactly the rows that attend it. Work and memory: O(B Hq Tq Tk).
+    """
+    kv_group = query.shape[1] // max(1, key.shape[1])
+    q, k, v = query.double(), key.double(), value.double()
+    k, v = k.repeat_interleave(kv_group, dim=1), v.repeat_interleave(kv_group, dim=1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~keep, -torch.inf)
+    lse = torch.logsumexp(scores, dim=-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -torch.inf)
+    empty = lse == -torch.inf
+    weights = torch.exp(scores - lse.masked_fill(empty, 0.0)[..., None])
+    finite = torch.isfinite(v)
+    output = weights @ torch.where(finite, v, 0.0)
+    if not bool(finite.all()):
+        kept = keep.expand(scores.shape).to(v.dtype)
+        output = output + torch.where(kept @ (~finite).to(v.dtype) > 0, torch.nan, 0.0)
+    return output, lse

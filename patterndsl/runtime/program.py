@@ -1,0 +1,373 @@
+"""What can be done with a pattern at given sizes? A Program: its mask, its tiles, its gather indices, its attention.
+
+Tiles of a pattern without inputs are found once and kept; those of a pattern that reads inputs are found for the
+inputs of each call, on their device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Relation
+from patterndsl.lower.gather import gather_tiles
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
+from patterndsl.runtime import flex, oracle, plan
+from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
+from patterndsl.runtime.gathered import BlockLists, Group, gathered_attention
+from patterndsl.sema.bind import Bound
+
+BACKENDS = ("auto", "gathered", "flex", "oracle")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_GATHERED = 1 << 28
+
+
+class GatherIndices(NamedTuple):
+    """Keys per query block: indices int64 [heads or 1, num_q_blocks, width], ascending, padded with -1, the exact
+    union over the block's rows; counts int64 [heads or 1, num_q_blocks]. Batched inputs put a batch dimension first."""
+
+    indices: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _TileKey:
+    q_block: int
+    kv_block: int
+
+
+class Program:
+    """A pattern compiled for lengths, heads and a device; make one with `Pattern.compile`."""
+
+    def __init__(self, bound: Bound, text: str, device: str | torch.device = "cpu", backend: str = "auto") -> None:
+        if backend not in BACKENDS:
+            raise input_error("E505", f"there is no backend {backend!r}", f"the backends are {', '.join(BACKENDS)}")
+        self.bound = bound
+        self.text = text
+        self.device = _device(device)
+        self.backend = ("flex" if self.device.type == "cuda" else "gathered") if backend == "auto" else backend
+        self._chosen_by_rule = backend == "auto"
+        self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
+        self._gathered: tuple[Tiles, ...] | None = None
+        self._lists: tuple[BlockLists, ...] | None = None
+        self._data: DeviceData | None = None
+        self._block_masks: dict[int, BlockMask] = {}
+
+    def __repr__(self) -> str:
+        sizes = self.bound.sizes
+        lengths = f"q_len={sizes.q_len}, kv_len={sizes.kv_len}, q_start={sizes.q_start}"
+        return f"Program({lengths}, heads={self.bound.num_heads}, device={self.device}, backend={self.backend!r})"
+
+    # ---- what is attended -----------------------------------------------------------------------------------
+
+    def mask(self, inputs: Inputs | None = None) -> Tensor:
+        """bool [heads or 1, q_len, kv_len], with a batch dimension first where inputs have one; True may attend.
+
+        Straight from membership, O(q_len x kv_len). Raises InputError (E504) above oracle.MAX_PAIRS pairs.
+        """
+        given = self._inputs(inputs)
+        keep = oracle.dense_mask(self.bound, self._device_data(given), _num_rows(given) or 1, self.device)
+        return keep if _num_rows(given) is not None else keep[0]
+
+    def rows(self, positions: Tensor, inputs: Inputs | None = None) -> Tensor:
+        """bool [heads or 1, len(positions), kv_len]: the mask's rows of some absolute query positions."""
+        given = self._inputs(inputs)
+        positions = positions.to(self.device)
+        keep = oracle.membership_rows(self.bound, self._device_data(given), positions, _num_rows(given) or 1)
+        return keep if _num_rows(given) is not None else keep[0]
+
+    def tiles(
+        self,
+        q_block: int = 128,
+        kv_block: int | None = None,
+        *,
+        inputs: Inputs | None = None,
+        on_event: OnEvent | None = None,
+    ) -> list[tuple[Tiles, ...]]:
+        """The live tiles per batch row (one where inputs have no batch dimension) and head group.
+
+        Groups are those of `program.bound.groups`. Work: O(live tiles), see `lower.tiles`.
+        """
+        key = _TileKey(_block(q_block), _block(kv_block or q_block))
+        given = self._inputs(inputs)
+        if given:
+            return [self._find(key, lookup, on_event) for lookup in _lookups(given)]
+        if key not in self._tiles:
+            self._tiles[key] = self._find(key, Lookup(), on_event)
+        return [self._tiles[key]]
+
+    def block_mask(self, block: int = 128, inputs: Inputs | None = None) -> BlockMask:
+        """FlexAttention's BlockMask, [batch or 1, heads or 1, ...], equal to create_block_mask's, without its N x N.
+
+        Above flex.MAX_DENSE_BLOCKS blocks the index tensors hold live columns only: enough for flex_attention, not for
+        `to_dense` and slicing.
+        """
+        given = self._inputs(inputs)
+        if not given and block in self._block_masks:
+            return self._block_masks[block]
+        sizes = self.bound.sizes
+        tiles = self.tiles(block, inputs=inputs)
+        some = tiles[0][0]
+        mask = flex.block_mask(
+            [self._per_head(row) for row in tiles],
+            (block, block),
+            (some.num_q_blocks, some.num_kv_blocks),
+            (sizes.q_len, sizes.kv_len),
+            flex.mask_mod(self.bound, self._device_data(given)),
+        )
+        if not given:
+            self._block_masks[block] = mask
+        return mask
+
+    def _per_head(self, groups: tuple[Tiles, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The tiles of each head, or of one head where all agree."""
+        on_device = [tuple(self._tensor(part) for part in (t.q_blks, t.kv_blks, t.is_full)) for t in groups]
+        if len(groups) == 1:
+            return [(on_device[0][0], on_device[0][1], on_device[0][2])]
+        group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
+        picked = (on_device[group_of[head]] for head in range(self.bound.num_heads))
+        return [(parts[0], parts[1], parts[2]) for parts in picked]
+
+    def gather_indices(self, q_block: int = 64, inputs: Inputs | None = None) -> GatherIndices:
+        """The keys that each block of q_block queries needs. Raises InputError (E504) where they are too many to list."""
+        given = self._inputs(inputs)
+        per_row = []
+        for lookup in _lookups(given) if given else [Lookup()]:
+            key = _TileKey(_block(q_block), 1)
+            found = self._find(key, lookup, None, tell_full=False)
+            per_row.append([(self._tensor(tiles.q_blks), self._tensor(tiles.kv_blks)) for tiles in found])
+        num_q_blocks = -(-self.bound.sizes.q_len // q_block)
+        counts = torch.stack(
+            [torch.stack([torch.bincount(q, minlength=num_q_blocks) for q, _ in groups]) for groups in per_row]
+        )
+        width = int(counts.max()) if counts.numel() else 0
+        if counts.numel() * width > MAX_GATHERED:
+            message = f"{counts.numel() * width:,} gather indices are above the limit of {MAX_GATHERED:,}"
+            raise input_error("E504", message, "use block_mask(), whose cost follows tiles and not keys")
+        indices = torch.full((*counts.shape, width), -1, device=self.device)
+        starts = counts.cumsum(-1) - counts
+        for row, groups in enumerate(per_row):
+            for group, (q_blks, keys) in enumerate(groups):
+                place = torch.arange(len(keys), device=self.device) - starts[row, group, q_blks]
+                indices[row, group, q_blks, place] = keys
+        if len(self.bound.groups) > 1:
+            group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
+            order = [group_of[head] for head in range(self.bound.num_heads)]
+            indices, counts = indices[:, order], counts[:, order]
+        if _num_rows(given) is None:
+            indices, counts = indices[0], counts[0]
+        return GatherIndices(indices, counts)
+
+    def _find(
+        self, key: _TileKey, lookup: Lookup, on_event: OnEvent | None, tell_full: bool = True
+    ) -> tuple[Tiles, ...]:
+        sizes = self.bound.sizes
+        return tuple(
+            find_tiles(
+                group.relation,
+                sizes,
+                lookup,
+                key.q_block,
+                key.kv_block,
+                tell_full=tell_full,
+                on_event=on_event,
+            )
+            for group in self.bound.groups
+        )
+
+    # ---- attention ------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        inputs: Inputs | None = None,
+        scale: float | None = None,
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Sparse attention, differentiable.
+
+        query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], Hq a multiple of Hkv; float32, bfloat16,
+        float16, or float64. scale defaults to D ** -0.5. Returns [B, Hq, Tq, Dv] in the inputs' dtype, and with
+        return_lse the log-sum-exp [B, Hq, Tq] in float32 (float64 for float64). An empty row yields 0 and -inf, with
+        gradient 0. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
+        """
+        self._check(query, key, value)
+        given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        match self._backend_for(query, value):
+            case "oracle":
+                keep = oracle.dense_mask(self.bound, self._device_data(given), _num_rows(given) or 1, self.device)
+                output, lse = oracle.attend(query, key, value, keep, scale)
+                output, lse = output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
+            case "flex":
+                mask = self.block_mask(inputs=inputs)
+                output, found = flex.flex(query, key, value, mask, scale=scale, want_lse=return_lse)
+                if not return_lse or found is None:
+                    return output
+                lse = found
+            case _:
+                output, lse = gathered_attention(query, key, value, self._groups(given), scale=scale)
+        return (output, lse) if return_lse else output
+
+    def _backend_for(self, query: Tensor, value: Tensor) -> str:
+        """FlexAttention has no float64 and no empty sequences; chosen by rule, it then leaves the work to gathered."""
+        unfit = query.dtype == torch.float64 or 0 in query.shape or 0 in value.shape
+        return "gathered" if self.backend == "flex" and self._chosen_by_rule and unfit else self.backend
+
+    def _groups(self, given: dict[str, Tensor]) -> list[Group]:
+        """Batch rows and heads that share tiles, as the gathered backend takes them."""
+        q_start = self.bound.sizes.q_start
+        num_rows = _num_rows(given)
+        if not given:
+            if self._lists is None:
+                self._lists = self._block_lists(Lookup())
+            lists = [self._lists]
+        else:
+            lists = [self._block_lists(lookup) for lookup in _lookups(given)]
+        groups = []
+        for row, per_group in enumerate(lists):
+            for group, blocks in zip(self.bound.groups, per_group, strict=True):
+                data = device_data(group.relation, 1, given, self.device).at_row(row)
+                heads = group.heads if len(self.bound.groups) > 1 else None
+                rows = (row,) if num_rows is not None and num_rows > 1 else None
+                groups.append(Group(rows, heads, blocks, _Keep(group.relation, q_start, data)))
+        return groups
+
+    def _block_lists(self, lookup: Lookup) -> tuple[BlockLists, ...]:
+        return tuple(self._on_device(tiles) for tiles in self._gather_tiles(lookup))
+
+    def _gather_tiles(self, lookup: Lookup) -> tuple[Tiles, ...]:
+        """The tiles that the gathered backend runs on; those of a pattern without inputs are found once."""
+        if self._gathered is not None and not self.bound.inputs:
+            return self._gathered
+        found = tuple(gather_tiles(group.relation, self.bound.sizes, lookup) for group in self.bound.groups)
+        if not self.bound.inputs:
+            self._gathered = found
+        return found
+
+    def _on_device(self, tiles: Tiles) -> BlockLists:
+        q_blks = self._tensor(tiles.q_blks)
+        counts = torch.bincount(q_blks, minlength=tiles.num_q_blocks)
+        offsets = torch.zeros(tiles.num_q_blocks + 1, dtype=torch.int64, device=self.device)
+        offsets[1:] = counts.cumsum(0)
+        return BlockLists(
+            tiles.q_block, tiles.kv_block, offsets, self._tensor(tiles.kv_blks), self._tensor(tiles.is_full)
+        )
+
+    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Raises InputError (E503, E505) where the tensors do not fit each other or the program."""
+        named = {"query": query, "key": key, "value": value}
+        for name, tensor in named.items():
+            if not isinstance(tensor, Tensor) or tensor.dim() != 4:
+                shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise input_error(
+                    "E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]"
+                )
+            if tensor.dtype != query.dtype or tensor.device != query.device:
+                message = f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}"
+                raise input_error("E503", message, "give all three in one dtype, on one device")
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
+        if query.dtype not in DTYPES:
+            raise input_error("E505", f"attention in {query.dtype}", "use float32, bfloat16, float16 or float64")
+        if query.device != self.device:
+            raise input_error(
+                "E503",
+                f"the tensors are on {query.device}, the program on {self.device}",
+                "compile for their device",
+            )
+        if not query.shape[0] == key.shape[0] == value.shape[0]:
+            raise input_error("E503", f"batch sizes differ: {shapes}", "give one batch size")
+        if key.shape[:3] != value.shape[:3] or key.shape[3] != query.shape[3]:
+            raise input_error(
+                "E503",
+                f"shapes do not fit: {shapes}",
+                "key and value share B, Hkv, Tk; query and key share D",
+            )
+        if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+            raise input_error("E503", f"heads do not divide: {shapes}", "query heads are a multiple of key heads")
+        sizes = self.bound.sizes
+        want = (self.bound.num_heads, sizes.q_len, sizes.kv_len)
+        if (query.shape[1], query.shape[2], key.shape[2]) != want:
+            message = f"the program is for {want[0]} heads, {want[1]} queries and {want[2]} keys, got {shapes}"
+            raise input_error("E503", message, "compile for these sizes, or call patterndsl.attention, which does")
+
+    # ---- data -----------------------------------------------------------------------------------------------
+
+    def _inputs(self, inputs: Inputs | None) -> dict[str, Tensor]:
+        return checked_inputs(self.bound, inputs, self.device)
+
+    def _device_data(self, given: dict[str, Tensor]) -> DeviceData:
+        if given:
+            return device_data(self.bound.relation, self.bound.num_heads, given, self.device)
+        if self._data is None:
+            self._data = device_data(self.bound.relation, self.bound.num_heads, {}, self.device)
+        return self._data
+
+    def _tensor(self, array: object) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the plan as safetensors: tiles, and the canonical text in the metadata; `patterndsl.load_program` reads it.
+
+        Raises PatternError (E602) where the file exists, unless overwrite, or cannot be written.
+        """
+        bound = self.bound
+        tiles = () if bound.inputs else self._gather_tiles(Lookup())
+        plan.write(plan.Plan(self.text, bound.sizes, bound.num_heads, bound.layer, tiles), path, overwrite=overwrite)
+
+    def adopt(self, tiles: tuple[Tiles, ...]) -> None:
+        """Takes the tiles of a plan instead of finding them again."""
+        self._gathered = tiles
+
+
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """Membership of one head group and batch row, with queries counted from the program's first."""
+
+    relation: Relation
+    q_start: int
+    data: DeviceData
+
+    def __call__(self, q: Tensor, k: Tensor) -> Tensor:
+        holds = member(self.relation, Point(q + self.q_start, k, 0, self.data))
+        return torch.as_tensor(holds, device=q.device)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _block(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise input_error("E406", f"a block of {size!r} positions", "blocks hold 1 position or more")
+    return size
+
+
+def _num_rows(given: dict[str, Tensor]) -> int | None:
+    """Rows of batched inputs; None where no input has a batch dimension."""
+    return max((values.shape[0] for values in given.values() if values.dim() == 2), default=None)
+
+
+def _lookups(given: dict[str, Tensor]) -> Sequence[Lookup]:
+    """One lookup per batch row of the inputs, on their device."""
+    rows = _num_rows(given) or 1
+
+    def at(values: Tensor, row: int) -> Tensor:
+        return values if values.dim() == 1 else values[0 if values.shape[0] == 1 else row]
+
+    return [Lookup({name: at(values, row) for name, values in given.items()}) for row in range(rows)]

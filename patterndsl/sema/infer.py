@@ -1,0 +1,117 @@
+"""What must each parameter of a definition be? Read off from how the body uses it, so that a wrong argument is blamed
+where it is written and not inside the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import assert_never
+
+from patterndsl.sema.scope import FUNCTIONS, POSITIONS, PRIMITIVES, Kind, Scope
+from patterndsl.syntax import tree as ast
+
+
+def param_kinds(definition: ast.Definition, home: Scope) -> dict[str, Kind]:
+    """The kind of each parameter; an integer where nothing tells."""
+    kinds: dict[str, Kind] = {}
+    _infer(definition.body, None, definition.params, kinds, home, (definition,))
+    return {param: kinds.get(param, "integer") for param in definition.params}
+
+
+def _infer(
+    expr: ast.Expr,
+    wanted: Kind | None,
+    params: Sequence[str],
+    kinds: dict[str, Kind],
+    home: Scope,
+    active: tuple[ast.Definition, ...],
+) -> None:
+    """Notes in `kinds` what the expression demands of each parameter that it names."""
+
+    def inside(part: ast.Expr, part_wanted: Kind | None) -> None:
+        _infer(part, part_wanted, params, kinds, home, active)
+
+    match expr:
+        case ast.Name(name=name):
+            if name in params and wanted is not None:
+                kinds.setdefault(name, wanted)
+        case ast.Attribute(name=name):
+            if name in params:
+                kinds.setdefault(name, "attribute")
+        case ast.Subscript(name=name, index=index):
+            if name in params:
+                kinds.setdefault(name, "list")
+            inside(index, "integer")
+        case ast.Call(name=name, arguments=arguments):
+            for argument, argument_kind in _argument_kinds(name, arguments, home, active):
+                inside(argument.value, argument_kind)
+        case ast.Binary(op=op, left=left, right=right):
+            side: Kind | None = "integer"
+            if op == "-":
+                side = wanted or _evident_kind(left, home) or _evident_kind(right, home)
+            inside(left, side)
+            inside(right, side)
+        case ast.Negative() | ast.Comparison() | ast.InRange() | ast.InSet():
+            for child in ast.children(expr):
+                inside(child, "integer")
+        case ast.Not() | ast.Logic():
+            for child in ast.children(expr):
+                inside(child, "predicate")
+        case ast.At(relation=relation, query=query, key=key, lengths=lengths):
+            inside(relation, "predicate")
+            for child in (query, key, *(length.value for length in lengths)):
+                inside(child, "integer")
+        case ast.Number() | ast.Broken():
+            pass
+        case _:
+            assert_never(expr)
+
+
+def _evident_kind(expr: ast.Expr, home: Scope) -> Kind | None:
+    """The kind that an expression shows by its form, or by the body of the definition that it uses."""
+    match expr:
+        case ast.Comparison() | ast.InRange() | ast.InSet() | ast.Not() | ast.Logic() | ast.At():
+            return "predicate"
+        case ast.Number() | ast.Negative() | ast.Subscript():
+            return "integer"
+        case ast.Binary(op=op, left=left, right=right):
+            return "integer" if op != "-" else _evident_kind(left, home) or _evident_kind(right, home)
+        case ast.Name(name=name) | ast.Call(name=name):
+            if name in PRIMITIVES:
+                return "predicate"
+            within: Scope | None = home
+            while within is not None and name not in within.definitions:
+                within = within.parent
+            if within is None:
+                return "integer" if name in POSITIONS or name in FUNCTIONS else None
+            bodies = (item.body for item in within.definitions[name] if not isinstance(item.body, ast.Name | ast.Call))
+            return next((kind for body in bodies if (kind := _evident_kind(body, within))), None)
+        case _:
+            return None
+
+
+def _argument_kinds(
+    name: str, arguments: tuple[ast.Argument, ...], home: Scope, active: tuple[ast.Definition, ...]
+) -> Iterator[tuple[ast.Argument, Kind | None]]:
+    """Each argument of a call with the kind that the callee demands."""
+    if name == "random":
+        for at, argument in enumerate(arguments):
+            yield (
+                argument,
+                "predicate" if argument.name == "avoid" or (argument.name is None and at == 2) else "integer",
+            )
+        return
+    if name == "along":
+        yield from ((argument, "attribute") for argument in arguments)
+        return
+    within: Scope | None = home
+    while within is not None and name not in within.definitions:
+        within = within.parent
+    overloads = within.definitions[name] if within else []
+    callee = next((item for item in overloads if len(item.params) == len(arguments)), None)
+    if callee is None or within is None or callee in active:
+        yield from ((argument, "integer" if name in FUNCTIONS else None) for argument in arguments)
+        return
+    kinds: dict[str, Kind] = {}
+    _infer(callee.body, None, callee.params, kinds, within, (*active, callee))
+    for at, argument in enumerate(arguments):
+        yield argument, kinds.get(argument.name or callee.params[at], "integer")
