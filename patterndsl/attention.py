@@ -1,4 +1,4 @@
-"""How does a user attend without thinking of programs? `attention(query, key, value, pattern)` compiles once per shape."""
+"""How does a user attend without thinking of programs? `attention` compiles once per pattern and shape."""
 
 from __future__ import annotations
 

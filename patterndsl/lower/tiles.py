@@ -29,7 +29,8 @@ class Tiles:
     """Live tiles of one head: cells of q_block queries (from q_start on) by kv_block keys, ordered by (q_blk, kv_blk).
 
     q_blks, kv_blks: int64 [num_tiles]; is_full: bool [num_tiles], true where every pair of actual positions is kept
-    (a ragged last tile is full when all that exists of it is). num_visited counts the boxes that were looked at.
+    (a ragged last tile is full when all that exists of it is). num_visited counts the boxes that were looked at,
+    num_guessed the tiles that `effort` left undecided: they stand here as live and partial.
     """
 
     q_block: int
@@ -40,6 +41,7 @@ class Tiles:
     kv_blks: Array
     is_full: Array
     num_visited: int
+    num_guessed: int = 0
 
     @property
     def num_tiles(self) -> int:
@@ -82,6 +84,7 @@ class _Descent:
     effort: int | None
     on_event: OnEvent | None
     visited: int = 0
+    guessed: int = 0
     found: list[tuple[Array, Array, Array]] = field(default_factory=list)  # q_blks, kv_blks, is_full
 
     def run(self) -> Tiles:
@@ -105,6 +108,7 @@ class _Descent:
             kv_blks[order],
             is_full[order],
             self.visited,
+            self.guessed,
         )
 
     # ---- from the whole plane down to tiles -----------------------------------------------------------------
@@ -202,6 +206,7 @@ class _Descent:
             if not tile.shape[0]:
                 continue
             if self.effort is not None and spent > self.effort:
+                self.guessed += int(self.lookup.xp.unique_values(tile).shape[0])
                 kept[tile], dropped[tile] = True, True
                 continue
             spent += 4 * int(tile.shape[0])

@@ -37,7 +37,7 @@ def dense_mask(bound: Bound, data: DeviceData, num_rows: int, device: torch.devi
 
 
 def membership_rows(bound: Bound, data: DeviceData, positions: Tensor, num_rows: int) -> Tensor:
-    """bool [rows or 1, heads or 1, len(positions), kv_len]: rows of the dense mask for some absolute query positions."""
+    """bool [rows or 1, heads or 1, len(positions), kv_len]: the dense mask at some absolute query positions."""
     heads = bound.num_heads if len(bound.groups) > 1 else 1
     kv_len = bound.sizes.kv_len
     keep = torch.zeros(num_rows, heads, len(positions), kv_len, dtype=torch.bool, device=positions.device)

@@ -46,7 +46,7 @@ def write(plan: Plan, path: str | PathLike[str], *, overwrite: bool) -> None:
 
 
 def plan_bytes(plan: Plan) -> bytes:
-    """The plan file's bytes: the same plan gives the same bytes. One metadata key, as the order of several is not kept."""
+    """The plan file's bytes, the same for the same plan: one metadata key, as the order of several is not kept."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for at, tiles in enumerate(plan.tiles):
         tensors[f"{at}.q_blks"] = np.ascontiguousarray(tiles.q_blks, dtype=np.int32)

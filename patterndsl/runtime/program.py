@@ -138,7 +138,7 @@ class Program:
         return [(parts[0], parts[1], parts[2]) for parts in picked]
 
     def gather_indices(self, q_block: int = 64, inputs: Inputs | None = None) -> GatherIndices:
-        """The keys that each block of q_block queries needs. Raises InputError (E504) where they are too many to list."""
+        """The keys that each block of q_block queries needs. Raises InputError (E504) where there are too many."""
         given = self._inputs(inputs)
         per_row = []
         for lookup in _lookups(given) if given else [Lookup()]:
@@ -319,7 +319,7 @@ class Program:
         return torch.as_tensor(array, device=self.device)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes the plan as safetensors: tiles, and the canonical text in the metadata; `patterndsl.load_program` reads it.
+        """Writes the plan as safetensors: tiles, and the canonical text in the metadata. See `load_program`.
 
         Raises PatternError (E602) where the file exists, unless overwrite, or cannot be written.
         """

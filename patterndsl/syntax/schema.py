@@ -57,7 +57,7 @@ KEYS: dict[str, dict[str, object]] = {
         "other specs (a path beside this file, or a spec in place), used as definitions",
     ),
     "define": {
-        "description": "definitions: `name` or `name(parameters)` to an expression, or a text of `name(a, b) = ...` lines",
+        "description": "`name` or `name(parameters)` to an expression, or a text of `name(a, b) = ...` lines",
         "anyOf": [
             {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
             {"type": "string"},

@@ -1,0 +1,79 @@
+"""How is a file written so that nobody ever sees half of it? A sibling is filled first, then takes the name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from os import PathLike
+from pathlib import Path
+
+from patterndsl.diagnostics import PatternError, error
+
+
+def write_atomically(path: str | PathLike[str], data: bytes, overwrite: bool = False) -> None:
+    """Writes the file whole or not at all; a link is followed, a pipe or device is simply written to.
+
+    Raises PatternError (E602) where the file exists, unless overwrite, and where it cannot be written.
+    """
+    shown, target = str(path), Path(os.path.realpath(path))
+    try:
+        if target.is_dir():
+            raise error("E602", f"cannot write {shown}: it is a folder", None, "name a file in it")
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _write_file(shown, target, data, overwrite)
+    except OSError as failed:
+        raise _refused(shown, target, failed) from None
+
+
+def refuse_existing(path: str | PathLike[str]) -> None:
+    """Raises PatternError (E602) where the file is there: for a command that would work long before it writes."""
+    _refuse_existing(str(path), Path(path))
+
+
+def _refuse_existing(shown: str, target: Path) -> None:
+    if target.is_file():
+        raise _exists(shown)
+
+
+def _write_file(shown: str, target: Path, data: bytes, overwrite: bool) -> None:
+    if not overwrite:
+        _refuse_existing(shown, target)
+    sibling = target.with_name(f".{target.name[:200]}.{os.getpid()}.{os.urandom(4).hex()}.part")
+    try:
+        with open(sibling, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.is_file():
+            os.chmod(sibling, stat.S_IMODE(target.stat().st_mode))
+        if overwrite:
+            os.replace(sibling, target)
+        else:
+            _name_anew(shown, sibling, target)
+    finally:
+        sibling.unlink(missing_ok=True)
+
+
+def _name_anew(shown: str, sibling: Path, target: Path) -> None:
+    """Gives the file its name unless it was taken meanwhile, by a link where there are links."""
+    try:
+        os.link(sibling, target)
+    except FileExistsError:
+        raise _exists(shown) from None
+    except OSError:
+        _refuse_existing(shown, target)
+        os.replace(sibling, target)
+
+
+def _exists(shown: str) -> PatternError:
+    return error("E602", f"{shown} exists already", None, "choose another name, or overwrite it: --force, overwrite=True")
+
+
+def _refused(shown: str, target: Path, failed: OSError) -> PatternError:
+    folder = target.parent
+    if not folder.exists():
+        return error("E602", f"cannot write {shown}: there is no folder {folder}", None, f"make it: mkdir -p {folder}")
+    help = "choose a folder that you may write to" if isinstance(failed, PermissionError) else "choose another place"
+    return error("E602", f"cannot write {shown}: {failed.strerror or failed}", None, help)
