@@ -9,7 +9,7 @@ from patterndsl.pattern import Pattern, load, load_program, parse
 
 if TYPE_CHECKING:
     from patterndsl import nn as nn
-    from patterndsl.attention import attention as attention
+    from patterndsl.functional import attention as attention
     from patterndsl.runtime.program import Program as Program
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ __all__ = [
     "parse",
 ]
 
-_LAZY = {"Program": "patterndsl.runtime.program", "attention": "patterndsl.attention"}
+_LAZY = {"Program": "patterndsl.runtime.program", "attention": "patterndsl.functional"}
 
 
 def __getattr__(name: str) -> object:

@@ -68,7 +68,9 @@ def _name_anew(shown: str, sibling: Path, target: Path) -> None:
 
 
 def _exists(shown: str) -> PatternError:
-    return error("E602", f"{shown} exists already", None, "choose another name, or overwrite it: --force, overwrite=True")
+    return error(
+        "E602", f"{shown} exists already", None, "choose another name, or overwrite it: --force, overwrite=True"
+    )
 
 
 def _refused(shown: str, target: Path, failed: OSError) -> PatternError:

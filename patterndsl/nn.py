@@ -6,8 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from patterndsl.attention import attention
 from patterndsl.diagnostics import input_error
+from patterndsl.functional import attention
 from patterndsl.pattern import Pattern, parse
 from patterndsl.runtime.data import Inputs
 
@@ -59,18 +59,8 @@ class Attention(nn.Module):
         query = self._by_head(self.query_projection(x), self.heads)
         key = self._by_head(self.key_projection(source), self.kv_heads)
         value = self._by_head(self.value_projection(source), self.kv_heads)
-        attended = cast(
-            "Tensor",
-            attention(
-                query,
-                key,
-                value,
-                self.pattern,
-                inputs=inputs,
-                layer=self.layer,
-                q_start=q_start,
-                backend=self.backend,
-            ),
+        attended = attention(
+            query, key, value, self.pattern, inputs=inputs, layer=self.layer, q_start=q_start, backend=self.backend
         )
         return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
 

@@ -138,8 +138,8 @@ class DrawnCells:
         """
         q_level, k_level = _cover_level(q_low, q_high), _cover_level(k_low, k_high)
         found = np.zeros(q_low.shape, dtype=bool)
-        levels = np.stack((q_level, k_level))
-        for q_at, k_at in np.unique(levels.reshape(2, -1), axis=1).T.tolist():
+        for code_of_levels in np.unique(q_level * 64 + k_level).tolist():  # far faster than unique pairs
+            q_at, k_at = divmod(code_of_levels, 64)
             here = (q_level == q_at) & (k_level == k_at)
             codes = self._occupied(q_at, k_at)
             if not len(codes):

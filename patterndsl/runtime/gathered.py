@@ -63,7 +63,7 @@ def gathered_attention(
     inputs, outputs and gradients O(MAX_SCORES). Deterministic on the CPU; on CUDA gradients of key and value add in
     no fixed order.
     """
-    out, lse = _Gathered.apply(query, key, value, tuple(groups), scale)
+    out, lse = _Gathered.apply(query, key, value, tuple(groups), scale)  # type: ignore[no-untyped-call]
     return out, lse
 
 
@@ -103,7 +103,9 @@ def _segments(lists: BlockLists) -> Iterator[_Segment]:
             slot = torch.arange(width, device=left.device)
             exists = slot < left[q_blks, None]
             place = torch.where(exists, starts[q_blks, None] + wave * width_limit + slot, 0)
-            yield _Segment(q_blks, lists.kv_blks[place].long() * exists, lists.is_full[place] & exists, exists, wave == 0)
+            yield _Segment(
+                q_blks, lists.kv_blks[place].long() * exists, lists.is_full[place] & exists, exists, wave == 0
+            )
         wave += 1
 
 
@@ -133,7 +135,11 @@ def _query_by_block(x: Tensor, block: int, kv_group: int) -> Tensor:
     if kv_group == 1:
         return blocks
     num_q_blocks, dim = blocks.shape[1], blocks.shape[3]
-    return blocks.reshape(-1, kv_group, num_q_blocks, block, dim).transpose(1, 2).reshape(-1, num_q_blocks, kv_group * block, dim)
+    return (
+        blocks.reshape(-1, kv_group, num_q_blocks, block, dim)
+        .transpose(1, 2)
+        .reshape(-1, num_q_blocks, kv_group * block, dim)
+    )
 
 
 def _query_from_blocks(blocks: Tensor, batch: int, kv_group: int, length: int) -> Tensor:
@@ -250,7 +256,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 class _Gathered(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...], scale: float
     ) -> tuple[Tensor, Tensor]:
         batch, num_heads, q_len, _ = query.shape
@@ -266,7 +272,7 @@ class _Gathered(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         dtype = lse.dtype
         grad_query = torch.zeros_like(query)
@@ -347,7 +353,7 @@ def _backward_group(
     lists, dtype = group.lists, lse.dtype
     q_len, kv_len = query.shape[2], key.shape[2]
     blocked = _blocked(selection, lists, query, key, value)
-    num_rows, num_q_blocks, tall, dim = blocked.query.shape
+    num_rows, _, tall, _ = blocked.query.shape
     heads, kv_group = selection.q_heads, selection.kv_group
     out_blocks = _query_by_block(selection.take(grad_out, heads), lists.q_block, kv_group)
     # exp(score - inf) = 0 where a row is empty

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -185,6 +185,42 @@ class Program:
         )
 
     # ---- attention ------------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        inputs: Inputs | None = None,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        inputs: Inputs | None = None,
+        scale: float | None = None,
+        return_lse: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        inputs: Inputs | None = None,
+        scale: float | None = None,
+        return_lse: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     def __call__(
         self,

@@ -48,7 +48,7 @@ KEYS: dict[str, dict[str, object]] = {
     ),
     "inputs": _map(
         _NAME,
-        {"type": "string", "pattern": r"^(int|bool)\[.*\]$"},
+        {"type": "string", "pattern": r"^\s*(int|bool)\s*\[.*\]\s*$"},
         "tensors that the caller brings: int[N], bool[Nk], int[] for a table of any length",
     ),
     "import": _map(

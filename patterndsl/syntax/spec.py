@@ -146,7 +146,7 @@ class _Reader:
         problem = getattr(failed, "problem", None) or getattr(failed, "reason", None) or "not a YAML document"
         offset = min(mark.index, len(self.source.text)) if mark is not None else 0
         help = (
-            "check indentation, colons and quotes; quote an expression that holds `: ` or starts with `&`, `*` or `[`"
+            "check indentation and quotes; quote a value that starts with `&` or `*`, or holds `[` or `,` inside {...}"
         )
         tab = self.source.text[offset : offset + 1] == "\t"
         if tab or "\\t" in problem:

@@ -81,9 +81,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_grammar_files(wheel: Path) -> None:
     grammar = REPOSITORY / "grammar"
-    expected = {
-        f"patterndsl/{path.relative_to(REPOSITORY)}" for path in grammar.rglob("*") if path.is_file()
-    }
+    expected = {f"patterndsl/{path.relative_to(REPOSITORY)}" for path in grammar.rglob("*") if path.is_file()}
     assert "patterndsl/grammar/pattern.lark" in expected
     assert expected <= names_in(wheel)
 

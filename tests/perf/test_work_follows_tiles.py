@@ -8,7 +8,12 @@ import patterndsl
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 
-LOCAL = ["causal & (recent(512) | first(4))", "window(256) | global(64)", "blocks(64, window(1) | global(1))", "block(100)"]
+LOCAL = [
+    "causal & (recent(512) | first(4))",
+    "window(256) | global(64)",
+    "blocks(64, window(1) | global(1))",
+    "block(100)",
+]
 
 
 def tiles_of(text: str, n: int) -> Tiles:

@@ -90,6 +90,7 @@ def test_compact_lists_hold_the_same_tiles(monkeypatch: pytest.MonkeyPatch) -> N
     dense = pattern.compile(2000, heads=2).block_mask(64)
     monkeypatch.setattr(flex, "MAX_DENSE_BLOCKS", 0)
     compact = pattern.compile(2000, heads=2).block_mask(64)
+    assert compact.full_kv_indices is not None
     assert compact.kv_indices.shape == compact.full_kv_indices.shape  # one stride for both
     for counts, columns in (LISTS[at : at + 2] for at in range(0, 8, 2)):
         assert torch.equal(getattr(compact, counts), getattr(dense, counts))

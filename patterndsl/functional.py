@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,40 @@ class CacheInfo(NamedTuple):
 
 _programs: OrderedDict[tuple[object, ...], Program] = OrderedDict()
 _counts = {"hits": 0, "misses": 0}
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | str,
+    *,
+    inputs: Inputs | None = None,
+    layer: int = 0,
+    q_start: int = 0,
+    n: int | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | str,
+    *,
+    inputs: Inputs | None = None,
+    layer: int = 0,
+    q_start: int = 0,
+    n: int | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(

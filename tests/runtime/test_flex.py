@@ -1,0 +1,46 @@
+"""FlexAttention as a backend: equal to the oracle where it can run, refused where it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import patterndsl
+from patterndsl import InputError, Pattern
+
+N = 300
+PATTERNS = {
+    "band and sinks": patterndsl.parse("causal & (recent(100) | first(4))"),
+    "random blocks per head": patterndsl.parse("blocks(32, random(2, seed = head) | window(1))"),
+    "dilation per head": patterndsl.parse("causal & dilated(8, d[head])", params={"d": [1, 2]}),
+    "documents per row": patterndsl.parse("causal & within(doc, recent(50))", inputs={"doc": "int[N]"}),
+    "empty rows": patterndsl.parse("q >= 200 & k < 20"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_equals_the_oracle(pattern: Pattern) -> None:
+    query, key = torch.randn(2, 2, N, 16), torch.randn(2, 1, N, 16)
+    doc = torch.stack([torch.arange(N) // 30, torch.arange(N) // 77])
+    inputs = {"doc": doc} if pattern.resolved.inputs else None
+    ours = pattern.compile(N, heads=2, backend="flex")(query, key, key, inputs=inputs)
+    oracle = pattern.compile(N, heads=2, backend="oracle")(query, key, key, inputs=inputs)
+    torch.testing.assert_close(ours, oracle, atol=5e-6, rtol=0)
+
+
+def run(**kinds: object) -> None:
+    dtype, grad, lse = kinds.get("dtype", torch.float32), bool(kinds.get("grad")), bool(kinds.get("lse"))
+    assert isinstance(dtype, torch.dtype)
+    x = torch.randn(1, 1, 64, 16, dtype=dtype, requires_grad=grad)
+    patterndsl.parse("causal").compile(64, backend="flex")(x, x, x, return_lse=lse)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [{"grad": True}, {"lse": True}, {"dtype": torch.float64}],
+    ids=["gradients", "lse", "float64"],
+)
+def test_refuses_what_it_cannot_do_on_the_cpu(kinds: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="E505"):
+        run(**kinds)
