@@ -59,8 +59,11 @@ class Pattern:
     def __hash__(self) -> int:
         return hash(self.text)
 
-    def with_params(self, **values: ParamValue) -> Pattern:
-        """The same pattern with other defaults. Raises PatternError (E401, E402) on a name or value that is wrong."""
+    def with_params(self, **values: ParamValue | str) -> Pattern:
+        """The same pattern with other defaults: integers, lists, or expressions such as "isqrt(N)".
+
+        Raises PatternError (E401, E402) on a name or value that is wrong.
+        """
         return _with_params(self, values)
 
     def bind(

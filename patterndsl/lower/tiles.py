@@ -84,6 +84,8 @@ class _Descent:
     effort: int | None
     on_event: OnEvent | None
     visited: int = 0
+    settled: int = 0
+    total: int = 0
     guessed: int = 0
     found: list[tuple[Array, Array, Array]] = field(default_factory=list)  # q_blks, kv_blks, is_full
 
@@ -116,7 +118,9 @@ class _Descent:
     def descend(self, num_q_blocks: int, num_kv_blocks: int) -> None:
         """Depth first over chunks of boxes of 2^q_level x 2^k_level tiles, so that memory stays bounded."""
         zero = self.lookup.integers(0, 1)
-        stack = [(zero, zero, (num_q_blocks - 1).bit_length(), (num_kv_blocks - 1).bit_length())]
+        q_level, k_level = (num_q_blocks - 1).bit_length(), (num_kv_blocks - 1).bit_length()
+        self.total = 1 << (q_level + k_level)
+        stack = [(zero, zero, q_level, k_level)]
         while stack:
             q_at, k_at, q_level, k_level = stack.pop()
             if q_at.shape[0] > CHUNK:
@@ -125,12 +129,12 @@ class _Descent:
             q_size, k_size = self.q_block << q_level, self.kv_block << k_level
             certain, possible = self.verdict(*self.edges(q_at, k_at, q_size, k_size))
             self.add_full(q_at[certain], k_at[certain], q_level, k_level, num_q_blocks, num_kv_blocks)
+            popped = q_at.shape[0] << (q_level + k_level)
             rest = possible & ~certain
             q_at, k_at = q_at[rest], k_at[rest]
-            if not q_at.shape[0]:
-                continue
-            if q_level == k_level == 0:
+            if q_level == k_level == 0 or not q_at.shape[0]:
                 self.decide(q_at, k_at)
+                self.report(popped)
                 continue
             # halve the longer side first, so that boxes become square in tokens
             halve_q = q_level > 0 and (q_size >= k_size or k_level == 0)
@@ -138,7 +142,15 @@ class _Descent:
             q_level, k_level = q_level - halve_q, k_level - halve_k
             q_at, k_at = self.split(q_at, k_at, halve_q, halve_k)
             inside = (q_at < _ceildiv(num_q_blocks, 1 << q_level)) & (k_at < _ceildiv(num_kv_blocks, 1 << k_level))
-            stack.append((q_at[inside], k_at[inside], q_level, k_level))
+            q_at, k_at = q_at[inside], k_at[inside]
+            self.report(popped - (q_at.shape[0] << (q_level + k_level)))
+            stack.append((q_at, k_at, q_level, k_level))
+
+    def report(self, settled: int) -> None:
+        """Progress in tiles of the plane that are settled, one by one or many at once."""
+        self.settled += settled
+        if self.on_event is not None:
+            self.on_event("finding tiles", self.settled, self.total)
 
     def split(self, q_at: Array, k_at: Array, halve_q: bool, halve_k: bool) -> tuple[Array, Array]:
         xp = self.lookup.xp
@@ -186,6 +198,8 @@ class _Descent:
 
     def decide(self, q_blks: Array, kv_blks: Array) -> None:
         """Looks into tiles until each is known to be empty, partial or full."""
+        if not q_blks.shape[0]:
+            return
         xp = self.lookup.xp
         q_low, q_high, k_low, k_high = self.edges(q_blks, kv_blks, self.q_block, self.kv_block)
         kept, dropped = self.corners(q_low, q_high, k_low, k_high)

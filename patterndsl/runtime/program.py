@@ -58,7 +58,7 @@ class Program:
         self._chosen_by_rule = backend == "auto"
         self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
         self._gathered: tuple[Tiles, ...] | None = None
-        self._lists: tuple[BlockLists, ...] | None = None
+        self._static_groups: tuple[Group, ...] | None = None
         self._data: DeviceData | None = None
         self._block_masks: dict[int, BlockMask] = {}
 
@@ -262,27 +262,27 @@ class Program:
         unfit = query.dtype == torch.float64 or 0 in query.shape or 0 in value.shape
         return "gathered" if self.backend == "flex" and self._chosen_by_rule and unfit else self.backend
 
-    def _groups(self, given: dict[str, Tensor]) -> list[Group]:
+    def _groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
         """Batch rows and heads that share tiles, as the gathered backend takes them."""
-        q_start = self.bound.sizes.q_start
-        num_rows = _num_rows(given)
         if not given:
-            if self._lists is None:
-                self._lists = self._block_lists(Lookup())
-            lists = [self._lists]
-        else:
-            lists = [self._block_lists(lookup) for lookup in _lookups(given)]
-        groups = []
-        for row, per_group in enumerate(lists):
-            for group, blocks in zip(self.bound.groups, per_group, strict=True):
-                data = device_data(group.relation, 1, given, self.device).at_row(row)
-                heads = group.heads if len(self.bound.groups) > 1 else None
-                rows = (row,) if num_rows is not None and num_rows > 1 else None
-                groups.append(Group(rows, heads, blocks, _Keep(group.relation, q_start, data)))
-        return groups
+            if self._static_groups is None:
+                self._static_groups = self._groups_of_row(Lookup(), given, None)
+            return self._static_groups
+        rows = list(enumerate(_lookups(given)))
+        return tuple(
+            group
+            for row, lookup in rows
+            for group in self._groups_of_row(lookup, given, row if len(rows) > 1 else None)
+        )
 
-    def _block_lists(self, lookup: Lookup) -> tuple[BlockLists, ...]:
-        return tuple(self._on_device(tiles) for tiles in self._gather_tiles(lookup))
+    def _groups_of_row(self, lookup: Lookup, given: dict[str, Tensor], row: int | None) -> tuple[Group, ...]:
+        groups = []
+        for group, tiles in zip(self.bound.groups, self._gather_tiles(lookup), strict=True):
+            data = device_data(group.relation, 1, given, self.device).at_row(row or 0)
+            heads = group.heads if len(self.bound.groups) > 1 else None
+            keep = _Keep(group.relation, self.bound.sizes.q_start, data)
+            groups.append(Group(None if row is None else (row,), heads, self._on_device(tiles), keep))
+        return tuple(groups)
 
     def _gather_tiles(self, lookup: Lookup) -> tuple[Tiles, ...]:
         """The tiles that the gathered backend runs on; those of a pattern without inputs are found once."""
