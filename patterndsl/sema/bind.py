@@ -105,7 +105,7 @@ def _check_requirements(resolved: Resolved, sizes: Sizes, values: Mapping[str, i
         value = sized(required.value, sizes, values)
         if required.minimum is None:
             if value != sizes.total:
-                help = f"make the sizes multiply to N, or compile for n={value}"
+                help = "change the axis sizes, or the parameters that they depend on, until they multiply to N"
                 message = f"the grid has {value} positions, but N is {sizes.total}"
                 found.append(Diagnostic("E404", message, required.place, help))
             continue

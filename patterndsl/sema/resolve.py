@@ -185,6 +185,10 @@ class _Resolver:
             repeated = next((p for i, p in enumerate(definition.params) if p in definition.params[:i]), None)
             if repeated:
                 self.report("E208", f"parameter `{repeated}` is named twice", definition.place, "rename one")
+            for param in definition.params:
+                if param in RESERVED:
+                    message = f"parameter `{param}` belongs to the language"
+                    self.report("E208", message, definition.place, "choose another name")
         for definition in spec.define:
             self.attempt(partial(self.check_alone, definition, scope))
 

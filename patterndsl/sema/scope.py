@@ -27,6 +27,7 @@ from patterndsl.ir.index import (
 from patterndsl.ir.relation import Relation
 from patterndsl.sema.model import InputDeclaration
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.parse import KEYWORDS
 
 Kind: TypeAlias = Literal["integer", "predicate", "attribute", "list"]
 
@@ -96,7 +97,7 @@ FUNCTIONS: dict[str, tuple[int, int | None]] = {
     "ceildiv": (2, 2),
 }
 PRIMITIVES = {"random": ("r", "seed", "avoid"), "along": ("axis",)}
-RESERVED = frozenset({*POSITIONS, *FUNCTIONS, *PRIMITIVES, "and", "or", "not", "in", "at"})
+RESERVED = frozenset({*POSITIONS, *FUNCTIONS, *PRIMITIVES, *KEYWORDS})
 
 
 def kind_of(value: Value) -> Kind:

@@ -19,6 +19,7 @@ MAX_LENGTH = 65_536
 """Characters in one expression."""
 MAX_DEPTH = 100
 """Nesting of brackets, and of operators that do not chain flat."""
+KEYWORDS = ("and", "or", "not", "in", "at")
 MAX_LITERAL = 2**53
 """Integers beyond this are refused: they are exact in no picture, plan or page."""
 

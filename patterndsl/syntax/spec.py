@@ -15,7 +15,7 @@ import yaml
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.syntax import tree as ast
-from patterndsl.syntax.parse import Snippet, parse_definitions, parse_expression, snippet_of
+from patterndsl.syntax.parse import KEYWORDS, Snippet, parse_definitions, parse_expression, snippet_of
 from patterndsl.syntax.schema import KEYS, PARAM_KEYS, REQUIRED
 
 MAX_FILE_SIZE = 1_000_000
@@ -376,6 +376,10 @@ class _Reader:
                 self.report("E304", f"`{text}` is not the head of a definition", self.place(key), help)
                 continue
             params = tuple(re.split(r"\s*,\s*", signature[2])) if signature[2] else ()
+            keyword = next((name for name in (signature[1], *params) if name in KEYWORDS), None)
+            if keyword:
+                self.report("E208", f"`{keyword}` belongs to the language", self.place(key), "choose another name")
+                continue
             body = self.expression(value, f"`{signature[1]}`")
             yield ast.Definition(signature[1], params, body, place=self.place(key))
 
