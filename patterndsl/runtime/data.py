@@ -123,7 +123,8 @@ def checked_inputs(
 
 def _checked_input(shape: InputShape, values: Tensor | None, device: torch.device, batch: int | None) -> Tensor:
     length = "any length" if shape.length is None else str(shape.length)
-    form = f"a {shape.dtype} tensor [{length}] or [batch, {length}]"
+    kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
+    form = f"{kind} tensor [{length}] or [batch, {length}]"
     if values is None:
         raise input_error("E501", f"input `{shape.name}` is missing", f'pass inputs={{"{shape.name}": ...}}, {form}')
     if not isinstance(values, Tensor):

@@ -382,10 +382,15 @@ class _Keep:
 
 
 def _device(device: str | torch.device) -> torch.device:
-    found = torch.device(device)
-    if found.type == "cuda" and found.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise input_error("E505", f"there is no device {device!r}", "use 'cpu' or 'cuda'") from None
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise input_error("E505", "there is no CUDA device on this machine", "compile for device='cpu'")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
 def _block(size: int) -> int:

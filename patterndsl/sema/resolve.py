@@ -134,7 +134,9 @@ class _Resolver:
             return make()
         except _Stop:
             return None
-        except PatternError as failed:  # folding found a bad constant
+        except PatternError as failed:  # folding found a bad constant, or the expansion went too far
+            if self.expanded > MAX_EXPANSION:
+                raise
             self.diagnostics.extend(failed.diagnostics)
             return None
 
