@@ -1,0 +1,468 @@
+"""What does an expression mean? Looks up its names, checks its kinds, and expands definitions into index expressions
+and relations.
+
+A definition is a function of the positions and lengths where it stands, so an argument is put in as it is written:
+`R at (q // b, k // b)` means R with its positions replaced, whatever R is made of. Mistakes are collected; what follows
+from a reported mistake is silent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar, assert_never, cast
+
+from patterndsl.diagnostics import Diagnostic, PatternError, SourceRange, error, nearest
+from patterndsl.ir.index import (
+    HEAD,
+    LAYER,
+    NK,
+    NQ,
+    ArithmeticOp,
+    Const,
+    Facet,
+    Index,
+    K,
+    Param,
+    Q,
+    Read,
+    Var,
+    arithmetic,
+    function,
+    select,
+)
+from patterndsl.ir.relation import (
+    EVERYTHING,
+    CompareOp,
+    Holds,
+    Nothing,
+    Random,
+    Relation,
+    compare,
+    conjunction,
+    disjunction,
+    inputs_read,
+    negation,
+    subexpressions,
+    substitute,
+    substitute_index,
+)
+from patterndsl.sema.infer import param_kinds
+from patterndsl.sema.model import InputDeclaration, Side
+from patterndsl.sema.scope import (
+    A_KIND,
+    FUNCTIONS,
+    POSITIONS,
+    PRIMITIVES,
+    AttributeName,
+    GridAxis,
+    Kind,
+    ListValue,
+    Scope,
+    Value,
+    coordinate,
+    kind_of,
+)
+from patterndsl.syntax import tree as ast
+
+MAX_EXPANSION = 50_000
+"""Nodes that one spec may expand to; definitions that double at each step reach it quickly."""
+
+
+_T = TypeVar("_T")
+
+
+class Stop(Exception):
+    """The mistake was reported; what contains it is silent."""
+
+
+@dataclass
+class Expander(ABC):
+    """Expands expressions in scopes; what an imported spec means is left to the subclass."""
+
+    diagnostics: list[Diagnostic]
+    active: list[ast.Definition | ast.Import] = field(default_factory=list)
+    expanded: int = 0
+
+    @abstractmethod
+    def imported(
+        self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope
+    ) -> Relation:
+        """The relation of an imported spec, its parameters given as keywords."""
+
+    def report(self, code: str, message: str, place: SourceRange, help: str | None = None, label: str = "") -> Stop:
+        self.diagnostics.append(Diagnostic(code, message, place, help, label))
+        return Stop()
+
+    def attempt(self, make: Callable[[], Value]) -> Value | None:
+        """The value, or None where a mistake was reported."""
+        try:
+            return make()
+        except Stop:
+            return None
+        except PatternError as failed:  # folding found a bad constant, or the expansion went too far
+            if self.expanded > MAX_EXPANSION:
+                raise
+            self.diagnostics.extend(failed.diagnostics)
+            return None
+
+    def constant(self, expr: ast.Expr, scope: Scope) -> Index:
+        """An integer that depends on lengths and parameters only."""
+        value = self.integer(expr, scope)
+        if any(index in (Q, K, HEAD, LAYER) or isinstance(index, Read) for index in subexpressions(value)):
+            message = "a size or parameter cannot depend on a position, head, layer or input"
+            raise self.report("E209", message, expr.place, "use numbers, N and the parameters before it")
+        return value
+
+    def integer(self, expr: ast.Expr, scope: Scope) -> Index:
+        return cast("Index", self.wanted(expr, "integer", "this place", scope))
+
+    def predicate(self, expr: ast.Expr, scope: Scope) -> Relation:
+        return cast("Relation", self.wanted(expr, "predicate", "this place", scope))
+
+    def wanted(self, expr: ast.Expr, wanted: Kind, where: str, scope: Scope) -> Value:
+        """The value of an expression of the wanted kind."""
+        value = self.value(expr, scope)
+        kind = kind_of(value)
+        if kind == wanted:
+            return value
+        if kind == "list":
+            help = "index it: name[head] or name[layer]"
+            raise self.report("E207", "a list stands where one value belongs", expr.place, help)
+        help = _kind_help(wanted, kind)
+        raise self.report("E203", f"{where} takes {A_KIND[wanted]}, and this is {A_KIND[kind]}", expr.place, help)
+
+    def each(self, read: Callable[[ast.Expr, Scope], _T], exprs: Iterable[ast.Expr], scope: Scope) -> list[_T]:
+        """All values; a mistake in one expression does not hide a mistake in the next."""
+        values: list[_T] = []
+        stopped = False
+        for expr in exprs:
+            try:
+                values.append(read(expr, scope))
+            except Stop:
+                stopped = True
+        if stopped:
+            raise Stop
+        return values
+
+    def value(self, expr: ast.Expr, scope: Scope) -> Value:
+        self.expanded += 1
+        if self.expanded > MAX_EXPANSION:
+            message = f"the definitions expand to more than {MAX_EXPANSION:,} nodes"
+            raise error("E206", message, expr.place, "let each definition use the one before it once")
+        match expr:
+            case ast.Broken():
+                raise Stop
+            case ast.Number(value=number):
+                return Const(number)
+            case ast.Name(name=name, place=place):
+                return self.name(name, place, scope)
+            case ast.Attribute():
+                return self.attribute(expr, scope)
+            case ast.Subscript():
+                return self.subscript(expr, scope)
+            case ast.Call():
+                return self.call(expr, scope)
+            case ast.Negative(operand=operand):
+                return arithmetic("-", Const(0), self.integer(operand, scope), expr.place)
+            case ast.Binary():
+                return self.binary(expr, scope)
+            case ast.Comparison(ops=ops, operands=operands):
+                values = self.each(self.integer, operands, scope)
+                return conjunction(map(_comparison, ops, values, values[1:]))
+            case ast.InRange(operand=operand, start=start, stop=stop):
+                x, low, high = self.each(self.integer, (operand, start, stop), scope)
+                return conjunction((compare("<=", low, x), compare("<", x, high)))
+            case ast.InSet(operand=operand, items=items):
+                x, *members = self.each(self.integer, (operand, *items), scope)
+                return disjunction(compare("==", x, member) for member in members)
+            case ast.Not(operand=operand):
+                return negation(self.predicate(operand, scope))
+            case ast.Logic(op=op, terms=terms):
+                relations = self.each(self.predicate, terms, scope)
+                return conjunction(relations) if op == "&" else disjunction(relations)
+            case ast.At():
+                return self.at(expr, scope)
+            case _:
+                assert_never(expr)
+
+    def binary(self, expr: ast.Binary, scope: Scope) -> Value:
+        """Arithmetic, or the difference of two predicates: both sides are of one kind."""
+        if expr.op == "-" and kind_of(self.value(expr.left, scope)) == "predicate":
+            left, right = self.each(self.predicate, (expr.left, expr.right), scope)
+            return conjunction((left, negation(right)))
+        low, high = self.each(self.integer, (expr.left, expr.right), scope)
+        return arithmetic(cast("ArithmeticOp", expr.op), low, high, expr.place)
+
+    def name(self, name: str, place: SourceRange, scope: Scope) -> Value:
+        within: Scope | None = scope
+        while within is not None:
+            if name in within.values:
+                return within.values[name]
+            if name in within.definitions:
+                return self.expand(name, (), place, scope, within)
+            if name in within.imports:
+                return self.imported(within.imports[name], (), place, scope)
+            if name in within.attributes:
+                return AttributeName(within.attributes[name])
+            within = within.parent
+        if name in POSITIONS:
+            return POSITIONS[name]
+        if name in PRIMITIVES or name in FUNCTIONS:
+            raise self.report("E204", f"`{name}` needs arguments", place, f"write {name}(...)")
+        raise self.unknown(name, place, scope)
+
+    def unknown(self, name: str, place: SourceRange, scope: Scope) -> Stop:
+        near = nearest(name, scope.names())
+        help = f"did you mean `{near}`?" if near else "declare it under `params`, `define` or `inputs`"
+        return self.report("E201", f"unknown name `{name}`", place, help)
+
+    def call(self, expr: ast.Call, scope: Scope) -> Value:
+        name, place = expr.name, expr.place
+        within: Scope | None = scope
+        while within is not None:
+            if name in within.definitions:
+                return self.expand(name, expr.arguments, place, scope, within)
+            if name in within.imports:
+                return self.imported(within.imports[name], expr.arguments, place, scope)
+            if name in within.values or name in within.attributes:
+                raise self.report("E204", f"`{name}` takes no arguments", place, f"write `{name}`")
+            within = within.parent
+        if name == "random":
+            return self.random(expr, scope)
+        if name == "along":
+            return self.along(expr, scope)
+        if name in FUNCTIONS:
+            return self.function(expr, scope)
+        if name in POSITIONS:
+            raise self.report("E204", f"`{name}` takes no arguments", place, f"write `{name}`")
+        raise self.unknown(name, place, scope)
+
+    def function(self, expr: ast.Call, scope: Scope) -> Index:
+        least, most = FUNCTIONS[expr.name]
+        named = next((argument for argument in expr.arguments if argument.name), None)
+        if named or len(expr.arguments) < least or (most is not None and len(expr.arguments) > most):
+            count = f"{least}" if most == least else f"{least} or more"
+            message = f"`{expr.name}` takes {count} argument{'s' * (count != '1')} by place"
+            raise self.report("E204", message, expr.place, f"{len(expr.arguments)} given")
+        values = tuple(self.each(self.integer, (argument.value for argument in expr.arguments), scope))
+        match expr.name:
+            case "clamp":
+                x, low, high = values
+                return function("max", (low, function("min", (x, high))))
+            case "ceildiv":
+                x, step = values
+                return arithmetic("//", arithmetic("+", x, arithmetic("-", step, Const(1))), step, expr.place)
+            case "abs" | "min" | "max" | "isqrt" | "log2" as name:
+                return function(name, values, expr.place)
+            case name:
+                raise AssertionError(f"function {name} has no meaning")
+
+    def expand(
+        self, name: str, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope, home: Scope
+    ) -> Value:
+        """A definition with its arguments put in; overloads differ in their number of parameters."""
+        overloads = home.definitions[name]
+        definition = next((item for item in overloads if len(item.params) == len(arguments)), None)
+        if definition is None:
+            forms = " or ".join(f"{name}({', '.join(item.params)})" if item.params else name for item in overloads)
+            raise self.report("E204", f"`{name}` is not used with {len(arguments)} arguments", place, f"write {forms}")
+        by_name: dict[str, ast.Argument] = {}
+        for at, argument in enumerate(arguments):
+            param = argument.name or definition.params[at]
+            if param not in definition.params or param in by_name:
+                problem = "is given twice" if param in by_name else "is no parameter of it"
+                help = f"its parameters are {', '.join(definition.params)}"
+                raise self.report("E204", f"`{name}`: `{param}` {problem}", argument.place, help)
+            by_name[param] = argument
+        kinds = param_kinds(definition, home)
+        inner = Scope(parent=home)
+        stopped = False
+        for param in definition.params:
+            try:
+                value = self.wanted(by_name[param].value, kinds[param], f"`{param}` of `{name}`", scope)
+                inner.values[param] = value
+            except Stop:
+                stopped = True
+        if stopped:
+            raise Stop
+        with self.entered(definition, place):
+            return self.value(definition.body, inner)
+
+    @contextmanager
+    def entered(self, item: ast.Definition | ast.Import, place: SourceRange) -> Iterator[None]:
+        """Guards against a definition that uses itself."""
+        if any(item is other for other in self.active):
+            chain = " -> ".join([*(other.name for other in self.active), item.name])
+            raise self.report("E205", f"`{item.name}` uses itself: {chain}", place, "definitions cannot recurse")
+        self.active.append(item)
+        try:
+            yield
+        finally:
+            self.active.pop()
+
+    def check_alone(self, definition: ast.Definition, scope: Scope) -> Value:
+        """A definition is checked even where nothing uses it, with stand-ins for its parameters."""
+        stand_ins: dict[Kind, Value] = {
+            "integer": Param("?"),
+            "predicate": compare("==", Param("?"), Const(0)),
+            "attribute": AttributeName(None),
+            "list": ListValue("?"),
+        }
+        kinds = param_kinds(definition, scope)
+        inner = Scope(parent=scope, values={param: stand_ins[kinds[param]] for param in definition.params})
+        with self.entered(definition, definition.place):
+            return self.value(definition.body, inner)
+
+    # ---- attributes, lists, tables ------------------------------------------------------------------------
+
+    def attribute(self, expr: ast.Attribute, scope: Scope) -> Value:
+        if expr.position not in ("q", "k"):
+            help = f"write q.{expr.name} or k.{expr.name}"
+            raise self.report("E202", f"`{expr.position}` has no attributes; only q and k have", expr.place, help)
+        position = Q if expr.position == "q" else K
+        meaning = self.attribute_meaning(expr, scope)
+        if expr.facet not in (None, "start", "rank"):
+            near = nearest(expr.facet, ("start", "rank"))
+            help = f"did you mean `{near}`?" if near else "write .start or .rank"
+            raise self.report("E202", f"an attribute has no `.{expr.facet}`", expr.place, help)
+        facet = cast("Facet", expr.facet or "value")
+        if meaning is None:
+            return Read("?", facet, position)
+        if isinstance(meaning, GridAxis):
+            if meaning.parts and facet != "value":
+                message = f"the composed axis `{meaning.name}` has no `.{facet}`"
+                raise self.report("E202", message, expr.place, "use the axes that it is composed of")
+            return coordinate(meaning, facet, position)
+        sides: dict[str, Side] = {"q": "query", "k": "key"}
+        if meaning.side not in ("both", sides[expr.position]):
+            what = "a table" if meaning.side == "table" else f"per {meaning.side}"
+            use = f"{meaning.name}[...]" if meaning.side == "table" else f"{meaning.side[0]}.{meaning.name}"
+            raise self.report("E202", f"`{meaning.name}` is {what}", expr.place, f"write {use}")
+        return _read(meaning, facet, position)
+
+    def attribute_meaning(self, expr: ast.Attribute, scope: Scope) -> GridAxis | InputDeclaration | None:
+        """The axis or input of that name; a definition's parameter stands for the attribute it was given."""
+        known: set[str] = set()
+        within: Scope | None = scope
+        while within is not None:
+            value = within.values.get(expr.name)
+            if isinstance(value, AttributeName):
+                return value.meaning
+            if expr.name in within.attributes:
+                return within.attributes[expr.name]
+            known |= set(within.attributes)
+            within = within.parent
+        near = nearest(expr.name, known)
+        help = f"did you mean `{expr.position}.{near}`?" if near else "declare it under `grid` or `inputs`"
+        raise self.report("E202", f"unknown attribute `{expr.name}`", expr.place, help)
+
+    def subscript(self, expr: ast.Subscript, scope: Scope) -> Value:
+        """`list[head]` or `table[integer]`."""
+        target = self.name(expr.name, expr.place, scope)
+        index = self.integer(expr.index, scope)
+        if isinstance(target, AttributeName) and (
+            target.meaning is None or isinstance(target.meaning, InputDeclaration)
+        ):
+            return Read("?", "value", index) if target.meaning is None else _read(target.meaning, "value", index)
+        if not isinstance(target, ListValue):
+            help = "only lists under `params` and tables under `inputs` are indexed"
+            raise self.report("E207", f"`{expr.name}` is {A_KIND[kind_of(target)]}, not a list", expr.place, help)
+        for part in subexpressions(index):
+            if part in (Q, K) or isinstance(part, Read):
+                message = f"the list `{expr.name}` is indexed by a position or an input"
+                help = "lists are indexed by head and layer; declare a table under `inputs` for more"
+                raise self.report("E207", message, expr.index.place, help)
+        return select(target.items, index, expr.place)
+
+    # ---- primitives ---------------------------------------------------------------------------------------
+
+    def at(self, expr: ast.At, scope: Scope) -> Relation:
+        """`R at (q', k')`. `N = f(N)` rescales both lengths by f; `Nq = ` and `Nk = ` each its own."""
+        relation = self.predicate(expr.relation, scope)
+        query, key = self.each(self.integer, (expr.query, expr.key), scope)
+        lengths: dict[str, Index] = {}
+        for length in expr.lengths:
+            if length.name not in ("N", "Nq", "Nk") or length.name in lengths:
+                message = f"`at` rescales the lengths N, Nq or Nk once each, not `{length.name}`"
+                raise self.report("E204", message, length.place, "write R at (q', k', N = ceildiv(N, b))")
+            lengths[length.name] = self.integer(length.value, scope)
+        both = lengths.get("N")
+        num_q = lengths.get("Nq", both or NQ)
+        num_k = lengths.get("Nk", substitute_index(both, lambda v: NK if v == NQ else v) if both else NK)
+        put: dict[Index, Index] = {Q: query, K: key, NQ: num_q, NK: num_k}
+
+        def put_symbol(symbol: Var | Param) -> Index:
+            return put.get(symbol, symbol)
+
+        return substitute(relation, put_symbol)
+
+    def random(self, expr: ast.Call, scope: Scope) -> Relation:
+        """`random(r, seed = 0, avoid = none)`."""
+        given: dict[str, ast.Expr] = {}
+        for at, argument in enumerate(expr.arguments):
+            name = argument.name or (PRIMITIVES["random"][at] if at < 3 else None)
+            if name not in PRIMITIVES["random"] or name in given:
+                raise self.report(
+                    "E204", "`random` takes (r, seed, avoid)", argument.place, "write random(3, seed = 7)"
+                )
+            given[name] = argument.value
+        if "r" not in given:
+            raise self.report("E204", "`random` needs the number of keys to draw", expr.place, "write random(3)")
+        count, seed = (self.integer(given[name], scope) if name in given else Const(0) for name in ("r", "seed"))
+        avoid: Relation = self.predicate(given["avoid"], scope) if "avoid" in given else Nothing()
+        for name, value in (("r", count), ("seed", seed)):
+            if any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(value)):
+                message = f"`{name}` of `random` depends on a position or an input"
+                raise self.report("E209", message, given[name].place, "it may depend on head, layer, N and parameters")
+        if inputs_read(avoid):
+            message = "what `random` avoids depends on an input, which is known only at run time"
+            raise self.report("E209", message, given["avoid"].place, "draw freely and subtract: random(r) - R")
+        return Random(count, seed, avoid, Q, K, NQ, NK)
+
+    def along(self, expr: ast.Call, scope: Scope) -> Relation:
+        """All grid coordinates but this axis's are equal."""
+        if len(expr.arguments) != 1:
+            raise self.report("E204", "`along` takes one axis", expr.place, "write along(row)")
+        value = self.wanted(expr.arguments[0].value, "attribute", "`along`", scope)
+        assert isinstance(value, AttributeName)
+        axis = value.meaning
+        if axis is None:
+            return EVERYTHING
+        if not isinstance(axis, GridAxis):
+            raise self.report(
+                "E202", f"`{axis.name}` is no grid axis", expr.arguments[0].place, "name an axis of `grid`"
+            )
+        grid: dict[str, GridAxis] = {}
+        within: Scope | None = scope
+        while within is not None:
+            grid.update({a.name: a for a in within.attributes.values() if isinstance(a, GridAxis) and not a.parts})
+            within = within.parent
+        others = (other for other in grid.values() if other.name not in axis.base_names())
+        return conjunction(compare("==", coordinate(o, "value", Q), coordinate(o, "value", K)) for o in others)
+
+
+def _read(declared: InputDeclaration, facet: Facet, index: Index) -> Value:
+    read = Read(declared.name, facet, index)
+    return Holds(read) if declared.dtype == "bool" and facet == "value" else read
+
+
+def _comparison(op: str, left: Index, right: Index) -> Relation:
+    if op in (">", ">="):
+        return compare("<" if op == ">" else "<=", right, left)
+    return compare(cast("CompareOp", op), left, right)
+
+
+def _kind_help(wanted: Kind, kind: Kind) -> str:
+    match wanted, kind:
+        case "predicate", "integer":
+            return "compare it with something, such as `q - k < 4`"
+        case "integer", "predicate":
+            return "combine predicates with `&`, `|`, `~` and `-`, and put a comparison in parentheses"
+        case _, "attribute":
+            return "an attribute belongs to a position: write q.name or k.name"
+        case "attribute", _:
+            return "name a grid axis or an input, without q. or k."
+    return "index lists by head or layer"
