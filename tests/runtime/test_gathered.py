@@ -22,6 +22,9 @@ MASKS = {
 SIZES = [(1, 1), (63, 63), (65, 130), (127, 64), (300, 17)]
 
 
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
 def dense(query: Tensor, key: Tensor, value: Tensor, keep: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Masked softmax attention with the textbook's formula. keep: [B, H, Tq, Tk]."""
     kv_group = query.shape[1] // key.shape[1]
@@ -55,17 +58,20 @@ def group_of(
 
 def tensors(
     batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, dtype: torch.dtype = torch.float64
-) -> list[Tensor]:
+) -> Triple:
     torch.manual_seed(q_len * 1000 + kv_len)
-    shapes = ((heads, q_len, 8), (kv_heads, kv_len, 8), (kv_heads, kv_len, 6))
-    return [torch.randn(batch, *shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, dtype=dtype, requires_grad=True)
+
+    return random(heads, q_len, 8), random(kv_heads, kv_len, 8), random(kv_heads, kv_len, 6)
 
 
 def mask(name: str, q_len: int, kv_len: int) -> Tensor:
     return torch.as_tensor(MASKS[name](torch.arange(q_len)[:, None], torch.arange(kv_len)[None, :]))
 
 
-def assert_same_with_gradients(inputs: list[Tensor], groups: list[Group], keep: Tensor) -> None:
+def assert_same_with_gradients(inputs: Triple, groups: list[Group], keep: Tensor) -> None:
     """Outputs and lse to 1e-10, and the gradients of a function of both."""
     ours = gathered_attention(*inputs, groups, scale=0.3)
     theirs = dense(*inputs, keep, 0.3)
@@ -131,7 +137,11 @@ def test_empty_lengths(q_len: int, kv_len: int) -> None:
 
 def test_strided_inputs() -> None:
     keep = mask("band", 60, 60)
-    inputs = [torch.randn(1, 60, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+    def random() -> Tensor:
+        return torch.randn(1, 60, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_()
+
+    inputs = random(), random(), random()
     assert_same_with_gradients(inputs, [group_of(keep, None, None, 16, 16)], keep.expand(1, 3, -1, -1))
 
 
@@ -139,11 +149,16 @@ def test_strided_inputs() -> None:
 @pytest.mark.parametrize("name", ["everything", "band", "hash"])
 def test_error_is_at_most_twice_sdpas(name: str, dtype: torch.dtype) -> None:
     keep = mask(name, 300, 300)
-    low = [x.detach().to(dtype).requires_grad_() for x in tensors(1, 4, 4, 300, 300)]
-    exact = [x.detach().double().requires_grad_() for x in low]
+
+    def leaves(originals: Triple, kind: torch.dtype) -> Triple:
+        query, key, value = (x.detach().to(kind).requires_grad_() for x in originals)
+        return query, key, value
+
+    low = leaves(tensors(1, 4, 4, 300, 300), dtype)
+    exact = leaves(low, torch.float64)
     truth, _ = dense(*exact, keep.expand(1, 4, -1, -1), 8**-0.5)
     ours, _ = gathered_attention(*low, [group_of(keep, None, None, 64, 64)], scale=8**-0.5)
-    low_sdpa = [x.detach().requires_grad_() for x in low]
+    low_sdpa = leaves(low, dtype)
     sdpa = torch.nn.functional.scaled_dot_product_attention(*low_sdpa, attn_mask=keep)
     grad = torch.randn_like(truth)
     pairs = [(ours, sdpa, truth)]
@@ -190,7 +205,7 @@ def test_gradcheck() -> None:
     keep = mask("empty rows", 9, 9)
     inputs = tensors(1, 2, 1, 9, 9)
 
-    def run(*args: Tensor) -> Tensor:
-        return gathered_attention(*args, [group_of(keep, None, None, 4, 2)], scale=0.5)[0]
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return gathered_attention(query, key, value, [group_of(keep, None, None, 4, 2)], scale=0.5)[0]
 
     assert torch.autograd.gradcheck(run, inputs)
