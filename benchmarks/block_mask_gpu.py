@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 import patterndsl
+from patterndsl.runtime.flex import compiled_flex
 
 PATTERNS = {
     "causal & (recent(512) | first(4))": lambda b, h, q, k: (k <= q) & ((q - k < 512) | (k < 4)),
@@ -54,16 +55,16 @@ def same_blocks(ours: BlockMask, theirs: BlockMask) -> bool:
 
 
 def attention_times(mask: BlockMask, tensors: list[Tensor]) -> dict[str, float]:
-    attend = torch.compile(flex_attention, dynamic=False)
+    attend = compiled_flex()
     grad = torch.randn_like(tensors[0])
 
     def train() -> None:
         for tensor in tensors:
             tensor.grad = None
-        attend(*tensors, block_mask=mask).backward(grad)
+        attend(*tensors, mask, HEAD_DIM**-0.5, False, False).backward(grad)
 
     with torch.no_grad():
-        forward, _ = timed(lambda: attend(*tensors, block_mask=mask))
+        forward, _ = timed(lambda: attend(*tensors, mask, HEAD_DIM**-0.5, False, False))
     both, _ = timed(train)
     return {"forward_ms": forward, "forward_backward_ms": both}
 
@@ -80,9 +81,11 @@ def measure(text: str, n: int) -> dict[str, object]:
         return mask
 
     row: dict[str, object] = {"pattern": text, "n": n}
+    print("ours", n, text, file=sys.stderr, flush=True)
     row["ours_ms"], row["ours_mb"] = timed(ours)
     if n >= LONG:
         return row
+    print("create_block_mask", file=sys.stderr, flush=True)
     row["same_blocks"] = same_blocks(ours(), theirs())
     row["create_block_mask_compiled_ms"], row["create_block_mask_compiled_mb"] = timed(theirs)
     if n <= LENGTHS[0]:
@@ -91,6 +94,7 @@ def measure(text: str, n: int) -> dict[str, object]:
     tensors = [
         torch.randn(1, HEADS, n, HEAD_DIM, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     ]
+    print("attention", file=sys.stderr, flush=True)
     row["flex_on_ours"] = attention_times(ours(), tensors)
     row["flex_on_theirs"] = attention_times(theirs(), tensors)
     return row

@@ -6,8 +6,8 @@ On CUDA it trains; on the CPU PyTorch offers inference only, without lse, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, cast
+from types import FunctionType
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -109,17 +109,30 @@ def _compact_lists(
     return lists
 
 
-@cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+Attend: TypeAlias = Callable[..., Any]
+
+
+def compiled_flex() -> Attend:
+    """A compiled flex_attention of its own for one program.
+
+    torch.compile counts recompilations per code object and, past its limit, would silently run the dense eager path;
+    a copy of the code keeps programs from using up each other's limit, and fullgraph turns what is left into an error.
+    """
+    copied = FunctionType(_attend.__code__.replace(), globals(), "attend")
+    return cast("Attend", torch.compile(copied, dynamic=False, fullgraph=True))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, gqa: bool, lse: bool) -> Any:
+    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse)
 
 
 def flex(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scale: float, want_lse: bool
+    attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scale: float, want_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] (None unless wanted). Empty rows yield 0.
 
-    Raises InputError (E505) for what FlexAttention cannot do: gradients and lse on the CPU, float64.
+    attend: the program's `compiled_flex()`. Raises InputError (E505) for what FlexAttention cannot do: gradients and
+    lse on the CPU, float64.
     """
     if query.dtype == torch.float64:
         raise input_error("E505", "FlexAttention has no float64", "use backend='gathered'")
@@ -130,8 +143,7 @@ def flex(
             )
         if want_lse:
             raise input_error("E505", "FlexAttention returns no lse on the CPU", "use backend='gathered'")
-    gqa = query.shape[1] != key.shape[1]
-    result = _compiled()(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=want_lse)
+    result = attend(query, key, value, mask, scale, query.shape[1] != key.shape[1], want_lse)
     if not want_lse:
         return cast("Tensor", result), None
     output, lse = result

@@ -60,6 +60,7 @@ class Program:
         self._gathered: tuple[Tiles, ...] | None = None
         self._static_groups: tuple[Group, ...] | None = None
         self._data: DeviceData | None = None
+        self._flex: flex.Attend | None = None
         self._block_masks: dict[int, BlockMask] = {}
 
     def __repr__(self) -> str:
@@ -249,7 +250,9 @@ class Program:
                 output, lse = output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
             case "flex":
                 mask = self.block_mask(inputs=inputs)
-                output, found = flex.flex(query, key, value, mask, scale=scale, want_lse=return_lse)
+                if self._flex is None:
+                    self._flex = flex.compiled_flex()
+                output, found = flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=return_lse)
                 if not return_lse or found is None:
                     return output
                 lse = found

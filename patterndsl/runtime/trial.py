@@ -1,0 +1,468 @@
+"""Is a program right, and what does it cost here? Its output against the oracle, its time against dense attention.
+
+It prints nothing and decides nothing: what is measured is returned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from patterndsl.diagnostics import InputError, error, input_error
+from patterndsl.ir.index import K, Q
+from patterndsl.ir.relation import Compare, Everything
+from patterndsl.lower.tiles import OnEvent
+from patterndsl.runtime import oracle
+from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.program import Program
+from patterndsl.sema.parameters import Sizes
+
+ALL_ROWS_PAIRS = 1 << 25
+"""Up to this many pairs, over batch and heads, every row is checked."""
+PAIRS_AT_ONCE = 1 << 22
+TIMING_SECONDS = 2.0
+MAX_REPEATS = 20
+_PROBE = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensors:
+    """query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], one dtype, one device."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    def trainable(self) -> Tensors:
+        """Copies that gather gradients."""
+        return Tensors(*(part.detach().clone().requires_grad_() for part in (self.query, self.key, self.value)))
+
+
+def random_tensors(
+    sizes: Sizes, *, batch: int, heads: int, kv_heads: int, head_dim: int, dtype: str, device: torch.device, seed: int
+) -> Tensors:
+    """Normal deviates, the same for one seed. Raises PatternError (E503, E504)."""
+    if heads % kv_heads:
+        raise error("E503", f"{heads} heads do not share {kv_heads} key heads evenly", None, "make heads a multiple")
+    shapes = ((batch, heads, sizes.q_len, head_dim), *2 * ((batch, kv_heads, sizes.kv_len, head_dim),))
+    needed = 3 * sum(map(math.prod, shapes)) * torch.finfo(_dtype(dtype)).bits // 8
+    if device.type == "cpu" and needed > _physical_memory():
+        message = f"tensors of these sizes need about {needed / 2**30:,.0f} GiB with their results"
+        raise error("E504", message, None, "choose a smaller length, batch, head size or number of heads")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    # one generator on the host, so that every device gets the same numbers
+    made = (torch.randn(shape, generator=generator).to(device, _dtype(dtype)) for shape in shapes)
+    return Tensors(*made)
+
+
+def read_tensors(path: str, *, dtype: str | None, device: torch.device) -> Tensors:
+    """query, key and value of a safetensors file. Raises PatternError (E503, E601)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except OSError as failed:
+        raise error("E601", f"cannot read {path}: {failed.strerror or failed}", None, "check the path") from None
+    except (SafetensorError, KeyError, ValueError) as failed:
+        raise error("E601", f"cannot read {path}: {failed}", None, "give a safetensors file") from None
+    missing = [name for name in ("query", "key", "value") if name not in found]
+    if missing:
+        held = f"it holds {', '.join(sorted(found))}" if found else "it is empty"
+        help = "save query, key and value, each [B, H, T, D]"
+        raise error("E503", f"{path} has no {', '.join(missing)}; {held}", None, help)
+    parts = [found[name].to(device) for name in ("query", "key", "value")]
+    if any(part.dim() != 4 for part in parts):
+        shapes = ", ".join(str(list(part.shape)) for part in parts)
+        raise error("E503", f"{path} holds query, key, value of shapes {shapes}", None, "make them [B, H, T, D]")
+    return Tensors(*(part.to(_dtype(dtype)) if dtype else part for part in parts))
+
+
+def as_inputs(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """NumPy arrays as the inputs of a program."""
+    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def _physical_memory() -> float:
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+# ---- right? -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Largest distance from float64: the program's, dense SDPA's in the same dtype, one rounding of the result."""
+
+    what: str
+    error: float
+    dense_error: float
+    rounding: float
+
+    @property
+    def passed(self) -> bool:
+        """At most twice as far as dense attention, or within one rounding of the result. Never for NaN."""
+        return self.error <= max(2 * self.dense_error, self.rounding)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Deviations over so many query rows of each head; gradients are those of a loss over the same rows."""
+
+    num_rows: int
+    every_row: bool
+    deviations: tuple[Deviation, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(deviation.passed for deviation in self.deviations)
+
+
+def check(
+    program: Program,
+    tensors: Tensors,
+    inputs: Inputs | None = None,
+    *,
+    sample_rows: int = 64,
+    backward: bool = False,
+    seed: int = 0,
+    on_event: OnEvent | None = None,
+) -> Check:
+    """The program's output, and gradients, against the oracle: every row where pairs are few, else some.
+
+    Work: O(rows x B x Hq x Tk x D) in float64, in memory of PAIRS_AT_ONCE scores and one head of keys and values.
+    """
+    rows = _checked_rows(program.bound.sizes, tensors.query.shape, sample_rows, seed)
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
+    value = tensors.value
+    shape = (*tensors.query.shape[:3], value.shape[3])
+    upstream = torch.zeros(shape, dtype=value.dtype, device=value.device)
+    if backward:
+        drawn = torch.randn((*shape[:2], len(rows), shape[3]), generator=generator)
+        upstream[:, :, rows] = drawn.to(upstream.device, upstream.dtype)
+    ours = _results(program, tensors, inputs, upstream if backward else None, rows)
+    expected, dense = _reference(program, tensors, inputs, upstream if backward else None, rows, on_event)
+    epsilon = torch.finfo(value.dtype).eps
+    names = ("output", "query gradient", "key gradient", "value gradient")
+    deviations = [
+        Deviation(name, _largest(mine.double() - exact), _largest(rough - exact), epsilon * _largest(exact))
+        for name, mine, exact, rough in zip(names, ours, expected, dense, strict=False)
+    ]
+    return Check(len(rows), len(rows) == program.bound.sizes.q_len, tuple(deviations))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _checked_rows(sizes: Sizes, shape: torch.Size, sample_rows: int, seed: int) -> Tensor:
+    """Local rows, ascending: all, or a sample with the first and the last row in it."""
+    num_pairs = shape[0] * shape[1] * sizes.q_len * sizes.kv_len
+    if num_pairs <= ALL_ROWS_PAIRS or sample_rows >= sizes.q_len:
+        return torch.arange(sizes.q_len)
+    drawn = torch.randperm(sizes.q_len, generator=torch.Generator("cpu").manual_seed(seed))[: max(0, sample_rows - 2)]
+    return torch.tensor(sorted({0, *drawn.tolist(), sizes.q_len - 1}))
+
+
+def _results(
+    program: Program, tensors: Tensors, inputs: Inputs | None, upstream: Tensor | None, rows: Tensor
+) -> list[Tensor]:
+    """The program's output at the rows, and its gradients: query's at the rows, all of key's and value's."""
+    if upstream is None:
+        with torch.no_grad():
+            return [_output(program, tensors, inputs)[:, :, rows]]
+    leaves = tensors.trainable()
+    output = _output(program, leaves, inputs)
+    torch.autograd.backward(output, upstream)
+    gradients = [leaf.grad for leaf in (leaves.query, leaves.key, leaves.value)]
+    assert gradients[0] is not None and gradients[1] is not None and gradients[2] is not None
+    return [output.detach()[:, :, rows], gradients[0][:, :, rows], gradients[1], gradients[2]]
+
+
+def _output(program: Program, tensors: Tensors, inputs: Inputs | None) -> Tensor:
+    output = program(tensors.query, tensors.key, tensors.value, inputs=inputs)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _reference(
+    program: Program,
+    tensors: Tensors,
+    inputs: Inputs | None,
+    upstream: Tensor | None,
+    rows: Tensor,
+    on_event: OnEvent | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What `_results` should be, in float64: from the oracle, and from dense SDPA in the tensors' dtype."""
+    query, key, value = tensors.query, tensors.key, tensors.value
+    shapes = [(*query.shape[:2], len(rows), value.shape[3])]
+    if upstream is not None:
+        shapes += [(*query.shape[:2], len(rows), query.shape[3]), tuple(key.shape), tuple(value.shape)]
+    expected, dense = ([query.new_zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2))
+    step = max(1, PAIRS_AT_ONCE // max(1, key.shape[2]))
+    for start in range(0, len(rows), step):
+        if on_event:
+            on_event("checking", start, len(rows))
+        at = rows[start : start + step]
+        for batch, head, kv_head, keep in _masks(program, inputs, at, query.shape, key.shape[1]):
+            places = ((batch, head, slice(start, start + step)),) * 2 + ((batch, kv_head),) * 2
+            upstream_at = None if upstream is None else upstream[batch, head, at]
+            parts = (query[batch, head, at], key[batch, kv_head], value[batch, kv_head])
+            for sums, attend in ((expected, _exact), (dense, _rough)):
+                for total, place, part in zip(sums, places, attend(parts, keep, upstream_at), strict=False):
+                    total[place] += part
+    return expected, dense
+
+
+def _masks(
+    program: Program, inputs: Inputs | None, rows: Tensor, shape: torch.Size, num_kv_heads: int
+) -> Iterator[tuple[int, int, int, Tensor]]:
+    """batch, head, key head and bool [rows, Tk] for each head."""
+    keep = program.rows(rows + program.bound.sizes.q_start, inputs=inputs)
+    keep = keep if keep.dim() == 4 else keep[None]
+    kv_group = shape[1] // max(1, num_kv_heads)
+    for batch in range(shape[0]):
+        for head in range(shape[1]):
+            mask = keep[batch if keep.shape[0] > 1 else 0, head if keep.shape[1] > 1 else 0]
+            yield batch, head, head // kv_group, mask
+
+
+_Parts: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+
+def _exact(parts: _Parts, keep: Tensor, upstream: Tensor | None) -> list[Tensor]:
+    """Output and gradients of one head from the oracle."""
+    leaves = [part.detach().double().requires_grad_(upstream is not None) for part in parts]
+    query, key, value = (leaf[None, None] for leaf in leaves)
+    output = oracle.attend(query, key, value, keep)[0][0, 0]
+    return _with_gradients(output, leaves, upstream)
+
+
+def _rough(parts: _Parts, keep: Tensor, upstream: Tensor | None) -> list[Tensor]:
+    """The same from PyTorch's dense attention in the dtype of the parts; rows without keys are left out of it."""
+    leaves = [part.detach().clone().requires_grad_(upstream is not None) for part in parts]
+    live = keep.any(-1)
+    found = scaled_dot_product_attention(
+        leaves[0][None, None, live], leaves[1][None, None], leaves[2][None, None], attn_mask=keep[live]
+    )
+    output = parts[2].new_zeros(len(keep), parts[2].shape[-1]).index_put((live,), found[0, 0])
+    return [part.double() for part in _with_gradients(output, leaves, upstream)]
+
+
+def _with_gradients(output: Tensor, leaves: list[Tensor], upstream: Tensor | None) -> list[Tensor]:
+    if upstream is None:
+        return [output]
+    torch.autograd.backward(output, upstream.to(output.dtype))
+    return [output.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
+
+
+# ---- fast? ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Median seconds of a call after the first, the first one's, and the most memory beyond what was held before.
+
+    peak_bytes is None where the system does not say: on CUDA it is the allocator's, on Linux the process's own.
+    """
+
+    seconds: float
+    first_seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """Dense attention to compare with: what it took, why it is not the pattern's own, or why it was not run."""
+
+    label: str
+    note: str | None
+    forward: Cost | None = None
+    backward: Cost | None = None
+    skipped: str | None = None
+
+
+def cost_of_program(
+    program: Program, tensors: Tensors, inputs: Inputs | None = None, *, backward: bool = False
+) -> Cost:
+    """A call of the program, with its backward pass or without."""
+    return _cost(_calls(lambda parts: _output(program, parts, inputs), tensors, backward), tensors.query.device)
+
+
+def dense_rival(
+    program: Program,
+    tensors: Tensors,
+    inputs: Inputs | None = None,
+    *,
+    backward: bool = False,
+    limit_seconds: float = 20.0,
+) -> Rival:
+    """PyTorch's dense attention with the pattern's mask, or without where a mask of N x N is out of reach.
+
+    It is first timed on a small part; where that says more than limit_seconds for a call it is not run.
+    """
+    label, note, options = _dense_options(program, inputs)
+    kv_group = tensors.query.shape[1] // tensors.key.shape[1]
+    if kv_group > 1:  # outside the clock: the kernels for equal heads are the fast ones
+        tensors = replace(
+            tensors,
+            key=tensors.key.repeat_interleave(kv_group, dim=1),
+            value=tensors.value.repeat_interleave(kv_group, dim=1),
+        )
+    device = tensors.query.device
+    expected = _expected_seconds(tensors, options, backward)
+    if expected > limit_seconds:
+        limit = f"beyond the limit of {limit_seconds:g} s"
+        return Rival(label, note, skipped=f"a call would take about {expected:,.0f} s, {limit}")
+
+    def attend(parts: Tensors) -> Tensor:
+        return scaled_dot_product_attention(parts.query, parts.key, parts.value, **options)
+
+    try:
+        forward = _cost(_calls(attend, tensors, False), device)
+        both = _cost(_calls(attend, tensors, True), device) if backward else None
+    except torch.OutOfMemoryError:
+        return Rival(label, note, skipped="it needs more memory than there is")
+    return Rival(label, note, forward, both)
+
+
+def _dense_options(program: Program, inputs: Inputs | None) -> tuple[str, str | None, dict[str, Any]]:
+    """What dense attention is called, how it differs from the pattern, and the arguments that bring it near."""
+    relation, sizes = program.bound.relation, program.bound.sizes
+    square = sizes.q_start == 0 and sizes.q_len == sizes.kv_len
+    if isinstance(relation, Everything):
+        return "dense SDPA", None, {}
+    if relation == Compare("<=", K, Q) and square:
+        return "dense SDPA, causal", None, {"is_causal": True}
+    try:
+        return "dense SDPA, masked", None, {"attn_mask": program.mask(inputs)}
+    except InputError:
+        note = f"without the pattern's mask, whose {sizes.q_len:,} x {sizes.kv_len:,} would not fit"
+        if square and _looks_causal(program, inputs):
+            return "dense SDPA, causal", note, {"is_causal": True}
+        return "dense SDPA, all pairs", note, {}
+
+
+def _looks_causal(program: Program, inputs: Inputs | None) -> bool:
+    """Whether no sampled query sees a later key: enough to choose what to compare with."""
+    sizes = program.bound.sizes
+    positions = torch.linspace(0, sizes.q_len - 1, 16).long()
+    keep = program.rows(positions, inputs=inputs)
+    later = torch.arange(sizes.kv_len) > positions[:, None]
+    return not bool((keep & later.to(keep.device)).any())
+
+
+def _expected_seconds(tensors: Tensors, options: Mapping[str, Any], backward: bool) -> float:
+    """Seconds of a call by rule of three, from the first queries and keys; 0 where they are all."""
+    q_len, kv_len = tensors.query.shape[2], tensors.key.shape[2]
+    q_part, kv_part = min(q_len, _PROBE), min(kv_len, _PROBE)
+    if (q_part, kv_part) == (q_len, kv_len) or not q_part or not kv_part:
+        return 0.0
+    part = Tensors(tensors.query[:, :, :q_part], tensors.key[:, :, :kv_part], tensors.value[:, :, :kv_part])
+    part_options = dict(options)
+    if "attn_mask" in options:
+        part_options["attn_mask"] = options["attn_mask"][..., :q_part, :kv_part]
+
+    def attend(parts: Tensors) -> Tensor:
+        return scaled_dot_product_attention(parts.query, parts.key, parts.value, **part_options)
+
+    call = _calls(attend, part, backward)
+    call()
+    seconds, _ = _timed(call, tensors.query.device)
+    return seconds * (q_len / q_part) * (kv_len / kv_part)
+
+
+def _calls(attend: Callable[[Tensors], Tensor], tensors: Tensors, backward: bool) -> Callable[[], object]:
+    """One call to time."""
+    if not backward:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return attend(tensors)
+
+        return forward
+    leaves = tensors.trainable()
+    parts = (leaves.query, leaves.key, leaves.value)
+    upstream = torch.ones_like(tensors.query[..., :1]).expand(*tensors.query.shape[:3], tensors.value.shape[3])
+    return lambda: torch.autograd.grad(attend(leaves), parts, upstream)
+
+
+def _cost(call: Callable[[], object], device: torch.device) -> Cost:
+    first, first_peak = _timed(call, device)
+    once, peak = _timed(call, device)
+    seconds = [once]
+    while len(seconds) < MAX_REPEATS and sum(seconds) + once < TIMING_SECONDS:
+        seconds.append(_timed(call, device)[0])
+    # a later call finds memory that the first one left to the process
+    peaks = [bytes_ for bytes_ in (first_peak, peak) if bytes_ is not None]
+    return Cost(statistics.median(seconds), first, max(peaks, default=None))
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
+    """Seconds, and peak memory in bytes beyond what was held."""
+    held = _reset_peak(device)
+    began = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    peak = _peak(device)
+    del result
+    return seconds, None if held is None or peak is None else max(0, peak - held)
+
+
+def _reset_peak(device: torch.device) -> int | None:
+    """Starts a new peak; what is held now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what the heap keeps back would hide what the call takes
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # Linux: the peak of the resident set becomes what it is now
+    except (OSError, AttributeError, TypeError):
+        return None
+    return _status_bytes("VmRSS")
+
+
+def _peak(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int | None:
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith(f"{name}:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def device_of(name: str) -> torch.device:
+    """A device that is there. Raises PatternError (E505)."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise input_error("E505", f"there is no device {name} here", "use cpu, or a build of PyTorch for it") from None
+    return device
