@@ -17,7 +17,7 @@ demo: $(RUNTIME) ## install, then check, draw and run one pattern
 	$(BIN)/patterndsl check examples/longformer.yaml
 	$(BIN)/patterndsl show examples/longformer.yaml -n 256
 	@mkdir -p build
-	$(BIN)/patterndsl show examples/longformer.yaml -n 256 -o build/longformer.png
+	$(BIN)/patterndsl show examples/longformer.yaml -n 256 -o build/longformer.png --force
 	$(BIN)/patterndsl run examples/longformer.yaml -n 4096
 
 # One thread per worker: the workers already fill the cores.

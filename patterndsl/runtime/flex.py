@@ -138,9 +138,7 @@ def flex(
         raise input_error("E505", "FlexAttention has no float64", "use backend='gathered'")
     if query.device.type == "cpu":
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-            raise input_error(
-                "E505", "FlexAttention has no gradients on the CPU", "use backend='gathered', which trains"
-            )
+            raise input_error("E505", "FlexAttention has no gradients on the CPU", "use backend='gathered'")
         if want_lse:
             raise input_error("E505", "FlexAttention returns no lse on the CPU", "use backend='gathered'")
     result = attend(query, key, value, mask, scale, query.shape[1] != key.shape[1], want_lse)
