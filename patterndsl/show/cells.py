@@ -16,12 +16,12 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
+from patterndsl.show.quadtree import EMPTY, FULL, PARTIAL, grow
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-EMPTY, PARTIAL, FULL = 0, 1, 2
-EFFORT = 1 << 18
-"""Boxes spent on telling undecided cells apart: well under a second."""
+EFFORT, MAX_NODES = 1 << 18, 1 << 16
+"""Boxes, then nodes of a quadtree, spent on telling undecided cells apart: each a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,13 +66,34 @@ def _extents(length: int, cell: int) -> Array:
 
 
 def find_cells(
-    relation: Relation, sizes: Sizes, lookup: Lookup, q_cell: int, kv_cell: int, effort: int | None = EFFORT
+    relation: Relation, sizes: Sizes, lookup: Lookup, q_cell: int, kv_cell: int, effort: int = EFFORT
 ) -> Cells:
-    """The cells of a bound relation. Work: about the live cells, plus `effort` for what is hard to decide."""
+    """The cells of a bound relation. Work: the live cells, and `effort` and MAX_NODES for what is hard to tell.
+
+    What the descent leaves undecided the quadtree may tell: to it a stride is one node, however often it comes.
+    """
     tiles = find_tiles(relation, sizes, lookup, q_cell, kv_cell, effort=effort)
     states = np.zeros((tiles.num_q_blocks, tiles.num_kv_blocks), dtype=np.uint8)
     states[tiles.q_blks, tiles.kv_blks] = np.where(tiles.is_full, FULL, PARTIAL)
+    if tiles.num_guessed:
+        told = _from_quadtree(relation, sizes, lookup, q_cell, kv_cell)
+        if told is not None:
+            return Cells(told, q_cell, kv_cell, sizes, True)
     return Cells(states, q_cell, kv_cell, sizes, tiles.num_guessed == 0)
+
+
+def _from_quadtree(relation: Relation, sizes: Sizes, lookup: Lookup, q_cell: int, kv_cell: int) -> Array | None:
+    """The states, where a quadtree of MAX_NODES tells all of them."""
+    if kv_cell & (kv_cell - 1) or q_cell % kv_cell:
+        return None
+    tree = grow(relation, sizes, lookup, MAX_NODES)
+    if not tree.exact or tree.finest > kv_cell:
+        return None
+    states = tree.states(kv_cell)
+    height = q_cell // kv_cell
+    starts = range(0, len(states), height)
+    rows = [states[start : start + height] for start in starts]
+    return np.stack([np.where((row == row[0]).all(axis=0), row[0], PARTIAL) for row in rows])
 
 
 def fitting_cell(sizes: Sizes, max_rows: int, max_columns: int) -> int:

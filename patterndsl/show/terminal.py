@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 from patterndsl.diagnostics import error
 from patterndsl.sema.parameters import Sizes
 from patterndsl.show.axis import ticks
-from patterndsl.show.cells import EMPTY, FULL, PARTIAL, Caption, Cells, figures, fitting_cell
+from patterndsl.show.cells import Caption, Cells, figures, fitting_cell
+from patterndsl.show.quadtree import EMPTY, FULL, PARTIAL
 
 MAX_LINES = 64
 MIN_COLUMNS = 16
@@ -86,7 +87,7 @@ def draw(cells: Cells, shape: Shape, words: Caption, terminal: Terminal) -> str:
         lines += ["(no positions)", ""]
     pad = " " * (_gutter(cells.sizes) + 1)
     lines.append(pad + _legend(cells, plan, terminal))
-    lines += [line for text in (words.view, figures(cells)) for line in _wrapped(text, words_width, 3)]
+    lines += _wrapped(f"{words.view} · {figures(cells)}", words_width, 4)
     text = "\n".join(line.rstrip() for line in lines) + "\n"
     return text if terminal.unicode else _plain(text)
 
@@ -153,8 +154,8 @@ def _body(cells: Cells, plan: Layout, terminal: Terminal) -> Iterator[str]:
 
 # ---- cells --------------------------------------------------------------------------------------------------
 
-_TONES = {PARTIAL: "38;5;110", FULL: "38;5;32"}
-_BACKS = {PARTIAL: "48;5;110", FULL: "48;5;32"}
+_TONES = {PARTIAL: "38;5;67", FULL: "38;5;33"}
+_BACKS = {PARTIAL: "48;5;67", FULL: "48;5;33"}
 _SHADES = {EMPTY: " ", PARTIAL: "▒", FULL: "█"}
 _HALVES = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
 _LETTERS = {EMPTY: ".", PARTIAL: "+", FULL: "#"}

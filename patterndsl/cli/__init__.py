@@ -1,0 +1,49 @@
+"""How does one use patterndsl from a shell? Finds the command, runs it, and turns what goes wrong into an exit code.
+
+0: done. 1: something of the user's is wrong, and the diagnostics say what. 2: the command line itself is wrong. 130:
+interrupted. 141: nobody reads the output any more. Each command is a module here, imported when it is called for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import cast
+
+from patterndsl.cli.arguments import parsed
+from patterndsl.cli.output import report
+from patterndsl.diagnostics import Diagnostic, PatternError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a sign that the terminal has not is no reason to stop
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except PatternError as failed:
+        report(failed.diagnostics)
+        return 2 if all(found.code == "E701" for found in failed.diagnostics) else 1
+    except MemoryError:
+        help = "choose smaller sizes: a picture needs what the pattern's draws and inputs need, a run its tensors too"
+        report([Diagnostic("E504", "there is not enough memory for this", None, help)])
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # what is still buffered has nowhere to go: let the flush at exit write into nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parsed(argv)
+    if arguments is None:  # help or version was all that was asked for
+        return 0
+    command = import_module(f"patterndsl.cli.{arguments.command}_command")
+    return cast("int", command.run(arguments))

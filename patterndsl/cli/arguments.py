@@ -1,0 +1,289 @@
+"""What can be typed? The commands and their options, with examples, and what to say to something else."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from patterndsl.diagnostics import PatternError, error, nearest
+
+PROGRAM = "patterndsl"
+
+_SPEC_HELP = "a YAML spec file, or an expression such as 'causal & window(256)'"
+
+_EPILOGS = {
+    "": """
+examples:
+  patterndsl check examples/*.yaml
+  patterndsl show 'causal & (window(16) | strided(32))' -n 256
+  patterndsl run examples/longformer.yaml -n 4096
+
+`patterndsl COMMAND --help` has the options of a command, and more examples.
+""",
+    "check": """
+examples:
+  patterndsl check examples/longformer.yaml
+  patterndsl check examples/*.yaml --json
+  patterndsl check 'causal & window(w)' --set w=256
+  patterndsl check examples/axial.yaml -n 4096     does it fit this length as well?
+
+Exit code: 0 when all specs are right, 1 otherwise.
+""",
+    "show": """
+examples:
+  patterndsl show examples/longformer.yaml
+  patterndsl show 'causal & (window(w) | strided(128))' --set w=64 -n 1048576
+  patterndsl show examples/four-kinds-of-heads.yaml -n 256 --head 2
+  patterndsl show 'q.row == k.row' --grid row=16,col=16 -n 256 -o axial.svg
+  patterndsl show 'causal & same(doc)' --declare 'doc=int[N]' --input-values doc=0*100,1*156
+  patterndsl show examples/bigbird.yaml -n 1048576 -o bigbird.html     a page to zoom into
+
+A cell is a square of positions. Full: every pair in it is kept; partial: some are. Colours follow the terminal, and
+NO_COLOR where it is set.
+""",
+    "compile": """
+examples:
+  patterndsl compile examples/longformer.yaml -n 4096 -o longformer.safetensors
+  patterndsl compile 'causal & recent(w)' --set w=512 -n 65536 --heads 16 -o recent.safetensors
+
+A program of the plan: patterndsl.load_program("longformer.safetensors"), or `patterndsl run longformer.safetensors`.
+""",
+    "run": """
+examples:
+  patterndsl run examples/longformer.yaml -n 4096
+  patterndsl run 'causal & recent(1024)' -n 65536 --heads 4 --dtype bfloat16
+  patterndsl run examples/bigbird.yaml -n 4096 --backward --device cuda
+  patterndsl run 'causal & same(doc)' --declare 'doc=int[N]' -n 300 --input-values doc=0*100,1*200
+  patterndsl run plan.safetensors --input qkv.safetensors
+
+The output is compared with float64 attention straight from the predicate: every row where that is small, some rows
+otherwise. The error may be twice that of PyTorch's dense attention in the same dtype. Exit code 1 if it is larger.
+""",
+    "schema": """
+example:
+  patterndsl schema > pattern.schema.json
+
+Name the file in a spec's first line, and editors complete the keys:
+  # yaml-language-server: $schema=pattern.schema.json
+""",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaints as diagnostics."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _complaint(message, self)
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace | None:
+    """The command and its options; None after --help and --version. Raises PatternError (E701) on anything else."""
+    parser, commands = _parser()
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+    except SystemExit:
+        return None
+    if unknown:
+        raise _unknown(unknown[0], commands[arguments.command])
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        raise error("E701", "no command is given", None, f"try: {PROGRAM} show 'causal & window(16)' -n 64")
+    return arguments
+
+
+def _complaint(message: str, parser: argparse.ArgumentParser) -> PatternError:
+    """argparse's message in our form, with the nearest of what is allowed."""
+    choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    if choice is None:
+        wrong = re.sub(r"argument (?:-\w/)?(\S+?):", r"\1:", message)
+        dash = "; an expression that starts with - goes after --" if "SPEC" in message else ""
+        return error("E701", wrong, None, f"{parser.prog} --help explains the options{dash}")
+    given, allowed = choice[1], re.findall(r"[\w.-]+", choice[2])
+    near = nearest(given, allowed)
+    help = f"did you mean `{near}`?" if near else f"choose from {', '.join(allowed)}"
+    option = message.split(":")[0].removeprefix("argument ")
+    what = f"there is no command `{given}`" if option == "COMMAND" else f"{option}: there is no `{given}`"
+    return error("E701", what, None, help)
+
+
+def _unknown(given: str, parser: argparse.ArgumentParser | None) -> PatternError:
+    """What to say to an option or word too many."""
+    options = sorted(parser._option_string_actions) if parser else ["--help", "--version"]
+    prog = parser.prog if parser else PROGRAM
+    if not given.startswith("-"):
+        help = "put quotes around an expression: 'causal & window(16)'"
+        return error("E701", f"one word too many: `{given}`", None, help)
+    near = nearest(given.split("=")[0], options)
+    listed = f"{prog} --help lists them; an expression that starts with - goes after --"
+    help = f"did you mean {near}?" if near else listed
+    return error("E701", f"there is no option {given.split('=')[0]}", None, help)
+
+
+def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]]:
+    from patterndsl import __version__
+
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Sparse attention patterns: check, draw, compile and run them.",
+        epilog=_EPILOGS[""],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    made: dict[str | None, argparse.ArgumentParser | None] = {None: None}
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        made[name] = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_EPILOGS[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        found = made[name]
+        assert found is not None
+        return found
+
+    _check_options(command("check", "say whether specs are right, and what is wrong with them"))
+    _show_options(command("show", "draw a pattern: in the terminal, or as PNG, SVG or HTML"))
+    _compile_options(command("compile", "write the plan of a pattern at given sizes to a file"))
+    _run_options(command("run", "execute a pattern, check it against the oracle, time it against dense attention"))
+    command("schema", "print the JSON Schema of spec files, for editors")
+    return parser, made
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    parser.add_argument("-n", type=_length, metavar="N", help="also check that the specs fit this length")
+    parser.add_argument("--heads", type=_count, default=8, metavar="H", help="heads, with -n (default 8)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _show_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    _size_options(parser, "length of the sequence (default 256)")
+    parser.add_argument("--head", type=_position, metavar="H", help="the head to draw, where heads differ (default 0)")
+    _input_options(parser)
+    parser.add_argument("--cell", type=_count, metavar="C", help="positions per cell (default: what fits)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write FILE: .png, .svg or .html")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="print the figures of each head group as JSON")
+
+
+def _compile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    _size_options(parser, "length of the sequence")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the plan, a .safetensors file")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help=f"{_SPEC_HELP}; or a plan file")
+    _pattern_options(parser)
+    _size_options(parser, "length of the sequence")
+    _input_options(parser)
+    tensors = parser.add_argument_group("tensors")
+    tensors.add_argument("--input", metavar="FILE", help="safetensors with query, key, value [B, H, T, D]; else random")
+    tensors.add_argument("--kv-heads", type=_count, metavar="H", help="key and value heads (default: as many as heads)")
+    tensors.add_argument("--head-dim", type=_count, metavar="D", help="size of a head (default 64)")
+    tensors.add_argument("--batch", type=_count, metavar="B", help="batch size (default 1)")
+    tensors.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default float32)")
+    tensors.add_argument("--seed", type=_position, default=0, metavar="S", help="of the random tensors (default 0)")
+    how = parser.add_argument_group("execution")
+    how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
+    how.add_argument("--backend", choices=("auto", "gathered", "flex", "oracle"), default="auto", help="(default auto)")
+    how.add_argument("--backward", action="store_true", help="also check and time the gradients")
+    how.add_argument(
+        "--sample-rows", type=_count, default=64, metavar="R", help="rows to check where all are too many (64)"
+    )
+    how.add_argument(
+        "--dense-limit", type=_seconds, default=20.0, metavar="S", help="skip dense attention beyond S seconds (20)"
+    )
+    how.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _pattern_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pattern")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="params",
+        help="a parameter: 256, [1,2,4], or an expression such as isqrt(N); may be repeated",
+    )
+    group.add_argument("--grid", metavar="ROW=64,COL=64", help="the grid of an expression: axes and sizes, row-major")
+    group.add_argument(
+        "--declare",
+        action="append",
+        default=[],
+        metavar="NAME=TYPE",
+        help="an input of an expression: doc=int[N], prefix=int[], pad=bool[Nk]; may be repeated",
+    )
+
+
+def _size_options(parser: argparse.ArgumentParser, n_help: str) -> None:
+    group = parser.add_argument_group("sizes")
+    group.add_argument("-n", type=_length, metavar="N", help=n_help + "; 2^20 is understood")
+    group.add_argument("--q-len", type=_length, metavar="N", help="queries, where they are not as many as keys")
+    group.add_argument("--kv-len", type=_length, metavar="N", help="keys")
+    group.add_argument("--q-start", type=_length, metavar="N", help="position of the first query (default 0)")
+    group.add_argument("--heads", type=_count, metavar="H", help="query heads (default 8)")
+    group.add_argument("--layer", type=_position, metavar="L", help="what `layer` is in the pattern (default 0)")
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs that the pattern reads")
+    group.add_argument("--inputs", metavar="FILE", help="safetensors with a tensor for each input")
+    group.add_argument(
+        "--input-values",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="doc=0,0,0,1,1 or doc=0*100,1*156 (a value and how often); may be repeated",
+    )
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------
+
+
+def _whole(text: str, least: int) -> int:
+    power = re.fullmatch(r"2(?:\^|\*\*)(\d{1,2})", text.strip())
+    if power:
+        return int(2 ** int(power[1]))
+    if not re.fullmatch(r"[+-]?\d+(?:[_,]\d+)*", text.strip()):
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number")
+    value = int(text.replace(",", "").replace("_", ""))
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is too small; it must be {least} or more")
+    return value
+
+
+def _length(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _position(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number of seconds") from None
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number of seconds")
+    return value

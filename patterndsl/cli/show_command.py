@@ -1,0 +1,152 @@
+"""`patterndsl show`: a picture of a pattern. PyTorch is not imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from patterndsl.cli.output import progress, say, say_json, shows_color, shows_unicode, width
+from patterndsl.cli.specs import inputs_of, pattern_of, sizes_of
+from patterndsl.diagnostics import error, input_error
+from patterndsl.files import refuse_existing, write_atomically
+from patterndsl.pattern import Pattern
+
+if TYPE_CHECKING:
+    from patterndsl.cli.specs import Array
+    from patterndsl.lower.lookup import Lookup
+    from patterndsl.sema.bind import Bound, HeadGroup
+    from patterndsl.show.cells import Caption, Cells
+
+DEFAULT_N = 256
+FORMATS = (".png", ".svg", ".html")
+JSON_CELLS = 64
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws to the terminal, to a file, or as figures."""
+    suffix = _format(arguments)
+    pattern = pattern_of(arguments.spec, arguments)
+    bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
+    lookup = _lookup(inputs_of(bound, arguments))
+    group = _group(bound, arguments.head)
+    words = _words(pattern, bound, group, arguments)
+    if suffix == ".html":
+        with progress() as on_event:
+            from patterndsl.show.page import page
+
+            captions = [_words(pattern, bound, other, arguments) for other in bound.groups]
+            data = page(bound, lookup, captions, bound.groups.index(group), on_event)
+        write_atomically(arguments.output, data, arguments.force)
+    elif suffix is not None:
+        write_atomically(arguments.output, _image(suffix, bound, group, lookup, words, arguments), arguments.force)
+    if arguments.json:
+        say_json(_figures(bound, lookup, arguments))
+    elif suffix is not None:
+        say(f"{arguments.output}: {words.view}")
+    else:
+        sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
+    return 0
+
+
+def _format(arguments: argparse.Namespace) -> str | None:
+    """The output's suffix. Raises PatternError (E701) on another one, (E602) where the file is there already."""
+    if arguments.output is None:
+        return None
+    suffix: str = os.path.splitext(arguments.output)[1].lower()
+    if suffix not in FORMATS:
+        raise error("E701", f"a picture cannot be {arguments.output}", None, f"end it with {', '.join(FORMATS)}")
+    if not arguments.force:
+        refuse_existing(arguments.output)
+    return suffix
+
+
+def _lookup(inputs: Mapping[str, Array]) -> Lookup:
+    from patterndsl.lower.lookup import Lookup
+
+    one_row = {}
+    for name, values in inputs.items():
+        if values.ndim == 2 and values.shape[0] != 1:
+            help = "draw one row of the batch: give a tensor of one dimension"
+            raise input_error("E502", f"input `{name}` has {values.shape[0]} rows; a picture shows one", help)
+        one_row[name] = values.reshape(-1).astype("int64")
+    return Lookup(one_row)
+
+
+def _group(bound: Bound, head: int | None) -> HeadGroup:
+    return next(group for group in bound.groups if (head or 0) in group.heads)
+
+
+def _words(pattern: Pattern, bound: Bound, group: HeadGroup, arguments: argparse.Namespace) -> Caption:
+    from patterndsl.sema.parameters import param_values
+    from patterndsl.show.cells import caption
+    from patterndsl.syntax.render import render_expression
+
+    values = param_values(pattern.resolved, {}, bound.sizes)
+    shown = (f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in values.items())
+    text = ", ".join((render_expression(pattern.spec.attend), *shown))
+    return caption(pattern.name, text, bound, group, arguments.layer)
+
+
+def _cells(bound: Bound, group: HeadGroup, lookup: Lookup, q_cell: int, kv_cell: int) -> Cells:
+    from patterndsl.show.cells import find_cells
+
+    return find_cells(group.relation, bound.sizes, lookup, q_cell, kv_cell)
+
+
+def _terminal(bound: Bound, group: HeadGroup, lookup: Lookup, words: Caption, arguments: argparse.Namespace) -> str:
+    from patterndsl.show.terminal import Terminal, draw, layout
+
+    terminal = Terminal(width(), shows_color(sys.stdout), shows_unicode(sys.stdout))
+    plan = layout(bound.sizes, terminal, arguments.cell)
+    picture = draw(_cells(bound, group, lookup, plan.q_cell, plan.kv_cell), plan.shape, words, terminal)
+    others = [f"--head {other.heads[0]}" for other in bound.groups if other is not group]
+    more = " ..." if len(others) > 6 else ""
+    return picture + (f"other heads: {', '.join(others[:6])}{more}\n" if others else "")
+
+
+def _image(
+    suffix: str, bound: Bound, group: HeadGroup, lookup: Lookup, words: Caption, arguments: argparse.Namespace
+) -> bytes:
+    from patterndsl.show import image
+
+    most = image.PNG_CELLS if suffix == ".png" else image.SVG_CELLS
+    cell = arguments.cell or image.image_cell(bound.sizes, most)
+    longest = -(-max(bound.sizes.q_len, bound.sizes.kv_len) // cell)
+    if longest > image.PLOT:
+        help = f"take cells of {image.image_cell(bound.sizes, most)} or more, or draw a page to zoom into: .html"
+        raise error("E701", f"cells of {cell} make a picture of {longest:,} cells", None, help)
+    cells = _cells(bound, group, lookup, cell, cell)
+    return image.png(cells, words) if suffix == ".png" else image.svg(cells, words)
+
+
+def _figures(bound: Bound, lookup: Lookup, arguments: argparse.Namespace) -> dict[str, object]:
+    """The figures of each head group, or of the one that was asked for."""
+    from patterndsl.show.cells import fitting_cell
+
+    sizes = bound.sizes
+    cell = arguments.cell or fitting_cell(sizes, JSON_CELLS, JSON_CELLS)
+    asked = [group for group in bound.groups if arguments.head is None or arguments.head in group.heads]
+    found = [(group, _cells(bound, group, lookup, cell, cell)) for group in asked]
+    return {
+        "spec": arguments.spec,
+        "n": sizes.total,
+        "q_len": sizes.q_len,
+        "kv_len": sizes.kv_len,
+        "q_start": sizes.q_start,
+        "layer": bound.layer,
+        "cell": cell,
+        "groups": [
+            {
+                "heads": list(group.heads),
+                "num_cells": cells.states.size,
+                "num_live": cells.num_live,
+                "num_full": cells.num_full,
+                "live_share": cells.live_share,
+                "exact": cells.exact,
+            }
+            for group, cells in found
+        ],
+    }

@@ -1,0 +1,204 @@
+"""Which pattern is meant, at which sizes, with which inputs? From the words of the command line to a bound pattern."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from patterndsl.diagnostics import PatternError, error, input_error, nearest
+from patterndsl.pattern import Pattern, load, parse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from patterndsl.sema.bind import Bound, InputShape
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+DEFAULT_HEADS = 8
+
+
+# ---- the pattern --------------------------------------------------------------------------------------------
+
+
+def pattern_of(spec: str, arguments: argparse.Namespace) -> Pattern:
+    """The pattern of a SPEC with --set, --grid and --declare. Raises PatternError with everything that is wrong."""
+    params = {name: _param_value(name, text) for name, text in _pairs("--set", arguments.params).items()}
+    if not is_path(spec):
+        grid = {name: _param_number(text) for name, text in _pairs("--grid", _axes(arguments.grid)).items()}
+        return parse(spec, params, grid or None, _pairs("--declare", arguments.declare) or None)
+    for option, given in (("--grid", arguments.grid), ("--declare", arguments.declare)):
+        if given:
+            raise error("E701", f"{option} is for expressions; {spec} is a file", None, f"change it in {spec}")
+    pattern = load(spec)
+    return pattern.with_params(**params) if params else pattern
+
+
+def is_path(spec: str) -> bool:
+    """A SPEC is a path when it ends like a spec file or is a file. Raises PatternError (E601) on a near miss."""
+    if spec.lower().endswith((".yaml", ".yml")) or os.path.isfile(spec):
+        return True
+    if os.path.isdir(spec):
+        raise error("E601", f"{spec} is a folder", None, f"name the specs in it: {os.path.join(spec, '*.yaml')}")
+    for suffix in (".yaml", ".yml"):
+        if os.path.isfile(spec + suffix):
+            raise error("E601", f"there is no file {spec}", None, f"did you mean {spec}{suffix}?")
+    return False
+
+
+def _axes(text: str | None) -> list[str]:
+    return re.split(r",(?=\s*[A-Za-z_]\w*\s*=)", text) if text else []
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """`name=value` words as a mapping. Raises PatternError (E701) on anything else."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name) or not value:
+            examples = {"--set": "w=256", "--grid": "row=64,col=64", "--declare": "doc=int[N]"}
+            example = examples.get(option, "doc=0*100,1*156")
+            raise error("E701", f"{option} `{text}` is not name=value", None, f"write {option} {example}")
+        if name in pairs:
+            raise error("E701", f"{option} {name} is given twice", None, "keep one of the two")
+        pairs[name] = value
+    return pairs
+
+
+def _param_value(name: str, text: str) -> int | list[int] | str:
+    if not text.startswith("["):
+        return _param_number(text)
+    items = [item.strip() for item in text.removeprefix("[").removesuffix("]").split(",")]
+    if not text.endswith("]") or not all(re.fullmatch(r"[+-]?\d+", item) for item in items):
+        raise error("E701", f"--set {name}: `{text}` is not a list of integers", None, f"write --set '{name}=[1,2,4]'")
+    return [int(item) for item in items]
+
+
+def _param_number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------
+
+
+def sizes_of(arguments: argparse.Namespace, default_n: int | None) -> dict[str, Any]:
+    """The size arguments of `bind` and `compile`. Raises PatternError (E701) where no length is given."""
+    n = arguments.n
+    if n is None and arguments.q_len is None:
+        if arguments.kv_len is not None:
+            raise error("E701", "--kv-len alone does not say how many queries there are", None, "add --q-len, or -n")
+        if default_n is None:
+            raise error("E701", "no length is given", None, "add -n 4096, or --q-len and --kv-len")
+        n = default_n
+    return {
+        "n": n,
+        "q_len": arguments.q_len,
+        "kv_len": arguments.kv_len,
+        "q_start": arguments.q_start or 0,
+        "heads": heads_of(arguments),
+        "layer": arguments.layer or 0,
+    }
+
+
+def heads_of(arguments: argparse.Namespace) -> int:
+    """--heads, or enough for --head, or the default."""
+    head = getattr(arguments, "head", None)
+    heads: int = arguments.heads if arguments.heads is not None else max(DEFAULT_HEADS, (head or 0) + 1)
+    if head is not None and head >= heads:
+        raise error("E701", f"there is no head {head} among {heads}", None, f"--head is from 0 to {heads - 1}")
+    return heads
+
+
+# ---- inputs -------------------------------------------------------------------------------------------------
+
+
+def inputs_of(bound: Bound, arguments: argparse.Namespace) -> dict[str, Array]:
+    """The inputs that the pattern reads: int64 or bool, [length] or, from a file, [batch, length].
+
+    Raises PatternError (E501) on missing and unknown ones, (E502) on values that do not fit.
+    """
+    wanted = {shape.name: shape for shape in bound.inputs}
+    given: dict[str, Array] = {}
+    if arguments.inputs:
+        given |= {name: values for name, values in read_tensors(arguments.inputs).items() if name in wanted}
+    for name, text in _pairs("--input-values", arguments.input_values).items():
+        if name not in wanted:
+            raise _unknown_input(name, wanted)
+        given[name] = _values(wanted[name], text)
+    for name, shape in wanted.items():
+        if name not in given:
+            raise _missing_input(shape, arguments.inputs)
+    return {name: _checked(shape, given[name]) for name, shape in wanted.items()}
+
+
+def read_tensors(path: str) -> dict[str, Array]:
+    """The tensors of a safetensors file. Raises PatternError (E601)."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except OSError as failed:
+        raise error("E601", f"cannot read {path}: {failed.strerror or failed}", None, "check the path") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as failed:
+        raise error("E601", f"cannot read {path}: {failed}", None, "give a safetensors file of int or bool") from None
+
+
+def _unknown_input(name: str, wanted: Mapping[str, InputShape]) -> PatternError:
+    near = nearest(name, wanted)
+    listed = f"it reads {', '.join(wanted)}" if wanted else "it reads none"
+    return input_error("E501", f"the pattern reads no input `{name}`", f"did you mean `{near}`?" if near else listed)
+
+
+def _missing_input(shape: InputShape, path: str | None) -> PatternError:
+    length = shape.length if shape.length is not None else 4
+    half = length // 2
+    example = f"{shape.name}=0*{half},1*{length - half}" if half else f"{shape.name}=0"
+    where = f" (it is not in {path})" if path else ""
+    help = f"give it: --input-values {example}, or --inputs FILE.safetensors"
+    return input_error("E501", f"input `{shape.name}` is missing{where}", help)
+
+
+_RUN = re.compile(r"\s*([+-]?\d+|true|false)\s*(?:\*\s*(\d+))?\s*", re.IGNORECASE)
+_TRUTHS = {"true": 1, "false": 0}
+
+
+def _values(shape: InputShape, text: str) -> Array:
+    """`0,0,1` or `0*2,1`: values, and how often each."""
+    import numpy as np
+
+    values: list[int] = []
+    counts: list[int] = []
+    for part in text.strip("[]").split(","):
+        run = _RUN.fullmatch(part)
+        if run is None:
+            help = f"write {shape.name}=0,0,1 or {shape.name}=0*100,1*156"
+            raise error("E701", f"--input-values {shape.name}: `{part}` is no value", None, help)
+        word = run[1].lower()
+        values.append(_TRUTHS[word] if word in _TRUTHS else int(word))
+        counts.append(int(run[2]) if run[2] else 1)
+    if max(map(abs, values)) >= 2**62:
+        raise input_error("E502", f"input `{shape.name}` holds a number beyond 62 bits", "use smaller numbers")
+    if shape.length is not None and sum(counts) != shape.length:  # said before so many are made
+        raise _wrong_length(shape, f"{sum(counts):,} values")
+    array = np.repeat(np.array(values, dtype=np.int64), np.array(counts, dtype=np.int64))
+    if shape.dtype == "bool" and not set(values) <= {0, 1}:
+        raise input_error("E502", f"input `{shape.name}` is not of truth values", "give 0 and 1, or false and true")
+    return array.astype(bool) if shape.dtype == "bool" else array
+
+
+def _checked(shape: InputShape, values: Array) -> Array:
+    if values.dtype.kind not in ("b" if shape.dtype == "bool" else "iu"):
+        help = f"give {'truth values' if shape.dtype == 'bool' else 'integers'}"
+        raise input_error("E502", f"input `{shape.name}` has dtype {values.dtype}, not {shape.dtype}", help)
+    if values.ndim not in (1, 2) or (shape.length is not None and values.shape[-1] != shape.length):
+        raise _wrong_length(shape, f"{values.shape[0]:,} values" if values.ndim == 1 else f"shape {list(values.shape)}")
+    return values if shape.dtype == "bool" else values.astype("int64")
+
+
+def _wrong_length(shape: InputShape, shown: str) -> PatternError:
+    wanted = "one dimension" if shape.length is None else f"{shape.length:,} values"
+    return input_error("E502", f"input `{shape.name}` has {shown}", f"give {wanted}")
