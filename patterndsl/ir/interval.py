@@ -145,14 +145,9 @@ def _hull(values: Sequence[Integers]) -> Interval:
 
 def _remainder(x: Interval, divisor: Interval) -> Interval:
     """x % d: exact where x stays within one period of a single divisor, else [0, d - 1]."""
-    least, most = divisor
-    if not (isinstance(least, int) and isinstance(most, int) and least == most):
-        return x[0] * 0, x[1] * 0 + most - 1
-    low, high = x
-    one_period = low // least == high // least
-    if isinstance(low, int) and isinstance(high, int):
-        return (low % least, high % least) if one_period else (0, least - 1)
-    return one_period * (low % least), larger(one_period * (high % least), (one_period ^ True) * (least - 1))
+    (low, high), (least, most) = x, divisor
+    exact = (least == most) & (low // least == high // least)
+    return exact * (low % least), larger(exact * (high % least), (exact ^ True) * (most - 1))
 
 
 def _function(name: str, arguments: Sequence[Interval]) -> Interval:

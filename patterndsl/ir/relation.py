@@ -7,9 +7,10 @@ other judgement about a relation is made elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, assert_never
 
+from patterndsl.diagnostics import SourceRange
 from patterndsl.ir.index import (
     Arithmetic,
     Const,
@@ -91,6 +92,7 @@ class Random:
     k: Index
     num_q: Index
     num_k: Index
+    place: SourceRange | None = field(default=None, compare=False, repr=False)
 
 
 Relation: TypeAlias = Everything | Nothing | Compare | Holds | And | Or | Not | Random
@@ -284,6 +286,7 @@ def substitute(relation: Relation, put: Replacement, lists: dict[str, tuple[Inde
                 index(relation.k),
                 num_q,
                 num_k,
+                relation.place,
             )
         case _:
             assert_never(relation)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from patterndsl.diagnostics import error
 from patterndsl.ir.interval import Box, verdict
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
@@ -20,6 +21,8 @@ from patterndsl.sema.bind import Sizes
 OnEvent: TypeAlias = Callable[[str, int, int], None]
 """Called as (what, done, total) while something takes long."""
 
+MAX_TILES = 1 << 27
+"""Lists of more tiles (some 2 GB) are refused."""
 CHUNK = 1 << 16
 """Boxes evaluated at once: the working set stays in the cache, and memory beside the result stays small."""
 
@@ -86,6 +89,7 @@ class _Descent:
     visited: int = 0
     settled: int = 0
     total: int = 0
+    listed: int = 0
     guessed: int = 0
     found: list[tuple[Array, Array, Array]] = field(default_factory=list)  # q_blks, kv_blks, is_full
 
@@ -183,6 +187,14 @@ class _Descent:
         """Every tile of boxes that are full."""
         if not q_at.shape[0]:
             return
+        self.listed += q_at.shape[0] << (q_level + k_level)
+        if self.listed > 2 * MAX_TILES:  # boxes at the border reach over it, by less than twice
+            raise error(
+                "E504",
+                f"more than {MAX_TILES:,} tiles of {self.q_block} x {self.kv_block} are live",
+                None,
+                "ask for larger blocks; gather_indices() lists single keys, block_mask() lists blocks",
+            )
         xp = self.lookup.xp
         q_inside, k_inside = self.lookup.integers(0, 1 << q_level), self.lookup.integers(0, 1 << k_level)
         shape = (q_at.shape[0], 1 << q_level, 1 << k_level)

@@ -119,11 +119,13 @@ def compiled_flex() -> Attend:
     a copy of the code keeps programs from using up each other's limit, and fullgraph turns what is left into an error.
     """
     copied = FunctionType(_attend.__code__.replace(), globals(), "attend")
-    return cast("Attend", torch.compile(copied, dynamic=False, fullgraph=True))
+    compiled: Attend = torch.compile(copied, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, gqa: bool, lse: bool) -> Any:
-    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse)
+    attend: Any = flex_attention  # its overloads take no plain bool
+    return attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse)
 
 
 def flex(

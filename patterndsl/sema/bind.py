@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from patterndsl.diagnostics import Diagnostic, PatternError, SourceRange, error
-from patterndsl.ir.index import Arithmetic, Const, Facet, Function, Index, Param, Read, Var, operands
+from patterndsl.ir.index import HEAD, LAYER, Arithmetic, Const, Facet, Function, Index, Param, Read, Var, operands
 from patterndsl.ir.interval import Box, Interval, bounds
 from patterndsl.ir.relation import (
     Random,
@@ -22,6 +22,7 @@ from patterndsl.ir.relation import (
     direct_indices,
     inputs_read,
     substitute,
+    substitute_index,
 )
 from patterndsl.sema.model import InputDeclaration, Resolved, Side
 from patterndsl.sema.parameters import MAX_SIZE, ParamValue, Sizes, param_values, put_size, sized, sizes_of
@@ -73,7 +74,7 @@ def bind(
         if isinstance(count, bool) or not isinstance(count, int) or count < (name == "heads"):
             raise error("E406", f"{name} is {count}; it must be an integer from {int(name == 'heads')}")
     values = param_values(resolved, overrides or {}, sizes)
-    _check_requirements(resolved, sizes, values)
+    _check_requirements(resolved, sizes, values, num_heads, layer)
     lists: dict[str, tuple[Index, ...]] = {
         name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
     }
@@ -99,10 +100,20 @@ def _head_groups(relation: Relation, num_heads: int) -> tuple[HeadGroup, ...]:
     return tuple(HeadGroup(alike, tuple(heads)) for alike, heads in groups.items())
 
 
-def _check_requirements(resolved: Resolved, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> None:
+def _check_requirements(
+    resolved: Resolved,
+    sizes: Sizes,
+    values: Mapping[str, int | tuple[int, ...]],
+    num_heads: int,
+    layer: int,
+) -> None:
+    def at_head(index: Index, head: int) -> int:
+        put: dict[Index, Index] = {HEAD: Const(head), LAYER: Const(layer)}
+        return sized(substitute_index(index, lambda symbol: put.get(symbol, symbol)), sizes, values)
+
     found: list[Diagnostic] = []
     for required in resolved.requirements:
-        value = sized(required.value, sizes, values)
+        value = min(at_head(required.value, head) for head in range(num_heads))
         if required.minimum is None:
             if value != sizes.total:
                 help = "change the axis sizes, or the parameters that they depend on, until they multiply to N"
@@ -151,13 +162,26 @@ def _check_domains(relation: Relation, num_q: int, num_k: int) -> None:
     for child in children(relation):
         _check_domains(child, num_q, num_k)
     if isinstance(relation, Random):
-        frame_q, frame_k = relation.num_q, relation.num_k
-        assert isinstance(frame_q, Const) and isinstance(frame_k, Const), "lengths are bound"
-        if max(frame_q.value, frame_k.value) > MAX_SIZE:
-            raise error("E407", "`random` draws in a frame of more than 2^40 positions")
+        frame_q, frame_k = _frame(relation)
         if isinstance(relation.count, Const) and relation.count.value < 0:
-            raise error("E402", f"`random` draws {relation.count.value} keys", None, "draw 0 or more")
-        _check_domains(relation.avoid, frame_q.value, frame_k.value)
+            message = f"`random` draws {relation.count.value} keys"
+            raise error("E402", message, relation.place, "draw 0 or more")
+        _check_domains(relation.avoid, frame_q, frame_k)
+
+
+def _frame(relation: Random) -> tuple[int, int]:
+    """How many queries draw among how many keys."""
+    lengths = [length.value for length in (relation.num_q, relation.num_k) if isinstance(length, Const)]
+    if len(lengths) < 2:
+        message = "`random` stands where the lengths depend on a position or an input"
+        raise error("E209", message, relation.place, "rescale `N` by numbers and parameters only")
+    if min(lengths) < 0:
+        message = f"`random` stands where the length is {min(lengths)}"
+        raise error("E406", message, relation.place, "rescale `N` to 0 or more, for example N = max(0, ...)")
+    if max(lengths) > MAX_SIZE:
+        message = "`random` stands where the length is more than 2^40"
+        raise error("E406", message, relation.place, "rescale `N` to something smaller")
+    return lengths[0], lengths[1]
 
 
 def _check_index(index: Index, box: Box) -> None:

@@ -69,7 +69,8 @@ from patterndsl.syntax import tree as ast
 
 MAX_EXPANSION = 50_000
 """Nodes that one spec may expand to; definitions that double at each step reach it quickly."""
-
+STAND_IN = Param("?")
+"""An integer parameter of a definition that is checked by itself."""
 
 _T = TypeVar("_T")
 
@@ -84,6 +85,7 @@ class Expander(ABC):
 
     diagnostics: list[Diagnostic]
     active: list[ast.Definition | ast.Import] = field(default_factory=list)
+    recursive: set[int] = field(default_factory=set)
     expanded: int = 0
 
     @abstractmethod
@@ -122,11 +124,14 @@ class Expander(ABC):
     def predicate(self, expr: ast.Expr, scope: Scope) -> Relation:
         return cast("Relation", self.wanted(expr, "predicate", "this place", scope))
 
-    def wanted(self, expr: ast.Expr, wanted: Kind, where: str, scope: Scope) -> Value:
-        """The value of an expression of the wanted kind."""
-        value = self.value(expr, scope)
+    def wanted(self, expr: ast.Expr, wanted: Kind | None, where: str, scope: Scope) -> Value:
+        """The value of an expression of the wanted kind, or of any where it is None."""
+        return self.checked(self.value(expr, scope), expr, wanted, where)
+
+    def checked(self, value: Value, expr: ast.Expr, wanted: Kind | None, where: str) -> Value:
+        """The value, if it is of the wanted kind."""
         kind = kind_of(value)
-        if kind == wanted:
+        if wanted in (kind, None):
             return value
         if kind == "list":
             help = "index it: name[head] or name[layer]"
@@ -190,15 +195,19 @@ class Expander(ABC):
 
     def binary(self, expr: ast.Binary, scope: Scope) -> Value:
         """Arithmetic, or the difference of two predicates: both sides are of one kind."""
-        if expr.op == "-" and kind_of(self.value(expr.left, scope)) == "predicate":
-            left, right = self.each(self.predicate, (expr.left, expr.right), scope)
-            return conjunction((left, negation(right)))
-        low, high = self.each(self.integer, (expr.left, expr.right), scope)
-        return arithmetic(cast("ArithmeticOp", expr.op), low, high, expr.place)
+        left, right = self.each(self.value, (expr.left, expr.right), scope)
+        kind: Kind = "predicate" if expr.op == "-" and kind_of(left) == "predicate" else "integer"
+        left = self.checked(left, expr.left, kind, f"`{expr.op}`")
+        right = self.checked(right, expr.right, kind, f"`{expr.op}`")
+        if kind == "predicate":
+            return conjunction((cast("Relation", left), negation(cast("Relation", right))))
+        return arithmetic(cast("ArithmeticOp", expr.op), cast("Index", left), cast("Index", right), expr.place)
 
     def name(self, name: str, place: SourceRange, scope: Scope) -> Value:
         within: Scope | None = scope
         while within is not None:
+            if name in within.broken:
+                raise Stop
             if name in within.values:
                 return within.values[name]
             if name in within.definitions:
@@ -223,6 +232,8 @@ class Expander(ABC):
         name, place = expr.name, expr.place
         within: Scope | None = scope
         while within is not None:
+            if name in within.broken:
+                raise Stop
             if name in within.definitions:
                 return self.expand(name, expr.arguments, place, scope, within)
             if name in within.imports:
@@ -293,9 +304,14 @@ class Expander(ABC):
 
     @contextmanager
     def entered(self, item: ast.Definition | ast.Import, place: SourceRange) -> Iterator[None]:
-        """Guards against a definition that uses itself."""
-        if any(item is other for other in self.active):
-            chain = " -> ".join([*(other.name for other in self.active), item.name])
+        """Guards against a definition that uses itself; the definitions of a cycle are silent once it is reported."""
+        if id(item) in self.recursive:
+            raise Stop
+        at = next((at for at, other in enumerate(self.active) if item is other), None)
+        if at is not None:
+            cycle = self.active[at:]
+            self.recursive.update(map(id, cycle))
+            chain = " -> ".join([*(other.name for other in cycle), item.name])
             raise self.report("E205", f"`{item.name}` uses itself: {chain}", place, "definitions cannot recurse")
         self.active.append(item)
         try:
@@ -306,13 +322,13 @@ class Expander(ABC):
     def check_alone(self, definition: ast.Definition, scope: Scope) -> Value:
         """A definition is checked even where nothing uses it, with stand-ins for its parameters."""
         stand_ins: dict[Kind, Value] = {
-            "integer": Param("?"),
-            "predicate": compare("==", Param("?"), Const(0)),
+            "integer": STAND_IN,
+            "predicate": compare("==", STAND_IN, Const(0)),
             "attribute": AttributeName(None),
             "list": ListValue("?"),
         }
         kinds = param_kinds(definition, scope)
-        inner = Scope(parent=scope, values={param: stand_ins[kinds[param]] for param in definition.params})
+        inner = Scope(parent=scope, values={param: stand_ins[kinds[param] or "integer"] for param in definition.params})
         with self.entered(definition, definition.place):
             return self.value(definition.body, inner)
 
@@ -348,6 +364,8 @@ class Expander(ABC):
         known: set[str] = set()
         within: Scope | None = scope
         while within is not None:
+            if expr.name in within.broken:
+                raise Stop
             value = within.values.get(expr.name)
             if isinstance(value, AttributeName):
                 return value.meaning
@@ -370,11 +388,10 @@ class Expander(ABC):
         if not isinstance(target, ListValue):
             help = "only lists under `params` and tables under `inputs` are indexed"
             raise self.report("E207", f"`{expr.name}` is {A_KIND[kind_of(target)]}, not a list", expr.place, help)
-        for part in subexpressions(index):
-            if part in (Q, K) or isinstance(part, Read):
-                message = f"the list `{expr.name}` is indexed by a position or an input"
-                help = "lists are indexed by head and layer; declare a table under `inputs` for more"
-                raise self.report("E207", message, expr.index.place, help)
+        if depends_on_data(index):
+            message = f"the list `{expr.name}` is indexed by a position or an input"
+            help = "lists are indexed by head and layer; declare a table under `inputs` for more"
+            raise self.report("E207", message, expr.index.place, help)
         return select(target.items, index, expr.place)
 
     # ---- primitives ---------------------------------------------------------------------------------------
@@ -414,13 +431,13 @@ class Expander(ABC):
         count, seed = (self.integer(given[name], scope) if name in given else Const(0) for name in ("r", "seed"))
         avoid: Relation = self.predicate(given["avoid"], scope) if "avoid" in given else Nothing()
         for name, value in (("r", count), ("seed", seed)):
-            if any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(value)):
+            if depends_on_data(value):
                 message = f"`{name}` of `random` depends on a position or an input"
                 raise self.report("E209", message, given[name].place, "it may depend on head, layer, N and parameters")
         if inputs_read(avoid):
             message = "what `random` avoids depends on an input, which is known only at run time"
             raise self.report("E209", message, given["avoid"].place, "draw freely and subtract: random(r) - R")
-        return Random(count, seed, avoid, Q, K, NQ, NK)
+        return Random(count, seed, avoid, Q, K, NQ, NK, expr.place)
 
     def along(self, expr: ast.Call, scope: Scope) -> Relation:
         """All grid coordinates but this axis's are equal."""
@@ -442,6 +459,16 @@ class Expander(ABC):
             within = within.parent
         others = (other for other in grid.values() if other.name not in axis.base_names())
         return conjunction(compare("==", coordinate(o, "value", Q), coordinate(o, "value", K)) for o in others)
+
+
+def depends_on_data(index: Index) -> bool:
+    """Whether the value changes with the position or an input, and not just with head, layer, N and parameters."""
+    return any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(index))
+
+
+def has_stand_in(index: Index) -> bool:
+    """Whether the value is that of a definition which is checked by itself, and so unknown."""
+    return STAND_IN in subexpressions(index)
 
 
 def _read(declared: InputDeclaration, facet: Facet, index: Index) -> Value:

@@ -6,15 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import assert_never
 
+from patterndsl.sema.model import InputDeclaration
 from patterndsl.sema.scope import FUNCTIONS, POSITIONS, PRIMITIVES, Kind, Scope
 from patterndsl.syntax import tree as ast
 
 
-def param_kinds(definition: ast.Definition, home: Scope) -> dict[str, Kind]:
-    """The kind of each parameter; an integer where nothing tells."""
+def param_kinds(definition: ast.Definition, home: Scope) -> dict[str, Kind | None]:
+    """The kind of each parameter; None where nothing tells, as in `difference(R, S) = R - S`."""
     kinds: dict[str, Kind] = {}
     _infer(definition.body, None, definition.params, kinds, home, (definition,))
-    return {param: kinds.get(param, "integer") for param in definition.params}
+    return {param: kinds.get(param) for param in definition.params}
 
 
 def _infer(
@@ -66,27 +67,51 @@ def _infer(
             assert_never(expr)
 
 
-def _evident_kind(expr: ast.Expr, home: Scope) -> Kind | None:
-    """The kind that an expression shows by its form, or by the body of the definition that it uses."""
+def _evident_kind(expr: ast.Expr, home: Scope, seen: frozenset[str] = frozenset()) -> Kind | None:
+    """The kind that an expression shows by its form, or by what its name is; `seen` names are being looked into."""
     match expr:
         case ast.Comparison() | ast.InRange() | ast.InSet() | ast.Not() | ast.Logic() | ast.At():
             return "predicate"
-        case ast.Number() | ast.Negative() | ast.Subscript():
+        case ast.Number() | ast.Negative():
             return "integer"
         case ast.Binary(op=op, left=left, right=right):
-            return "integer" if op != "-" else _evident_kind(left, home) or _evident_kind(right, home)
+            return "integer" if op != "-" else _evident_kind(left, home, seen) or _evident_kind(right, home, seen)
+        case ast.Attribute(name=name, facet=None) | ast.Subscript(name=name):
+            return _read_kind(name, home)
         case ast.Name(name=name) | ast.Call(name=name):
-            if name in PRIMITIVES:
-                return "predicate"
-            within: Scope | None = home
-            while within is not None and name not in within.definitions:
-                within = within.parent
-            if within is None:
-                return "integer" if name in POSITIONS or name in FUNCTIONS else None
-            bodies = (item.body for item in within.definitions[name] if not isinstance(item.body, ast.Name | ast.Call))
-            return next((kind for body in bodies if (kind := _evident_kind(body, within))), None)
+            return _named_kind(name, home, seen)
         case _:
             return None
+
+
+def _read_kind(name: str, home: Scope) -> Kind | None:
+    """What an attribute, list or table of that name holds; None for a parameter, which may stand for any."""
+    within: Scope | None = home
+    while within is not None:
+        declared = within.attributes.get(name)
+        if declared is not None:
+            return "predicate" if isinstance(declared, InputDeclaration) and declared.dtype == "bool" else "integer"
+        if name in within.values:
+            return "integer"
+        within = within.parent
+    return None
+
+
+def _named_kind(name: str, home: Scope, seen: frozenset[str]) -> Kind | None:
+    """What a name without parameters or a call gives."""
+    if name in PRIMITIVES:
+        return "predicate"
+    within: Scope | None = home
+    while within is not None and not (name in within.values or name in within.definitions or name in within.imports):
+        within = within.parent
+    if within is None:
+        return "integer" if name in POSITIONS or name in FUNCTIONS else None
+    if name in within.values or name in within.imports:
+        return "integer" if name in within.values else "predicate"
+    if name in seen:
+        return None
+    kinds = (_evident_kind(item.body, within, seen | {name}) for item in within.definitions[name])
+    return next((kind for kind in kinds if kind), None)
 
 
 def _argument_kinds(
@@ -114,4 +139,4 @@ def _argument_kinds(
     kinds: dict[str, Kind] = {}
     _infer(callee.body, None, callee.params, kinds, within, (*active, callee))
     for at, argument in enumerate(arguments):
-        yield argument, kinds.get(argument.name or callee.params[at], "integer")
+        yield argument, kinds.get(argument.name or callee.params[at])

@@ -112,7 +112,10 @@ def sized(index: Index, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]
     def put(symbol: Var | Param) -> Index:
         return put_size(symbol, sizes, values, 0)
 
-    result = substitute_index(index, put)
+    lists: dict[str, tuple[Index, ...]] = {
+        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
+    }
+    result = substitute_index(index, put, lists)
     assert isinstance(result, Const), f"{result} depends on more than sizes"
     return result.value
 

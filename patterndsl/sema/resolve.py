@@ -19,7 +19,7 @@ from patterndsl.ir.index import (
 from patterndsl.ir.relation import (
     Relation,
 )
-from patterndsl.sema.expand import Expander
+from patterndsl.sema.expand import Expander, depends_on_data, has_stand_in
 from patterndsl.sema.model import InputDeclaration, ParamDeclaration, Requirement, Resolved, Side
 from patterndsl.sema.scope import (
     RESERVED,
@@ -106,6 +106,7 @@ class _Resolver(Expander):
 
     def declarations(self, spec: ast.Spec, scope: Scope) -> None:
         """Grid, inputs, imports and definitions of a spec into its scope; each definition is checked by itself."""
+        scope.broken.update(spec.broken)
         self.grid(spec.grid, scope)
         for declared in spec.inputs:
             self.declare(declared.name, declared.place, scope)
@@ -140,6 +141,7 @@ class _Resolver(Expander):
             or (scope.definitions.get(name) if ignoring is None else ignoring)
         ):
             self.report("E208", f"`{name}` is declared twice", place, "choose another name")
+            scope.broken.add(name)
 
     def grid(self, axes: tuple[ast.Axis, ...], scope: Scope) -> None:
         """Base axes row-major, the last runs fastest; then the composed ones."""
@@ -160,7 +162,7 @@ class _Resolver(Expander):
             stride = product(known[at + 1 :])
             others = product([*known[:at], *known[at + 1 :]])
             scope.attributes[axis.name] = GridAxis(axis.name, known[at], stride, others, at == 0)
-        self.requirements.append(Requirement("grid", "grid", product(known), None, base[0].place))
+        self.require(Requirement("grid", "grid", product(known), None, base[0].place))
         for axis in axes:
             if isinstance(axis.size, tuple):
                 self.composed_axis(axis, axis.size, scope)
@@ -185,6 +187,9 @@ class _Resolver(Expander):
             sides: dict[str, Side] = {"N": "both", "Nq": "query", "Nk": "key"}
             side = sides.get(declared.size.name, "table")
         declaration = InputDeclaration(declared.name, declared.dtype, side, length, declared.place)
+        if length is not None and has_stand_in(length):
+            scope.attributes[declared.name] = declaration
+            return AttributeName(declaration)
         before = self.inputs.get(declared.name)
         if before is not None and (before.dtype, before.side, before.length) != (
             declared.dtype,
@@ -242,5 +247,15 @@ class _Resolver(Expander):
         if param.minimum is not None and not isinstance(value, ListValue):
             least = self.constant(param.minimum, inner)
             label = f"{imported.name}.{param.name}"
-            self.requirements.append(Requirement("minimum", label, cast("Index", value), least, place))
+            if depends_on_data(cast("Index", value)):
+                message = f"`{label}` has a minimum, and what it is given depends on a position or an input"
+                help = "it may depend on head, layer, N and parameters"
+                raise self.report("E209", message, place, help)
+            self.require(Requirement("minimum", label, cast("Index", value), least, place))
         return value
+
+    def require(self, required: Requirement) -> None:
+        """To be checked when sizes are bound, once; what stands in for a definition's parameter has no size."""
+        known = (required.value, required.minimum or required.value)
+        if required not in self.requirements and not any(map(has_stand_in, known)):
+            self.requirements.append(required)

@@ -23,6 +23,7 @@ from patterndsl.ir.index import (
     Select,
     Var,
     arithmetic,
+    function,
 )
 from patterndsl.ir.relation import Relation
 from patterndsl.sema.model import InputDeclaration
@@ -80,6 +81,7 @@ class Scope:
     attributes: dict[str, GridAxis | InputDeclaration] = field(default_factory=dict)
     definitions: dict[str, list[ast.Definition]] = field(default_factory=dict)
     imports: dict[str, ast.Import] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)  # declared wrongly, and reported: their uses are silent
 
     def names(self) -> set[str]:
         own = {*self.values, *self.definitions, *self.imports}
@@ -134,7 +136,12 @@ def coordinate(axis: GridAxis, facet: Facet, position: Index) -> Index:
         case "value":
             return along
         case "start":
-            return arithmetic("*", runs, axis.stride)
+            start = arithmetic("*", runs, axis.stride)
+            if axis.outermost:
+                return start
+            # an inner axis of size 1 never changes: its one run starts at 0
+            changes = function("min", (Const(1), arithmetic("-", axis.size, Const(1))))
+            return arithmetic("*", start, changes)
         case "rank":
             outer = arithmetic("//", position, arithmetic("*", axis.stride, axis.size))
             inner = arithmetic("%", position, axis.stride)

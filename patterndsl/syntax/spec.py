@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -23,8 +24,11 @@ MAX_YAML_DEPTH = 20
 MAX_NODES = 20_000
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_T = TypeVar("_T")
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIGNATURE = re.compile(r"([A-Za-z_]\w*)\s*(?:\(\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*\))?")
+_HEADS = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:\([^)\n]*\))?\s*=(?!=)", re.MULTILINE)
 _INPUT_TYPE = re.compile(r"\s*(int|bool)\s*\[(.*)\]\s*", re.DOTALL)
 
 
@@ -97,7 +101,7 @@ def _similar_file(path: Path) -> str:
     near = None
     if path.parent.is_dir():
         near = nearest(path.name, (other.name for other in path.parent.glob("*.y*ml")))
-    return f"did you mean {path.parent / near}?" if near else "check the path"
+    return f"did you mean {near}, in the same folder?" if near else "check the path"
 
 
 def _read(source: Source, folder: Path | None, importers: tuple[Path, ...]) -> tuple[ast.Spec, list[Diagnostic]]:
@@ -113,6 +117,7 @@ class _Reader:
     importers: tuple[Path, ...]
     diagnostics: list[Diagnostic] = field(default_factory=list)
     visited: int = 0
+    broken: set[str] = field(default_factory=set)  # names whose declaration was reported
 
     # ---- YAML ---------------------------------------------------------------------------------------------
 
@@ -244,7 +249,7 @@ class _Reader:
         """An expression; Broken where it was reported."""
         broken = ast.Broken(place=self.place(node))
         if not isinstance(node, yaml.ScalarNode):
-            help = "quote an expression that starts with `[` or `{`" if node.start_mark else None
+            help = "write one expression; join several with `&` or `|`"
             self.report("E304", f"{what} must be an expression", self.place(node), help)
             return broken
         if not self.is_text(node):
@@ -281,6 +286,8 @@ class _Reader:
             near = nearest(key, KEYS)
             help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(KEYS)}"
             self.report("E302", f"unknown key `{key}`", self.place(key_node), help)
+            if near:  # read on as if it had been spelled so, or what it declares would be reported missing
+                found.setdefault(near, value)
         for key in REQUIRED:
             if key not in found and isinstance(root, yaml.MappingNode):
                 start = SourceRange(self.source, root.start_mark.index, root.start_mark.index + 1)
@@ -292,7 +299,8 @@ class _Reader:
         def text(key: str) -> str | None:
             return self.text(found[key], f"`{key}`") if key in found else None
 
-        return ast.Spec(
+        outer, self.broken = self.broken, set()
+        spec = ast.Spec(
             attend=self.expression(found["attend"], "`attend`") if "attend" in found else ast.Broken(place=place),
             params=tuple(
                 self.param(name, key, value)
@@ -307,12 +315,14 @@ class _Reader:
             inputs=tuple(
                 declared
                 for name, key, value in section("inputs")
-                if self.identifier(name, key, "an input") and (declared := self.input(name, key, value))
+                if self.identifier(name, key, "an input")
+                and (declared := self.unless_broken(name, self.input(name, key, value)))
             ),
             imports=tuple(
                 imported
                 for name, key, value in section("import")
-                if self.identifier(name, key, "an import") and (imported := self.imported(name, key, value))
+                if self.identifier(name, key, "an import")
+                and (imported := self.unless_broken(name, self.imported(name, key, value)))
             ),
             define=tuple(self.definitions(found["define"])) if "define" in found else (),
             name=text("name"),
@@ -320,6 +330,14 @@ class _Reader:
             cite=text("cite"),
             place=place,
         )
+        spec, self.broken = replace(spec, broken=frozenset(self.broken)), outer
+        return spec
+
+    def unless_broken(self, name: str, declared: _T | None) -> _T | None:
+        """The declaration; a name without one is remembered, so that its uses are not reported too."""
+        if declared is None:
+            self.broken.add(name)
+        return declared
 
     def param(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Param:
         place = self.place(key)
@@ -368,12 +386,14 @@ class _Reader:
                 yield from parse_definitions(self.snippet(node))
             except PatternError as failed:
                 self.diagnostics.extend(failed.diagnostics)
+                self.broken.update(_HEADS.findall(node.value))
             return
         for text, key, value in self.entries(node, "`define`"):
             signature = _SIGNATURE.fullmatch(text.strip())
             if signature is None:
                 help = "write `name: body` or `name(a, b): body`"
                 self.report("E304", f"`{text}` is not the head of a definition", self.place(key), help)
+                self.broken.update(_IDENTIFIER.findall(text)[:1])
                 continue
             params = tuple(re.split(r"\s*,\s*", signature[2])) if signature[2] else ()
             keyword = next((name for name in (signature[1], *params) if name in KEYWORDS), None)

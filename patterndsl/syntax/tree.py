@@ -257,4 +257,5 @@ class Spec:
     name: str | None = field(default=None, compare=False)
     doc: str | None = field(default=None, compare=False)
     cite: str | None = field(default=None, compare=False)
+    broken: frozenset[str] = field(default=frozenset(), compare=False)  # names whose declaration was reported
     place: SourceRange = _place()

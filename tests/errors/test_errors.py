@@ -1,0 +1,157 @@
+"""Every mistake has its message: bad specs and bad calls beside the full text that the user sees.
+
+specs/CODE-name.yaml is loaded, and bound where a `# n:` (and `# heads:`) comment says so; calls are a table below. The
+expected texts lie beside them as .txt; `--update-golden` rewrites them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import patterndsl
+from patterndsl import PatternError
+from patterndsl.cli import main
+from patterndsl.diagnostics import CODES, MAX_ERRORS
+
+HERE = Path(__file__).parent
+SPECS = sorted((HERE / "specs").glob("*.yaml"))
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(PatternError) as caught:
+        call()
+    return str(caught.value) + "\n"
+
+
+def compare(found: str, expected: Path, update: bool) -> None:
+    if update:
+        expected.parent.mkdir(exist_ok=True)
+        expected.write_text(found)
+    assert found == expected.read_text()
+
+
+def load_and_bind(path: Path) -> None:
+    text = path.read_text()
+    n, heads = (re.search(rf"^# {name}: (\d+)$", text, re.MULTILINE) for name in ("n", "heads"))
+    pattern = patterndsl.load(path.name)
+    if n is not None:
+        pattern.bind(int(n[1]), heads=int(heads[1]) if heads else 1)
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_a_bad_spec(path: Path, monkeypatch: pytest.MonkeyPatch, update_golden: bool) -> None:
+    monkeypatch.chdir(path.parent)  # so that messages name the file and not this machine
+    found = message(lambda: load_and_bind(path))
+    code = path.stem.split("-")[0]
+    if code in CODES:
+        assert set(re.findall(r"error\[(E\d+)\]", found)) == {code}
+    compare(found, path.with_suffix(".txt"), update_golden)
+
+
+X = torch.zeros(1, 2, 10, 4)
+CAUSAL = patterndsl.parse("causal")
+DOCUMENTS = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
+
+
+def attend(query: torch.Tensor = X, key: torch.Tensor = X, value: torch.Tensor = X, **kinds: object) -> object:
+    program = (DOCUMENTS if "inputs" in kinds else CAUSAL).compile(10, heads=2)
+    return program(query, key, value, **kinds)  # type: ignore[call-overload]
+
+
+CALLS: dict[str, Callable[[], object]] = {
+    "E401-unknown-parameter": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(v=8),
+    "E402-list-for-an-integer": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(w=[1, 2]),
+    "E406-negative-length": lambda: CAUSAL.compile(-1),
+    "E406-no-length": lambda: CAUSAL.compile(),
+    "E406-queries-outside": lambda: CAUSAL.compile(10, q_len=8, q_start=4),
+    "E406-no-heads": lambda: CAUSAL.compile(10, heads=0),
+    "E406-block-of-nothing": lambda: CAUSAL.compile(10).gather_indices(q_block=0),
+    "E501-missing-input": lambda: attend(inputs={}),
+    "E501-unknown-input": lambda: attend(inputs={"dok": torch.zeros(10, dtype=torch.int64)}),
+    "E502-float-input": lambda: attend(inputs={"doc": torch.zeros(10)}),
+    "E502-short-input": lambda: attend(inputs={"doc": torch.zeros(9, dtype=torch.int64)}),
+    "E502-input-of-another-batch": lambda: attend(inputs={"doc": torch.zeros(3, 10, dtype=torch.int64)}),
+    "E502-list-for-a-tensor": lambda: attend(inputs={"doc": [0] * 10}),
+    "E503-another-length": lambda: attend(X[:, :, :5], X[:, :, :5], X[:, :, :5]),
+    "E503-value-of-another-length": lambda: attend(value=X[:, :, :5]),
+    "E503-heads-that-do-not-divide": lambda: attend(torch.zeros(1, 3, 10, 4)),
+    "E503-mixed-dtypes": lambda: attend(key=X.double()),
+    "E503-three-dimensions": lambda: attend(X[0]),
+    "E503-another-device": lambda: attend(X.to("meta"), X.to("meta"), X.to("meta")),
+    "E504-dense-mask-too-large": lambda: CAUSAL.compile(100_000).mask(),
+    "E504-gather-indices-too-many": lambda: CAUSAL.compile(1_000_000).gather_indices(),
+    "E505-unknown-backend": lambda: CAUSAL.compile(10, backend="fast"),
+    "E505-unknown-device": lambda: CAUSAL.compile(10, device="tpu3"),
+    "E505-integers": lambda: attend(X.int(), X.int(), X.int()),
+    "E601-missing-file": lambda: patterndsl.load("none.yaml"),
+    "E601-folder": lambda: patterndsl.load("."),
+    "E601-missing-plan": lambda: patterndsl.load_program("none.safetensors"),
+    "E602-missing-folder": lambda: CAUSAL.compile(10).save("none/plan.safetensors"),
+    "E602-existing-file": lambda: CAUSAL.compile(10).save("here.safetensors"),
+    "E603-not-a-plan": lambda: patterndsl.load_program("here.safetensors"),
+    "E307-import-without-a-file": lambda: patterndsl.parse("import: {a: longformer.yaml}\nattend: a"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_bad_call(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update_golden: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.safetensors").write_text("not a plan")
+    found = message(CALLS[name]).replace(str(tmp_path), "FOLDER")
+    assert f"error[{name.split('-')[0]}]" in found
+    compare(found, HERE / "calls" / f"{name}.txt", update_golden)
+    assert [path.name for path in tmp_path.iterdir()] == ["here.safetensors"]
+    assert Path("here.safetensors").read_text() == "not a plan"
+
+
+def test_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chek", "causal"]) == 2
+    assert "E701" in capsys.readouterr().err
+
+
+def test_every_code_has_an_example() -> None:
+    shown = {path.stem.split("-")[0] for path in SPECS} | {name.split("-")[0] for name in CALLS} | {"E701"}
+    assert shown >= set(CODES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 10_000 + "q" + ")" * 10_000,
+        "~" * 10_000 + "causal",
+        "q" + " - k" * 10_000 + " < 3",
+        "attend: " + "[" * 10_000,
+        "attend: causal # " + "x" * 10_000_000,
+        "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)), "attend: causal"]),
+        "params: {" + ", ".join(f"p{n}: {n}" for n in range(30_000)) + "}\nattend: causal",
+    ],
+    ids=["brackets", "negations", "differences", "yaml lists", "ten megabytes", "aliases", "entries"],
+)
+def test_a_huge_spec_is_refused_quickly(text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(PatternError):
+        patterndsl.parse(text)
+    assert time.process_time() - start < 3  # a second on an idle machine
+
+
+def test_a_self_containing_alias_is_refused() -> None:
+    with pytest.raises(PatternError):
+        patterndsl.parse("attend: causal\ndefine: &a {x: *a}")
+
+
+def test_at_most_so_many_errors_at_once() -> None:
+    text = "define:\n" + "\n".join(f"  d{n}: unknown{n}" for n in range(50)) + "\nattend: causal"
+    with pytest.raises(PatternError) as caught:
+        patterndsl.parse(text)
+    assert len(caught.value.diagnostics) == MAX_ERRORS
+
+
+def test_input_errors_are_value_errors() -> None:
+    with pytest.raises(ValueError, match="E503"):
+        attend(X[0])
