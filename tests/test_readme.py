@@ -1,0 +1,70 @@
+"""What the README shows is so: links lead somewhere, specs check, code runs, messages are the real ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import patterndsl
+from patterndsl.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TOUR = (ROOT / "grammar" / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for tag, body in fenced if tag == language]
+
+
+@pytest.mark.parametrize(("text", "folder"), [(README, "."), (TOUR, "grammar")], ids=["README", "tour"])
+def test_links_lead_somewhere(text: str, folder: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / folder / link).exists()] == []
+
+
+def test_every_example_is_listed() -> None:
+    listed = set(re.findall(r"examples/([a-z0-9-]+)\.yaml\)", README))
+    assert listed == {path.stem for path in (ROOT / "examples").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("text", blocks(README, "yaml") + blocks(TOUR, "yaml"))
+def test_specs_check(text: str, tmp_path: Path) -> None:
+    for path in (ROOT / "examples").glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "mine.yaml").write_text(text if "attend" in text else text + "attend: causal")
+    patterndsl.load(tmp_path / "mine.yaml")
+
+
+def test_expressions_parse() -> None:
+    (expressions,) = [block for block in blocks(README, "") if block.startswith("causal & (window")]
+    for line in expressions.strip().splitlines():
+        patterndsl.parse(line, grid={"row": 8, "col": 8}, inputs={"doc": "int[N]"})
+
+
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("longformer.yaml").write_text(blocks(README, "yaml")[0])
+    x = torch.randn(1, 8, 512, 16)
+    names: dict[str, object] = {"query": x, "key": x, "value": x, "x": torch.randn(1, 32, 512)}
+    names |= {"doc": torch.arange(512) // 100, "pattern": patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})}
+    first, *others = blocks(README, "python")
+    exec(first.replace("16384", "512"), names)
+    names["pattern"] = patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})
+    for code in others:
+        exec(code, names)
+
+
+def test_the_message_is_the_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shown,) = [block for block in blocks(README, "") if block.startswith("$ patterndsl check my.yaml")]
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("name: mine\nparams: {w: 4}\nattend: causal & windw(w)\n")
+    assert main(["check", "my.yaml"]) == 1
+    assert capsys.readouterr().err.strip() == shown.split("\n", 1)[1].strip()
