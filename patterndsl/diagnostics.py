@@ -7,6 +7,7 @@ cure. This module knows nothing of the language; it neither finds mistakes nor d
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -150,12 +151,22 @@ def input_error(code: str, message: str, help: str | None = None) -> InputError:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that the user most likely meant, if one is near."""
-    found = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """The known name that the user most likely meant, if one is near; above all the same in other cases."""
+    names = sorted(set(known))
+    other_case = next((other for other in names if other.casefold() == name.casefold()), None)
+    return other_case or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
 
 
 MAX_LINE_WIDTH = 160
+
+
+# what a terminal would obey, or show as nothing: control and direction characters, half of a character
+_UNSEEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def _visible(text: str) -> str:
+    """The text on one line, as many characters long, without what does not show."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def render(diagnostics: Sequence[Diagnostic], color: bool = False) -> str:
@@ -167,7 +178,7 @@ def _render_one(diagnostic: Diagnostic, color: bool) -> str:
     def paint(text: str, ansi: str) -> str:
         return f"\x1b[{ansi}m{text}\x1b[0m" if color and text else text
 
-    lines = [paint(f"error[{diagnostic.code}]", "1;31") + paint(f": {diagnostic.message}", "1")]
+    lines = [paint(f"error[{diagnostic.code}]", "1;31") + paint(f": {_visible(diagnostic.message)}", "1")]
     if diagnostic.where is not None:
         place = diagnostic.where
         line, column = place.source.line_and_column(place.start)
@@ -181,11 +192,11 @@ def _render_one(diagnostic: Diagnostic, color: bool) -> str:
         pad = "".join("\t" if char == "\t" else " " for char in text[: column - 1])
         gutter = " " * len(str(line))
         real_column = place.source.line_and_column(place.start)[1]
-        lines.append(f"{gutter}{paint('-->', '34')} {place.source.name}:{line}:{real_column}")
+        lines.append(f"{gutter}{paint('-->', '34')} {_visible(place.source.name)}:{line}:{real_column}")
         lines.append(f"{gutter} {paint('|', '34')}")
-        lines.append(f"{paint(str(line), '34')} {paint('|', '34')} {text}")
+        lines.append(f"{paint(str(line), '34')} {paint('|', '34')} {_visible(text)}")
         caret = paint("^" * max(1, width) + (f" {diagnostic.label}" if diagnostic.label else ""), "1;31")
         lines.append(f"{gutter} {paint('|', '34')} {pad}{caret}")
     if diagnostic.help:
-        lines.append(f"  {paint('= help:', '36')} {diagnostic.help}")
+        lines.append(f"  {paint('= help:', '36')} {_visible(diagnostic.help)}")
     return "\n".join(lines)

@@ -5,11 +5,12 @@ Everything slow to import (NumPy, PyTorch) is loaded where it is first needed: c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange
 from patterndsl.sema.model import Resolved
@@ -18,7 +19,7 @@ from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import parse_expression, snippet_of
 from patterndsl.syntax.render import render_spec
-from patterndsl.syntax.spec import read_expression, read_file, read_input, read_yaml
+from patterndsl.syntax.spec import check_name, read_expression, read_file, read_input, read_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -140,12 +141,13 @@ def parse(
     *,
     name: str = "<expression>",
 ) -> Pattern:
-    """The pattern of an expression, or of a YAML spec text (recognised by its colons, which expressions have not).
+    """The pattern of an expression, or of a YAML spec text (recognised by its keys, which expressions have not).
 
     params: values of the parameters (integers, lists, or expressions such as "isqrt(N)"); for a spec text they
     override its defaults. grid: axis sizes, row-major. inputs: types such as {"doc": "int[N]"}.
     name: what diagnostics call the text. Raises PatternError with everything that is wrong.
     """
+    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
     spec, found = read_yaml(Source(name, text)) if _is_spec(text) else read_expression(text, name)
     declared = {param.name for param in spec.params}
     added = [_param(key, value, found) for key, value in (params or {}).items() if key not in declared]
@@ -164,9 +166,12 @@ def parse(
     return _with_params(pattern, overrides) if overrides else pattern
 
 
+_KEY = re.compile(r"""^[ \t]*(["']?)[A-Za-z_]\w*\1[ \t]*:(?:\s|$)""", re.MULTILINE)
+
+
 def _is_spec(text: str) -> bool:
-    """No expression holds a colon outside a comment."""
-    return any(":" in line.split("#", 1)[0] for line in text.splitlines())
+    """Some line starts with a key and its colon, or the text with a bracket of YAML; no expression does."""
+    return text.lstrip().startswith(("{", "[")) or _KEY.search(text) is not None
 
 
 def _checked(spec: ast.Spec, found: Sequence[Diagnostic]) -> Pattern:
@@ -188,21 +193,31 @@ def _with_params(pattern: Pattern, values: Mapping[str, ParamValue | str]) -> Pa
 
 
 def _param(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Param:
+    check_name(name, "a parameter", found)
     return ast.Param(name, _value_tree(name, value, found), place=_place_of(f"params: {name}"))
 
 
 def _axis(name: str, value: int | str | Sequence[str], found: list[Diagnostic]) -> ast.Axis:
+    check_name(name, "an axis", found)
     place = _place_of(f"grid: {name}")
-    if isinstance(value, int | str):
-        size = _value_tree(name, value, found)
-        return ast.Axis(name, size if not isinstance(size, tuple) else (), place=place)
-    return ast.Axis(name, tuple(value), place=place)
+    if isinstance(value, list | tuple):
+        for part in value:
+            check_name(part, "an axis", found)
+        return ast.Axis(name, tuple(value), place=place)
+    size = _value_tree(name, cast("int | str", value), found)
+    return ast.Axis(name, size if not isinstance(size, tuple) else (), place=place)
 
 
 def _value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Expr | tuple[ast.Expr, ...]:
-    if isinstance(value, int | str):
-        return _tree(name, str(int(value)) if isinstance(value, int) else value, found)
-    return tuple(_tree(name, str(item), found) for item in value)
+    items = value if isinstance(value, list | tuple) else (value,)
+    for item in items or (None,):
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            message = f"`{name}` is {type(item).__name__ if items else 'an empty list'}"
+            help = 'give an integer, a list of them, or text such as "isqrt(N)"'
+            found.append(Diagnostic("E402", message, None, help))
+            return ast.Broken(place=_place_of(name))
+    trees = tuple(_tree(name, str(item), found) for item in items)
+    return trees if items is value else trees[0]
 
 
 def _tree(name: str, text: str, found: list[Diagnostic]) -> ast.Expr:

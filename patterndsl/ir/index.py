@@ -145,7 +145,7 @@ def select(items: str | tuple[Index, ...], index: Index, place: SourceRange | No
     if not 0 <= index.value < len(items):
         raise error(
             "E405",
-            f"the list has {len(items)} values, but index {index.value} is asked for",
+            f"the list of {len(items)} has no item {index.value}; items count from 0",
             place,
             "give one value per head or layer, or index it modulo its length",
         )

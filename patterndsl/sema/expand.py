@@ -9,9 +9,10 @@ from a reported mistake is silent.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar, assert_never, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, SourceRange, error, nearest
@@ -52,10 +53,10 @@ from patterndsl.ir.relation import (
 from patterndsl.sema.infer import param_kinds
 from patterndsl.sema.model import InputDeclaration, Side
 from patterndsl.sema.scope import (
-    A_KIND,
     FUNCTIONS,
     POSITIONS,
     PRIMITIVES,
+    STAND_IN,
     AttributeName,
     GridAxis,
     Kind,
@@ -63,14 +64,15 @@ from patterndsl.sema.scope import (
     Scope,
     Value,
     coordinate,
+    depends_on_data,
     kind_of,
 )
+from patterndsl.sema.wording import A_KIND, FORMS, OTHER_WORDS, counted, given_count, wrong_kind
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.render import render_expression
 
 MAX_EXPANSION = 50_000
 """Nodes that one spec may expand to; definitions that double at each step reach it quickly."""
-STAND_IN = Param("?")
-"""An integer parameter of a definition that is checked by itself."""
 
 _T = TypeVar("_T")
 
@@ -86,6 +88,7 @@ class Expander(ABC):
     diagnostics: list[Diagnostic]
     active: list[ast.Definition | ast.Import] = field(default_factory=list)
     recursive: set[int] = field(default_factory=set)
+    library_call: tuple[str, SourceRange] | None = None
     expanded: int = 0
 
     @abstractmethod
@@ -95,8 +98,15 @@ class Expander(ABC):
         """The relation of an imported spec, its parameters given as keywords."""
 
     def report(self, code: str, message: str, place: SourceRange, help: str | None = None, label: str = "") -> Stop:
+        if self.library_call is not None:
+            name, place = self.library_call
+            message = f"in `{name}`: {message}"
         self.diagnostics.append(Diagnostic(code, message, place, help, label))
         return Stop()
+
+    def place(self, expr: ast.Expr) -> SourceRange:
+        """Where to point at: what the user wrote, not the inside of the standard library."""
+        return expr.place if self.library_call is None else self.library_call[1]
 
     def attempt(self, make: Callable[[], Value]) -> Value | None:
         """The value, or None where a mistake was reported."""
@@ -110,19 +120,22 @@ class Expander(ABC):
             self.diagnostics.extend(failed.diagnostics)
             return None
 
-    def constant(self, expr: ast.Expr, scope: Scope) -> Index:
+    def constant(self, expr: ast.Expr, scope: Scope, where: str = "a size must be") -> Index:
         """An integer that depends on lengths and parameters only."""
-        value = self.integer(expr, scope)
+        value = self.integer(expr, scope, where)
         if any(index in (Q, K, HEAD, LAYER) or isinstance(index, Read) for index in subexpressions(value)):
             message = "a size or parameter cannot depend on a position, head, layer or input"
             raise self.report("E209", message, expr.place, "use numbers, N and the parameters before it")
         return value
 
-    def integer(self, expr: ast.Expr, scope: Scope) -> Index:
-        return cast("Index", self.wanted(expr, "integer", "this place", scope))
+    def integer(self, expr: ast.Expr, scope: Scope, where: str) -> Index:
+        return cast("Index", self.wanted(expr, "integer", where, scope))
 
-    def predicate(self, expr: ast.Expr, scope: Scope) -> Relation:
-        return cast("Relation", self.wanted(expr, "predicate", "this place", scope))
+    def predicate(self, expr: ast.Expr, scope: Scope, where: str) -> Relation:
+        return cast("Relation", self.wanted(expr, "predicate", where, scope))
+
+    def integers(self, exprs: Iterable[ast.Expr], scope: Scope, where: str) -> list[Index]:
+        return self.each(partial(self.integer, where=where), exprs, scope)
 
     def wanted(self, expr: ast.Expr, wanted: Kind | None, where: str, scope: Scope) -> Value:
         """The value of an expression of the wanted kind, or of any where it is None."""
@@ -133,11 +146,12 @@ class Expander(ABC):
         kind = kind_of(value)
         if wanted in (kind, None):
             return value
+        text = render_expression(expr)
         if kind == "list":
-            help = "index it: name[head] or name[layer]"
-            raise self.report("E207", "a list stands where one value belongs", expr.place, help)
-        help = _kind_help(wanted, kind)
-        raise self.report("E203", f"{where} takes {A_KIND[wanted]}, and this is {A_KIND[kind]}", expr.place, help)
+            help = f"index it: {text}[head] or {text}[layer]"
+            raise self.report("E207", f"`{text}` is a list, and one value belongs here", expr.place, help)
+        found, help = wrong_kind(wanted, kind, expr, text, own=self.library_call is None)
+        raise self.report("E203", f"{where} {A_KIND[wanted]}, and this is {found}", expr.place, help)
 
     def each(self, read: Callable[[ast.Expr, Scope], _T], exprs: Iterable[ast.Expr], scope: Scope) -> list[_T]:
         """All values; a mistake in one expression does not hide a mistake in the next."""
@@ -156,7 +170,7 @@ class Expander(ABC):
         self.expanded += 1
         if self.expanded > MAX_EXPANSION:
             message = f"the definitions expand to more than {MAX_EXPANSION:,} nodes"
-            raise error("E206", message, expr.place, "let each definition use the one before it once")
+            raise error("E206", message, self.place(expr), "let each definition use the one before it once")
         match expr:
             case ast.Broken():
                 raise Stop
@@ -171,22 +185,22 @@ class Expander(ABC):
             case ast.Call():
                 return self.call(expr, scope)
             case ast.Negative(operand=operand):
-                return arithmetic("-", Const(0), self.integer(operand, scope), expr.place)
+                return arithmetic("-", Const(0), self.integer(operand, scope, "`-` takes"), self.place(expr))
             case ast.Binary():
                 return self.binary(expr, scope)
             case ast.Comparison(ops=ops, operands=operands):
-                values = self.each(self.integer, operands, scope)
+                values = self.integers(operands, scope, "a comparison takes")
                 return conjunction(map(_comparison, ops, values, values[1:]))
             case ast.InRange(operand=operand, start=start, stop=stop):
-                x, low, high = self.each(self.integer, (operand, start, stop), scope)
+                x, low, high = self.integers((operand, start, stop), scope, "`in` takes")
                 return conjunction((compare("<=", low, x), compare("<", x, high)))
             case ast.InSet(operand=operand, items=items):
-                x, *members = self.each(self.integer, (operand, *items), scope)
+                x, *members = self.integers((operand, *items), scope, "`in` takes")
                 return disjunction(compare("==", x, member) for member in members)
             case ast.Not(operand=operand):
-                return negation(self.predicate(operand, scope))
+                return negation(self.predicate(operand, scope, "`~` takes"))
             case ast.Logic(op=op, terms=terms):
-                relations = self.each(self.predicate, terms, scope)
+                relations = self.each(partial(self.predicate, where=f"`{op}` takes"), terms, scope)
                 return conjunction(relations) if op == "&" else disjunction(relations)
             case ast.At():
                 return self.at(expr, scope)
@@ -197,11 +211,11 @@ class Expander(ABC):
         """Arithmetic, or the difference of two predicates: both sides are of one kind."""
         left, right = self.each(self.value, (expr.left, expr.right), scope)
         kind: Kind = "predicate" if expr.op == "-" and kind_of(left) == "predicate" else "integer"
-        left = self.checked(left, expr.left, kind, f"`{expr.op}`")
-        right = self.checked(right, expr.right, kind, f"`{expr.op}`")
+        left = self.checked(left, expr.left, kind, f"`{expr.op}` takes")
+        right = self.checked(right, expr.right, kind, f"`{expr.op}` takes")
         if kind == "predicate":
             return conjunction((cast("Relation", left), negation(cast("Relation", right))))
-        return arithmetic(cast("ArithmeticOp", expr.op), cast("Index", left), cast("Index", right), expr.place)
+        return arithmetic(cast("ArithmeticOp", expr.op), cast("Index", left), cast("Index", right), self.place(expr))
 
     def name(self, name: str, place: SourceRange, scope: Scope) -> Value:
         within: Scope | None = scope
@@ -220,13 +234,14 @@ class Expander(ABC):
         if name in POSITIONS:
             return POSITIONS[name]
         if name in PRIMITIVES or name in FUNCTIONS:
-            raise self.report("E204", f"`{name}` needs arguments", place, f"write {name}(...)")
+            raise self.report("E204", f"`{name}` needs arguments", place, f"write {FORMS[name]}")
         raise self.unknown(name, place, scope)
 
     def unknown(self, name: str, place: SourceRange, scope: Scope) -> Stop:
-        near = nearest(name, scope.names())
+        near = OTHER_WORDS.get(name.casefold()) or nearest(name, scope.names())
         help = f"did you mean `{near}`?" if near else "declare it under `params`, `define` or `inputs`"
-        return self.report("E201", f"unknown name `{name}`", place, help)
+        only_name = SourceRange(place.source, place.start, min(place.stop, place.start + len(name)))
+        return self.report("E201", f"unknown name `{name}`", only_name, help)
 
     def call(self, expr: ast.Call, scope: Scope) -> Value:
         name, place = expr.name, expr.place
@@ -255,19 +270,21 @@ class Expander(ABC):
         least, most = FUNCTIONS[expr.name]
         named = next((argument for argument in expr.arguments if argument.name), None)
         if named or len(expr.arguments) < least or (most is not None and len(expr.arguments) > most):
-            count = f"{least}" if most == least else f"{least} or more"
-            message = f"`{expr.name}` takes {count} argument{'s' * (count != '1')} by place"
-            raise self.report("E204", message, expr.place, f"{len(expr.arguments)} given")
-        values = tuple(self.each(self.integer, (argument.value for argument in expr.arguments), scope))
+            counts = f"{least} or more arguments" if most is None else counted(least)
+            given = "it is given by place, not by name" if named else given_count(len(expr.arguments))
+            raise self.report(
+                "E204", f"`{expr.name}` takes {counts}, and {given}", expr.place, f"write {FORMS[expr.name]}"
+            )
+        values = tuple(self.integers((argument.value for argument in expr.arguments), scope, f"`{expr.name}` takes"))
         match expr.name:
             case "clamp":
                 x, low, high = values
                 return function("max", (low, function("min", (x, high))))
             case "ceildiv":
                 x, step = values
-                return arithmetic("//", arithmetic("+", x, arithmetic("-", step, Const(1))), step, expr.place)
+                return arithmetic("//", arithmetic("+", x, arithmetic("-", step, Const(1))), step, self.place(expr))
             case "abs" | "min" | "max" | "isqrt" | "log2" as name:
-                return function(name, values, expr.place)
+                return function(name, values, self.place(expr))
             case name:
                 raise AssertionError(f"function {name} has no meaning")
 
@@ -279,28 +296,45 @@ class Expander(ABC):
         definition = next((item for item in overloads if len(item.params) == len(arguments)), None)
         if definition is None:
             forms = " or ".join(f"{name}({', '.join(item.params)})" if item.params else name for item in overloads)
-            raise self.report("E204", f"`{name}` is not used with {len(arguments)} arguments", place, f"write {forms}")
+            counts = counted(*(len(item.params) for item in overloads))
+            message = f"`{name}` takes {counts}, and {given_count(len(arguments))}"
+            raise self.report("E204", message, place, f"write {forms}")
         by_name: dict[str, ast.Argument] = {}
         for at, argument in enumerate(arguments):
             param = argument.name or definition.params[at]
-            if param not in definition.params or param in by_name:
-                problem = "is given twice" if param in by_name else "is no parameter of it"
-                help = f"its parameters are {', '.join(definition.params)}"
-                raise self.report("E204", f"`{name}`: `{param}` {problem}", argument.place, help)
+            self.check_argument(name, param, definition.params, by_name, argument.place)
             by_name[param] = argument
         kinds = param_kinds(definition, home)
         inner = Scope(parent=home)
         stopped = False
         for param in definition.params:
             try:
-                value = self.wanted(by_name[param].value, kinds[param], f"`{param}` of `{name}`", scope)
+                value = self.wanted(by_name[param].value, kinds[param], f"`{param}` of `{name}` must be", scope)
                 inner.values[param] = value
             except Stop:
                 stopped = True
         if stopped:
             raise Stop
         with self.entered(definition, place):
-            return self.value(definition.body, inner)
+            if home.parent is not None or self.library_call is not None:
+                return self.value(definition.body, inner)
+            self.library_call = (name, place)
+            try:
+                return self.value(definition.body, inner)
+            finally:
+                self.library_call = None
+
+    def check_argument(
+        self, name: str, param: str, params: Sequence[str], given: Container[str], place: SourceRange
+    ) -> None:
+        """An argument belongs to a parameter that has none yet."""
+        if param in given:
+            raise self.report("E204", f"`{param}` is given twice", place, "keep one of the two")
+        if param not in params:
+            near = nearest(param, params)
+            listed = f"its parameters are {', '.join(params)}" if params else "it has no parameters"
+            help = f"did you mean `{near}`?" if near else listed
+            raise self.report("E204", f"`{name}` has no parameter `{param}`", place, help)
 
     @contextmanager
     def entered(self, item: ast.Definition | ast.Import, place: SourceRange) -> Iterator[None]:
@@ -380,7 +414,7 @@ class Expander(ABC):
     def subscript(self, expr: ast.Subscript, scope: Scope) -> Value:
         """`list[head]` or `table[integer]`."""
         target = self.name(expr.name, expr.place, scope)
-        index = self.integer(expr.index, scope)
+        index = self.integer(expr.index, scope, "an index must be")
         if isinstance(target, AttributeName) and (
             target.meaning is None or isinstance(target.meaning, InputDeclaration)
         ):
@@ -392,20 +426,20 @@ class Expander(ABC):
             message = f"the list `{expr.name}` is indexed by a position or an input"
             help = "lists are indexed by head and layer; declare a table under `inputs` for more"
             raise self.report("E207", message, expr.index.place, help)
-        return select(target.items, index, expr.place)
+        return select(target.items, index, self.place(expr))
 
     # ---- primitives ---------------------------------------------------------------------------------------
 
     def at(self, expr: ast.At, scope: Scope) -> Relation:
         """`R at (q', k')`. `N = f(N)` rescales both lengths by f; `Nq = ` and `Nk = ` each its own."""
-        relation = self.predicate(expr.relation, scope)
-        query, key = self.each(self.integer, (expr.query, expr.key), scope)
+        relation = self.predicate(expr.relation, scope, "`at` takes")
+        query, key = self.integers((expr.query, expr.key), scope, "a position must be")
         lengths: dict[str, Index] = {}
         for length in expr.lengths:
             if length.name not in ("N", "Nq", "Nk") or length.name in lengths:
                 message = f"`at` rescales the lengths N, Nq or Nk once each, not `{length.name}`"
                 raise self.report("E204", message, length.place, "write R at (q', k', N = ceildiv(N, b))")
-            lengths[length.name] = self.integer(length.value, scope)
+            lengths[length.name] = self.integer(length.value, scope, f"`{length.name}` must be")
         both = lengths.get("N")
         num_q = lengths.get("Nq", both or NQ)
         num_k = lengths.get("Nk", substitute_index(both, lambda v: NK if v == NQ else v) if both else NK)
@@ -420,16 +454,21 @@ class Expander(ABC):
         """`random(r, seed = 0, avoid = none)`."""
         given: dict[str, ast.Expr] = {}
         for at, argument in enumerate(expr.arguments):
-            name = argument.name or (PRIMITIVES["random"][at] if at < 3 else None)
-            if name not in PRIMITIVES["random"] or name in given:
-                raise self.report(
-                    "E204", "`random` takes (r, seed, avoid)", argument.place, "write random(3, seed = 7)"
-                )
+            if argument.name is None and at >= len(PRIMITIVES["random"]):
+                help = "write random(r, seed = 7, avoid = R)"
+                raise self.report("E204", "`random` takes up to 3 arguments", argument.place, help)
+            name = argument.name or PRIMITIVES["random"][at]
+            self.check_argument("random", name, PRIMITIVES["random"], given, argument.place)
             given[name] = argument.value
         if "r" not in given:
             raise self.report("E204", "`random` needs the number of keys to draw", expr.place, "write random(3)")
-        count, seed = (self.integer(given[name], scope) if name in given else Const(0) for name in ("r", "seed"))
-        avoid: Relation = self.predicate(given["avoid"], scope) if "avoid" in given else Nothing()
+        count, seed = (
+            self.integer(given[name], scope, f"`{name}` of `random` must be") if name in given else Const(0)
+            for name in ("r", "seed")
+        )
+        avoid: Relation = Nothing()
+        if "avoid" in given:
+            avoid = self.predicate(given["avoid"], scope, "`avoid` of `random` must be")
         for name, value in (("r", count), ("seed", seed)):
             if depends_on_data(value):
                 message = f"`{name}` of `random` depends on a position or an input"
@@ -437,13 +476,13 @@ class Expander(ABC):
         if inputs_read(avoid):
             message = "what `random` avoids depends on an input, which is known only at run time"
             raise self.report("E209", message, given["avoid"].place, "draw freely and subtract: random(r) - R")
-        return Random(count, seed, avoid, Q, K, NQ, NK, expr.place)
+        return Random(count, seed, avoid, Q, K, NQ, NK, self.place(expr))
 
     def along(self, expr: ast.Call, scope: Scope) -> Relation:
         """All grid coordinates but this axis's are equal."""
         if len(expr.arguments) != 1:
             raise self.report("E204", "`along` takes one axis", expr.place, "write along(row)")
-        value = self.wanted(expr.arguments[0].value, "attribute", "`along`", scope)
+        value = self.wanted(expr.arguments[0].value, "attribute", "`along` takes", scope)
         assert isinstance(value, AttributeName)
         axis = value.meaning
         if axis is None:
@@ -461,16 +500,6 @@ class Expander(ABC):
         return conjunction(compare("==", coordinate(o, "value", Q), coordinate(o, "value", K)) for o in others)
 
 
-def depends_on_data(index: Index) -> bool:
-    """Whether the value changes with the position or an input, and not just with head, layer, N and parameters."""
-    return any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(index))
-
-
-def has_stand_in(index: Index) -> bool:
-    """Whether the value is that of a definition which is checked by itself, and so unknown."""
-    return STAND_IN in subexpressions(index)
-
-
 def _read(declared: InputDeclaration, facet: Facet, index: Index) -> Value:
     read = Read(declared.name, facet, index)
     return Holds(read) if declared.dtype == "bool" and facet == "value" else read
@@ -480,16 +509,3 @@ def _comparison(op: str, left: Index, right: Index) -> Relation:
     if op in (">", ">="):
         return compare("<" if op == ">" else "<=", right, left)
     return compare(cast("CompareOp", op), left, right)
-
-
-def _kind_help(wanted: Kind, kind: Kind) -> str:
-    match wanted, kind:
-        case "predicate", "integer":
-            return "compare it with something, such as `q - k < 4`"
-        case "integer", "predicate":
-            return "combine predicates with `&`, `|`, `~` and `-`, and put a comparison in parentheses"
-        case _, "attribute":
-            return "an attribute belongs to a position: write q.name or k.name"
-        case "attribute", _:
-            return "name a grid axis or an input, without q. or k."
-    return "index lists by head or layer"

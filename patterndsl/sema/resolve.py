@@ -19,7 +19,7 @@ from patterndsl.ir.index import (
 from patterndsl.ir.relation import (
     Relation,
 )
-from patterndsl.sema.expand import Expander, depends_on_data, has_stand_in
+from patterndsl.sema.expand import Expander
 from patterndsl.sema.model import InputDeclaration, ParamDeclaration, Requirement, Resolved, Side
 from patterndsl.sema.scope import (
     RESERVED,
@@ -29,6 +29,8 @@ from patterndsl.sema.scope import (
     ListValue,
     Scope,
     Value,
+    depends_on_data,
+    has_stand_in,
     product,
 )
 from patterndsl.syntax import tree as ast
@@ -83,25 +85,26 @@ class _Resolver(Expander):
             self.declare(param.name, param.place, scope)
             self.param(param, scope)
         self.declarations(spec, scope)
-        value = self.attempt(partial(self.predicate, spec.attend, scope))
+        value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
 
     def param(self, param: ast.Param, scope: Scope) -> None:
         """A parameter's default may use the lengths and the parameters before it."""
         default: Index | tuple[Index, ...] | None = None
+        where = f"parameter `{param.name}` must be"
         if isinstance(param.default, tuple):
-            items = [self.attempt(partial(self.constant, item, scope)) for item in param.default]
+            items = [self.attempt(partial(self.constant, item, scope, where)) for item in param.default]
             default = tuple(cast("Index", item) for item in items if item is not None)
             scope.values[param.name] = ListValue(param.name)
         else:
             if param.default is not None:
                 expression = param.default
-                default = cast("Index | None", self.attempt(partial(self.constant, expression, scope)))
+                default = cast("Index | None", self.attempt(partial(self.constant, expression, scope, where)))
             scope.values[param.name] = Param(param.name)
         minimum = None
         if param.minimum is not None:
             least = param.minimum
-            minimum = cast("Index | None", self.attempt(partial(self.constant, least, scope)))
+            minimum = cast("Index | None", self.attempt(partial(self.constant, least, scope, "`min` must be")))
         self.params.append(ParamDeclaration(param.name, default, minimum, param.doc, param.place))
 
     def declarations(self, spec: ast.Spec, scope: Scope) -> None:
@@ -149,11 +152,11 @@ class _Resolver(Expander):
             self.declare(axis.name, axis.place, scope)
         base = [axis for axis in axes if not isinstance(axis.size, tuple)]
         sizes = [
-            cast("Index | None", self.attempt(partial(self.constant, axis.size, scope)))
+            cast("Index | None", self.attempt(partial(self.constant, axis.size, scope, f"axis `{axis.name}` must be")))
             for axis in base
             if not isinstance(axis.size, tuple)
         ]
-        if not base or None in sizes:
+        if None in sizes:
             for axis in axes:
                 scope.attributes[axis.name] = GridAxis(axis.name, Const(1), Const(1), Const(1), True)
             return
@@ -162,7 +165,8 @@ class _Resolver(Expander):
             stride = product(known[at + 1 :])
             others = product([*known[:at], *known[at + 1 :]])
             scope.attributes[axis.name] = GridAxis(axis.name, known[at], stride, others, at == 0)
-        self.require(Requirement("grid", "grid", product(known), None, base[0].place))
+        if base:
+            self.require(Requirement("grid", "grid", product(known), None, base[0].place))
         for axis in axes:
             if isinstance(axis.size, tuple):
                 self.composed_axis(axis, axis.size, scope)
@@ -181,7 +185,8 @@ class _Resolver(Expander):
         scope.attributes[axis.name] = GridAxis(axis.name, size, Const(1), Const(1), False, tuple(parts))
 
     def input(self, declared: ast.Input, scope: Scope) -> Value:
-        length = None if declared.size is None else self.constant(declared.size, scope)
+        where = f"the size of input `{declared.name}` must be"
+        length = None if declared.size is None else self.constant(declared.size, scope, where)
         side: Side = "table"
         if isinstance(declared.size, ast.Name):
             sides: dict[str, Side] = {"N": "both", "Nq": "query", "Nk": "key"}
@@ -196,10 +201,9 @@ class _Resolver(Expander):
             side,
             length,
         ):
-            help = "rename one of them: inputs of one name are one tensor"
-            raise self.report(
-                "E208", f"input `{declared.name}` has another type where it is imported", declared.place, help
-            )
+            scope.broken.add(declared.name)
+            message = f"input `{declared.name}` has another type here than elsewhere"
+            raise self.report("E208", message, declared.place, "rename it: inputs of one name are one tensor")
         self.inputs.setdefault(declared.name, declaration)
         scope.attributes[declared.name] = declaration
         return AttributeName(declaration)
@@ -209,24 +213,23 @@ class _Resolver(Expander):
     ) -> Relation:
         """An imported spec with its parameters given as keywords: its relation, in a scope of its own."""
         spec = imported.spec
+        params = {param.name: param for param in spec.params}
         given: dict[str, Value] = {}
         for argument in arguments:
-            declared = next((param for param in spec.params if param.name == argument.name), None)
-            if declared is None:
-                names = [param.name for param in spec.params]
-                near = nearest(argument.name or "", names)
-                known = f"its parameters are {', '.join(names)}" if names else "it has no parameters"
-                help = f"did you mean `{near}`?" if near else f"{known}; give them by name"
-                word = f"no parameter `{argument.name}`" if argument.name else "no arguments by place"
-                raise self.report("E204", f"`{imported.name}` takes {word}", argument.place, help)
-            wanted: Kind = "list" if isinstance(declared.default, tuple) else "integer"
-            given[declared.name] = self.wanted(argument.value, wanted, f"`{declared.name}`", scope)
+            if argument.name is None:
+                names = ", ".join(params) or "none"
+                help = f"write {imported.name}(name = ...); its parameters are {names}"
+                raise self.report("E204", f"`{imported.name}` takes parameters by name", argument.place, help)
+            self.check_argument(imported.name, argument.name, tuple(params), given, argument.place)
+            wanted: Kind = "list" if isinstance(params[argument.name].default, tuple) else "integer"
+            where = f"`{argument.name}` of `{imported.name}` must be"
+            given[argument.name] = self.wanted(argument.value, wanted, where, scope)
         inner = Scope(parent=_prelude())
         with self.entered(imported, place):
             for param in spec.params:
                 inner.values[param.name] = self.imported_param(imported, param, given, inner, place)
             self.declarations(spec, inner)
-            return self.predicate(spec.attend, inner)
+            return self.predicate(spec.attend, inner, "a pattern must be")
 
     def imported_param(
         self,

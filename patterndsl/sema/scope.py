@@ -25,19 +25,12 @@ from patterndsl.ir.index import (
     arithmetic,
     function,
 )
-from patterndsl.ir.relation import Relation
+from patterndsl.ir.relation import Relation, subexpressions
 from patterndsl.sema.model import InputDeclaration
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import KEYWORDS
 
 Kind: TypeAlias = Literal["integer", "predicate", "attribute", "list"]
-
-A_KIND = {
-    "integer": "an integer",
-    "predicate": "a predicate",
-    "attribute": "an attribute's name",
-    "list": "a list",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +140,17 @@ def coordinate(axis: GridAxis, facet: Facet, position: Index) -> Index:
             inner = arithmetic("%", position, axis.stride)
             among = inner if axis.outermost else arithmetic("+", arithmetic("*", outer, axis.stride), inner)
             return arithmetic("+", arithmetic("*", along, axis.others), among)
+
+
+STAND_IN = Param("?")
+"""An integer parameter of a definition that is checked by itself."""
+
+
+def depends_on_data(index: Index) -> bool:
+    """Whether the value changes with the position or an input, and not just with head, layer, N and parameters."""
+    return any(part in (Q, K) or isinstance(part, Read) for part in subexpressions(index))
+
+
+def has_stand_in(index: Index) -> bool:
+    """Whether the value is that of a definition which is checked by itself, and so unknown."""
+    return STAND_IN in subexpressions(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -119,7 +120,7 @@ def _guard_depth(snippet: Snippet, parsed: Tree[Token]) -> None:
 def _too_deep(snippet: Snippet, offset: int) -> PatternError:
     return error(
         "E102",
-        f"nested more than {MAX_DEPTH} levels deep",
+        f"more than {MAX_DEPTH} brackets or operators inside each other",
         snippet.place(offset, offset + 1),
         "name the inner parts under `define`",
     )
@@ -134,6 +135,24 @@ _MISTAKES = {
     "^": "there is no `^`; symmetric difference is `(a - b) | (b - a)`",
     "=": "write `==` to compare",
     ".": "integers only: write a whole number; a range is written `start..stop`",
+    "[": "a set is written `{0, 4}`, a range `0..4`; only a name can be indexed, such as `d[head]`",
+    "{": "a set stands after `in`: `k in {0, 4}`",
+    "if": "there is no `if`; write `c & p`, or `c & p | ~c & other`",
+    "else": "there is no `else`; write `c & p | ~c & other`",
+    "<>": "write `!=` for inequality",
+    "≤": "write `<=`",
+    "≥": "write `>=`",
+    "≠": "write `!=`",
+    "∧": "write `&`",
+    "∨": "write `|`",
+    "¬": "write `~`",
+    "−": "write `-`",
+    "–": "write `-`",
+    "×": "write `*`",
+    "÷": "write `//`",
+    "…": "a range is written `start..stop`, half-open",
+    "’": "expressions hold no strings",
+    "”": "expressions hold no strings",
     "?": "there is no `?:`; write `c & a | ~c & b`",
     ":": "a range is written `start..stop`, half-open",
     ";": "one expression only; name parts under `define`",
@@ -157,20 +176,35 @@ def _syntax_error(snippet: Snippet, unexpected: UnexpectedInput) -> PatternError
         if unclosed is not None:
             bracket = snippet.place(unclosed, unclosed + 1)
             return error("E101", f"`{text[unclosed]}` is never closed", bracket, "close it")
-        message = "the expression ends too early" if text.strip() else "the expression is empty"
+        is_empty = not re.sub(r"#[^\n]*", "", text).strip()
+        message = "the expression is empty" if is_empty else "the expression ends too early"
         help = "write what follows, for example `causal & window(256)`"
         return error("E101", message, snippet.place(stop, stop), help, "something is missing here")
-    place = snippet.place(offset, offset + len(found))
-    if found in ")]}" and found:
-        return error("E101", f"`{found}` closes nothing, or comes too early", place, "check the brackets")
-    known = (cure for mistake, cure in _MISTAKES.items() if _occurs(text, mistake, offset))
-    cure = "put the negation in parentheses: `(~p)`" if found == "~" else next(known, _expectation(unexpected))
-    return error("E101", f"unexpected `{found}`", place, cure)
+    if found in (")", "]", "}"):
+        place = snippet.place(offset, offset + 1)
+        if _unclosed_bracket(text[:offset]) is None:
+            return error("E101", f"`{found}` closes nothing", place, "remove it, or open it before")
+        return error("E101", f"`{found}` comes too early", place, _expectation(unexpected))
+    start, mistake = _known_mistake(text, offset, found)
+    place = snippet.place(start, start + len(mistake))
+    if mistake in _MISTAKES:
+        cure = _MISTAKES[mistake]
+    elif mistake == "~":
+        cure = "put the negation in parentheses: `(~p)`"
+    elif not mistake.isascii():
+        cure = "names are made of the letters a to z, digits and `_`"
+    else:
+        cure = _expectation(unexpected)
+    return error("E101", f"unexpected `{mistake}`", place, cure)
 
 
-def _occurs(text: str, mistake: str, offset: int) -> bool:
-    """Whether the mistake stands at the offset, which may be its second character."""
-    return any(text[start : start + len(mistake)] == mistake for start in (offset - len(mistake) + 1, offset))
+def _known_mistake(text: str, offset: int, found: str) -> tuple[int, str]:
+    """Where the mistake starts, and all of it: what was found may be its second character."""
+    for mistake in _MISTAKES:
+        for start in (offset - len(mistake) + 1, offset):
+            if start >= 0 and len(mistake) > 1 and not mistake.isalpha() and text.startswith(mistake, start):
+                return start, mistake
+    return offset, found
 
 
 def _unclosed_bracket(text: str) -> int | None:

@@ -23,6 +23,24 @@ MAX_FILE_SIZE = 1_000_000
 MAX_YAML_DEPTH = 20
 MAX_NODES = 20_000
 
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_QUOTE_IN_BRACES = 'close the bracket, or quote the value where it holds `[` or `,` inside {...}: "int[N]"'
+_YAML_PROBLEMS = (
+    ("a tab in the", ("a tab in the indentation", "indent with spaces: YAML allows no tabs there")),
+    ("a quote is never closed", ("a quote is never closed", "close it on the line where the value ends")),
+    ("expected ',' or", ("neither `,` nor the closing bracket follows", _QUOTE_IN_BRACES)),
+    ("alphabetic or numeric", ("YAML takes `&` and `*` for anchors here", "quote the value, or start it otherwise")),
+    ("undefined alias", ("YAML takes `*` for an alias here", "quote the value, or start it otherwise")),
+    ("mapping values", ("a second `:` in one value", "quote a value that holds a colon; check the line before")),
+    ("more behind a value", ("something follows a value that is closed", "a quote inside quotes is written twice")),
+    ("expected key", ("the indentation does not fit", "start the entries of one section in one column")),
+    ("but found another document", ("a second spec in one file", "remove the `---`, or make two files")),
+    ("cannot start any token", ("no value starts with `FOUND` in YAML", "quote the value")),
+    ("could not find expected ':'", ("a line without `:`", "write `key: value`, and indent what continues a value")),
+    ("unknown escape", ("an escape that YAML has not", "in double quotes write a backslash twice")),
+)
+"""What libyaml says, and what a user should read instead, with the cure."""
+
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _T = TypeVar("_T")
 
@@ -43,8 +61,22 @@ def read_expression(text: str, name: str = "<expression>") -> tuple[ast.Spec, li
         return ast.Spec(ast.Broken(place=place), place=place), list(failed.diagnostics)
 
 
+def check_name(name: str, what: str, found: list[Diagnostic], place: SourceRange | None = None) -> bool:
+    """Whether it can name something; else it is reported in `found`."""
+    if isinstance(name, str) and _IDENTIFIER.fullmatch(name):
+        return True
+    help = "letters, digits and `_`, not first a digit"
+    found.append(Diagnostic("E304", f"`{name}` is not a name for {what}", place, help))
+    return False
+
+
 def read_input(name: str, kind: str, found: list[Diagnostic]) -> ast.Input | None:
     """An input declared in code, `{"doc": "int[N]"}`; None where it was reported in `found`."""
+    if not check_name(name, "an input", found):
+        return None
+    if not isinstance(kind, str):
+        found.append(Diagnostic("E304", f"input `{name}` needs a type", None, "write int[N], bool[Nk], or int[]"))
+        return None
     snippet = snippet_of(Source(f"<{name}>", kind))
     return _input(name, snippet, snippet.place(0, len(kind)), found)
 
@@ -54,7 +86,8 @@ def _input(name: str, snippet: Snippet, place: SourceRange, found: list[Diagnost
     match = _INPUT_TYPE.fullmatch(snippet.text)
     if match is None:
         help = "write int[N], bool[Nk], or int[] for a table of any length; quote it inside {...}"
-        found.append(Diagnostic("E304", f"input `{name}` needs a type", snippet.place(0, len(snippet.text)), help))
+        message = f"input `{name}` needs a type" + (f", and `{snippet.text}` is none" if snippet.text else "")
+        found.append(Diagnostic("E304", message, snippet.place(0, len(snippet.text)), help))
         return None
     size: ast.Expr | None = None
     if match[2].strip():
@@ -89,9 +122,10 @@ def _read_path(
                 place,
                 "split it and import the parts",
             )
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as failed:
-        raise error(code, f"cannot read {shown}: {failed.strerror}", place, _similar_file(path)) from None
+        help = f"name a file in it: {shown}/NAME.yaml" if path.is_dir() else _similar_file(path)
+        raise error(code, f"cannot read {shown}: {failed.strerror}", place, help) from None
     except UnicodeDecodeError:
         raise error(code, f"{shown} is not UTF-8 text", place, "a spec is a YAML text file") from None
     return _read(Source(shown, text), path.resolve().parent, (*importers, path.resolve()))
@@ -125,6 +159,12 @@ class _Reader:
         """The node graph, after guarding against size, depth and YAML errors."""
         if len(self.source.text) > MAX_FILE_SIZE:
             raise error("E102", f"the spec has more than {MAX_FILE_SIZE:,} characters", None, "split it")
+        unprintable = _UNPRINTABLE.search(self.source.text)
+        if unprintable is not None:
+            place = SourceRange(self.source, unprintable.start(), unprintable.end())
+            raise error(
+                "E301", f"a character that YAML does not allow: U+{ord(unprintable[0]):04X}", place, "remove it"
+            )
         try:
             self.guard_depth()
             root = yaml.compose(self.source.text, Loader=_Loader)
@@ -147,16 +187,27 @@ class _Reader:
                 raise error("E102", f"YAML nested more than {MAX_YAML_DEPTH} levels deep", place, "a spec is flat")
 
     def yaml_error(self, failed: yaml.YAMLError) -> PatternError:
+        """What YAML's parser says, in words of someone who wrote a spec."""
+        text = self.source.text
+        problem = getattr(failed, "problem", None) or "not a YAML document"
+        context = getattr(failed, "context", None) or ""
         mark = getattr(failed, "problem_mark", None) or getattr(failed, "context_mark", None)
-        problem = getattr(failed, "problem", None) or getattr(failed, "reason", None) or "not a YAML document"
-        offset = min(mark.index, len(self.source.text)) if mark is not None else 0
-        help = (
-            "check indentation and quotes; quote a value that starts with `&` or `*`, or holds `[` or `,` inside {...}"
+        if "quoted scalar" in context and "end of stream" in problem:
+            problem = "a quote is never closed"
+        if problem.startswith(("a quote", "could not find expected ':'")):
+            mark = getattr(failed, "context_mark", None)
+        offset = min(mark.index, len(text)) if mark is not None else 0
+        found = text[offset : offset + 1]
+        if found == "\t":
+            problem = "a tab in the indentation"
+        elif "expected key" in problem and text[text.rfind("\n", 0, offset) + 1 : offset].strip():
+            problem = "more behind a value"
+        problem, help = next(
+            (said for sign, said in _YAML_PROBLEMS if sign in problem),
+            (f"not YAML: {problem}", "check the indentation and the quotes here and just before"),
         )
-        tab = self.source.text[offset : offset + 1] == "\t"
-        if tab or "\\t" in problem:
-            problem, help = "a tab in the indentation", "indent with spaces: YAML allows no tabs there"
-        return error("E301", f"not YAML: {problem}", SourceRange(self.source, offset, offset + 1), help)
+        place = SourceRange(self.source, offset, offset + 1)
+        return error("E301", problem.replace("FOUND", found), place, help)
 
     def report(self, code: str, message: str, place: SourceRange, help: str | None = None, label: str = "") -> None:
         self.diagnostics.append(Diagnostic(code, message, place, help, label))
@@ -248,6 +299,9 @@ class _Reader:
     def expression(self, node: yaml.Node, what: str) -> ast.Expr:
         """An expression; Broken where it was reported."""
         broken = ast.Broken(place=self.place(node))
+        if isinstance(node, yaml.ScalarNode) and not node.value.strip():
+            self.report("E304", f"{what} is empty", self.place(node), "write an expression, such as `causal` or `4`")
+            return broken
         if not isinstance(node, yaml.ScalarNode):
             help = "write one expression; join several with `&` or `|`"
             self.report("E304", f"{what} must be an expression", self.place(node), help)
@@ -264,15 +318,7 @@ class _Reader:
             return None
 
     def identifier(self, text: str, node: yaml.Node, what: str) -> bool:
-        if _IDENTIFIER.fullmatch(text):
-            return True
-        self.report(
-            "E304",
-            f"`{text}` is not a name for {what}",
-            self.place(node),
-            "letters, digits and `_`, not first a digit",
-        )
-        return False
+        return check_name(text, what, self.diagnostics, self.place(node))
 
     # ---- sections -----------------------------------------------------------------------------------------
 
@@ -410,6 +456,9 @@ class _Reader:
         if path_text is None:
             return None
         place = self.place(node)
+        if not path_text.strip():
+            self.report("E304", f"import `{name}` is empty", place, "write the path of a spec beside this file")
+            return None
         if self.folder is None:
             self.report(
                 "E307",

@@ -1,7 +1,8 @@
 """Every mistake has its message: bad specs and bad calls beside the full text that the user sees.
 
-specs/CODE-name.yaml is loaded, and bound where a `# n:` (and `# heads:`) comment says so; calls are a table below. The
-expected texts lie beside them as .txt; `--update-golden` rewrites them.
+specs/CODE-name.yaml is loaded, and bound where a `# n:` (and `# heads:`, `# layer:`) comment says so; each line of
+expressions/CODE.pat is an expression; calls are a table below. The expected texts lie beside them as .txt;
+`--update-golden` rewrites them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from patterndsl.diagnostics import CODES, MAX_ERRORS
 
 HERE = Path(__file__).parent
 SPECS = sorted((HERE / "specs").glob("*.yaml"))
+EXPRESSIONS = sorted((HERE / "expressions").glob("*.pat"))
 
 
 def message(call: Callable[[], object]) -> str:
@@ -36,12 +39,18 @@ def compare(found: str, expected: Path, update: bool) -> None:
     assert found == expected.read_text()
 
 
+def bind(pattern: patterndsl.Pattern, text: str) -> None:
+    sizes = {name: int(size) for name, size in re.findall(r"# (n|heads|layer): (\d+)$", text, re.MULTILINE)}
+    if sizes:
+        pattern.bind(**sizes)
+
+
 def load_and_bind(path: Path) -> None:
-    text = path.read_text()
-    n, heads = (re.search(rf"^# {name}: (\d+)$", text, re.MULTILINE) for name in ("n", "heads"))
-    pattern = patterndsl.load(path.name)
-    if n is not None:
-        pattern.bind(int(n[1]), heads=int(heads[1]) if heads else 1)
+    bind(patterndsl.load(path.name), path.read_text())
+
+
+def parse_and_bind(text: str) -> None:
+    bind(patterndsl.parse(text), text)
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -52,6 +61,13 @@ def test_a_bad_spec(path: Path, monkeypatch: pytest.MonkeyPatch, update_golden: 
     if code in CODES:
         assert set(re.findall(r"error\[(E\d+)\]", found)) == {code}
     compare(found, path.with_suffix(".txt"), update_golden)
+
+
+@pytest.mark.parametrize("path", EXPRESSIONS, ids=lambda path: path.stem)
+def test_bad_expressions(path: Path, update_golden: bool) -> None:
+    messages = [message(partial(parse_and_bind, text)) for text in path.read_text().splitlines()]
+    assert [re.findall(r"error\[(E\d+)\]", found)[0] for found in messages] == [path.stem] * len(messages)
+    compare("\n".join(messages), path.with_suffix(".txt"), update_golden)
 
 
 X = torch.zeros(1, 2, 10, 4)

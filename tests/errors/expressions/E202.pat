@@ -1,0 +1,2 @@
+q.doc == k.doc
+head.doc == 3

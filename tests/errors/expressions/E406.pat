@@ -1,0 +1,1 @@
+random(1) at (q, k, N = N - 5)  # n: 4
