@@ -201,9 +201,7 @@ def _axis(name: str, value: int | str | Sequence[str], found: list[Diagnostic]) 
     check_name(name, "an axis", found)
     place = _place_of(f"grid: {name}")
     if isinstance(value, list | tuple):
-        for part in value:
-            check_name(part, "an axis", found)
-        return ast.Axis(name, tuple(value), place=place)
+        return ast.Axis(name, tuple(part for part in value if check_name(part, "an axis", found)), place=place)
     size = _value_tree(name, cast("int | str", value), found)
     return ast.Axis(name, size if not isinstance(size, tuple) else (), place=place)
 

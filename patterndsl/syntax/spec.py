@@ -41,6 +41,10 @@ _YAML_PROBLEMS = (
 )
 """What libyaml says, and what a user should read instead, with the cure."""
 
+_UNIT = re.compile(r"\S")
+_ESCAPED_UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|\S", re.DOTALL)
+_WHITE_ESCAPES = tuple(f"\\{sign}" for sign in (*"tnvfr_NLP \t\r\n", "x20", "x09"))
+
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _T = TypeVar("_T")
 
@@ -266,10 +270,13 @@ class _Reader:
         """
         text, raw_start, raw_stop = node.value, node.start_mark.index, node.end_mark.index
         if node.style in ("|", ">"):
-            raw_start = self.source.text.index("\n", raw_start)  # the header may hold a comment
+            header_stop = self.source.text.find("\n", raw_start)  # the header may hold a comment
+            raw_start = raw_stop if header_stop < 0 else header_stop
         elif node.style in ("'", '"'):
             raw_start += 1
-        visible = [at for at in range(raw_start, raw_stop) if not self.source.text[at].isspace()]
+        units = _ESCAPED_UNIT if node.style == '"' else _UNIT
+        found = units.finditer(self.source.text, raw_start, raw_stop)
+        visible = [unit.start() for unit in found if not unit[0].startswith(_WHITE_ESCAPES)]
         offsets: list[int] = []
         seen = 0
         last = raw_start

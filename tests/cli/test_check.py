@@ -72,7 +72,7 @@ def test_paths_that_nearly_are(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["check", str(EXAMPLES / "longfomer.yaml")]) == 1
     assert "did you mean longformer.yaml" in capsys.readouterr().err
     assert main(["check", str(EXAMPLES / "longformer")]) == 1
-    assert "did you mean longformer.yaml" in capsys.readouterr().err
+    assert "longformer.yaml?" in capsys.readouterr().err
     assert main(["check", str(tmp_path)]) == 1
     assert "is a folder" in capsys.readouterr().err
     binary = tmp_path / "binary.yaml"
