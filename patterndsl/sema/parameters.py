@@ -32,6 +32,9 @@ def sizes_of(n: int | None, q_len: int | None, kv_len: int | None, q_start: int)
     N in the pattern is `n` where given, else q_start + q_len: a slice of queries sees the pattern of the whole
     sequence. Raises PatternError (E406) where the lengths contradict each other.
     """
+    for name, given in (("n", n), ("q_len", q_len), ("kv_len", kv_len), ("q_start", q_start)):
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+            raise error("E406", f"{name} must be an integer, not {type(given).__name__}")
     if n is None and q_len is None:
         raise error("E406", "no length is given", None, "give n=, or q_len= and kv_len=")
     total = n if n is not None else q_start + (q_len or 0)
@@ -40,8 +43,6 @@ def sizes_of(n: int | None, q_len: int | None, kv_len: int | None, q_start: int)
     if kv_len is None:
         kv_len = total
     for name, size in (("n", total), ("q_len", q_len), ("kv_len", kv_len), ("q_start", q_start)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise error("E406", f"{name} must be an integer, not {type(size).__name__}")
         if not 0 <= size <= MAX_SIZE:
             raise error("E406", f"{name} is {size}; it must be from 0 to 2^40")
     if q_start + q_len > total:

@@ -175,7 +175,10 @@ def _syntax_error(snippet: Snippet, unexpected: UnexpectedInput) -> PatternError
         unclosed = _unclosed_bracket(text)
         if unclosed is not None:
             bracket = snippet.place(unclosed, unclosed + 1)
-            return error("E101", f"`{text[unclosed]}` is never closed", bracket, "close it")
+            rest = snippet.source.text[snippet.offsets[-1] :]
+            cut = rest.startswith(",") and rest.strip() != text
+            cure = "YAML ends the value at the comma: quote it" if cut else "close it"
+            return error("E101", f"`{text[unclosed]}` is never closed", bracket, cure)
         is_empty = not re.sub(r"#[^\n]*", "", text).strip()
         message = "the expression is empty" if is_empty else "the expression ends too early"
         help = "write what follows, for example `causal & window(256)`"

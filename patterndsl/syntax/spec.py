@@ -21,7 +21,7 @@ from patterndsl.syntax.schema import KEYS, PARAM_KEYS, REQUIRED
 
 MAX_FILE_SIZE = 1_000_000
 MAX_YAML_DEPTH = 20
-MAX_NODES = 20_000
+MAX_NODES = 5_000
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _QUOTE_IN_BRACES = 'close the bracket, or quote the value where it holds `[` or `,` inside {...}: "int[N]"'
@@ -148,6 +148,17 @@ def _read(source: Source, folder: Path | None, importers: tuple[Path, ...]) -> t
     return reader.spec(root), reader.diagnostics
 
 
+def _cut_apart(before: yaml.Node, after: yaml.ScalarNode) -> bool:
+    """Whether YAML cut a plain value in braces at a comma: what is before opens a bracket that what is after closes."""
+    if not isinstance(before, yaml.ScalarNode) or before.style or after.style:
+        return False
+    return _unbalanced(before) > 0 > _unbalanced(after)
+
+
+def _unbalanced(node: yaml.ScalarNode) -> int:
+    return int(node.value.count("(") - node.value.count(")"))
+
+
 @dataclass
 class _Reader:
     source: Source
@@ -233,6 +244,7 @@ class _Reader:
             )
             return
         seen: set[str] = set()
+        before: yaml.Node | None = None
         for key, value in node.value:
             self.visited += 1
             if self.visited > MAX_NODES:
@@ -244,10 +256,13 @@ class _Reader:
                 )
             if not isinstance(key, yaml.ScalarNode):
                 self.report("E304", "a key must be a name", self.place(key), "write `name: value`")
+            elif node.flow_style and before is not None and _cut_apart(before, key):
+                continue  # the value before is reported as one that is never closed
             elif key.value in seen:
                 self.report("E303", f"`{key.value}` is given twice", self.place(key), "keep one of the two")
             else:
                 seen.add(key.value)
+                before = value
                 if self.is_text(key):
                     yield key.value, key, value
 
