@@ -83,6 +83,7 @@ class Callable_:
     gives: Literal["integer", "predicate"]
     reads_inputs: bool
     by_name: bool = False  # an import: its parameters have defaults, and are given by name
+    has_grid: bool = False  # its axes multiply to N, so it stands only where N is the sequence's
 
 
 @dataclass(frozen=True)
@@ -279,8 +280,8 @@ class Expressions:
             choices += [lambda: self.truth(names, depth)] * 4
         if names.axes or names.attributes:
             choices += [lambda: self.of_attribute(names, depth)] * 5
-        if any(c.gives == "predicate" for c in names.callables):
-            defined = [c for c in names.callables if c.gives == "predicate"]
+        defined = [c for c in names.callables if c.gives == "predicate" and (names.top or not c.has_grid)]
+        if defined:
             choices += [lambda: self.call(self.pick(defined), names, depth)] * 3
         return self.one_of(*choices)
 
@@ -393,7 +394,8 @@ class Expressions:
         """`R at (q', k')`, with or without new lengths."""
         relation = self.predicate(self.far(names), depth)
         size, step = fit(self.size(names), UNARY), self.small_number(names)
-        lengths = ("", f", N = ceildiv(N, {size})", f", Nk = Nk + {step}, Nq = N", ", N = max(1, N - 1)")
+        more = self.pick(("1", "5", *names.positive))
+        lengths = ("", f", N = ceildiv(N, {size})", f", Nk = Nk + {more}, Nq = N", ", N = max(1, N - 1)")
         query, key, both = self.pick(
             (
                 ("k", "q", ", Nq = Nk, Nk = Nq"),
@@ -598,7 +600,8 @@ class Specs(Expressions):
         """Another spec, written in place."""
         inner = Parts()
         self.params(inner)
-        if grid and self.number(0, 1):
+        has_grid = bool(grid) and bool(self.number(0, 1))
+        if has_grid:
             self.grid(inner, grid)
         if self.number(0, 2) == 0:
             self.definitions(inner, ("inner",))
@@ -608,7 +611,7 @@ class Specs(Expressions):
             (param, "small") for param in inner.names.small if param not in inner.names.positive
         )
         parts.add("import", "  other:", *(line for line in lines if line.strip()))
-        parts.add_names(callables=(Callable_("other", kinds, "predicate", True, by_name=True),))
+        parts.add_names(callables=(Callable_("other", kinds, "predicate", True, True, has_grid),))
 
 
 INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -107,21 +107,25 @@ def _check_requirements(
     num_heads: int,
     layer: int,
 ) -> None:
-    def at_head(index: Index, head: int) -> int:
+    def smallest(value: Index | str) -> int:
+        if isinstance(value, str):
+            items = values[value]
+            return min(items) if isinstance(items, tuple) else items
+        return min(value_at(value, head) for head in range(num_heads))
+
+    def value_at(index: Index, head: int) -> int:
         put: dict[Index, Index] = {HEAD: Const(head), LAYER: Const(layer)}
         return sized(substitute_index(index, lambda symbol: put.get(symbol, symbol)), sizes, values)
 
     found: list[Diagnostic] = []
     for required in resolved.requirements:
-        value = min(at_head(required.value, head) for head in range(num_heads))
-        if required.minimum is None:
-            if value != sizes.total:
-                help = "change the axis sizes, or the parameters that they depend on, until they multiply to N"
-                message = f"the grid has {value} positions, but N is {sizes.total}"
-                found.append(Diagnostic("E404", message, required.place, help))
-            continue
-        least = sized(required.minimum, sizes, values)
-        if value < least:
+        value, least = smallest(required.value), smallest(required.least)
+        if required.kind == "grid" and value != least:
+            help = "change the axis sizes, or the parameters that they depend on, until they multiply to N"
+            here = "" if least == sizes.total else " here"
+            message = f"the grid has {value} positions, but N is {least}{here}"
+            found.append(Diagnostic("E404", message, required.place, help))
+        if required.kind == "minimum" and value < least:
             message = f"`{required.label}` is {value}, and must be at least {least}"
             found.append(Diagnostic("E402", message, required.place, f"give {least} or more"))
     if found:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar, assert_never, cast
 
@@ -51,7 +51,7 @@ from patterndsl.ir.relation import (
     substitute_index,
 )
 from patterndsl.sema.infer import param_kinds
-from patterndsl.sema.model import InputDeclaration, Side
+from patterndsl.sema.model import InputDeclaration, Requirement, Side
 from patterndsl.sema.scope import (
     FUNCTIONS,
     POSITIONS,
@@ -86,10 +86,15 @@ class Expander(ABC):
     """Expands expressions in scopes; what an imported spec means is left to the subclass."""
 
     diagnostics: list[Diagnostic]
+    requirements: list[Requirement] = field(default_factory=list)
     active: list[ast.Definition | ast.Import] = field(default_factory=list)
     recursive: set[int] = field(default_factory=set)
     library_call: tuple[str, SourceRange] | None = None
     expanded: int = 0
+
+    @abstractmethod
+    def require(self, required: Requirement) -> None:
+        """To be checked when sizes are bound."""
 
     @abstractmethod
     def imported(
@@ -223,6 +228,8 @@ class Expander(ABC):
             if name in within.broken:
                 raise Stop
             if name in within.values:
+                for required in within.requirements.get(name, ()):
+                    self.require(required)
                 return within.values[name]
             if name in within.definitions:
                 return self.expand(name, (), place, scope, within)
@@ -308,11 +315,14 @@ class Expander(ABC):
         inner = Scope(parent=home)
         stopped = False
         for param in definition.params:
+            before = len(self.requirements)
             try:
                 value = self.wanted(by_name[param].value, kinds[param], f"`{param}` of `{name}` must be", scope)
                 inner.values[param] = value
             except Stop:
                 stopped = True
+            inner.requirements[param] = self.requirements[before:]  # they count where the argument stands
+            del self.requirements[before:]
         if stopped:
             raise Stop
         with self.entered(definition, place):
@@ -363,8 +373,11 @@ class Expander(ABC):
         }
         kinds = param_kinds(definition, scope)
         inner = Scope(parent=scope, values={param: stand_ins[kinds[param] or "integer"] for param in definition.params})
+        before = len(self.requirements)
         with self.entered(definition, definition.place):
-            return self.value(definition.body, inner)
+            value = self.value(definition.body, inner)
+        del self.requirements[before:]  # where it is used, they count
+        return value
 
     # ---- attributes, lists, tables ------------------------------------------------------------------------
 
@@ -432,6 +445,7 @@ class Expander(ABC):
 
     def at(self, expr: ast.At, scope: Scope) -> Relation:
         """`R at (q', k')`. `N = f(N)` rescales both lengths by f; `Nq = ` and `Nk = ` each its own."""
+        before = len(self.requirements)
         relation = self.predicate(expr.relation, scope, "`at` takes")
         query, key = self.integers((expr.query, expr.key), scope, "a position must be")
         lengths: dict[str, Index] = {}
@@ -448,6 +462,12 @@ class Expander(ABC):
         def put_symbol(symbol: Var | Param) -> Index:
             return put.get(symbol, symbol)
 
+        moved, self.requirements[before:] = self.requirements[before:], []
+        for required in moved:
+            value, least = required.value, substitute_index(required.least, put_symbol)
+            if not isinstance(value, str):
+                value = substitute_index(value, put_symbol)
+            self.require(replace(required, value=value, least=least))
         return substitute(relation, put_symbol)
 
     def random(self, expr: ast.Call, scope: Scope) -> Relation:

@@ -37,12 +37,15 @@ class ParamDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """value >= minimum, or value == N for a grid; checked when sizes are bound."""
+    """value >= least for every head, or value == least for a grid, whose `least` is N; checked when sizes are bound.
+
+    A value that is a list is written by the list's name.
+    """
 
     kind: Literal["minimum", "grid"]
     label: str
-    value: Index
-    minimum: Index | None
+    value: Index | str
+    least: Index
     place: SourceRange
 
 

@@ -12,6 +12,7 @@ from typing import cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
 from patterndsl.ir.index import (
+    NQ,
     Const,
     Index,
     Param,
@@ -45,7 +46,8 @@ def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
     if resolver.diagnostics:
         raise PatternError(_ordered(resolver.diagnostics))
     assert relation is not None
-    return Resolved(relation, tuple(resolver.params), tuple(resolver.inputs.values()), tuple(resolver.requirements))
+    requirements = tuple(dict.fromkeys(resolver.requirements))
+    return Resolved(relation, tuple(resolver.params), tuple(resolver.inputs.values()), requirements)
 
 
 def _ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -76,7 +78,6 @@ def prelude_names() -> tuple[str, ...]:
 class _Resolver(Expander):
     params: list[ParamDeclaration] = field(default_factory=list)
     inputs: dict[str, InputDeclaration] = field(default_factory=dict)
-    requirements: list[Requirement] = field(default_factory=list)
 
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
@@ -166,7 +167,7 @@ class _Resolver(Expander):
             others = product([*known[:at], *known[at + 1 :]])
             scope.attributes[axis.name] = GridAxis(axis.name, known[at], stride, others, at == 0)
         if base:
-            self.require(Requirement("grid", "grid", product(known), None, base[0].place))
+            self.require(Requirement("grid", "grid", product(known), NQ, base[0].place))
         for axis in axes:
             if isinstance(axis.size, tuple):
                 self.composed_axis(axis, axis.size, scope)
@@ -244,21 +245,23 @@ class _Resolver(Expander):
             help = f"write {imported.name}({param.name} = ...)"
             raise self.report("E402", f"`{imported.name}` needs a value for `{param.name}`", place, help)
         if value is None and isinstance(param.default, tuple):
-            return ListValue(tuple(self.constant(item, inner) for item in param.default))
+            value = ListValue(tuple(self.constant(item, inner) for item in param.default))
         if value is None:
             value = self.constant(cast("ast.Expr", param.default), inner)
-        if param.minimum is not None and not isinstance(value, ListValue):
+        if param.minimum is not None:
             least = self.constant(param.minimum, inner)
-            label = f"{imported.name}.{param.name}"
-            if depends_on_data(cast("Index", value)):
-                message = f"`{label}` has a minimum, and what it is given depends on a position or an input"
-                help = "it may depend on head, layer, N and parameters"
-                raise self.report("E209", message, place, help)
-            self.require(Requirement("minimum", label, cast("Index", value), least, place))
+            items = value.items if isinstance(value, ListValue) else (cast("Index", value),)
+            for item in (items,) if isinstance(items, str) else items:
+                self.require(Requirement("minimum", f"{imported.name}.{param.name}", item, least, place))
         return value
 
     def require(self, required: Requirement) -> None:
-        """To be checked when sizes are bound, once; what stands in for a definition's parameter has no size."""
-        known = (required.value, required.minimum or required.value)
-        if required not in self.requirements and not any(map(has_stand_in, known)):
-            self.requirements.append(required)
+        """To be checked when sizes are bound; what stands in for a definition's parameter has no size."""
+        known = [part for part in (required.value, required.least) if not isinstance(part, str)]
+        if required.value == "?" or any(map(has_stand_in, known)):
+            return
+        if any(map(depends_on_data, known)):
+            message = f"`{required.label}` is checked when sizes are bound, and here depends on a position or an input"
+            help = "let it depend on head, layer, N and parameters only"
+            raise self.report("E209", message, required.place, help)
+        self.requirements.append(required)

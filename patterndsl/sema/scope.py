@@ -26,7 +26,7 @@ from patterndsl.ir.index import (
     function,
 )
 from patterndsl.ir.relation import Relation, subexpressions
-from patterndsl.sema.model import InputDeclaration
+from patterndsl.sema.model import InputDeclaration, Requirement
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import KEYWORDS
 
@@ -74,6 +74,7 @@ class Scope:
     attributes: dict[str, GridAxis | InputDeclaration] = field(default_factory=dict)
     definitions: dict[str, list[ast.Definition]] = field(default_factory=dict)
     imports: dict[str, ast.Import] = field(default_factory=dict)
+    requirements: dict[str, list[Requirement]] = field(default_factory=dict)  # what an argument asks of the sizes
     broken: set[str] = field(default_factory=set)  # declared wrongly, and reported: their uses are silent
 
     def names(self) -> set[str]:

@@ -148,15 +148,10 @@ def _read(source: Source, folder: Path | None, importers: tuple[Path, ...]) -> t
     return reader.spec(root), reader.diagnostics
 
 
-def _cut_apart(before: yaml.Node, after: yaml.ScalarNode) -> bool:
-    """Whether YAML cut a plain value in braces at a comma: what is before opens a bracket that what is after closes."""
-    if not isinstance(before, yaml.ScalarNode) or before.style or after.style:
-        return False
-    return _unbalanced(before) > 0 > _unbalanced(after)
-
-
-def _unbalanced(node: yaml.ScalarNode) -> int:
-    return int(node.value.count("(") - node.value.count(")"))
+def _num_open(node: yaml.Node) -> int:
+    """Brackets that a plain value leaves open: inside {...} YAML ends it at the first comma."""
+    is_plain = isinstance(node, yaml.ScalarNode) and not node.style
+    return int(node.value.count("(") - node.value.count(")")) if is_plain else 0
 
 
 @dataclass
@@ -244,7 +239,7 @@ class _Reader:
             )
             return
         seen: set[str] = set()
-        before: yaml.Node | None = None
+        num_open = 0
         for key, value in node.value:
             self.visited += 1
             if self.visited > MAX_NODES:
@@ -256,13 +251,13 @@ class _Reader:
                 )
             if not isinstance(key, yaml.ScalarNode):
                 self.report("E304", "a key must be a name", self.place(key), "write `name: value`")
-            elif node.flow_style and before is not None and _cut_apart(before, key):
-                continue  # the value before is reported as one that is never closed
+            elif num_open > 0 and not value.value:
+                num_open += _num_open(key)  # the rest of the value before, which is reported as never closed
             elif key.value in seen:
                 self.report("E303", f"`{key.value}` is given twice", self.place(key), "keep one of the two")
             else:
                 seen.add(key.value)
-                before = value
+                num_open = _num_open(value) if node.flow_style else 0
                 if self.is_text(key):
                     yield key.value, key, value
 

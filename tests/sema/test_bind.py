@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -212,6 +213,48 @@ LEAVES = {
 def test_outside_its_domain(text: str, code: str) -> None:
     with pytest.raises(PatternError, match=code):
         patterndsl.parse(text).bind(64, heads=2)
+
+
+IMAGE = "{params: {w: {default: 4, min: 2}}, grid: {row: N // w, col: w}, attend: same(row)}"
+LISTS = "{params: {d: {default: [1, 2], min: 1}}, attend: 'strided(d[head % 2])'}"
+
+WHERE_THEY_STAND = {
+    "a grid": (IMAGE, "o", 16, None),
+    "a grid that does not fit": (IMAGE, "o", 18, "the grid has 16 positions, but N is 18"),
+    "a grid in blocks": (IMAGE, "blocks(3, o)", 48, None),
+    "a grid in blocks that only fits outside": (IMAGE, "blocks(3, o)", 16, "the grid has 4 positions, but N is 6 here"),
+    "a grid in blocks of blocks": (IMAGE, "blocks(2, blocks(3, o))", 24, None),
+    "a grid in a definition in blocks": (IMAGE, "blocks(3, f)", 48, None),
+    "a grid in a definition in blocks alone": (IMAGE.replace("N // w", "4"), "blocks(3, f)", 48, None),
+    "a grid inside and outside": (IMAGE, "o | blocks(3, o)", 48, None),
+    "a grid given a definition that drops it": (IMAGE, "drop(o)", 17, None),
+    "a minimum of a rescaled length": (IMAGE, "blocks(4, o(w = N // 8))", 64, None),
+    "a minimum that a rescaled length misses": (
+        IMAGE,
+        "blocks(8, o(w = N // 8))",
+        64,
+        "`o.w` is 1, and must be at least 2",
+    ),
+    "a minimum of lengths that move": (IMAGE, "blocks(q + 1, o)", 16, "`grid` is checked when sizes are bound"),
+    "a list": (LISTS, "o", 16, None),
+    "a list that is given": (LISTS, "o(d = good)", 16, None),
+    "a list with a bad item": (LISTS, "o(d = bad)", 16, "`o.d` is 0, and must be at least 1"),
+    "a default list with a bad item": (LISTS.replace("[1, 2]", "[1, 0]"), "o", 16, "`o.d` is 0"),
+}
+
+
+@pytest.mark.parametrize(("spec", "text", "n", "message"), WHERE_THEY_STAND.values(), ids=WHERE_THEY_STAND)
+def test_requirements_hold_where_the_import_stands(spec: str, text: str, n: int, message: str | None) -> None:
+    source = f"params: {{good: [2, 4], bad: [2, 0]}}\nimport:\n  o: {spec}\ndefine:\n  f: o\n  drop(R): q == k\n"
+
+    def bind() -> None:
+        patterndsl.parse(source + f"attend: {text}").bind(n, heads=2)
+
+    if message is None:
+        bind()
+        return
+    with pytest.raises(PatternError, match=re.escape(message)):
+        bind()
 
 
 def test_requirements_are_reported_once() -> None:
