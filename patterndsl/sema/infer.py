@@ -43,7 +43,7 @@ def _infer(
                 kinds.setdefault(name, "list")
             inside(index, "integer")
         case ast.Call(name=name, arguments=arguments):
-            for argument, argument_kind in _argument_kinds(name, arguments, home, active):
+            for argument, argument_kind in _argument_kinds(name, arguments, wanted, home, active):
                 inside(argument.value, argument_kind)
         case ast.Binary(op=op, left=left, right=right):
             side: Kind | None = "integer"
@@ -115,9 +115,13 @@ def _named_kind(name: str, home: Scope, seen: frozenset[str]) -> Kind | None:
 
 
 def _argument_kinds(
-    name: str, arguments: tuple[ast.Argument, ...], home: Scope, active: tuple[ast.Definition, ...]
+    name: str,
+    arguments: tuple[ast.Argument, ...],
+    wanted: Kind | None,
+    home: Scope,
+    active: tuple[ast.Definition, ...],
 ) -> Iterator[tuple[ast.Argument, Kind | None]]:
-    """Each argument of a call with the kind that the callee demands."""
+    """Each argument of a call with the kind that the callee demands, where the call is to be of the wanted kind."""
     if name == "random":
         for at, argument in enumerate(arguments):
             yield (
@@ -137,6 +141,6 @@ def _argument_kinds(
         yield from ((argument, "integer" if name in FUNCTIONS else None) for argument in arguments)
         return
     kinds: dict[str, Kind] = {}
-    _infer(callee.body, None, callee.params, kinds, within, (*active, callee))
+    _infer(callee.body, wanted, callee.params, kinds, within, (*active, callee))
     for at, argument in enumerate(arguments):
         yield argument, kinds.get(argument.name or callee.params[at])

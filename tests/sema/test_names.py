@@ -78,6 +78,10 @@ MEANINGS = {
         'define: {near: window(3), "ring(R)": near - R}\nattend: ring(q == k)',
         "abs(q - k) <= 3 and q != k",
     ),
+    "a kind that only the caller tells": (
+        'define: {"same_as(R)": R, "f(R)": "same_as(R) | none", "g(x)": "same_as(x) < 3"}\nattend: f(q == k) | g(q)',
+        "q == k or q < 3",
+    ),
     "an unused parameter takes anything": ('define: {"f(R)": q == k}\nattend: f(causal) | f(3)', "q == k"),
     "a parameter of a parameter": ("params: {w: 2, v: w * w, u: v - w}\nattend: window(u)", "abs(q - k) <= 2"),
     "an item of a list as a parameter": ("params: {d: [1, 4], w: 'd[1]'}\nattend: window(w)", "abs(q - k) <= 4"),
