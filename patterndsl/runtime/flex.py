@@ -134,16 +134,19 @@ def flex(
     """Output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] (None unless wanted). Empty rows yield 0.
 
     attend: the program's `compiled_flex()`. Raises InputError (E505) for what FlexAttention cannot do: gradients and
-    lse on the CPU, float64.
+    lse on the CPU, float64, tensors without elements.
     """
     if query.dtype == torch.float64:
         raise input_error("E505", "FlexAttention has no float64", "use backend='gathered'")
+    if not query.numel() * key.numel() * value.numel():
+        raise input_error("E505", "FlexAttention has no tensors without elements", "use backend='gathered'")
     if query.device.type == "cpu":
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             raise input_error("E505", "FlexAttention has no gradients on the CPU", "use backend='gathered'")
         if want_lse:
             raise input_error("E505", "FlexAttention returns no lse on the CPU", "use backend='gathered'")
-    result = attend(query, key, value, mask, scale, query.shape[1] != key.shape[1], want_lse)
+    with torch.autocast(query.device.type, enabled=False):
+        result = attend(query, key, value, mask, scale, query.shape[1] != key.shape[1], want_lse)
     if not want_lse:
         return cast("Tensor", result), None
     output, lse = result

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from patterndsl.diagnostics import InputError, input_error
 from patterndsl.runtime.merge import merge
 
 MAX_SCORES = 1 << 20
@@ -63,7 +63,8 @@ def gathered_attention(
     inputs, outputs and gradients O(MAX_SCORES). Deterministic on the CPU; on CUDA gradients of key and value add in
     no fixed order.
     """
-    out, lse = _Gathered.apply(query, key, value, tuple(groups), scale)  # type: ignore[no-untyped-call]
+    with autocast(query.device.type, enabled=False):  # what is float32 here is so for a reason
+        out, lse = _Gathered.apply(query, key, value, tuple(groups), scale)  # type: ignore[no-untyped-call]
     return out, lse
 
 
@@ -126,7 +127,7 @@ def _by_block(x: Tensor, block: int) -> Tensor:
     """[B, H, T, D] to [B * H, ceil(T / block), block, D], zeros behind T."""
     short = -x.shape[2] % block
     x = pad(x, (0, 0, 0, short)) if short else x
-    return x.reshape(x.shape[0] * x.shape[1], -1, block, x.shape[3])
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2] // block, block, x.shape[3])
 
 
 def _query_by_block(x: Tensor, block: int, kv_group: int) -> Tensor:
@@ -134,19 +135,20 @@ def _query_by_block(x: Tensor, block: int, kv_group: int) -> Tensor:
     blocks = _by_block(x, block)  # [B * Hkv * G, nq, block, D]
     if kv_group == 1:
         return blocks
-    num_q_blocks, dim = blocks.shape[1], blocks.shape[3]
+    rows, num_q_blocks, dim = blocks.shape[0] // kv_group, blocks.shape[1], blocks.shape[3]
     return (
-        blocks.reshape(-1, kv_group, num_q_blocks, block, dim)
+        blocks.reshape(rows, kv_group, num_q_blocks, block, dim)
         .transpose(1, 2)
-        .reshape(-1, num_q_blocks, kv_group * block, dim)
+        .reshape(rows, num_q_blocks, kv_group * block, dim)
     )
 
 
-def _query_from_blocks(blocks: Tensor, batch: int, kv_group: int, length: int) -> Tensor:
+def _query_from_blocks(blocks: Tensor, blocked: _Blocked, kv_group: int, length: int) -> Tensor:
     """The inverse of `_query_by_block`: [B * Hkv, num_q_blocks, G * block, ...] to [B, Hkv * G, length, ...]."""
     rows, num_q_blocks, tall, *rest = blocks.shape
-    x = blocks.reshape(rows, num_q_blocks, kv_group, tall // kv_group, *rest).transpose(1, 2)
-    return x.reshape(batch, (rows // batch) * kv_group, -1, *rest)[:, :, :length]
+    block = tall // kv_group
+    x = blocks.reshape(rows, num_q_blocks, kv_group, block, *rest).transpose(1, 2)
+    return x.reshape(blocked.num_rows, blocked.num_kv_heads * kv_group, num_q_blocks * block, *rest)[:, :, :length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,7 @@ def _scores(q: Tensor, k: Tensor, kept: Tensor | None, kv_group: int) -> Tensor:
 def _gather(blocks: Tensor, rows: slice, kv_blks: Tensor, dtype: torch.dtype) -> Tensor:
     """[R, n, width * kv_block, D] of the listed blocks."""
     picked = blocks[rows].index_select(1, kv_blks.reshape(-1)).to(dtype)
-    return picked.view(picked.shape[0], kv_blks.shape[0], -1, blocks.shape[-1])
+    return picked.view(picked.shape[0], kv_blks.shape[0], kv_blks.shape[1] * blocks.shape[2], blocks.shape[3])
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -257,7 +259,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 class _Gathered(Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...], scale: float
+        query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...], scale: float
     ) -> tuple[Tensor, Tensor]:
         batch, num_heads, q_len, _ = query.shape
         out = query.new_zeros(batch, num_heads, q_len, value.shape[-1])
@@ -266,25 +268,73 @@ class _Gathered(Function):
         for group in groups:
             selection = _Selection.of(group, num_heads, key.shape[1], query.device)
             _forward_group(selection, group, query, key, value, scale, careful, out, lse)
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.groups, ctx.scale = groups, scale
         return out, lse
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, value, ctx.groups, ctx.scale = inputs
+        ctx.save_for_backward(query, key, value, *output)
+
+    @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
+        with autocast(grad_out.device.type, enabled=False):  # backward() may be called where autocast is on
+            grads = _Gradients.apply(*ctx.saved_tensors, grad_out, grad_lse, ctx.groups, ctx.scale)  # type: ignore[no-untyped-call]
+        return *grads, None, None
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise _no_vmap()
+
+    @staticmethod
+    def jvp(*_: Any) -> Any:
+        raise input_error("E505", "forward-mode derivatives of gathered attention", _DENSE_CURE)
+
+
+class _Gradients(Function):
+    """The first derivatives, as a function of its own so that asking for the second ones is understood."""
+
+    @staticmethod
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor,
+        groups: tuple[Group, ...],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = lse.dtype
         grad_query = torch.zeros_like(query)
         grad_key = torch.zeros(key.shape, dtype=dtype, device=key.device)
         grad_value = torch.zeros(value.shape, dtype=dtype, device=key.device)
         # the softmax's own correction, and what comes through lse itself
         delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1) - grad_lse
-        for group in ctx.groups:
+        for group in groups:
             selection = _Selection.of(group, query.shape[1], key.shape[1], query.device)
             saved = (query, key, value, grad_out, lse, delta)
-            _backward_group(selection, group, saved, ctx.scale, (grad_query, grad_key, grad_value))
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+            _backward_group(selection, group, saved, scale, (grad_query, grad_key, grad_value))
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise input_error("E505", "second derivatives of gathered attention", _DENSE_CURE)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise _no_vmap()
+
+
+_DENSE_CURE = "use backend='oracle', which is dense and for small sizes"
+
+
+def _no_vmap() -> InputError:
+    return input_error("E505", "attention under torch.vmap", "put the mapped dimension into the batch dimension")
 
 
 def _forward_group(
@@ -316,8 +366,8 @@ def _forward_group(
                 part_out, part_lse = merge(*before, part_out, part_lse)
             group_out[rows, q_blks] = part_out
             group_lse[rows, q_blks] = part_lse
-    selection.put(out, _query_from_blocks(group_out, blocked.num_rows, blocked.kv_group, q_len))
-    selection.put(lse, _query_from_blocks(group_lse, blocked.num_rows, blocked.kv_group, q_len))
+    selection.put(out, _query_from_blocks(group_out, blocked, blocked.kv_group, q_len))
+    selection.put(lse, _query_from_blocks(group_lse, blocked, blocked.kv_group, q_len))
 
 
 def _attend(scores: Tensor, value: Tensor, kept: Tensor | None, careful: bool) -> tuple[Tensor, Tensor]:
@@ -376,11 +426,10 @@ def _backward_group(
             d_scores = (d_out @ v.transpose(-1, -2)).sub_(delta_blocks[rows].index_select(1, q_blks)).mul_(weights)
             grad_q[rows, q_blks] += (d_scores @ k).mul_(scale)
             _add_blocks(grad_k, rows, kv_blks, d_scores.transpose(-1, -2) @ q)
-    batch = blocked.num_rows
     grad_query, grad_key, grad_value = grads
-    selection.put(grad_query, _query_from_blocks(grad_q, batch, kv_group, q_len))
-    selection.add(grad_key, _query_from_blocks(grad_k, batch, 1, kv_len))
-    selection.add(grad_value, _query_from_blocks(grad_v, batch, 1, kv_len))
+    selection.put(grad_query, _query_from_blocks(grad_q, blocked, kv_group, q_len))
+    selection.add(grad_key, _query_from_blocks(grad_k, blocked, 1, kv_len))
+    selection.add(grad_value, _query_from_blocks(grad_v, blocked, 1, kv_len))
 
 
 def _add_blocks(into: Tensor, rows: slice, kv_blks: Tensor, parts: Tensor) -> None:

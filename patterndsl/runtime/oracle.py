@@ -24,20 +24,28 @@ def dense_mask(bound: Bound, data: DeviceData, num_rows: int, device: torch.devi
     Raises InputError (E504) above MAX_PAIRS.
     """
     sizes = bound.sizes
-    heads = bound.num_heads if len(bound.groups) > 1 else 1
-    num_pairs = num_rows * heads * sizes.q_len * sizes.kv_len
-    if num_pairs > MAX_PAIRS:
-        raise input_error(
-            "E504",
-            f"a dense mask of {num_pairs:,} pairs is above the limit of {MAX_PAIRS:,}",
-            "use block_mask() or gather_indices(), or rows() for some queries; compile for a smaller n",
-        )
+    _check_pairs(bound, sizes.q_len, num_rows)
     positions = torch.arange(sizes.q_start, sizes.q_start + sizes.q_len, device=device)
     return membership_rows(bound, data, positions, num_rows)
 
 
+def _check_pairs(bound: Bound, num_positions: int, num_rows: int) -> None:
+    heads = bound.num_heads if len(bound.groups) > 1 else 1
+    num_pairs = num_rows * heads * num_positions * bound.sizes.kv_len
+    if num_pairs > MAX_PAIRS:
+        raise input_error(
+            "E504",
+            f"a dense mask of {num_pairs:,} pairs is above the limit of {MAX_PAIRS:,}",
+            "use block_mask() or gather_indices(), or rows() for fewer queries; compile for a smaller n",
+        )
+
+
 def membership_rows(bound: Bound, data: DeviceData, positions: Tensor, num_rows: int) -> Tensor:
-    """bool [rows or 1, heads or 1, len(positions), kv_len]: the dense mask at some absolute query positions."""
+    """bool [rows or 1, heads or 1, len(positions), kv_len]: the dense mask at some absolute query positions.
+
+    Raises InputError (E504) above MAX_PAIRS.
+    """
+    _check_pairs(bound, len(positions), num_rows)
     heads = bound.num_heads if len(bound.groups) > 1 else 1
     kv_len = bound.sizes.kv_len
     keep = torch.zeros(num_rows, heads, len(positions), kv_len, dtype=torch.bool, device=positions.device)
@@ -63,7 +71,7 @@ def attend(
     kv_group = query.shape[1] // max(1, key.shape[1])
     q, k, v = query.double(), key.double(), value.double()
     k, v = k.repeat_interleave(kv_group, dim=1), v.repeat_interleave(kv_group, dim=1)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
     scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~keep, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -torch.inf)
     empty = lse == -torch.inf

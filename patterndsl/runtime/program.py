@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Literal, NamedTuple, overload
 
@@ -15,16 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from patterndsl.diagnostics import input_error
+from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
+from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.row import row_keys
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
 from patterndsl.runtime import flex, oracle, plan
-from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
+from patterndsl.runtime.data import INTEGER_DTYPES, DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import BlockLists, Group, gathered_attention
-from patterndsl.sema.bind import Bound
+from patterndsl.sema.bind import Bound, Sizes
+from patterndsl.sema.parameters import MAX_SIZE, integer, integers, shown_integer
 
 BACKENDS = ("auto", "gathered", "flex", "oracle")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -76,15 +80,25 @@ class Program:
         Straight from membership, O(q_len x kv_len). Raises InputError (E504) above oracle.MAX_PAIRS pairs.
         """
         given = self._inputs(inputs)
-        keep = oracle.dense_mask(self.bound, self._device_data(given), _num_rows(given) or 1, self.device)
+        keep = self._dense(given)
         return keep if _num_rows(given) is not None else keep[0]
 
-    def rows(self, positions: Tensor, inputs: Inputs | None = None) -> Tensor:
-        """bool [heads or 1, len(positions), kv_len]: the mask's rows of some absolute query positions."""
+    def _dense(self, given: dict[str, Tensor]) -> Tensor:
+        num_rows = _num_rows(given)
+        num_rows = 1 if num_rows is None else num_rows
+        return oracle.dense_mask(self.bound, self._device_data(given), num_rows, self.device)
+
+    def rows(self, positions: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
+        """bool [heads or 1, len(positions), kv_len]: the mask's rows of some absolute query positions.
+
+        positions: a one-dimensional tensor or list of integers in [q_start, q_start + q_len). Raises InputError: E502
+        on others, E504 above oracle.MAX_PAIRS pairs.
+        """
         given = self._inputs(inputs)
-        positions = positions.to(self.device)
-        keep = oracle.membership_rows(self.bound, self._device_data(given), positions, _num_rows(given) or 1)
-        return keep if _num_rows(given) is not None else keep[0]
+        num_rows = _num_rows(given)
+        found = _positions(positions, self.bound.sizes).to(self.device)
+        keep = oracle.membership_rows(self.bound, self._device_data(given), found, 1 if num_rows is None else num_rows)
+        return keep if num_rows is not None else keep[0]
 
     def tiles(
         self,
@@ -98,7 +112,7 @@ class Program:
 
         Groups are those of `program.bound.groups`. Work: O(live tiles), see `lower.tiles`.
         """
-        key = _TileKey(_block(q_block), _block(kv_block or q_block))
+        key = _TileKey(_block(q_block), _block(q_block if kv_block is None else kv_block))
         given = self._inputs(inputs)
         if given:
             return [self._find(key, lookup, on_event) for lookup in _lookups(given)]
@@ -112,7 +126,7 @@ class Program:
         Above flex.MAX_DENSE_BLOCKS blocks the index tensors hold live columns only: enough for flex_attention, not for
         `to_dense` and slicing.
         """
-        given = self._inputs(inputs)
+        given, block = self._inputs(inputs), _block(block)
         if not given and block in self._block_masks:
             return self._block_masks[block]
         sizes = self.bound.sizes
@@ -140,10 +154,10 @@ class Program:
 
     def gather_indices(self, q_block: int = 64, inputs: Inputs | None = None) -> GatherIndices:
         """The keys that each block of q_block queries needs. Raises InputError (E504) where there are too many."""
-        given = self._inputs(inputs)
+        given, q_block = self._inputs(inputs), _block(q_block)
         per_row = []
         for lookup in _lookups(given) if given else [Lookup()]:
-            key = _TileKey(_block(q_block), 1)
+            key = _TileKey(q_block, 1)
             found = self._find(key, lookup, None, tell_full=False)
             per_row.append([(self._tensor(tiles.q_blks), self._tensor(tiles.kv_blks)) for tiles in found])
         num_q_blocks = -(-self.bound.sizes.q_len // q_block)
@@ -184,6 +198,51 @@ class Program:
             )
             for group in self.bound.groups
         )
+
+    # ---- decoding -------------------------------------------------------------------------------------------
+
+    def row(self, q: int, head: int = 0, inputs: Inputs | None = None) -> Tensor:
+        """int64 [num_keys]: the ascending keys of one query, an absolute position; found without a mask or tiles.
+
+        Work: O(keys x log kv_len). Raises InputError: E406 for a query or head that is not there, E502 for inputs of
+        more than one batch row.
+        """
+        sizes, num_heads = self.bound.sizes, self.bound.num_heads
+        for name, at, start, length in (("query", q, sizes.q_start, sizes.q_len), ("head", head, 0, num_heads)):
+            if isinstance(at, bool) or not isinstance(at, int) or not start <= at < start + length:
+                raise input_error("E406", f"there is no {name} {at!r}", f"give an integer in {start}..{start + length}")
+        group = next(group for group in self.bound.groups if head in group.heads)
+        return self._tensor(row_keys(group.relation, sizes, self._host_lookup(inputs), q))
+
+    def cache_plan(self, inputs: Inputs | None = None) -> tuple[CachePlan, ...]:
+        """Which keys a decoder keeps, in which slots, until when: one plan per head group, see `analysis.cache`.
+
+        Raises PatternError (E505) where a query attends a later key, and InputError (E502) for inputs of more than one
+        batch row.
+        """
+        lookup = self._host_lookup(inputs)
+        plans = []
+        for group in self.bound.groups:
+            plan_or_not = cache_plan(group, self.bound.sizes, lookup)
+            if isinstance(plan_or_not, NotDecodable):
+                raise _cannot_decode(plan_or_not, self.bound)
+            plans.append(plan_or_not)
+        return tuple(plans)
+
+    def _host_lookup(self, inputs: Inputs | None) -> Lookup:
+        """The inputs as NumPy arrays; one line at a time is faster on the host."""
+        given = self._inputs(inputs)
+        if not given:
+            return self._static_lookup
+        num_rows = _num_rows(given)
+        if num_rows not in (None, 1):
+            raise input_error("E502", f"inputs of {num_rows} batch rows", "give those of one row: rows may differ")
+        return Lookup({name: values.reshape(-1).cpu().numpy() for name, values in given.items()})
+
+    @cached_property
+    def _static_lookup(self) -> Lookup:
+        """For patterns without inputs; it keeps what was drawn."""
+        return Lookup()
 
     # ---- attention ------------------------------------------------------------------------------------------
 
@@ -238,14 +297,17 @@ class Program:
         query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], Hq a multiple of Hkv; float32, bfloat16,
         float16, or float64. scale defaults to D ** -0.5. Returns [B, Hq, Tq, Dv] in the inputs' dtype, and with
         return_lse the log-sum-exp [B, Hq, Tq] in float32 (float64 for float64). An empty row yields 0 and -inf, with
-        gradient 0. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
+        gradient 0. Under autocast the three are cast as for scaled_dot_product_attention. Work: O(live tiles x D).
+        Raises InputError (E501, E502, E503, E505).
         """
+        query, key, value = (_autocast(tensor) for tensor in (query, key, value))
         self._check(query, key, value)
         given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        # without a head dimension scores are 0, whatever their scale
+        scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
         match self._backend_for(query, value):
             case "oracle":
-                keep = oracle.dense_mask(self.bound, self._device_data(given), _num_rows(given) or 1, self.device)
+                keep = self._dense(given)
                 output, lse = oracle.attend(query, key, value, keep, scale)
                 output, lse = output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
             case "flex":
@@ -384,6 +446,25 @@ class _Keep:
         return torch.as_tensor(holds, device=q.device)
 
 
+def _autocast(tensor: Tensor) -> Tensor:
+    """In autocast's dtype where autocast is on, except float64: what it does to scaled_dot_product_attention."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    kind = tensor.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return tensor.to(torch.get_autocast_dtype(kind)) if on else tensor
+
+
+def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:
+    start, stop = found.decodable_from, bound.sizes.q_start + bound.sizes.q_len
+    heads = f" in head {found.heads[0]}" if len(bound.groups) > 1 else ""
+    message = f"query {found.q} attends key {found.k}, a later one{heads}: the pattern cannot be decoded token by token"
+    help = "add `causal &`"
+    if start < stop:
+        help += f", or compile with q_start={start}: from there on no query looks ahead, what is before is prefilled"
+    return error("E505", message, None, help)
+
+
 def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
@@ -396,10 +477,29 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
+def _positions(given: Tensor | Sequence[int], sizes: Sizes) -> Tensor:
+    """The query positions as int64 [n]. Raises InputError (E502)."""
+    fits = isinstance(given, Tensor) and given.dim() == 1 and given.dtype in INTEGER_DTYPES
+    listed = (given.tolist() if fits else None) if isinstance(given, Tensor) else integers(given)
+    if listed is None:
+        shown = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        help = "give a list, or a tensor of one dimension, of integers"
+        raise input_error("E502", f"positions are {shown}", help)
+    start, stop = sizes.q_start, sizes.q_start + sizes.q_len
+    outside = next((place for place in listed if not start <= place < stop), None)
+    if outside is not None:
+        help = f"give positions from {start} to {stop - 1}" if start < stop else "give none: the program has no query"
+        raise input_error("E502", f"there is no query at position {shown_integer(outside)}", help)
+    return torch.tensor(listed, dtype=torch.int64)
+
+
 def _block(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise input_error("E406", f"a block of {size!r} positions", "blocks hold 1 position or more")
-    return size
+    found = integer(size)
+    if found is not None and 1 <= found <= MAX_SIZE:
+        return found
+    shown = f"a block is an integer, not {type(size).__name__}"
+    shown = shown if found is None else f"a block of {shown_integer(found)} positions"
+    raise input_error("E406", shown, "give an integer from 1 to 2^40, such as 128")
 
 
 def _num_rows(given: dict[str, Tensor]) -> int | None:
@@ -409,9 +509,12 @@ def _num_rows(given: dict[str, Tensor]) -> int | None:
 
 def _lookups(given: dict[str, Tensor]) -> Sequence[Lookup]:
     """One lookup per batch row of the inputs, on their device."""
-    rows = _num_rows(given) or 1
+    num_rows = _num_rows(given)
 
     def at(values: Tensor, row: int) -> Tensor:
         return values if values.dim() == 1 else values[0 if values.shape[0] == 1 else row]
 
-    return [Lookup({name: at(values, row) for name, values in given.items()}) for row in range(rows)]
+    return [
+        Lookup({name: at(values, row) for name, values in given.items()})
+        for row in range(1 if num_rows is None else num_rows)
+    ]

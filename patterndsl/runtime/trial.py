@@ -218,7 +218,9 @@ def _reference(
     if upstream is not None:
         shapes += [(*query.shape[:2], len(rows), query.shape[3]), tuple(key.shape), tuple(value.shape)]
     expected, dense = ([query.new_zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2))
-    step = max(1, PAIRS_AT_ONCE // max(1, key.shape[2]))
+    pairs_per_row = max(1, key.shape[2])
+    # the masks of all heads are asked for together
+    step = max(1, min(PAIRS_AT_ONCE, oracle.MAX_PAIRS // max(1, math.prod(query.shape[:2]))) // pairs_per_row)
     for start in range(0, len(rows), step):
         if on_event:
             on_event("checking", start, len(rows))
@@ -365,7 +367,7 @@ def _dense_options(program: Program, inputs: Inputs | None) -> tuple[str, str | 
 def _looks_causal(program: Program, inputs: Inputs | None) -> bool:
     """Whether no sampled query sees a later key: enough to choose what to compare with."""
     sizes = program.bound.sizes
-    positions = torch.linspace(0, sizes.q_len - 1, 16).long()
+    positions = torch.linspace(0, max(0, sizes.q_len - 1), 16, dtype=torch.float64).long()[: sizes.q_len]
     keep = program.rows(positions, inputs=inputs)
     later = torch.arange(sizes.kv_len) > positions[:, None]
     return not bool((keep & later.to(keep.device)).any())

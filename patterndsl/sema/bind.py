@@ -25,7 +25,18 @@ from patterndsl.ir.relation import (
     substitute_index,
 )
 from patterndsl.sema.model import InputDeclaration, Resolved, Side
-from patterndsl.sema.parameters import MAX_SIZE, ParamValue, Sizes, param_values, put_size, sized, sizes_of
+from patterndsl.sema.parameters import (
+    MAX_HEADS,
+    MAX_LAYER,
+    MAX_SIZE,
+    ParamValue,
+    Sizes,
+    counted,
+    param_values,
+    put_size,
+    sized,
+    sizes_of,
+)
 
 __all__ = ["Bound", "HeadGroup", "InputShape", "Sizes", "bind", "sizes_of"]
 
@@ -70,9 +81,7 @@ def bind(
     overrides: Mapping[str, ParamValue] | None = None,
 ) -> Bound:
     """The pattern at these sizes. Raises PatternError (E4xx) with the place of what does not fit."""
-    for name, count in (("heads", num_heads), ("layer", layer)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < (name == "heads"):
-            raise error("E406", f"{name} is {count}; it must be an integer from {int(name == 'heads')}")
+    num_heads, layer = counted("heads", num_heads, 1, MAX_HEADS), counted("layer", layer, 0, MAX_LAYER)
     values = param_values(resolved, overrides or {}, sizes)
     _check_requirements(resolved, sizes, values, num_heads, layer)
     lists: dict[str, tuple[Index, ...]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias, cast
 
 from patterndsl.diagnostics import PatternError, error, nearest
 from patterndsl.ir.index import Const, Index, Param, Var
@@ -12,8 +13,11 @@ from patterndsl.ir.relation import substitute_index
 from patterndsl.sema.model import ParamDeclaration, Resolved
 
 MAX_SIZE = 2**40
+MAX_HEADS = 2**16
+MAX_LAYER = 2**20
 
-ParamValue: TypeAlias = int | Sequence[int]
+ParamValue: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
+"""An integer, or integers in a row, of any library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +30,60 @@ class Sizes:
     total: int
 
 
+def integer(value: object) -> int | None:
+    """The value as an int if it is an integer, of whatever library; truth values and arrays are none."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or getattr(value, "ndim", None):
+        return None
+    if str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # what holds a float may promise an index as well
+        return None
+
+
+def integers(values: object) -> tuple[int, ...] | None:
+    """Integers in a row, as a tuple; None where it is something else."""
+    in_a_row = isinstance(values, Sequence) or getattr(values, "ndim", None) == 1
+    if not in_a_row or not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        return None
+    found = tuple(map(integer, values))
+    return None if None in found else cast("tuple[int, ...]", found)
+
+
+def shown_integer(value: int) -> str:
+    """The number as a message can hold it; Python itself refuses to write numbers of thousands of digits."""
+    return str(value) if abs(value) < 2**80 else "beyond 80 bits"
+
+
+def counted(name: str, value: object, least: int, most: int) -> int:
+    """The value as an int in [least, most]. Raises PatternError (E406)."""
+    found = integer(value)
+    if found is not None and least <= found <= most:
+        return found
+    help = f"give an integer from {least} to {most if most < 2**20 else f'2^{most.bit_length() - 1}'}"
+    shown = f"{name} must be an integer, not {type(value).__name__}"
+    raise error("E406", shown if found is None else f"{name} is {shown_integer(found)}", None, help)
+
+
 def sizes_of(n: int | None, q_len: int | None, kv_len: int | None, q_start: int) -> Sizes:
     """Sizes from what the caller gave: `n` alone for self-attention, or the lengths of both sides.
 
     N in the pattern is `n` where given, else q_start + q_len: a slice of queries sees the pattern of the whole
     sequence. Raises PatternError (E406) where the lengths contradict each other.
     """
-    for name, given in (("n", n), ("q_len", q_len), ("kv_len", kv_len), ("q_start", q_start)):
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
-            raise error("E406", f"{name} must be an integer, not {type(given).__name__}")
+    n, q_len, kv_len = (
+        None if given is None else counted(name, given, 0, MAX_SIZE)
+        for name, given in (("n", n), ("q_len", q_len), ("kv_len", kv_len))
+    )
+    q_start = counted("q_start", q_start, 0, MAX_SIZE)
     if n is None and q_len is None:
         raise error("E406", "no length is given", None, "give n=, or q_len= and kv_len=")
-    total = n if n is not None else q_start + (q_len or 0)
-    if q_len is None:
-        q_len = total - q_start
-    if kv_len is None:
-        kv_len = total
-    for name, size in (("n", total), ("q_len", q_len), ("kv_len", kv_len), ("q_start", q_start)):
-        if not 0 <= size <= MAX_SIZE:
-            raise error("E406", f"{name} is {size}; it must be from 0 to 2^40")
+    total = n if n is not None else counted("q_start + q_len", q_start + (q_len or 0), 0, MAX_SIZE)
+    if q_len is None and q_start > total:
+        raise error("E406", f"q_start is {q_start}, behind a sequence of {total}", None, "lower q_start, or raise n")
+    q_len = total - q_start if q_len is None else q_len
+    kv_len = total if kv_len is None else kv_len
     if q_start + q_len > total:
         message = f"queries {q_start} to {q_start + q_len} do not lie in a sequence of {total}"
         raise error("E406", message, None, "lower q_start or q_len, or raise n")
@@ -82,14 +121,15 @@ def unknown_parameter(name: str, known: Mapping[str, object]) -> PatternError:
 
 def checked_override(param: ParamDeclaration, value: ParamValue) -> int | tuple[int, ...]:
     """The value, if the parameter can have it. Raises PatternError (E402)."""
-    is_list = not isinstance(value, int)
-    if is_list != isinstance(param.default, tuple) and param.default is not None:
+    number, listed = integer(value), integers(value)
+    if number is None and listed is None:
+        raise error("E402", f"parameter `{param.name}` must be whole numbers", param.place, "give integers")
+    if listed == ():
+        raise error("E402", f"parameter `{param.name}` is an empty list", param.place, "give one integer or more")
+    if (number is None) != isinstance(param.default, tuple) and param.default is not None:
         wanted = "a list" if isinstance(param.default, tuple) else "one integer"
         raise error("E402", f"parameter `{param.name}` is {wanted}", param.place, f"give it as {wanted}")
-    values = tuple(value) if not isinstance(value, int) else (value,)
-    if any(isinstance(item, bool) or not isinstance(item, int) for item in values) or not values:
-        raise error("E402", f"parameter `{param.name}` must be whole numbers", param.place, "give integers")
-    return values if is_list else values[0]
+    return number if number is not None else listed or ()
 
 
 def _check_minimum(
