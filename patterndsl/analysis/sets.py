@@ -1,0 +1,71 @@
+"""What can be decided of affine relations? Sets of integer points by isl, within a limit of work.
+
+The one owner of islpy. isl has no clock, but it counts its operations: past the limit it gives up, and so do we, with
+the same result on every machine. Where islpy has no wheel (Windows), everything here says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import islpy
+
+MAX_OPERATIONS = 12_000_000
+"""Some 5 s on one core of 2026."""
+
+
+class GaveUpError(Exception):
+    """isl is missing, or reached the limit of its work; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """factors . symbols + constant >= 0, or = 0."""
+
+    factors: tuple[tuple[str, int], ...]
+    constant: int
+    is_equality: bool
+
+
+@contextmanager
+def limited() -> Iterator[islpy.Context]:
+    """A context whose work is bounded. Raises GaveUpError at its end or where isl is not there."""
+    try:
+        import islpy
+    except ImportError:
+        raise GaveUpError("islpy is not installed here (it has no wheel for this system)") from None
+    context = islpy.Context()
+    context.set_max_operations(MAX_OPERATIONS)
+    try:
+        yield context
+    except islpy.Error as error:
+        if "maximal number of operations" not in str(error):
+            raise
+        raise GaveUpError(f"isl gave up after {MAX_OPERATIONS // 10**6} million operations (some 5 s)") from None
+
+
+def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *texts: str) -> islpy.Set:
+    """The set of integer points that satisfy every text."""
+    import islpy
+
+    space = f"[{', '.join(params)}] -> {{ [{', '.join(dims)}] : "
+    result = None
+    for text in texts:
+        part = islpy.Set(f"{space}{text} }}", context=context)
+        result = part if result is None else result.intersect(part)
+    assert result is not None
+    return result.coalesce()
+
+
+def constraints(basic: islpy.BasicSet) -> list[Constraint]:
+    """Its constraints; existential dimensions have names from `e0` on after `lift`."""
+    found = []
+    for item in basic.get_constraints():
+        factors = {str(name): int(str(value)) for name, value in item.get_coefficients_by_name().items() if name != 1}
+        kept = tuple((name, factor) for name, factor in factors.items() if factor)
+        found.append(Constraint(kept, int(str(item.get_constant_val())), item.is_equality()))
+    return found
