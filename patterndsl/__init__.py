@@ -29,6 +29,11 @@ __all__ = [
 _LAZY = {"Program": "patterndsl.runtime.program", "attention": "patterndsl.functional"}
 
 
+def __dir__() -> list[str]:
+    """With the names that are not imported yet."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """What needs PyTorch is imported when it is first asked for."""
     from importlib import import_module

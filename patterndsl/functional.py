@@ -11,7 +11,8 @@ from torch import Tensor
 from patterndsl.diagnostics import input_error
 from patterndsl.pattern import Pattern, parse
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.program import Program
+from patterndsl.runtime.program import Program, check_backend
+from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
 
 MAX_PROGRAMS = 64
 
@@ -87,23 +88,29 @@ def attention(
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
-    checked = parse(pattern) if isinstance(pattern, str) else pattern
-    program = _program(checked, query.shape[1], query.shape[2], key.shape[2], q_start, n, layer, query.device, backend)
+    checked = as_pattern(pattern)
+    check_backend(backend)
+    sizes = sizes_of(n, query.shape[2], key.shape[2], q_start)
+    layer = counted("layer", layer, 0, MAX_LAYER)
+    program = _program(checked, sizes, query.shape[1], layer, query.device, backend)
     return program(query, key, value, inputs=inputs, scale=scale, return_lse=return_lse)
 
 
-def _program(
-    pattern: Pattern,
-    heads: int,
-    q_len: int,
-    kv_len: int,
-    q_start: int,
-    n: int | None,
-    layer: int,
-    device: torch.device,
-    backend: str,
-) -> Program:
-    cache_key = (pattern.text, heads, q_len, kv_len, q_start, n, layer, device, backend)
+def as_pattern(pattern: object) -> Pattern:
+    """A Pattern, or the one of a text. Raises InputError (E304) on anything else."""
+    if isinstance(pattern, Pattern):
+        return pattern
+    if isinstance(pattern, str):
+        return parse(pattern)
+    if isinstance(pattern, Program):
+        help = "a program is called itself: program(query, key, value)"
+        raise input_error("E304", "a Program stands where a pattern belongs", help)
+    kind = "None" if pattern is None else type(pattern).__name__
+    raise input_error("E304", f"the pattern is {kind}", 'give text such as "causal & window(256)", or a Pattern')
+
+
+def _program(pattern: Pattern, sizes: Sizes, heads: int, layer: int, device: torch.device, backend: str) -> Program:
+    cache_key = (pattern.text, sizes, heads, layer, device, backend)
     program = _programs.get(cache_key)
     if program is not None:
         _counts["hits"] += 1
@@ -111,10 +118,10 @@ def _program(
         return program
     _counts["misses"] += 1
     program = pattern.compile(
-        n,
-        q_len=q_len,
-        kv_len=kv_len,
-        q_start=q_start,
+        sizes.total,
+        q_len=sizes.q_len,
+        kv_len=sizes.kv_len,
+        q_start=sizes.q_start,
         heads=heads,
         layer=layer,
         device=device,

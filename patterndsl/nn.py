@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from patterndsl.diagnostics import input_error
-from patterndsl.functional import attention
-from patterndsl.pattern import Pattern, parse
+from patterndsl.functional import as_pattern, attention
+from patterndsl.pattern import Pattern
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.program import check_backend
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted
 
 
 class Attention(nn.Module):
@@ -33,15 +36,17 @@ class Attention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        self.pattern = as_pattern(pattern)
+        dim, heads = counted("dim", dim, 1, MAX_SIZE), counted("heads", heads, 1, MAX_HEADS)
+        kv_heads = heads if kv_heads is None else counted("kv_heads", kv_heads, 1, MAX_HEADS)
+        if heads % kv_heads:
             raise input_error("E503", f"{heads} heads over {kv_heads} kv_heads", "heads must be a multiple of kv_heads")
         if head_dim is None and dim % heads:
             raise input_error("E503", f"dim {dim} is not a multiple of {heads} heads", "give head_dim")
-        self.pattern = parse(pattern) if isinstance(pattern, str) else pattern
-        self.heads, self.kv_heads = heads, kv_heads
-        self.head_dim = dim // heads if head_dim is None else head_dim
-        self.layer, self.backend = layer, backend
+        check_backend(backend)
+        self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
+        self.head_dim = dim // heads if head_dim is None else counted("head_dim", head_dim, 1, MAX_SIZE)
+        self.layer, self.backend = counted("layer", layer, 0, MAX_LAYER), backend
         self.query_projection = nn.Linear(dim, heads * self.head_dim, bias=bias)
         self.key_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
@@ -56,6 +61,8 @@ class Attention(nn.Module):
         projection's bias.
         """
         source = x if context is None else context
+        self._check("x", x)
+        self._check("context", source)
         query = self._by_head(self.query_projection(x), self.heads)
         key = self._by_head(self.key_projection(source), self.kv_heads)
         value = self._by_head(self.value_projection(source), self.kv_heads)
@@ -63,6 +70,22 @@ class Attention(nn.Module):
             query, key, value, self.pattern, inputs=inputs, layer=self.layer, q_start=q_start, backend=self.backend
         )
         return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
+
+    def _check(self, name: str, x: object) -> None:
+        """Raises InputError (E503) where the projections cannot take it."""
+        help = f"give {name}: [B, T, {self.dim}]"
+        if not isinstance(x, Tensor):
+            raise input_error("E503", f"{name} is {type(x).__name__}, not a tensor", help)
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise input_error("E503", f"{name} is {list(x.shape)}", help)
+        weight = self.query_projection.weight
+        kind = x.device.type
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        # weights that are not floating point belong to somebody's quantisation, which knows what it takes
+        if not x.is_floating_point() or (weight.is_floating_point() and weight.dtype != x.dtype and not casts):
+            raise input_error(
+                "E503", f"{name} is {x.dtype}, the layer {weight.dtype}", f"cast it: {name}.to({weight.dtype})"
+            )
 
     def _by_head(self, projected: Tensor, heads: int) -> Tensor:
         """[B, T, heads * D] to [B, heads, T, D]."""

@@ -5,6 +5,7 @@ Everything slow to import (NumPy, PyTorch) is loaded where it is first needed: c
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange
+from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, input_error
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import ParamValue, checked_override, unknown_parameter
+from patterndsl.sema.parameters import MAX_VALUE, ParamValue, checked_override, integer, integers, unknown_parameter
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import parse_expression, snippet_of
@@ -110,13 +111,39 @@ class Pattern:
 
 def load(path: str | PathLike[str]) -> Pattern:
     """The pattern of a YAML spec file. Raises PatternError with everything that is wrong with it."""
+    _check_path("load", path)
+    if not os.path.exists(path) and _is_expression(str(path)):
+        raise error("E601", f"there is no file `{path}`", None, f'read an expression: patterndsl.parse("{path}")')
     return _checked(*read_file(Path(path)))
+
+
+def _check_path(caller: str, path: object) -> None:
+    if not isinstance(path, str | PathLike):
+        message = f"{caller} takes the path of a file, not {_kind(path)}"
+        raise input_error("E601", message, f'for example patterndsl.{caller}("patterns/local.{_SUFFIXES[caller]}")')
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as failed:  # too long, or with a character that no path has
+        raise error(
+            "E601", f"cannot read {path}: {getattr(failed, 'strerror', failed)}", None, "check the path"
+        ) from None
+
+
+_SUFFIXES = {"load": "yaml", "load_program": "safetensors"}
+
+
+def _is_expression(text: str) -> bool:
+    """Whether somebody who names a file would not write this."""
+    return not text.lower().endswith(_SPEC_SUFFIXES) and re.search(r"[()&|<>=~\n]", text) is not None
 
 
 def load_program(path: str | PathLike[str], *, device: str | torch.device = "cpu", backend: str = "auto") -> Program:
     """The program of a plan file, with its tiles. Raises PatternError: E601 unreadable, E603 damaged or no plan."""
     from patterndsl.runtime import plan
 
+    _check_path("load_program", path)
     stored = plan.read(path)
     sizes = stored.sizes
     program = parse(stored.text).compile(
@@ -147,6 +174,7 @@ def parse(
     override its defaults. grid: axis sizes, row-major. inputs: types such as {"doc": "int[N]"}.
     name: what diagnostics call the text. Raises PatternError with everything that is wrong.
     """
+    _check_arguments(text, params, grid, inputs)
     text = text.removeprefix("\ufeff")  # the byte order mark of some editors
     spec, found = read_yaml(Source(name, text)) if _is_spec(text) else read_expression(text, name)
     declared = {param.name for param in spec.params}
@@ -164,6 +192,33 @@ def parse(
     pattern = _checked(spec, found)
     overrides = {key: value for key, value in (params or {}).items() if key in declared}
     return _with_params(pattern, overrides) if overrides else pattern
+
+
+_SPEC_SUFFIXES = (".yaml", ".yml")
+
+
+def _check_arguments(text: object, params: object, grid: object, inputs: object) -> None:
+    """Raises InputError (E304) on what is no text and no mapping, and PatternError (E601) on the path of a file."""
+    if not isinstance(text, str):
+        raise input_error("E304", f"a pattern is text, not {_kind(text)}", 'for example parse("causal & window(256)")')
+    if text.strip().lower().endswith(_SPEC_SUFFIXES) and "\n" not in text.strip():
+        help = f'read the file: patterndsl.load("{text.strip()}")'
+        raise error("E601", f"`{text.strip()}` is the path of a spec, not its text", None, help)
+    for name, given, example in (
+        ("params", params, '{"w": 256}'),
+        ("grid", grid, '{"row": 64, "col": 64}'),
+        ("inputs", inputs, '{"doc": "int[N]"}'),
+    ):
+        if given is not None and not isinstance(given, Mapping):
+            raise input_error("E304", f"{name} is {_kind(given)}, not a mapping", f"for example {name}={example}")
+        for key in given or ():
+            if not isinstance(key, str):
+                raise input_error("E304", f"{name} has the key {key!r}, not a name", f"for example {name}={example}")
+
+
+def _kind(value: object) -> str:
+    """What a wrong argument is, in words."""
+    return "None" if value is None else type(value).__name__
 
 
 _KEY = re.compile(r"""^[ \t]*(["']?)[A-Za-z_]\w*\1[ \t]*:(?:\s|$)""", re.MULTILINE)
@@ -186,7 +241,7 @@ def _with_params(pattern: Pattern, values: Mapping[str, ParamValue | str]) -> Pa
         if key not in declared:
             raise unknown_parameter(key, declared)
         if not isinstance(value, str):
-            checked_override(declared[key], value)
+            value = checked_override(declared[key], value)
         trees[key] = _value_tree(key, value, found)
     params = tuple(replace(param, default=trees.get(param.name, param.default)) for param in pattern.spec.params)
     return _checked(replace(pattern.spec, params=params), found)
@@ -207,12 +262,20 @@ def _axis(name: str, value: int | str | Sequence[str], found: list[Diagnostic]) 
 
 
 def _value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Expr | tuple[ast.Expr, ...]:
+    number, listed = integer(value), integers(value)
+    if number is not None:
+        value = number
+    elif listed is not None:
+        value = listed
     items = value if isinstance(value, list | tuple) else (value,)
     for item in items or (None,):
         if isinstance(item, bool) or not isinstance(item, int | str):
-            message = f"`{name}` is {type(item).__name__ if items else 'an empty list'}"
+            message = f"`{name}` is {_kind(item) if items else 'an empty list'}"
             help = 'give an integer, a list of them, or text such as "isqrt(N)"'
             found.append(Diagnostic("E402", message, None, help))
+            return ast.Broken(place=_place_of(name))
+        if isinstance(item, int) and abs(item) >= MAX_VALUE:
+            found.append(Diagnostic("E407", f"`{name}` is a number beyond 62 bits", None, "use a smaller number"))
             return ast.Broken(place=_place_of(name))
     trees = tuple(_tree(name, str(item), found) for item in items)
     return trees if items is value else trees[0]

@@ -109,11 +109,14 @@ def checked_inputs(
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
+    if inputs is not None and not isinstance(inputs, Mapping):
+        example = f'{{"{bound.inputs[0].name}": ...}}' if bound.inputs else "None: the pattern reads none"
+        raise input_error("E501", f"inputs is {type(inputs).__name__}, not a mapping", f"give inputs={example}")
     given = dict(inputs or {})
     wanted = {shape.name: shape for shape in bound.inputs}
     for name in given:
         if name not in wanted:
-            near = nearest(name, wanted)
+            near = nearest(str(name), wanted)
             listed = f"it reads {', '.join(wanted)}" if wanted else "it reads none"
             raise input_error(
                 "E501", f"the pattern reads no input `{name}`", f"did you mean `{near}`?" if near else listed
@@ -137,7 +140,9 @@ def _checked_input(shape: InputShape, values: Tensor | None, device: torch.devic
     if values.dim() == 2 and batch is not None and values.shape[0] not in (1, batch):
         raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}", form)
     if values.device != device:
-        raise _misfit(shape, f"is on {values.device}, the tensors on {device}", f"move it: .to('{device}')")
+        raise _misfit(
+            shape, f"is on {values.device}, the tensors on {device}", f"{form} on {device}: {shape.name}.to('{device}')"
+        )
     return values.to(torch.int64)
 
 

@@ -6,9 +6,11 @@ inputs of each call, on their device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from os import PathLike
 from typing import Literal, NamedTuple, overload
 
@@ -49,12 +51,17 @@ class _TileKey:
     kv_block: int
 
 
+def check_backend(backend: object) -> None:
+    """Raises InputError (E505) where there is no such backend."""
+    if backend not in BACKENDS:
+        raise input_error("E505", f"there is no backend {backend!r}", f"the backends are {', '.join(BACKENDS)}")
+
+
 class Program:
     """A pattern compiled for lengths, heads and a device; make one with `Pattern.compile`."""
 
     def __init__(self, bound: Bound, text: str, device: str | torch.device = "cpu", backend: str = "auto") -> None:
-        if backend not in BACKENDS:
-            raise input_error("E505", f"there is no backend {backend!r}", f"the backends are {', '.join(BACKENDS)}")
+        check_backend(backend)
         self.bound = bound
         self.text = text
         self.device = _device(device)
@@ -303,8 +310,7 @@ class Program:
         query, key, value = (_autocast(tensor) for tensor in (query, key, value))
         self._check(query, key, value)
         given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
-        # without a head dimension scores are 0, whatever their scale
-        scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
+        scale = _scale(scale, query.shape[-1])
         match self._backend_for(query, value):
             case "oracle":
                 keep = self._dense(given)
@@ -424,6 +430,8 @@ class Program:
 
         Raises PatternError (E602) where the file exists, unless overwrite, or cannot be written.
         """
+        if not isinstance(path, str | PathLike):
+            raise input_error("E602", f"a plan is written to a path, not {type(path).__name__}", "give a file's name")
         bound = self.bound
         tiles = () if bound.inputs else self._gather_tiles(Lookup())
         plan.write(plan.Plan(self.text, bound.sizes, bound.num_heads, bound.layer, tiles), path, overwrite=overwrite)
@@ -444,6 +452,22 @@ class _Keep:
     def __call__(self, q: Tensor, k: Tensor) -> Tensor:
         holds = member(self.relation, Point(q + self.q_start, k, 0, self.data))
         return torch.as_tensor(holds, device=q.device)
+
+
+def _scale(scale: object, head_dim: int) -> float:
+    """The scale of the scores. Raises InputError (E503) where it is not one finite number."""
+    if scale is None:
+        return float(max(1, head_dim) ** -0.5)  # without a head dimension scores are 0, whatever their scale
+    help = "give a number; the default is D ** -0.5"
+    if isinstance(scale, Tensor):
+        if scale.requires_grad:
+            raise input_error("E503", "the scale has no gradient here", "multiply the query instead")
+        scale = scale.item() if scale.numel() == 1 else scale
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise input_error("E503", f"the scale is {type(scale).__name__}", help)
+    if not math.isfinite(scale):
+        raise input_error("E503", f"the scale is {float(scale)}", help)
+    return float(scale)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

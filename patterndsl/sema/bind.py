@@ -29,6 +29,7 @@ from patterndsl.sema.parameters import (
     MAX_HEADS,
     MAX_LAYER,
     MAX_SIZE,
+    MAX_VALUE,
     ParamValue,
     Sizes,
     counted,
@@ -39,8 +40,6 @@ from patterndsl.sema.parameters import (
 )
 
 __all__ = ["Bound", "HeadGroup", "InputShape", "Sizes", "bind", "sizes_of"]
-
-MAX_VALUE = 2**62
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, TypeAlias, cast
 
-from patterndsl.diagnostics import PatternError, error, nearest
+from patterndsl.diagnostics import PatternError, error, input_error, nearest
 from patterndsl.ir.index import Const, Index, Param, Var
 from patterndsl.ir.relation import substitute_index
 from patterndsl.sema.model import ParamDeclaration, Resolved
@@ -15,6 +15,7 @@ from patterndsl.sema.model import ParamDeclaration, Resolved
 MAX_SIZE = 2**40
 MAX_HEADS = 2**16
 MAX_LAYER = 2**20
+MAX_VALUE = 2**62
 
 ParamValue: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
 """An integer, or integers in a row, of any library."""
@@ -57,13 +58,13 @@ def shown_integer(value: int) -> str:
 
 
 def counted(name: str, value: object, least: int, most: int) -> int:
-    """The value as an int in [least, most]. Raises PatternError (E406)."""
+    """The value as an int in [least, most]. Raises InputError (E406)."""
     found = integer(value)
     if found is not None and least <= found <= most:
         return found
     help = f"give an integer from {least} to {most if most < 2**20 else f'2^{most.bit_length() - 1}'}"
     shown = f"{name} must be an integer, not {type(value).__name__}"
-    raise error("E406", shown if found is None else f"{name} is {shown_integer(found)}", None, help)
+    raise input_error("E406", shown if found is None else f"{name} is {shown_integer(found)}", help)
 
 
 def sizes_of(n: int | None, q_len: int | None, kv_len: int | None, q_start: int) -> Sizes:

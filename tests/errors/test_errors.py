@@ -20,6 +20,7 @@ import patterndsl
 from patterndsl import PatternError
 from patterndsl.cli import main
 from patterndsl.diagnostics import CODES, MAX_ERRORS
+from patterndsl.nn import Attention
 
 HERE = Path(__file__).parent
 SPECS = sorted((HERE / "specs").glob("*.yaml"))
@@ -121,6 +122,18 @@ CALLS: dict[str, Callable[[], object]] = {
     "E602-missing-folder": lambda: CAUSAL.compile(10).save("none/plan.safetensors"),
     "E602-existing-file": lambda: CAUSAL.compile(10).save("here.safetensors"),
     "E603-not-a-plan": lambda: patterndsl.load_program("here.safetensors"),
+    "E304-program-for-a-pattern": lambda: patterndsl.attention(X, X, X, CAUSAL.compile(10)),  # type: ignore[call-overload]
+    "E304-nothing-for-a-pattern": lambda: patterndsl.attention(X, X, X, None),  # type: ignore[call-overload]
+    "E304-nothing-for-a-text": lambda: patterndsl.parse(None),  # type: ignore[arg-type]
+    "E304-list-for-parameters": lambda: patterndsl.parse("window(w)", ["w"]),  # type: ignore[arg-type]
+    "E407-parameter-beyond-62-bits": lambda: patterndsl.parse("window(w)", {"w": 2**62}),
+    "E501-tensor-for-inputs": lambda: attend(inputs=X),
+    "E502-input-on-another-device": lambda: attend(inputs={"doc": torch.zeros(10, dtype=torch.int64, device="meta")}),
+    "E503-text-for-a-scale": lambda: attend(scale="a"),
+    "E503-layer-of-another-width": lambda: Attention("causal", 8, 2)(X[0]),
+    "E503-layer-of-another-dtype": lambda: Attention("causal", 4, 2)(X[0].double()),
+    "E601-path-for-a-text": lambda: patterndsl.parse("t1.yaml"),
+    "E601-text-for-a-path": lambda: patterndsl.load("causal & window(3)"),
     "E307-import-without-a-file": lambda: patterndsl.parse("import: {a: longformer.yaml}\nattend: a"),
 }
 
