@@ -10,10 +10,13 @@ from pathlib import Path
 from patterndsl.diagnostics import PatternError, error
 
 
-def write_atomically(path: str | PathLike[str], data: bytes, overwrite: bool = False) -> None:
+def write_atomically(
+    path: str | PathLike[str], data: bytes, overwrite: bool = False, switch: str = "overwrite=True"
+) -> None:
     """Writes the file whole or not at all; a link is followed, a pipe or device is simply written to.
 
-    Raises PatternError (E602) where the file exists, unless overwrite, and where it cannot be written.
+    switch: what overwrites, as the caller's user writes it. Raises PatternError (E602) where the file exists, unless
+    overwrite, and where it cannot be written.
     """
     shown, target = str(path), Path(os.path.realpath(path))
     try:
@@ -22,24 +25,24 @@ def write_atomically(path: str | PathLike[str], data: bytes, overwrite: bool = F
         if target.exists() and not target.is_file():
             target.write_bytes(data)
         else:
-            _write_file(shown, target, data, overwrite)
+            _write_file(shown, target, data, overwrite, switch)
     except OSError as failed:
         raise _refused(shown, target, failed) from None
 
 
 def refuse_existing(path: str | PathLike[str]) -> None:
     """Raises PatternError (E602) where the file is there: for a command that would work long before it writes."""
-    _refuse_existing(str(path), Path(path))
+    _refuse_existing(str(path), Path(path), "--force")
 
 
-def _refuse_existing(shown: str, target: Path) -> None:
+def _refuse_existing(shown: str, target: Path, switch: str) -> None:
     if target.is_file():
-        raise _exists(shown)
+        raise _exists(shown, switch)
 
 
-def _write_file(shown: str, target: Path, data: bytes, overwrite: bool) -> None:
+def _write_file(shown: str, target: Path, data: bytes, overwrite: bool, switch: str) -> None:
     if not overwrite:
-        _refuse_existing(shown, target)
+        _refuse_existing(shown, target, switch)
     sibling = target.with_name(f".{target.name[:200]}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         with open(sibling, "xb") as file:
@@ -51,26 +54,24 @@ def _write_file(shown: str, target: Path, data: bytes, overwrite: bool) -> None:
         if overwrite:
             os.replace(sibling, target)
         else:
-            _name_anew(shown, sibling, target)
+            _name_anew(shown, sibling, target, switch)
     finally:
         sibling.unlink(missing_ok=True)
 
 
-def _name_anew(shown: str, sibling: Path, target: Path) -> None:
+def _name_anew(shown: str, sibling: Path, target: Path, switch: str) -> None:
     """Gives the file its name unless it was taken meanwhile, by a link where there are links."""
     try:
         os.link(sibling, target)
     except FileExistsError:
-        raise _exists(shown) from None
+        raise _exists(shown, switch) from None
     except OSError:
-        _refuse_existing(shown, target)
+        _refuse_existing(shown, target, switch)
         os.replace(sibling, target)
 
 
-def _exists(shown: str) -> PatternError:
-    return error(
-        "E602", f"{shown} exists already", None, "choose another name, or overwrite it: --force, overwrite=True"
-    )
+def _exists(shown: str, switch: str) -> PatternError:
+    return error("E602", f"{shown} exists already", None, f"choose another name, or overwrite it: {switch}")
 
 
 def _refused(shown: str, target: Path, failed: OSError) -> PatternError:

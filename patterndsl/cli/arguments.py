@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patterndsl.diagnostics import PatternError, error, nearest
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE
 
 PROGRAM = "patterndsl"
 
@@ -102,9 +103,10 @@ def _complaint(message: str, parser: argparse.ArgumentParser) -> PatternError:
         dash = "; an expression that starts with - goes after --" if "SPEC" in message else ""
         return error("E701", wrong, None, f"{parser.prog} --help explains the options{dash}")
     given, allowed = choice[1], re.findall(r"[\w.-]+", choice[2])
-    near = nearest(given, allowed)
-    help = f"did you mean `{near}`?" if near else f"choose from {', '.join(allowed)}"
     option = message.split(":")[0].removeprefix("argument ")
+    # a misspelt command is a slip; a dtype or backend that is not there was meant
+    near = nearest(given, allowed) if option == "COMMAND" else None
+    help = f"did you mean `{near}`?" if near else f"choose from {', '.join(allowed)}"
     what = f"there is no command `{given}`" if option == "COMMAND" else f"{option}: there is no `{given}`"
     return error("E701", what, None, help)
 
@@ -161,7 +163,7 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
     _pattern_options(parser)
     parser.add_argument("-n", type=_length, metavar="N", help="also check that the specs fit this length")
-    parser.add_argument("--heads", type=_count, default=8, metavar="H", help="heads, with -n (default 8)")
+    parser.add_argument("--heads", type=_heads, default=8, metavar="H", help="heads, with -n (default 8)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -169,9 +171,9 @@ def _show_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
     _pattern_options(parser)
     _size_options(parser, "length of the sequence (default 256)")
-    parser.add_argument("--head", type=_position, metavar="H", help="the head to draw, where heads differ (default 0)")
+    parser.add_argument("--head", type=_head, metavar="H", help="the head to draw, where heads differ (default 0)")
     _input_options(parser)
-    parser.add_argument("--cell", type=_count, metavar="C", help="positions per cell (default: what fits)")
+    parser.add_argument("--cell", type=_block, metavar="C", help="positions per cell (default: what fits)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write FILE: .png, .svg or .html")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print the figures of each head group as JSON")
@@ -192,17 +194,17 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     tensors = parser.add_argument_group("tensors")
     tensors.add_argument("--input", metavar="FILE", help="safetensors with query, key, value [B, H, T, D]; else random")
-    tensors.add_argument("--kv-heads", type=_count, metavar="H", help="key and value heads (default: as many as heads)")
-    tensors.add_argument("--head-dim", type=_count, metavar="D", help="size of a head (default 64)")
-    tensors.add_argument("--batch", type=_count, metavar="B", help="batch size (default 1)")
+    tensors.add_argument("--kv-heads", type=_heads, metavar="H", help="key and value heads (default: as many as heads)")
+    tensors.add_argument("--head-dim", type=_tensor_size, metavar="D", help="size of a head (default 64)")
+    tensors.add_argument("--batch", type=_tensor_size, metavar="B", help="batch size (default 1)")
     tensors.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default float32)")
-    tensors.add_argument("--seed", type=_position, default=0, metavar="S", help="of the random tensors (default 0)")
+    tensors.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random tensors (default 0)")
     how = parser.add_argument_group("execution")
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
     how.add_argument("--backend", choices=("auto", "gathered", "flex", "oracle"), default="auto", help="(default auto)")
     how.add_argument("--backward", action="store_true", help="also check and time the gradients")
     how.add_argument(
-        "--sample-rows", type=_count, default=64, metavar="R", help="rows to check where all are too many (64)"
+        "--sample-rows", type=_block, default=64, metavar="R", help="rows to check where all are too many (64)"
     )
     how.add_argument(
         "--dense-limit", type=_seconds, default=20.0, metavar="S", help="skip dense attention beyond S seconds (20)"
@@ -236,8 +238,8 @@ def _size_options(parser: argparse.ArgumentParser, n_help: str) -> None:
     group.add_argument("--q-len", type=_length, metavar="N", help="queries, where they are not as many as keys")
     group.add_argument("--kv-len", type=_length, metavar="N", help="keys")
     group.add_argument("--q-start", type=_length, metavar="N", help="position of the first query (default 0)")
-    group.add_argument("--heads", type=_count, metavar="H", help="query heads (default 8)")
-    group.add_argument("--layer", type=_position, metavar="L", help="what `layer` is in the pattern (default 0)")
+    group.add_argument("--heads", type=_heads, metavar="H", help="query heads (default 8)")
+    group.add_argument("--layer", type=_layer, metavar="L", help="what `layer` is in the pattern (default 0)")
 
 
 def _input_options(parser: argparse.ArgumentParser) -> None:
@@ -255,28 +257,36 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
 # ---- numbers ------------------------------------------------------------------------------------------------
 
 
-def _whole(text: str, least: int) -> int:
-    power = re.fullmatch(r"2(?:\^|\*\*)(\d{1,2})", text.strip())
-    if power:
-        return int(2 ** int(power[1]))
-    if not re.fullmatch(r"[+-]?\d+(?:[_,]\d+)*", text.strip()):
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number")
-    value = int(text.replace(",", "").replace("_", ""))
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{value} is too small; it must be {least} or more")
-    return value
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """What reads a whole number in [least, most]."""
+
+    def read(text: str) -> int:
+        power = re.fullmatch(r"2(?:\^|\*\*)(\d{1,2})", text.strip())
+        if not power and not re.fullmatch(r"[+-]?\d+(?:[_,]\d+)*", text.strip()):
+            raise argparse.ArgumentTypeError(f"`{_short(text)}` is not a whole number")
+        # Python itself reads no numbers of thousands of digits
+        value = int(2 ** int(power[1])) if power else int(text.strip().replace(",", "").replace("_", "")[:100])
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{_short(text)} is too small; it must be {least} or more")
+        if value > most:
+            limit = f"{most:,}" if most < 2**20 else f"2^{most.bit_length() - 1}"
+            raise argparse.ArgumentTypeError(f"{_short(text)} is too large; it must be {limit} or less")
+        return value
+
+    return read
 
 
-def _length(text: str) -> int:
-    return _whole(text, 0)
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
 
 
-def _position(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
+_length = _whole(0, MAX_SIZE)
+_block = _whole(1, MAX_SIZE)
+_heads = _whole(1, MAX_HEADS)
+_head = _whole(0, MAX_HEADS - 1)
+_layer = _whole(0, MAX_LAYER)
+_seed = _whole(0, 2**62)
+_tensor_size = _whole(1, 2**30)
 
 
 def _seconds(text: str) -> float:

@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
 
             captions = [_words(pattern, bound, other, arguments) for other in bound.groups]
             data = page(bound, lookup, captions, bound.groups.index(group), on_event)
-        write_atomically(arguments.output, data, arguments.force)
+        write_atomically(arguments.output, data, arguments.force, "--force")
     elif suffix is not None:
-        write_atomically(arguments.output, _image(suffix, bound, group, lookup, words, arguments), arguments.force)
+        data = _image(suffix, bound, group, lookup, words, arguments)
+        write_atomically(arguments.output, data, arguments.force, "--force")
     if arguments.json:
         say_json(_figures(bound, lookup, arguments))
     elif suffix is not None:

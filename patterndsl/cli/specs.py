@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from patterndsl.diagnostics import PatternError, error, input_error, nearest
 from patterndsl.pattern import Pattern, load, parse
+from patterndsl.sema.parameters import MAX_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,13 +73,13 @@ def _param_value(name: str, text: str) -> int | list[int] | str:
     if not text.startswith("["):
         return _param_number(text)
     items = [item.strip() for item in text.removeprefix("[").removesuffix("]").split(",")]
-    if not text.endswith("]") or not all(re.fullmatch(r"[+-]?\d+", item) for item in items):
+    if not text.endswith("]") or not all(re.fullmatch(r"[+-]?\d{1,30}", item) for item in items):
         raise error("E701", f"--set {name}: `{text}` is not a list of integers", None, f"write --set '{name}=[1,2,4]'")
     return [int(item) for item in items]
 
 
 def _param_number(text: str) -> int | str:
-    return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
+    return int(text) if re.fullmatch(r"[+-]?\d{1,30}", text) else text
 
 
 # ---- sizes --------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def _missing_input(shape: InputShape, path: str | None) -> PatternError:
     return input_error("E501", f"input `{shape.name}` is missing{where}", help)
 
 
-_RUN = re.compile(r"\s*([+-]?\d+|true|false)\s*(?:\*\s*(\d+))?\s*", re.IGNORECASE)
+_RUN = re.compile(r"\s*([+-]?\d{1,30}|true|false)\s*(?:\*\s*(\d{1,30}))?\s*", re.IGNORECASE)
 _TRUTHS = {"true": 1, "false": 0}
 
 
@@ -184,6 +185,8 @@ def _values(shape: InputShape, text: str) -> Array:
         raise input_error("E502", f"input `{shape.name}` holds a number beyond 62 bits", "use smaller numbers")
     if shape.length is not None and sum(counts) != shape.length:  # said before so many are made
         raise _wrong_length(shape, f"{sum(counts):,} values")
+    if sum(counts) > MAX_SIZE:
+        raise _wrong_length(shape, f"{sum(counts):,} values")
     array = np.repeat(np.array(values, dtype=np.int64), np.array(counts, dtype=np.int64))
     if shape.dtype == "bool" and not set(values) <= {0, 1}:
         raise input_error("E502", f"input `{shape.name}` is not of truth values", "give 0 and 1, or false and true")
@@ -200,5 +203,5 @@ def _checked(shape: InputShape, values: Array) -> Array:
 
 
 def _wrong_length(shape: InputShape, shown: str) -> PatternError:
-    wanted = "one dimension" if shape.length is None else f"{shape.length:,} values"
+    wanted = "one dimension of at most 2^40" if shape.length is None else f"{shape.length:,} values"
     return input_error("E502", f"input `{shape.name}` has {shown}", f"give {wanted}")

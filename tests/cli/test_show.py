@@ -187,9 +187,7 @@ def test_sizes(sizes: list[str], said: str, capsys: pytest.CaptureFixture[str]) 
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "sizes", [["-n", "2^50"], ["-n", "4", "--q-len", "5"], ["-n", "4", "--q-start", "9"]], ids=" ".join
-)
+@pytest.mark.parametrize("sizes", [["-n", "4", "--q-len", "5"], ["-n", "4", "--q-start", "9"]], ids=" ".join)
 def test_sizes_that_cannot_be(sizes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "causal", *sizes]) == 1
     assert "error[E406]" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What does the command line say to what it does not understand, and does help help?"""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -33,7 +34,19 @@ COMMANDS = ("check", "show", "compile", "run", "schema")
         (["compile", "causal", "-n", "8", "-o", "x.plan"], "write -o x.safetensors"),
         (["compile", "causal", "-o", "x.safetensors"], "add -n 4096"),
         (["run", "causal"], "add -n 4096"),
-        (["run", "causal", "-n", "8", "--dtype", "float23"], "did you mean `float32`?"),
+        (["run", "causal", "-n", "8", "--dtype", "float64"], "help: choose from float32, bfloat16, float16"),
+        (["show", "causal", "-n", "2^50"], "-n: 2^50 is too large; it must be 2^40 or less"),
+        (["show", "causal", "--cell", "9" * 30], f"--cell: {'9' * 30} is too large; it must be 2^40 or less"),
+        (["show", "causal", "--layer", "9" * 23], f"--layer: {'9' * 23} is too large; it must be 2^20 or less"),
+        (["show", "causal", "--heads", "65537"], "--heads: 65537 is too large; it must be 65,536 or less"),
+        (["show", "causal", "--head", "65536"], "--head: 65536 is too large; it must be 65,535 or less"),
+        (["run", "causal", "-n", "256", "--seed", "9" * 23], "--seed: 99999999999999999999999 is too large"),
+        (
+            ["run", "causal", "-n", "256", "--sample-rows", "9" * 23],
+            "--sample-rows: 99999999999999999999999 is too large",
+        ),
+        (["run", "causal", "-n", "9" * 5000], "... (5000 characters) is too large"),
+        (["run", "causal", "-n", "-" + "9" * 5000], "... (5001 characters) is too small"),
         (["run", "causal", "-n", "8", "--dense-limit", "soon"], "`soon` is not a number of seconds"),
         (["run", "x.safetensors", "-n", "8"], "-n has no part here"),
         (["run", "causal", "--input", "x", "--batch", "8"], "--batch has no part here"),
@@ -101,3 +114,27 @@ def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr("patterndsl.cli.show_command.run", full)
     assert main(["show", "causal"]) == 1
     assert "error[E504]: there is not enough memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0*99999999999999999999", "9" * 5000, "0*" + "9" * 5000], ids=len)
+def test_input_values_beyond_all_bounds(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "q - k < t[q]", "--declare", "t=int[]", "--input-values", f"t={value}"]) != 0
+    assert "= help: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--set", "w=" + "9" * 5000], ["--set", f"w=[{'9' * 5000}]"]], ids=["one", "list"])
+def test_parameters_beyond_all_bounds(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "window(w)", *words]) != 0
+    assert "= help: " in capsys.readouterr().err
+
+
+def test_the_switch_that_overwrites_is_the_command_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["show", "causal", "-o", "a.svg"], ["compile", "causal", "-n", "8", "-o", "a.safetensors"]):
+        assert main(words) == 0
+        assert main(words) == 1
+        err = capsys.readouterr().err
+        assert "--force" in err
+        assert "overwrite=True" not in err
