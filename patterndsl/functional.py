@@ -10,8 +10,9 @@ from torch import Tensor
 
 from patterndsl.diagnostics import input_error
 from patterndsl.pattern import Pattern, parse
+from patterndsl.runtime.arguments import check_backend
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.program import Program, check_backend
+from patterndsl.runtime.program import Program
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
 
 MAX_PROGRAMS = 64

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import as_pattern, attention
 from patterndsl.pattern import Pattern
+from patterndsl.runtime.arguments import check_backend
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.program import check_backend
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted
 
 

@@ -6,11 +6,9 @@ inputs of each call, on their device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from os import PathLike
 from typing import Literal, NamedTuple, overload
 
@@ -27,13 +25,19 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_keys
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
 from patterndsl.runtime import flex, oracle, plan
-from patterndsl.runtime.data import INTEGER_DTYPES, DeviceData, Inputs, checked_inputs, device_data
+from patterndsl.runtime.arguments import (
+    as_autocast,
+    check_backend,
+    check_tensors,
+    checked_block,
+    checked_device,
+    checked_positions,
+    checked_scale,
+)
+from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import BlockLists, Group, gathered_attention
-from patterndsl.sema.bind import Bound, Sizes
-from patterndsl.sema.parameters import MAX_SIZE, integer, integers, shown_integer
+from patterndsl.sema.bind import Bound
 
-BACKENDS = ("auto", "gathered", "flex", "oracle")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_GATHERED = 1 << 28
 
 
@@ -51,12 +55,6 @@ class _TileKey:
     kv_block: int
 
 
-def check_backend(backend: object) -> None:
-    """Raises InputError (E505) where there is no such backend."""
-    if backend not in BACKENDS:
-        raise input_error("E505", f"there is no backend {backend!r}", f"the backends are {', '.join(BACKENDS)}")
-
-
 class Program:
     """A pattern compiled for lengths, heads and a device; make one with `Pattern.compile`."""
 
@@ -64,7 +62,7 @@ class Program:
         check_backend(backend)
         self.bound = bound
         self.text = text
-        self.device = _device(device)
+        self.device = checked_device(device)
         self.backend = ("flex" if self.device.type == "cuda" else "gathered") if backend == "auto" else backend
         self._chosen_by_rule = backend == "auto"
         self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
@@ -103,7 +101,7 @@ class Program:
         """
         given = self._inputs(inputs)
         num_rows = _num_rows(given)
-        found = _positions(positions, self.bound.sizes).to(self.device)
+        found = checked_positions(positions, self.bound.sizes).to(self.device)
         keep = oracle.membership_rows(self.bound, self._device_data(given), found, 1 if num_rows is None else num_rows)
         return keep if num_rows is not None else keep[0]
 
@@ -119,7 +117,7 @@ class Program:
 
         Groups are those of `program.bound.groups`. Work: O(live tiles), see `lower.tiles`.
         """
-        key = _TileKey(_block(q_block), _block(q_block if kv_block is None else kv_block))
+        key = _TileKey(checked_block(q_block), checked_block(q_block if kv_block is None else kv_block))
         given = self._inputs(inputs)
         if given:
             return [self._find(key, lookup, on_event) for lookup in _lookups(given)]
@@ -133,7 +131,7 @@ class Program:
         Above flex.MAX_DENSE_BLOCKS blocks the index tensors hold live columns only: enough for flex_attention, not for
         `to_dense` and slicing.
         """
-        given, block = self._inputs(inputs), _block(block)
+        given, block = self._inputs(inputs), checked_block(block)
         if not given and block in self._block_masks:
             return self._block_masks[block]
         sizes = self.bound.sizes
@@ -161,7 +159,7 @@ class Program:
 
     def gather_indices(self, q_block: int = 64, inputs: Inputs | None = None) -> GatherIndices:
         """The keys that each block of q_block queries needs. Raises InputError (E504) where there are too many."""
-        given, q_block = self._inputs(inputs), _block(q_block)
+        given, q_block = self._inputs(inputs), checked_block(q_block)
         per_row = []
         for lookup in _lookups(given) if given else [Lookup()]:
             key = _TileKey(q_block, 1)
@@ -307,10 +305,10 @@ class Program:
         gradient 0. Under autocast the three are cast as for scaled_dot_product_attention. Work: O(live tiles x D).
         Raises InputError (E501, E502, E503, E505).
         """
-        query, key, value = (_autocast(tensor) for tensor in (query, key, value))
-        self._check(query, key, value)
+        query, key, value = (as_autocast(tensor) for tensor in (query, key, value))
+        check_tensors(query, key, value, self.bound, self.device)
         given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
-        scale = _scale(scale, query.shape[-1])
+        scale = checked_scale(scale, query.shape[-1])
         match self._backend_for(query, value):
             case "oracle":
                 keep = self._dense(given)
@@ -373,43 +371,6 @@ class Program:
             tiles.q_block, tiles.kv_block, offsets, self._tensor(tiles.kv_blks), self._tensor(tiles.is_full)
         )
 
-    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Raises InputError (E503, E505) where the tensors do not fit each other or the program."""
-        named = {"query": query, "key": key, "value": value}
-        for name, tensor in named.items():
-            if not isinstance(tensor, Tensor) or tensor.dim() != 4:
-                shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise input_error(
-                    "E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]"
-                )
-            if tensor.dtype != query.dtype or tensor.device != query.device:
-                message = f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}"
-                raise input_error("E503", message, "give all three in one dtype, on one device")
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
-        if query.dtype not in DTYPES:
-            raise input_error("E505", f"attention in {query.dtype}", "use float32, bfloat16, float16 or float64")
-        if query.device != self.device:
-            raise input_error(
-                "E503",
-                f"the tensors are on {query.device}, the program on {self.device}",
-                "compile for their device",
-            )
-        if not query.shape[0] == key.shape[0] == value.shape[0]:
-            raise input_error("E503", f"batch sizes differ: {shapes}", "give one batch size")
-        if key.shape[:3] != value.shape[:3] or key.shape[3] != query.shape[3]:
-            raise input_error(
-                "E503",
-                f"shapes do not fit: {shapes}",
-                "key and value share B, Hkv, Tk; query and key share D",
-            )
-        if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-            raise input_error("E503", f"heads do not divide: {shapes}", "query heads are a multiple of key heads")
-        sizes = self.bound.sizes
-        want = (self.bound.num_heads, sizes.q_len, sizes.kv_len)
-        if (query.shape[1], query.shape[2], key.shape[2]) != want:
-            message = f"the program is for {want[0]} heads, {want[1]} queries and {want[2]} keys, got {shapes}"
-            raise input_error("E503", message, "compile for these sizes, or call patterndsl.attention, which does")
-
     # ---- data -----------------------------------------------------------------------------------------------
 
     def _inputs(self, inputs: Inputs | None) -> dict[str, Tensor]:
@@ -454,31 +415,6 @@ class _Keep:
         return torch.as_tensor(holds, device=q.device)
 
 
-def _scale(scale: object, head_dim: int) -> float:
-    """The scale of the scores. Raises InputError (E503) where it is not one finite number."""
-    if scale is None:
-        return float(max(1, head_dim) ** -0.5)  # without a head dimension scores are 0, whatever their scale
-    help = "give a number; the default is D ** -0.5"
-    if isinstance(scale, Tensor):
-        if scale.requires_grad:
-            raise input_error("E503", "the scale has no gradient here", "multiply the query instead")
-        scale = scale.item() if scale.numel() == 1 else scale
-    if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise input_error("E503", f"the scale is {type(scale).__name__}", help)
-    if not math.isfinite(scale):
-        raise input_error("E503", f"the scale is {float(scale)}", help)
-    return float(scale)
-
-
-def _autocast(tensor: Tensor) -> Tensor:
-    """In autocast's dtype where autocast is on, except float64: what it does to scaled_dot_product_attention."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    kind = tensor.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return tensor.to(torch.get_autocast_dtype(kind)) if on else tensor
-
-
 def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:
     start, stop = found.decodable_from, bound.sizes.q_start + bound.sizes.q_len
     heads = f" in head {found.heads[0]}" if len(bound.groups) > 1 else ""
@@ -487,43 +423,6 @@ def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:
     if start < stop:
         help += f", or compile with q_start={start}: from there on no query looks ahead, what is before is prefilled"
     return error("E505", message, None, help)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise input_error("E505", f"there is no device {device!r}", "use 'cpu' or 'cuda'") from None
-    if found.type != "cuda":
-        return found
-    if not torch.cuda.is_available():
-        raise input_error("E505", "there is no CUDA device on this machine", "compile for device='cpu'")
-    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
-
-
-def _positions(given: Tensor | Sequence[int], sizes: Sizes) -> Tensor:
-    """The query positions as int64 [n]. Raises InputError (E502)."""
-    fits = isinstance(given, Tensor) and given.dim() == 1 and given.dtype in INTEGER_DTYPES
-    listed = (given.tolist() if fits else None) if isinstance(given, Tensor) else integers(given)
-    if listed is None:
-        shown = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-        help = "give a list, or a tensor of one dimension, of integers"
-        raise input_error("E502", f"positions are {shown}", help)
-    start, stop = sizes.q_start, sizes.q_start + sizes.q_len
-    outside = next((place for place in listed if not start <= place < stop), None)
-    if outside is not None:
-        help = f"give positions from {start} to {stop - 1}" if start < stop else "give none: the program has no query"
-        raise input_error("E502", f"there is no query at position {shown_integer(outside)}", help)
-    return torch.tensor(listed, dtype=torch.int64)
-
-
-def _block(size: int) -> int:
-    found = integer(size)
-    if found is not None and 1 <= found <= MAX_SIZE:
-        return found
-    shown = f"a block is an integer, not {type(size).__name__}"
-    shown = shown if found is None else f"a block of {shown_integer(found)} positions"
-    raise input_error("E406", shown, "give an integer from 1 to 2^40, such as 128")
 
 
 def _num_rows(given: dict[str, Tensor]) -> int | None:

@@ -1,0 +1,130 @@
+"""What may a caller give a program? Devices, blocks, positions, tensors and scales, checked before any computation.
+
+Inputs of the pattern are checked where they are stored, in `runtime.data`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from patterndsl.diagnostics import input_error
+from patterndsl.runtime.data import INTEGER_DTYPES
+from patterndsl.sema.bind import Bound, Sizes
+from patterndsl.sema.parameters import MAX_SIZE, integer, integers, shown_integer
+
+BACKENDS = ("auto", "gathered", "flex", "oracle")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_backend(backend: object) -> None:
+    """Raises InputError (E505) where there is no such backend."""
+    if backend not in BACKENDS:
+        raise input_error("E505", f"there is no backend {backend!r}", f"the backends are {', '.join(BACKENDS)}")
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device, with its number. Raises InputError (E505) where there is none."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise input_error("E505", f"there is no device {device!r}", "use 'cpu' or 'cuda'") from None
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise input_error("E505", "there is no CUDA device on this machine", "compile for device='cpu'")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+
+
+def checked_positions(given: Tensor | Sequence[int], sizes: Sizes) -> Tensor:
+    """The query positions as int64 [n]. Raises InputError (E502)."""
+    fits = isinstance(given, Tensor) and given.dim() == 1 and given.dtype in INTEGER_DTYPES
+    listed = (given.tolist() if fits else None) if isinstance(given, Tensor) else integers(given)
+    if listed is None:
+        shown = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        help = "give a list, or a tensor of one dimension, of integers"
+        raise input_error("E502", f"positions are {shown}", help)
+    start, stop = sizes.q_start, sizes.q_start + sizes.q_len
+    outside = next((place for place in listed if not start <= place < stop), None)
+    if outside is not None:
+        help = f"give positions from {start} to {stop - 1}" if start < stop else "give none: the program has no query"
+        raise input_error("E502", f"there is no query at position {shown_integer(outside)}", help)
+    return torch.tensor(listed, dtype=torch.int64)
+
+
+def checked_block(size: int) -> int:
+    """Positions per block. Raises InputError (E406)."""
+    found = integer(size)
+    if found is not None and 1 <= found <= MAX_SIZE:
+        return found
+    shown = f"a block is an integer, not {type(size).__name__}"
+    shown = shown if found is None else f"a block of {shown_integer(found)} positions"
+    raise input_error("E406", shown, "give an integer from 1 to 2^40, such as 128")
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor, bound: Bound, device: torch.device) -> None:
+    """Raises InputError (E503, E505) where the tensors do not fit each other or the program."""
+    named = {"query": query, "key": key, "value": value}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor) or tensor.dim() != 4:
+            shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            message = f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}"
+            raise input_error("E503", message, "give all three in one dtype, on one device")
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
+    if query.dtype not in DTYPES:
+        raise input_error("E505", f"attention in {query.dtype}", "use float32, bfloat16, float16 or float64")
+    if query.device != device:
+        raise input_error(
+            "E503",
+            f"the tensors are on {query.device}, the program on {device}",
+            "compile for their device",
+        )
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        raise input_error("E503", f"batch sizes differ: {shapes}", "give one batch size")
+    if key.shape[:3] != value.shape[:3] or key.shape[3] != query.shape[3]:
+        raise input_error(
+            "E503",
+            f"shapes do not fit: {shapes}",
+            "key and value share B, Hkv, Tk; query and key share D",
+        )
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise input_error("E503", f"heads do not divide: {shapes}", "query heads are a multiple of key heads")
+    want = (bound.num_heads, bound.sizes.q_len, bound.sizes.kv_len)
+    if (query.shape[1], query.shape[2], key.shape[2]) != want:
+        message = f"the program is for {want[0]} heads, {want[1]} queries and {want[2]} keys, got {shapes}"
+        raise input_error("E503", message, "compile for these sizes, or call patterndsl.attention, which does")
+
+
+def checked_scale(scale: object, head_dim: int) -> float:
+    """The scale of the scores. Raises InputError (E503) where it is not one finite number."""
+    if scale is None:
+        return float(max(1, head_dim) ** -0.5)  # without a head dimension scores are 0, whatever their scale
+    help = "give a number; the default is D ** -0.5"
+    if isinstance(scale, Tensor):
+        if scale.requires_grad:
+            raise input_error("E503", "the scale has no gradient here", "multiply the query instead")
+        scale = scale.item() if scale.numel() == 1 else scale
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise input_error("E503", f"the scale is {type(scale).__name__}", help)
+    try:
+        number = float(scale)
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
+    if not math.isfinite(number):
+        raise input_error("E503", "the scale is not finite", help)
+    return number
+
+
+def as_autocast(tensor: Tensor) -> Tensor:
+    """In autocast's dtype where autocast is on, except float64: what it does to scaled_dot_product_attention."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    kind = tensor.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return tensor.to(torch.get_autocast_dtype(kind)) if on else tensor
