@@ -135,8 +135,16 @@ _SUFFIXES = {"load": "yaml", "load_program": "safetensors"}
 
 
 def _is_expression(text: str) -> bool:
-    """Whether somebody who names a file would not write this."""
-    return not text.lower().endswith(_SPEC_SUFFIXES) and re.search(r"[()&|<>=~\n]", text) is not None
+    """Whether somebody who names a file would not write this: it has signs of the language, or parses."""
+    if text.lower().endswith(_SPEC_SUFFIXES) or any(os.path.exists(text + suffix) for suffix in _SPEC_SUFFIXES):
+        return False
+    if re.search(r"[()&|<>=~\n]", text):
+        return True
+    try:
+        parse(text)
+    except PatternError:
+        return False
+    return True
 
 
 def load_program(path: str | PathLike[str], *, device: str | torch.device = "cpu", backend: str = "auto") -> Program:

@@ -141,3 +141,19 @@ def test_integers_of_any_library(line: str) -> None:
 
 def test_dir_lists_what_is_imported_later() -> None:
     assert set(p.__all__) | {"__version__"} <= set(dir(p))
+
+
+@pytest.mark.parametrize(
+    ("path", "cure"),
+    [
+        ("causal & window(3)", "parse"),
+        ("causal", "parse"),
+        ("local", "did you mean local.yaml"),
+        ("nowhere", "check the path"),
+    ],
+)
+def test_a_path_that_is_none(path: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("local.yaml").write_text("attend: causal")
+    with pytest.raises(PatternError, match=f"E601(?s:.*)help: .*{cure}"):
+        p.load(path)
