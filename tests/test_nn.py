@@ -50,5 +50,5 @@ def test_an_empty_row_yields_the_output_bias() -> None:
 
 @pytest.mark.parametrize(("dim", "heads", "kv_heads"), [(30, 4, None), (32, 4, 3), (32, 0, None)])
 def test_refuses_heads_that_do_not_divide(dim: int, heads: int, kv_heads: int | None) -> None:
-    with pytest.raises(patterndsl.InputError, match="E503|E406"):
+    with pytest.raises(patterndsl.InputError, match=r"E503|E406"):
         Attention("causal", dim, heads, kv_heads=kv_heads)
