@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
-from patterndsl.analysis.sets import Constraint, GaveUpError, constraints
+from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names
 
 if TYPE_CHECKING:
     import islpy
@@ -79,7 +79,7 @@ def agrees(cell: Cell, value: Polynomial) -> bool:
         return True
     for basic in cell.domain.get_basic_sets():
         rest = difference
-        for item in constraints(basic.detect_equalities().get_basic_sets()[0] if False else basic):
+        for item in constraints(basic.detect_equalities()):
             name = next((name for name, factor in item.factors if abs(factor) == 1), None)
             if item.is_equality and name is not None:
                 rest = rest.put({name: _solved(item, name)})
@@ -108,7 +108,7 @@ class _Counter:
             raise GaveUpError(f"the count falls into more than {MAX_PIECES} pieces")
         if basic.is_empty():
             return
-        names = [basic.get_dim_name(islpy.dim_type.set, at) for at in range(basic.dim(islpy.dim_type.set))]
+        names = dim_names(basic, islpy.dim_type.set)
         if not names:
             self.found.append((basic.to_set().params(), value))
             return
@@ -153,7 +153,7 @@ class _Counter:
             others = others or [name]
             if modulus ** len(others) > MAX_RESIDUES:
                 raise GaveUpError(f"the bounds have {modulus} residues in {len(others)} symbols")
-        params = {basic.get_dim_name(islpy.dim_type.param, at) for at in range(basic.dim(islpy.dim_type.param))}
+        params = set(dim_names(basic, islpy.dim_type.param))
         for residues in itertools.product(range(modulus), repeat=len(others)):
             piece, put, back = basic, value, []
             for other, residue in zip(others, residues, strict=True):
@@ -187,7 +187,9 @@ def _cost(name: str, known: Sequence[Constraint]) -> tuple[bool, int]:
 
 def _bound(item: Constraint, name: str) -> Polynomial:
     """What the constraint, with a factor of 1 or -1, bounds the symbol by."""
-    rest = total([constant(item.constant), *(symbol(other) * factor for other, factor in item.factors if other != name)])
+    rest = total(
+        [constant(item.constant), *(symbol(other) * factor for other, factor in item.factors if other != name)]
+    )
     return -rest if dict(item.factors)[name] == 1 else rest
 
 
@@ -198,15 +200,8 @@ def _without(basic: islpy.BasicSet, name: str) -> islpy.BasicSet:
     """The set without a dimension whose bounds are whole, so that the projection has no gaps."""
     import islpy
 
-    at = basic.find_dim_by_name(islpy.dim_type.set, name) if hasattr(basic, "find_dim_by_name") else _place(basic, name)
-    return basic.project_out(islpy.dim_type.set, at, 1)
-
-
-def _place(basic: islpy.BasicSet, name: str) -> int:
-    import islpy
-
-    kinds = range(basic.dim(islpy.dim_type.set))
-    return next(at for at in kinds if basic.get_dim_name(islpy.dim_type.set, at) == name)
+    kind = islpy.dim_type.set
+    return basic.project_out(kind, dim_names(basic, kind).index(name), 1)
 
 
 def _restricted(basic: islpy.BasicSet, at_least_zero: Iterable[Polynomial]) -> islpy.BasicSet:
@@ -217,7 +212,9 @@ def _restricted(basic: islpy.BasicSet, at_least_zero: Iterable[Polynomial]) -> i
             if value.constant < 0:
                 return islpy.BasicSet.empty(basic.get_space())
             continue
-        factors: dict[str | int, int] = {name[0] if name else 1: int(factor) for name, factor in value.terms.items()}
+        factors: dict[str | Literal[1], islpy.Val | int] = {
+            name[0] if name else 1: int(factor) for name, factor in value.terms.items()
+        }
         basic = basic.add_constraint(islpy.Constraint.ineq_from_names(basic.get_space(), factors))
     return basic
 
@@ -230,7 +227,7 @@ def _lifted(basic: islpy.BasicSet) -> islpy.BasicSet:
         return basic
     (basic,) = basic.compute_divs().get_basic_sets()
     before = basic.dim(islpy.dim_type.set)
-    names = [basic.get_dim_name(islpy.dim_type.set, at) for at in range(before)]
+    names = dim_names(basic, islpy.dim_type.set)
     lifted = basic.lift().flatten()
     for at in range(lifted.dim(islpy.dim_type.set)):
         lifted = lifted.set_dim_name(islpy.dim_type.set, at, names[at] if at < before else f"e{at - before}")
@@ -244,7 +241,7 @@ def _split(
     import islpy
 
     size = basic.dim(kind)
-    at = next(at for at in range(size) if basic.get_dim_name(kind, at) == name)
+    at = dim_names(basic, kind).index(name)
     basic = basic.add_dims(kind, 1).set_dim_name(kind, size, part)
     equal = islpy.Constraint.eq_from_names(basic.get_space(), {name: 1, part: -modulus, 1: -residue})
     return basic.add_constraint(equal).project_out(kind, at, 1)
@@ -256,7 +253,7 @@ def _joined(domain: islpy.Set, name: str, part: str, modulus: int, residue: int)
 
     kind = islpy.dim_type.param
     size = domain.dim(kind)
-    at = next(at for at in range(size) if domain.get_dim_name(kind, at) == part)
+    at = dim_names(domain, kind).index(part)
     domain = domain.add_dims(kind, 1).set_dim_name(kind, size, name)
     equal = islpy.Constraint.eq_from_names(domain.get_space(), {name: 1, part: -modulus, 1: -residue})
     return domain.add_constraint(equal).project_out(kind, at, 1)

@@ -1,7 +1,7 @@
 """How does a relation become affine? Positions written in mixed radix, so that symbolic divisors disappear.
 
-A Presburger formula knows no `q // s` with s symbolic. Written as q = s * a + r with 0 <= r < s, the quotient is a and the
-remainder r, and a comparison `s * A + B <= 0` whose B stays within a few multiples of s is a choice between affine
+A Presburger formula knows no `q // s` with s symbolic. Written as q = s * a + r with 0 <= r < s, the quotient is a and
+the remainder r, and a comparison `s * A + B <= 0` whose B stays within a few multiples of s is a choice between affine
 cases: A smaller than all of them, or A = -j and B <= j * s. Which symbols need which digits shows while a formula is
 written; then the writing starts again with one digit more. Constant divisors are treated the same where digits are
 wanted (counting), and left to isl's own floor otherwise (proofs).
@@ -15,9 +15,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil, floor
 from typing import Literal, TypeAlias, assert_never
 
-from patterndsl.analysis.polynomial import Polynomial, constant, symbol
+from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, constant, symbol
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Select, Var, operands
 from patterndsl.ir.relation import (
     And,
@@ -32,6 +34,7 @@ from patterndsl.ir.relation import (
     Relation,
     compare,
     indices,
+    subexpressions,
     substitute_index,
 )
 
@@ -42,7 +45,9 @@ MAX_CASES = 64
 MAX_MULTIPLES = 12
 LARGE_CONSTANT = 8
 TRUE, FALSE = "true", "false"
-RESERVED = frozenset("and or not implies exists mod floor floord ceild min max true false infty NaN rat".split())
+RESERVED = frozenset(
+    ("and", "or", "not", "implies", "exists", "mod", "floor", "floord", "ceild", "min", "max", "true", "false", "rat")
+)
 
 Case: TypeAlias = tuple[str, Polynomial]
 """A guard and the value under it; the guards of an expression cover everything once."""
@@ -114,14 +119,17 @@ def affine(
     lengths: Mapping[str, str],
     hints: Mapping[str, int] | None = None,
     digits: bool = True,
+    aligned: bool = False,
 ) -> Affine:
     """The relations over common digits, inside {0 <= q < Nq, 0 <= k < Nk} and what is `given` of the parameters.
 
     lengths: the symbol of each length, {"Nq": "N", "Nk": "N"} for a self-attention. hints: typical values of symbols,
-    which decide what is assumed to divide what. digits: write constant divisors in digits too.
+    which decide what is assumed to divide what. digits: write constant divisors in digits too. aligned: assume that
+    every divisor of a length divides it.
     Raises NotAffineError with the reason.
     """
-    writer = _Writer(dict(lengths), dict(hints or {}), digits)
+    writer = _Writer(dict(lengths), dict(hints or {}), digits, aligned)
+    writer.rank(relations)
     for _ in range(MAX_SPLITS):
         try:
             return writer.write(relations, given)
@@ -163,6 +171,7 @@ class _Writer:
     lengths: dict[str, str]
     hints: dict[str, int]
     digits: bool
+    aligned: bool
     constants: set[int] = field(default_factory=set)
     splits: list[Split] = field(default_factory=list)
     values: dict[str, Polynomial] = field(default_factory=dict)
@@ -175,6 +184,19 @@ class _Writer:
     memo: dict[Index, list[Case]] = field(default_factory=dict)
     literals: set[int] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    ranks: dict[str, int] = field(default_factory=dict)
+
+    def rank(self, relations: Sequence[Relation]) -> None:
+        """Which divisors are inner: `q % x` or `q // x` shows x, `q // (x * y)` then y, wherever they stand."""
+        found = {
+            symbols_of(index.right)
+            for item in relations
+            for index in indices(item)
+            if isinstance(index, Arithmetic) and index.op in ("//", "%") and isinstance(index.left, Var)
+        }
+        for names in sorted(found, key=lambda names: (len(names), sorted(names))):
+            for name in sorted(names - self.ranks.keys()):
+                self.ranks[name] = len(self.ranks)
 
     # ---- one pass
 
@@ -252,6 +274,7 @@ class _Writer:
             raise NotAffineError(f"`{_readable(name)}` would need two systems of digits")
         if any(name in self.expand(entry.radix).symbols for entry in self.splits):
             exact = True  # a divisor has no digits of its own: it is taken as a multiple
+        exact = exact or (self.aligned and any(name in self.leaves_of(length) for length in self.lengths.values()))
         if self.depth(name, radix) > MAX_DEPTH:
             raise NotAffineError("the divisors are too entangled")
         quotient, remainder = f"{name}_{len(self.splits)}h", f"{name}_{len(self.splits)}l"
@@ -378,7 +401,7 @@ class _Writer:
     def coarse(self, value: Polynomial) -> bool:
         """Whether a constant radix should be divided out: a digit of a position has a factor."""
         return self.digits and any(
-            abs(factor) > 1 and self.is_position(monomial[0])
+            abs(int(factor)) > 1 and self.is_position(monomial[0])
             for monomial, factor in value.terms.items()
             if len(monomial) == 1
         )
@@ -392,26 +415,28 @@ class _Writer:
         products = [monomial for monomial in value.terms if len(monomial) > 1]
         if products:
             used = [self.expand(entry.radix) for entry in self.splits]
-            for entry in used:
-                if len(entry.terms) == 1 and any(set(next(iter(entry.terms))) & set(item) for item in products):
-                    found.update({symbol(name): None for name in next(iter(entry.terms))})
+            found.update(dict.fromkeys(radix for radix in used if len(radix.terms) == 1 and not radix.is_constant))
             names = sorted({name for item in products for name in item if not self.is_position(name)})
             found.update({symbol(name): None for name in names})
-            return list(found)
-        constants = sorted({entry.radix.constant for entry in self.splits if entry.radix.is_constant}, reverse=True)
+            return sorted(found, key=lambda radix: any(radix.symbols.difference(item) for item in products))
+        constants = sorted(
+            {int(entry.radix.constant) for entry in self.splits if entry.radix.is_constant}, reverse=True
+        )
         factors = {
-            abs(factor) for item, factor in value.terms.items() if item and self.is_position(item[0]) and abs(factor) > 1
+            abs(int(factor))
+            for item, factor in value.terms.items()
+            if item and self.is_position(item[0]) and abs(int(factor)) > 1
         }
         return [constant(c) for c in dict.fromkeys([*constants, *sorted(factors, reverse=True)])]
 
     def multiples(self, low: Polynomial, radix: Polynomial) -> tuple[int, int, bool]:
         """(a, b, strict) with a * radix <= low <= b * radix, or < where strict. The rest of a division stays small."""
-        least_times = greatest_times = 0
+        least_share = greatest_share = Fraction(0)
         least = greatest = 0
         for monomial, factor in low.terms.items():
             if not monomial:
-                if not radix.is_constant and abs(factor) > LARGE_CONSTANT:
-                    raise self.large(int(abs(factor)))
+                if not radix.is_constant and abs(int(factor)) > LARGE_CONSTANT:
+                    raise self.large(abs(int(factor)))
                 least, greatest = least + int(factor), greatest + int(factor)
                 continue
             if len(monomial) > 1:
@@ -423,39 +448,44 @@ class _Writer:
                 continue
             times, beyond = self.measured(name, radix)
             if factor > 0:
-                greatest_times += int(factor) * times
+                greatest_share += factor * times
                 greatest += int(factor) * beyond
             else:
-                least_times += int(factor) * times
+                least_share += factor * times
                 least += int(factor) * beyond
         if radix.is_constant:
             step = int(radix.constant)
-            low_end, high_end = least_times * step + least, greatest_times * step + greatest
+            low_end, high_end = floor(least_share * step) + least, ceil(greatest_share * step) + greatest
             least_times, greatest_times, strict = low_end // step, -(-high_end // step), high_end % step != 0
         else:  # a constant is at most as many radices, as a radix is at least 1
-            least_times += min(0, least)
-            strict = greatest < 0
-            greatest_times += max(0, greatest)
+            least_times = floor(least_share) + min(0, least)
+            greatest_times = ceil(greatest_share) + max(0, greatest)
+            strict = greatest < 0 or (greatest == 0 and greatest_share < greatest_times)
         if greatest_times - least_times > MAX_MULTIPLES:
             raise NotAffineError("a constant is too many multiples of a parameter")
         return least_times, greatest_times, strict
 
-    def measured(self, name: str, radix: Polynomial) -> tuple[int, int]:
+    def measured(self, name: str, radix: Polynomial) -> tuple[Fraction, int]:
         """(times, beyond) with 0 <= name <= times * radix + beyond."""
         if name in self.ranges:
             within = self.expand(self.ranges[name])
             if within.is_constant:
-                return 0, int(within.constant) - 1
+                return Fraction(0), int(within.constant) - 1
             times, rest = _divided(within, radix)
             if times.is_constant and rest.is_constant:
-                return int(times.constant), int(rest.constant) - 1
+                return Fraction(times.constant), int(rest.constant) - 1
+            part, over = _divided(radix, within) if len(within.terms) == 1 else (within, within)
+            if part.is_constant and not over.terms:
+                return Fraction(1) / Fraction(part.constant), -1
+            if not rest.terms:
+                raise _NeedsSplit(name, radix)
             if len(within.terms) == 1 and within.degree >= 1 and not radix.is_constant:
                 raise self.unrelated(next(iter(within.terms)), radix)
             if len(within.terms) == 1 and within.degree == 1:
                 raise _NeedsSplit(next(iter(within.terms))[0], radix, exact=True)
         for item in self.named.values():
             if item.name == name and item.operation == "floor" and item.value == radix:
-                return 1, 0
+                return Fraction(1), 0
         if name == "head" or name == "layer":
             raise NotAffineError(f"`{name}` is compared with multiples of a parameter")
         raise _NeedsSplit(name, radix)
@@ -465,7 +495,7 @@ class _Writer:
         other = [name for name in monomial if not self.is_position(name) and symbol(name) != radix]
         radix_name = None if radix.is_constant else next(iter(radix.terms))[0]
         for name in other:
-            if any(entry.name == name for entry in self.splits):
+            if any(entry.name == name for entry in self.splits) or name in radix.symbols:
                 continue
             a = self.hints.get(name)
             b = int(radix.constant) if radix_name is None else self.hints.get(radix_name)
@@ -473,7 +503,9 @@ class _Writer:
                 return _NeedsSplit(name, radix, exact=True)
             if radix_name is not None and a and b % a == 0 and not self.is_split(radix_name):
                 return _NeedsSplit(radix_name, symbol(name), exact=True)
-            return NotAffineError(f"neither of `{_readable(name)}` and `{_readable(radix_name or str(b))}` divides the other")
+            return NotAffineError(
+                f"neither of `{_readable(name)}` and `{_readable(radix_name or str(b))}` divides the other"
+            )
         return NotAffineError("two divisors do not divide each other")
 
     def large(self, value: int) -> Exception:
@@ -490,7 +522,7 @@ class _Writer:
 
     def value(self, index: Index) -> list[Case]:
         if index not in self.memo:
-            self.memo[index] = [(guard, self.without_products(self.expand(found))) for guard, found in self.raw(index)]
+            self.memo[index] = [(guard, self.expand(found)) for guard, found in self.raw(index)]
         return self.memo[index]
 
     def raw(self, index: Index) -> list[Case]:
@@ -598,18 +630,13 @@ class _Writer:
     def next_factor(self, value: Polynomial, divisor: Polynomial) -> Polynomial:
         """Which factor of a product to divide by first: the radix of the lowest digit, so that digits stay digits."""
         ((monomial, factor),) = divisor.terms.items()
-        lowest = [self.expand(self.ranges[name]) for name in sorted(value.symbols) if name in self.ranges]
-        for radix in lowest:
-            if radix.degree <= 1 and len(radix.terms) == 1 and not _divided(divisor, radix)[1].terms:
-                if radix != constant(1) and any(
-                    abs(value.terms.get((name,), 0)) == 1 and self.expand(self.ranges[name]) == radix
-                    for name in value.symbols & self.ranges.keys()
-                ):
-                    return radix
+        lowest = (name for name in sorted(self.ranges) if value.terms.get((name,), 0) in (1, -1))
+        for radix in (self.expand(self.ranges[name]) for name in lowest):
+            if len(radix.terms) == 1 and radix != constant(1) and not _divided(divisor, radix)[1].terms:
+                return radix
         if not monomial:
             return constant(factor)
-        used = [name for entry in self.splits for name in self.expand(entry.radix).symbols]
-        return symbol(min(monomial, key=lambda name: (used.index(name) if name in used else len(used), name)))
+        return symbol(min(monomial, key=lambda name: (self.ranks.get(name, len(self.ranks)), name)))
 
     def floor_once(self, value: Polynomial, radix: Polynomial) -> list[Case]:
         high, low = _divided(self.expand(value), radix)
@@ -687,26 +714,26 @@ class _Writer:
 
 def _divided(value: Polynomial, radix: Polynomial) -> tuple[Polynomial, Polynomial]:
     """(high, low) with value = radix * high + low, where low holds what is no multiple of the radix."""
-    high: dict[tuple[str, ...], int] = {}
-    low: dict[tuple[str, ...], int] = {}
+    high: dict[Monomial, Number] = {}
+    low: dict[Monomial, Number] = {}
     if radix.is_constant:
-        step = int(radix.constant)
+        divisor = int(radix.constant)
         for monomial, factor in value.terms.items():
-            times, rest = divmod(int(factor), step) if not monomial else (int(factor) // step, int(factor) % step)
+            times, rest = divmod(int(factor), divisor)
             if monomial and rest:  # a factor that is no multiple stays whole: its symbol may need digits
                 times, rest = 0, int(factor)
             high[monomial], low[monomial] = times, rest
         return Polynomial(high), Polynomial(low)
-    (factors,) = radix.terms
+    ((names, step),) = radix.terms.items()
     for monomial, factor in value.terms.items():
         left = list(monomial)
-        try:
-            for name in factors:
+        for name in names:
+            if name in left:
                 left.remove(name)
-        except ValueError:
-            low[monomial] = int(factor)
+        if len(left) == len(monomial) - len(names) and int(factor) % int(step) == 0:
+            high[tuple(left)] = int(factor) // int(step)
         else:
-            high[tuple(left)] = int(factor)
+            low[monomial] = int(factor)
     return Polynomial(high), Polynomial(low)
 
 
@@ -715,6 +742,11 @@ def _few(cases: list[Case]) -> list[Case]:
     if len(live) > MAX_CASES:
         raise NotAffineError("it falls into too many cases")
     return live
+
+
+def symbols_of(index: Index) -> frozenset[str]:
+    """The parameters in the expression."""
+    return frozenset(_safe(item.name) for item in subexpressions(index) if isinstance(item, Param))
 
 
 def _reads(index: Index) -> bool:

@@ -143,7 +143,7 @@ def _powers_to(power: int, final: Polynomial) -> Polynomial:
 
 @cache
 def _faulhaber(power: int) -> tuple[Fraction, ...]:
-    """Coefficients c of S(x) = sum_i c[i] x^i, the sum of the power over 0..x, by the telescoping of (x + 1)^(p + 1)."""
+    """Coefficients c of S(x) = sum_i c[i] x^i, the sum of the powers of 0, ..., x; (x + 1)^(p + 1) telescopes."""
     if power == 0:
         return (Fraction(1), Fraction(1))
     # (x + 1)^(p + 1) = sum_j C(p + 1, j) S_j(x), where S_j sums i^j over 0..x and 0^0 = 1

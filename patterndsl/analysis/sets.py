@@ -61,6 +61,12 @@ def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *
     return result.coalesce()
 
 
+def dim_names(points: islpy.Set | islpy.BasicSet, kind: islpy.dim_type) -> list[str]:
+    """The names of its dimensions or parameters, in order; all have one."""
+    names = [points.get_dim_name(kind, at) for at in range(points.dim(kind))]
+    return [name for name in names if name is not None]
+
+
 def constraints(basic: islpy.BasicSet) -> list[Constraint]:
     """Its constraints; existential dimensions have names from `e0` on after `lift`."""
     found = []

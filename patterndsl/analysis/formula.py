@@ -1,0 +1,369 @@
+"""How does a count read? Piecewise polynomials in digits, back in N and the parameters: text, LaTeX, order, value.
+
+The one owner of sympy, which arranges the terms. A formula states its domain: a case per cell, and what it assumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+from patterndsl.analysis.count import Cell, agrees
+from patterndsl.analysis.digits import Affine, Named, Split
+from patterndsl.analysis.polynomial import Polynomial
+from patterndsl.analysis.sets import Constraint, constraints, dim_names
+
+if TYPE_CHECKING:
+    import islpy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Formula:
+    """An exact function of N and the parameters. `cells` are disjoint and cover the domain; the first is the one that
+    holds for long sequences."""
+
+    cells: tuple[Cell, ...]
+    affine: Affine
+    context: islpy.Set
+
+    def at(self, values: Mapping[str, int]) -> int | None:
+        """The value; None outside the domain (where something assumed to divide does not)."""
+        digits = digits_at(self.affine, values)
+        if digits is None:
+            return None
+        for cell in self.cells:
+            if _contains(cell.domain, digits):
+                value = cell.value.at(digits)
+                assert value.denominator == 1, f"{value} pairs"
+                return int(value)
+        return None
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        """What the domain demands beyond the declared minimums, such as `w % 4 == 0`."""
+        shown = self._names()
+        return tuple(
+            f"{shown[item.name]} % {_factor(_text(item.radix, shown))} == 0"
+            for item in self.affine.defined
+            if isinstance(item, Split) and item.remainder is None
+        )
+
+    def cases(self) -> list[tuple[str, str]]:
+        """(formula, condition) for every cell, the one for long sequences first."""
+        return [(self.text(cell), self.condition(cell)) for cell in self.cells]
+
+    def text(self, cell: Cell | None = None) -> str:
+        """The formula of a cell, of the first where none is given."""
+        return _pretty(str(self.expression(cell)))
+
+    def latex(self, cell: Cell | None = None) -> str:
+        """The formula in LaTeX."""
+        import sympy
+
+        return str(sympy.latex(self.expression(cell)))
+
+    def expression(self, cell: Cell | None = None) -> Any:
+        """The formula as a sympy expression in N and the parameters."""
+        value = (cell or self.cells[0]).value
+        return _arranged(_sympy(value, self.affine))
+
+    def condition(self, cell: Cell) -> str:
+        """Where the cell holds, beyond what holds of all cells."""
+        shown = self._names()
+        domain = cell.domain.gist(self.context).coalesce()
+        parts = []
+        for basic in domain.get_basic_sets():
+            parts.append(" and ".join(_comparison(item, shown) for item in constraints(basic)) or "always")
+        if not parts:
+            return "never"
+        return " or ".join(f"({part})" if " and " in part and len(parts) > 1 else part for part in parts)
+
+    def _names(self) -> dict[str, str]:
+        """How each digit is written: `N // l`, `N % l`."""
+        shown: dict[str, str] = {}
+        for item in _resolved(self.affine):
+            if isinstance(item, Named):
+                inner = _text(item.value, shown)
+                shown[item.name] = {
+                    "floor": f"{_factor(inner)} // {item.divisor}",
+                    "product": inner,
+                    "constant": inner,
+                }.get(item.operation, f"{item.operation}({inner})")
+                continue
+            whole, radix = _factor(shown.get(item.name, item.name)), _factor(_text(item.radix, shown))
+            shown[item.quotient] = f"{whole} // {radix}" if item.remainder else f"{whole} / {radix}"
+            if item.remainder:
+                shown[item.remainder] = f"{whole} % {radix}"
+        return {name: shown.get(name, name) for name in (*self.affine.values, *shown, *self.affine.params)}
+
+
+def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: Sequence[Mapping[str, int]]) -> Formula:
+    """Cells in order, those of typical long sequences first; cells where the polynomial of the first holds as well are
+    joined to it."""
+    points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
+    ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
+    main = ordered[0]
+    same = [cell for cell in ordered[1:] if agrees(cell, main.value)]
+    for cell in same:
+        main = Cell(main.domain.union(cell.domain).coalesce(), main.value)
+    return Formula((main, *(cell for cell in ordered[1:] if cell not in same)), affine, context)
+
+
+def digits_at(affine: Affine, values: Mapping[str, int]) -> dict[str, int] | None:
+    """The digits and named values at given lengths and parameters; None where an assumed division leaves a rest."""
+    digits = dict(values)
+    for item in _resolved(affine):
+        if isinstance(item, Named):
+            value = int(item.value.at(digits))
+            match item.operation:
+                case "floor":
+                    digits[item.name] = value // item.divisor
+                case "isqrt":
+                    digits[item.name] = isqrt(value)
+                case "log2":
+                    digits[item.name] = value.bit_length() - 1
+                case _:
+                    digits[item.name] = value
+            continue
+        radix = int(item.radix.at(digits))
+        if radix < 1 or (item.remainder is None and digits[item.name] % radix):
+            return None
+        digits[item.quotient] = digits[item.name] // radix
+        if item.remainder is not None:
+            digits[item.remainder] = digits[item.name] % radix
+    return digits
+
+
+def _resolved(affine: Affine) -> list[Split | Named]:
+    """Definitions of lengths and parameters in an order in which each needs only earlier ones."""
+    positions = {"q", "k"}
+    for item in affine.defined:
+        if isinstance(item, Split) and item.name in positions:
+            positions |= {item.quotient, item.remainder or item.quotient}
+    waiting = [item for item in affine.defined if not (isinstance(item, Split) and item.name in positions)]
+    made = {name for item in waiting for name in _made(item)}
+    ordered: list[Split | Named] = []
+    while waiting:
+        ready = next(item for item in waiting if not (_needs(item) & made))
+        waiting.remove(ready)
+        made -= set(_made(ready))
+        ordered.append(ready)
+    return ordered
+
+
+def _made(item: Split | Named) -> tuple[str, ...]:
+    if isinstance(item, Named):
+        return (item.name,)
+    return (item.quotient,) if item.remainder is None else (item.quotient, item.remainder)
+
+
+def _needs(item: Split | Named) -> frozenset[str]:
+    return item.value.symbols if isinstance(item, Named) else item.radix.symbols | {item.name}
+
+
+def _contains(domain: islpy.Set, digits: Mapping[str, int]) -> bool:
+    import islpy
+
+    kind = islpy.dim_type.param
+    for at, name in enumerate(dim_names(domain, kind)):
+        domain = domain.fix_val(kind, at, islpy.Val(digits[name], context=domain.get_ctx()))
+    return not domain.is_empty()
+
+
+# ---- order
+
+
+def order(value: Polynomial, affine: Affine, growth: Mapping[str, Fraction] | None = None) -> str:
+    """Θ(...) of the formula for long sequences: its largest terms where 1 <= every parameter <= N.
+
+    growth: what power of N a parameter grows as; with it the order is a power of N.
+    """
+    powers = _powers(value, affine)
+    if growth is not None:
+        best = (
+            max(
+                (
+                    sum(
+                        (Fraction(p) * growth.get(name, Fraction(0)) for name, p in item.items() if name != "N"),
+                        Fraction(0),
+                    )
+                )
+                + item.get("N", 0)
+                for item in powers
+            )
+            if powers
+            else Fraction(0)
+        )
+        return f"Θ({_power_of_n(best)})"
+    kept = [item for item in powers if not any(_below(item, other) for other in powers if other is not item)]
+    names = sorted({name for item in kept for name in item if name != "N"})
+    unique = {tuple(sorted(item.items())) for item in kept}
+    written = sorted((_monomial(dict(item), names) for item in unique), key=lambda text: (len(text), text))
+    return f"Θ({' + '.join(written) or '1'})"
+
+
+def _powers(value: Polynomial, affine: Affine) -> list[dict[str, int]]:
+    """The exponents of every term once each digit is replaced by its size: N // l by N / l, N % l by l."""
+    sizes: dict[str, list[dict[str, int]]] = {}
+
+    def size(name: str) -> dict[str, int]:
+        return sizes[name][0] if name in sizes else {name: 1}
+
+    for item in _resolved(affine):
+        if isinstance(item, Named):
+            monomials = [monomial for monomial in item.value.terms if monomial] or [()]
+            sizes[item.name] = [_times(*(size(name) for name in monomials[0]))]
+            continue
+        radix = _times(*(size(name) for name in next(iter(item.radix.terms))))
+        sizes[item.quotient] = [_times(size(item.name), {name: -p for name, p in radix.items()})]
+        if item.remainder is not None:
+            sizes[item.remainder] = [radix]
+    found = [_times(*(size(name) for name in monomial)) for monomial in value.terms]
+    return [{name: p for name, p in item.items() if p} for item in found]
+
+
+def _times(*factors: Mapping[str, int]) -> dict[str, int]:
+    result: dict[str, int] = {}
+    for factor in factors:
+        for name, power in factor.items():
+            result[name] = result.get(name, 0) + power
+    return result
+
+
+def _below(item: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """item <= other wherever 1 <= every parameter <= N, and not the same."""
+    if item == other:
+        return False
+    names = sorted((item.keys() | other.keys()) - {"N"})
+    for corner in product((0, 1), repeat=len(names)):
+        here = dict(zip(names, corner, strict=True)) | {"N": 1}
+        if sum(p * here[name] for name, p in item.items()) > sum(p * here[name] for name, p in other.items()):
+            return False
+    return True
+
+
+def _monomial(powers: Mapping[str, int], names: Sequence[str]) -> str:
+    above = [_raised(name, powers[name]) for name in ("N", *names) if powers.get(name, 0) > 0]
+    below = [_raised(name, -powers[name]) for name in ("N", *names) if powers.get(name, 0) < 0]
+    text = "·".join(above) or "1"
+    return f"{text}/{'·'.join(below)}" if below else text
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789/", "⁰¹²³⁴⁵⁶⁷⁸⁹ᐟ")
+
+
+def _raised(name: str, power: int) -> str:
+    return name if power == 1 else f"{name}{str(power).translate(_SUPERSCRIPTS)}"
+
+
+def _power_of_n(power: Fraction) -> str:
+    whole, half = divmod(power, 1)
+    if half == Fraction(1, 2):
+        return {0: "√N", 1: "N√N"}.get(int(whole), f"{_raised('N', int(whole))}√N")
+    if half:
+        return f"N^({power})"
+    return {0: "1", 1: "N"}.get(int(whole), _raised("N", int(whole)))
+
+
+# ---- text
+
+
+def _sympy(value: Polynomial, affine: Affine) -> Any:
+    import sympy
+
+    symbols: dict[str, Any] = {}
+
+    def expressed(polynomial: Polynomial) -> Any:
+        return sympy.Add(
+            *(
+                sympy.Rational(factor.numerator, factor.denominator) * sympy.Mul(*(made(name) for name in monomial))
+                for monomial, factor in ((m, Fraction(f)) for m, f in polynomial.terms.items())
+            )
+        )
+
+    def made(name: str) -> Any:
+        if name not in symbols:
+            symbols[name] = sympy.Symbol(name.rstrip("_"), integer=True, nonnegative=True)
+        return symbols[name]
+
+    for item in _resolved(affine):
+        if isinstance(item, Named):
+            inner = expressed(item.value)
+            match item.operation:
+                case "floor":
+                    symbols[item.name] = sympy.floor(inner / item.divisor)
+                case "isqrt":
+                    symbols[item.name] = sympy.floor(sympy.sqrt(inner))
+                case "log2":
+                    symbols[item.name] = sympy.floor(sympy.log(inner, 2))
+                case _:
+                    symbols[item.name] = inner
+            continue
+        whole, radix = made(item.name), expressed(item.radix)
+        if item.remainder is None:
+            symbols[item.quotient] = whole / radix
+        else:
+            symbols[item.quotient] = sympy.floor(whole / radix)
+            symbols[item.remainder] = whole - radix * symbols[item.quotient]
+    return expressed(value)
+
+
+def _arranged(expression: Any) -> Any:
+    """The shortest of a few arrangements of the terms."""
+    import sympy
+
+    expanded = sympy.expand(expression)
+    n = sympy.Symbol("N", integer=True, nonnegative=True)
+    options = [expanded, sympy.collect(expanded, n), sympy.factor_terms(expanded)]
+    if len(expanded.args) <= 12:
+        options.append(sympy.factor(expanded))
+    return min(options, key=lambda option: len(str(option)))
+
+
+def _pretty(text: str) -> str:
+    """Multiplication as a dot, small powers raised, floors in brackets."""
+    import re
+
+    text = re.sub(r"\*\*(\d+)", lambda match: match[1].translate(_SUPERSCRIPTS), text)
+    text = text.replace("*", "·")
+    while "floor(" in text:
+        at = text.index("floor(")
+        depth, end = 1, at + 6
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        text = f"{text[:at]}⌊{text[at + 6 : end - 1]}⌋{text[end:]}"
+    return text
+
+
+def _text(value: Polynomial, shown: Mapping[str, str]) -> str:
+    """A polynomial as an expression of the language."""
+    parts: list[str] = []
+    for monomial, factor in sorted(value.terms.items(), key=lambda item: (-len(item[0]), item[0])):
+        names = [_factor(shown.get(name, name)) for name in monomial]
+        size = abs(factor)
+        text = " * ".join(([str(size)] if size != 1 or not names else []) + names)
+        parts.append(("- " if factor < 0 else "+ ") + text)
+    joined = " ".join(parts) or "0"
+    return joined.removeprefix("+ ").replace("- ", "-", 1) if joined.startswith("-") else joined.removeprefix("+ ")
+
+
+def _factor(text: str) -> str:
+    return f"({text})" if " " in text else text
+
+
+def _comparison(item: Constraint, shown: Mapping[str, str]) -> str:
+    """factors + constant >= 0 with every term on the side where it is positive."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for name, factor in item.factors:
+        written = _factor(shown.get(name, name)) if abs(factor) > 1 else shown.get(name, name)
+        sides[factor < 0].append(written if abs(factor) == 1 else f"{abs(factor)}·{written}")
+    strict = item.constant == -1 and not item.is_equality and bool(sides[1])
+    if item.constant and not strict:
+        sides[item.constant < 0].append(str(abs(item.constant)))
+    left, right = (" + ".join(side) or "0" for side in sides)
+    return f"{left} {'=' if item.is_equality else '>' if strict else '≥'} {right}"
