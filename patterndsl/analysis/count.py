@@ -1,9 +1,9 @@
 """How many pairs? Exact counts of affine relations as piecewise polynomials in the lengths and parameters.
 
-The set is cut into disjoint convex pieces, and its dimensions are summed away one at a time (Pugh 1994, Counting Solutions to
-Presburger Formulas): between its greatest lower and least upper bound a dimension runs over consecutive integers, and
-a polynomial summed over them is a polynomial (Faulhaber). In mixed radix digits nearly all bounds have factors of one;
-what has not is first split by residues.
+The set is cut into disjoint convex pieces, and its dimensions are summed away one at a time (Pugh 1994, Counting
+Solutions to Presburger Formulas): between its greatest lower and least upper bound a dimension runs over consecutive
+integers, and a polynomial summed over them is a polynomial (Faulhaber). In mixed radix digits nearly all bounds have
+factors of one; what has not is first split by residues.
 """
 
 from __future__ import annotations

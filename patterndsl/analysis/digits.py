@@ -32,7 +32,6 @@ from patterndsl.ir.relation import (
     Or,
     Random,
     Relation,
-    compare,
     indices,
     subexpressions,
     substitute_index,
@@ -338,9 +337,12 @@ class _Writer:
     def reflexive(self, atom: Relation, flag: str) -> str:
         """What is known of an atom: q.x == k.x is true on the diagonal, and draws avoid what they avoid."""
         if isinstance(atom, Compare):
-            diagonal = compare(atom.op, _on_diagonal(atom.left), _on_diagonal(atom.right))
-            if isinstance(diagonal, Everything):
-                return either(f"{flag} = 1", opposite(self.compared("==", symbol("q"), symbol("k"))))
+            value = _linear(_on_diagonal(atom.left)) - _linear(_on_diagonal(atom.right))
+            known = {_safe(index.name) for index in subexpressions(atom.left) if isinstance(index, Param)}
+            known |= {_safe(index.name) for index in subexpressions(atom.right) if isinstance(index, Param)}
+            if value.symbols <= known:
+                holds, off = self.compared(atom.op, value, constant(0)), self.compared("!=", symbol("q"), symbol("k"))
+                return either(off, both(f"{flag} = 1", holds), both(f"{flag} = 0", opposite(holds)))
         if isinstance(atom, Random) and (atom.q, atom.k) == (Var("q"), Var("k")):
             return either(f"{flag} = 0", opposite(self.relation(atom.avoid)))
         return TRUE
@@ -486,8 +488,6 @@ class _Writer:
         for item in self.named.values():
             if item.name == name and item.operation == "floor" and item.value == radix:
                 return Fraction(1), 0
-        if name == "head" or name == "layer":
-            raise NotAffineError(f"`{name}` is compared with multiples of a parameter")
         raise _NeedsSplit(name, radix)
 
     def unrelated(self, monomial: tuple[str, ...], radix: Polynomial) -> Exception:
@@ -751,6 +751,23 @@ def symbols_of(index: Index) -> frozenset[str]:
 
 def _reads(index: Index) -> bool:
     return isinstance(index, Read) or any(map(_reads, operands(index)))
+
+
+def _linear(index: Index) -> Polynomial:
+    """The expression as a polynomial in its parameters; everything else is a symbol of its own."""
+    match index:
+        case Const(value):
+            return constant(value)
+        case Param(name):
+            return symbol(_safe(name))
+        case Arithmetic("+", left, right):
+            return _linear(left) + _linear(right)
+        case Arithmetic("-", left, right):
+            return _linear(left) - _linear(right)
+        case Arithmetic("*", left, right):
+            return _linear(left) * _linear(right)
+        case _:
+            return symbol(f"<{index!r}>")
 
 
 def _on_diagonal(index: Index) -> Index:

@@ -56,7 +56,11 @@ def symbolic(
         number = {"head": head, "layer": layer}.get(found.name)
         return found if number is None else Const(number)
 
-    given = []
+    given = [
+        substitute(compare("<=", item.minimum, Param(item.name)), put)
+        for item in resolved.params
+        if item.minimum is not None and not isinstance(item.default, tuple)
+    ]
     for item in resolved.requirements:
         if isinstance(item.value, str):
             continue  # a list, whose values are put in
