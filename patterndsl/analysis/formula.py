@@ -52,9 +52,9 @@ class Formula:
             if isinstance(item, Split) and item.remainder is None
         )
 
-    def cases(self) -> list[tuple[str, str]]:
-        """(formula, condition) for every cell, the one for long sequences first."""
-        return [(self.text(cell), self.condition(cell)) for cell in self.cells]
+    def cases(self, most: int | None = None) -> list[tuple[str, str]]:
+        """(formula, condition) for every cell or at most so many, the one for long sequences first."""
+        return [(self.text(cell), self.condition(cell)) for cell in self.cells[:most]]
 
     def text(self, cell: Cell | None = None) -> str:
         """The formula of a cell, of the first where none is given."""
@@ -110,13 +110,17 @@ def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: 
     same = [cell for cell in ordered[1:] if agrees(cell, main.value)]
     for cell in same:
         main = Cell(main.domain.union(cell.domain).coalesce(), main.value)
-    return Formula((main, *(cell for cell in ordered[1:] if cell not in same)), affine, context)
+    rest = sorted((cell for cell in ordered[1:] if cell not in same), key=lambda cell: len(cell.value.terms))
+    return Formula((main, *rest), affine, context)
 
 
-def digits_at(affine: Affine, values: Mapping[str, int]) -> dict[str, int] | None:
-    """The digits and named values at given lengths and parameters; None where an assumed division leaves a rest."""
+def digits_at(affine: Affine, values: Mapping[str, Any], *, of_query: bool = False) -> dict[str, Any] | None:
+    """The digits and named values at given lengths and parameters; None where an assumed division leaves a rest.
+
+    of_query: those of `q` too, whose value may be an array.
+    """
     digits = dict(values)
-    for item in _resolved(affine):
+    for item in _resolved(affine, of_query):
         if isinstance(item, Named):
             value = int(item.value.at(digits))
             match item.operation:
@@ -138,9 +142,9 @@ def digits_at(affine: Affine, values: Mapping[str, int]) -> dict[str, int] | Non
     return digits
 
 
-def _resolved(affine: Affine) -> list[Split | Named]:
-    """Definitions of lengths and parameters in an order in which each needs only earlier ones."""
-    positions = {"q", "k"}
+def _resolved(affine: Affine, of_query: bool = False) -> list[Split | Named]:
+    """Definitions of lengths and parameters, and of q if wanted, in an order in which each needs only earlier ones."""
+    positions = {"k"} if of_query else {"q", "k"}
     for item in affine.defined:
         if isinstance(item, Split) and item.name in positions:
             positions |= {item.quotient, item.remainder or item.quotient}

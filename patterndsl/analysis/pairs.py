@@ -6,20 +6,35 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm, prod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from patterndsl.analysis.count import count
 from patterndsl.analysis.digits import Affine, NotAffineError, affine
-from patterndsl.analysis.formula import Formula, formula
-from patterndsl.analysis.sets import GaveUpError, limited, region
+from patterndsl.analysis.formula import Formula, digits_at, formula
+from patterndsl.analysis.sets import GaveUpError, constraints, limited, region
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const, Index, Param, Var
 from patterndsl.ir.relation import EVERYTHING, Relation, compare, substitute
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import param_values, sizes_of
 
+if TYPE_CHECKING:
+    import islpy
+
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
 TYPICAL = (1_000_003, 998_244_353, 65_536, 1 << 20, 1_000_000, 3_628_800, 4_096)
+
+COUNTING = 1_500_000
+"""Operations of isl that one count may take, well below a second: a report has several."""
+LENGTHS = {"Nq": "N", "Nk": "N"}
+"""Queries and keys of a self-attention are equally many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +112,80 @@ def pairs(pattern: Symbolic) -> Formula | NoFormula:
     return NoFormula(reasons[0])
 
 
-def _counted(pattern: Symbolic, aligned: bool) -> Formula:
+def most_pairs(pattern: Symbolic) -> Formula | NoFormula:
+    """The number of pairs that some inputs or draws can keep: never fewer than the pattern has, and often many more."""
+    try:
+        return _counted(pattern, aligned=False, whatever_the_data=True)
+    except (NotAffineError, GaveUpError) as failed:
+        return NoFormula(str(failed))
+
+
+def _counted(pattern: Symbolic, aligned: bool, whatever_the_data: bool = False) -> Formula:
     form = affine([pattern.relation], pattern.given, lengths=LENGTHS, hints=hints(pattern), aligned=aligned)
-    if form.flags:
+    if form.flags and not whatever_the_data:
         raise NotAffineError("it depends on an input or on draws")
-    with limited() as context:
-        positions = form.q_digits + form.k_digits
-        everywhere = region(context, form.params, positions, form.domain)
-        points = everywhere.intersect(region(context, form.params, positions, form.texts[0]))
-        return formula(count(points, everywhere.params()), form, everywhere.params(), pattern.typical)
+    with limited(COUNTING) as context:
+        points, domain = _points(context, form)
+        return formula(count(points, domain), form, domain, pattern.typical)
 
 
-LENGTHS = {"Nq": "N", "Nk": "N"}
+def row_lengths(pattern: Symbolic, values: Mapping[str, int]) -> Integers | None:
+    """How many keys each query has at given lengths and parameters: int64 [N], exact; None where no formula is found.
+
+    The keys are summed away and the digits of the query stay: a formula of q, evaluated for all queries at once.
+    """
+    try:
+        form = affine([pattern.relation], pattern.given, lengths=LENGTHS, hints=hints(pattern))
+        if form.flags:
+            return None
+        with limited(COUNTING // 2) as context:
+            points, _ = _points(context, form)
+            return _per_row(points, form, values)
+    except (NotAffineError, GaveUpError):
+        return None
+
+
+def _points(context: islpy.Context, form: Affine) -> tuple[islpy.Set, islpy.Set]:
+    """The pairs (those of some data, where there are flags) and the parameters for which the pattern is defined."""
+    import islpy
+
+    dims = (*form.q_digits, *form.k_digits, *form.flags)
+    everywhere = region(context, form.params, dims, form.domain)
+    points = everywhere.intersect(region(context, form.params, dims, form.texts[0]))
+    kept = len(form.q_digits) + len(form.k_digits)
+    points = points.project_out(islpy.dim_type.set, kept, len(form.flags))
+    return points.coalesce(), everywhere.params()
+
+
+def _per_row(points: islpy.Set, form: Affine, values: Mapping[str, int]) -> Integers | None:
+    import islpy
+
+    moved = points.move_dims(
+        islpy.dim_type.param, len(form.params), islpy.dim_type.set, 0, len(form.q_digits)
+    ).coalesce()
+    queries = np.arange(values["N"], dtype=np.int64)
+    digits = digits_at(form, {**values, "q": queries}, of_query=True)
+    if digits is None:
+        return None
+    lengths = np.zeros(values["N"], dtype=np.int64)
+    for cell in count(moved, moved.params()):
+        inside = np.zeros(values["N"], dtype=bool)
+        for basic in cell.domain.get_basic_sets():
+            if basic.dim(islpy.dim_type.div):
+                return None
+            here = np.ones(values["N"], dtype=bool)
+            for item in constraints(basic):
+                side = sum((digits[name] * factor for name, factor in item.factors), start=item.constant)
+                here &= (side == 0) if item.is_equality else (side >= 0)
+            inside |= here
+        whole = lcm(*(Fraction(factor).denominator for factor in cell.value.terms.values()))
+        found: Any = np.zeros(values["N"], dtype=np.int64)
+        for monomial, factor in cell.value.terms.items():
+            found = found + int(factor * whole) * prod((digits[name] for name in monomial), start=1)
+        lengths += np.where(inside, found // whole, 0)
+    return lengths
 
 
 def hints(pattern: Symbolic) -> dict[str, int]:
     """Parameters at the default of some length, which say what is likely to divide what."""
     return dict(pattern.typical[0]) if pattern.typical else {}
-
-
-__all__ = ["LENGTHS", "Affine", "NoFormula", "Sequence", "Symbolic", "hints", "pairs", "symbolic"]

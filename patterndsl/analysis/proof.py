@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from patterndsl.analysis.digits import Affine, NotAffineError, affine
-from patterndsl.analysis.formula import digits_at
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, hints, symbolic
 from patterndsl.analysis.sets import GaveUpError, dim_names, limited, region
 from patterndsl.diagnostics import PatternError
@@ -26,7 +25,6 @@ from patterndsl.ir.relation import (
     Relation,
     conjunction,
     disjunction,
-    inputs_read,
     negation,
     substitute,
 )
@@ -381,4 +379,4 @@ def _sample(points: Any, form: Affine) -> dict[str, int] | None:
     return None
 
 
-__all__ = ["CLAIMS", "Claim", "Proven", "Refuted", "Unknown", "Verdict", "Witness", "digits_at", "inputs_read", "prove"]
+__all__ = ["CLAIMS", "Claim", "Proven", "Refuted", "Unknown", "Verdict", "Witness", "prove"]

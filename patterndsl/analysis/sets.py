@@ -32,20 +32,21 @@ class Constraint:
 
 
 @contextmanager
-def limited() -> Iterator[islpy.Context]:
+def limited(operations: int = MAX_OPERATIONS) -> Iterator[islpy.Context]:
     """A context whose work is bounded. Raises GaveUpError at its end or where isl is not there."""
     try:
         import islpy
     except ImportError:
         raise GaveUpError("islpy is not installed here (it has no wheel for this system)") from None
     context = islpy.Context()
-    context.set_max_operations(MAX_OPERATIONS)
+    context.set_max_operations(operations)
     try:
         yield context
     except islpy.Error as error:
         if "maximal number of operations" not in str(error):
             raise
-        raise GaveUpError(f"isl gave up after {MAX_OPERATIONS // 10**6} million operations (some 5 s)") from None
+        seconds = round(5 * operations / MAX_OPERATIONS, 1)
+        raise GaveUpError(f"isl gave up after {operations / 10**6:g} million operations (some {seconds:g} s)") from None
 
 
 def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *texts: str) -> islpy.Set:

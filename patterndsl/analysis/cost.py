@@ -1,0 +1,96 @@
+"""What does attention over so many pairs cost? Work, bytes and time on a device, by formulas written down here.
+
+Work follows FlashAttention's algorithm (Dao 2023, arXiv 2307.08691, section 3): two matrix products over the pairs
+forward, five backward, where the scores are computed again. A kernel computes whole tiles, so time follows the pairs of
+the live tiles and not those that are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patterndsl.analysis.figure import Figure
+from patterndsl.diagnostics import error, nearest
+
+ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What runs: q_len queries and kv_len keys, heads, channels and the size of an item in bytes."""
+
+    q_len: int
+    kv_len: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        return ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How fast a device is at attention; see DEVICES for how it was found."""
+
+    name: str
+    flops: float
+    """FLOP/s that attention kernels reach on whole tiles."""
+    bandwidth: float
+    """bytes/s from memory."""
+    launch: float
+    """seconds of every call that do not depend on the size."""
+    how: str
+
+
+# Rates are of attention as it is run, not of data sheets: dense attention measured at one size gives `flops`, copies
+# give `bandwidth`, the smallest call gives `launch`.
+DEVICES = {
+    "h200": Device("h200", 3.0e14, 4.0e12, 2.0e-5, "one NVIDIA H200, bfloat16, head_dim 64: dense flash attention"),
+    "cpu-2-core": Device("cpu-2-core", 2.4e11, 2.0e10, 1.0e-4, "two cores of a 2024 Xeon, float32: dense attention"),
+}
+
+
+def checked_dtype(dtype: str) -> str:
+    """The dtype, if it is one that attention runs in. Raises PatternError (E502)."""
+    if dtype in ITEM_SIZES:
+        return dtype
+    near = nearest(dtype, ITEM_SIZES)
+    help = f"did you mean `{near}`?" if near else f"choose from {', '.join(ITEM_SIZES)}"
+    raise error("E502", f"there is no dtype `{dtype}`", None, help)
+
+
+def forward_flops(num_pairs: float, head_dim: int) -> float:
+    """Two products, QK' and PV, of head_dim multiplications and additions for each pair."""
+    return FORWARD_PRODUCTS * 2 * head_dim * num_pairs
+
+
+def backward_flops(num_pairs: float, head_dim: int) -> float:
+    """Five products: the scores again, dV, dP, dQ and dK."""
+    return BACKWARD_PRODUCTS * 2 * head_dim * num_pairs
+
+
+def least_bytes(shape: Shape) -> float:
+    """Query, key, value and output once each: no forward pass moves less."""
+    queries = shape.q_len * shape.num_q_heads * shape.head_dim
+    keys = shape.kv_len * shape.num_kv_heads * shape.head_dim
+    return float((2 * queries + 2 * keys) * shape.itemsize)
+
+
+def saved_bytes(shape: Shape) -> float:
+    """What training keeps for the backward pass: query, key, value, output, and a float32 log-sum-exp per row."""
+    return least_bytes(shape) + 4 * shape.q_len * shape.num_q_heads
+
+
+def state_bytes(shape: Shape, num_keys: int) -> float:
+    """Keys and values that a decoder holds for so many positions, over all heads of a layer."""
+    return float(2 * num_keys * shape.num_kv_heads * shape.head_dim * shape.itemsize)
+
+
+def predicted(device: Device, flops: float, num_bytes: float) -> Figure:
+    """Time by the roofline: the slower of arithmetic and memory, and the launch."""
+    seconds = max(flops / device.flops, num_bytes / device.bandwidth) + device.launch
+    return Figure(seconds, "Expected", "s", f"roofline of {device.how}")
