@@ -51,6 +51,7 @@ CODES: dict[str, str] = {
     "E503": "query, key and value that do not fit together or do not fit the program",
     "E504": "something that would need N x N memory above the limit",
     "E505": "a backend that cannot do this",
+    "E506": "a claim that is not there, or that needs another pattern",
     # E6: files
     "E601": "file that cannot be read",
     "E602": "file that cannot be written",

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
-from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, input_error
+from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, input_error, nearest
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_VALUE, ParamValue, checked_override, integer, integers, unknown_parameter
 from patterndsl.sema.resolve import resolve
@@ -25,8 +25,13 @@ from patterndsl.syntax.spec import check_name, read_expression, read_file, read_
 if TYPE_CHECKING:
     import torch
 
+    from patterndsl.analysis.proof import Verdict
+    from patterndsl.analysis.report import Report
     from patterndsl.runtime.program import Program
     from patterndsl.sema.bind import Bound
+
+
+Claim: TypeAlias = Literal["causal", "rows_nonempty", "equals", "within", "symmetric"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,6 +88,63 @@ class Pattern:
 
         return bind(self.resolved, sizes_of(n, q_len, kv_len, q_start), heads, layer)
 
+    def report(
+        self,
+        n: int | None = None,
+        *,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        head_dim: int = 64,
+        dtype: str = "float32",
+        layer: int = 0,
+        block: int = 128,
+        inputs: Mapping[str, object] | None = None,
+    ) -> Report:
+        """What the pattern costs as a self-attention: formulas for every N, and figures at one length where n is given.
+
+        Formulas are exact in N and the parameters, on a stated domain, or there is a reason why there is none; figures
+        say how certain they are. inputs: 1-D arrays for patterns that read some. Without PyTorch.
+        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        """
+        from patterndsl.analysis.report import report
+
+        return report(
+            self.resolved,
+            self.name or str(self).strip(),
+            n=n,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            layer=layer,
+            block=block,
+            inputs=inputs,
+        )
+
+    def prove(
+        self,
+        claim: str,
+        other: Pattern | None = None,
+        *,
+        n: int | None = None,
+        params: Mapping[str, int] | None = None,
+    ) -> Verdict:
+        """Proven, Refuted with a witness, or Unknown with the reason, for every N and all values of the parameters.
+
+        claim: causal, rows_nonempty or symmetric; equals or within with another pattern. n, params: what has one value
+        only; `params={"w": 4}` fixes one. Parameters range from their declared minimum, or 0; those of one name in
+        both patterns are one. Raises InputError (E506) on an unknown claim.
+        """
+        from patterndsl.analysis.proof import prove
+
+        known = checked_claim(claim, other is not None)
+        values = dict(params or {})
+        declared = {item.name for side in (self, other) if side is not None for item in side.resolved.params}
+        for name in values:
+            if name not in declared:
+                raise unknown_parameter(name, dict.fromkeys(declared))
+        return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
+
     def compile(
         self,
         n: int | None = None,
@@ -107,6 +169,20 @@ class Pattern:
 
         bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
         return Program(bound, self.text, device, backend)
+
+
+def checked_claim(claim: str, has_other: bool) -> Claim:
+    """The claim, if it is one and the other pattern is there where it needs one. Raises InputError (E506)."""
+    word = claim.replace("-", "_") if isinstance(claim, str) else ""
+    if word not in get_args(Claim):
+        near = nearest(word, dict.fromkeys(get_args(Claim)))
+        help = f"did you mean `{near}`?" if near else f"choose from {', '.join(get_args(Claim))}"
+        raise input_error("E506", f"there is no claim `{claim}`", help)
+    if (word in ("equals", "within")) != has_other:
+        help = f'give it: prove("{word}", other)' if not has_other else f'write prove("{word}")'
+        what = "needs another pattern" if not has_other else "is about one pattern"
+        raise input_error("E506", f"`{word}` {what}", help)
+    return cast("Claim", word)
 
 
 def load(path: str | PathLike[str]) -> Pattern:

@@ -106,12 +106,28 @@ def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: 
     joined to it."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
     ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
-    main = ordered[0]
+    # where equalities hold, a polynomial can be written in several ways: the shortest that some cell has
+    shortest = min(
+        (cell.value for cell in ordered if agrees(ordered[0], cell.value)),
+        key=lambda value: (len(value.terms), value.degree, repr(value)),
+    )
+    main = Cell(ordered[0].domain, shortest)
     same = [cell for cell in ordered[1:] if agrees(cell, main.value)]
     for cell in same:
         main = Cell(main.domain.union(cell.domain).coalesce(), main.value)
-    rest = sorted((cell for cell in ordered[1:] if cell not in same), key=lambda cell: len(cell.value.terms))
-    return Formula((main, *rest), affine, context)
+    rest = [cell for cell in ordered[1:] if cell not in same]
+    main, rest = _rounded(main, rest, context)
+    return Formula((main, *sorted(rest, key=lambda cell: len(cell.value.terms))), affine, context)
+
+
+def _rounded(main: Cell, rest: list[Cell], context: islpy.Set) -> tuple[Cell, list[Cell]]:
+    """The first cell on a convex domain, if its polynomial is right on all of it: one condition instead of several."""
+    hull = main.domain.simple_hull().to_set().intersect(context)
+    shared = [Cell(cell.domain.intersect(hull), cell.value) for cell in rest]
+    if not all(cell.domain.is_empty() or agrees(cell, main.value) for cell in shared):
+        return main, rest
+    left = [Cell(cell.domain.subtract(hull).coalesce(), cell.value) for cell in rest]
+    return Cell(hull, main.value), [cell for cell in left if not cell.domain.is_empty()]
 
 
 def digits_at(affine: Affine, values: Mapping[str, Any], *, of_query: bool = False) -> dict[str, Any] | None:

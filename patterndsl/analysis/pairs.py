@@ -6,21 +6,38 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm, prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from patterndsl.analysis.count import count
+from patterndsl.analysis.count import Cell, count
 from patterndsl.analysis.digits import Affine, NotAffineError, affine
 from patterndsl.analysis.formula import Formula, digits_at, formula
+from patterndsl.analysis.polynomial import Polynomial, constant, symbol
 from patterndsl.analysis.sets import GaveUpError, constraints, limited, region
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.index import Const, Index, Param, Var
-from patterndsl.ir.relation import EVERYTHING, Relation, compare, substitute
+from patterndsl.ir.index import Arithmetic, Const, Index, Param, Var
+from patterndsl.ir.relation import (
+    EVERYTHING,
+    NOTHING,
+    And,
+    Compare,
+    Holds,
+    Not,
+    Or,
+    Random,
+    Relation,
+    children,
+    compare,
+    conjunction,
+    disjunction,
+    inputs_read,
+    substitute,
+)
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import param_values, sizes_of
 
@@ -113,7 +130,18 @@ def pairs(pattern: Symbolic) -> Formula | NoFormula:
 
 
 def most_pairs(pattern: Symbolic) -> Formula | NoFormula:
-    """The number of pairs that some inputs or draws can keep: never fewer than the pattern has, and often many more."""
+    """The number of pairs that some inputs or draws can keep: never fewer than the pattern has, and often many more.
+
+    Draws that are only added to the pattern count with what they can draw at most.
+    """
+    drawn = _drawn_at_most(pattern)
+    if drawn is not None:
+        still = replace(pattern, relation=_without_draws(pattern.relation))
+        found = pairs(still)
+        if isinstance(found, Formula):
+            more = drawn.put(found.affine.values)
+            cells = tuple(Cell(cell.domain, cell.value + more) for cell in found.cells)
+            return replace(found, cells=cells)
     try:
         return _counted(pattern, aligned=False, whatever_the_data=True)
     except (NotAffineError, GaveUpError) as failed:
@@ -127,6 +155,71 @@ def _counted(pattern: Symbolic, aligned: bool, whatever_the_data: bool = False) 
     with limited(COUNTING) as context:
         points, domain = _points(context, form)
         return formula(count(points, domain), form, domain, pattern.typical)
+
+
+def _drawn_at_most(pattern: Symbolic) -> Polynomial | None:
+    """How many pairs the draws of a relation can be, where they stand alone or in frames of whole blocks, and are
+    nowhere negated: the keys of each query, times the positions that a pair of the frame stands for."""
+    if not _draws_only_add(pattern.relation):
+        return None
+    total = Polynomial({})
+    for node in draws_of(pattern.relation):
+        blocks = [_block_of(side, name) for side, name in ((node.q, "q"), (node.k, "k"))]
+        number = _plain(node.count)
+        if number is None or blocks[0] is None or blocks[1] is None:
+            return None
+        # frames are whole blocks: at most N + b - 1 positions of queries
+        total = total + number * blocks[1] * (symbol("N") + blocks[0] - 1)
+    return total if total.terms else None
+
+
+def _block_of(side: Index, name: str) -> Polynomial | None:
+    """1 for q itself, b for q // b."""
+    match side:
+        case Var(found) if found == name:
+            return constant(1)
+        case Arithmetic("//", Var(found), divisor) if found == name:
+            return _plain(divisor)
+        case _:
+            return None
+
+
+def _plain(index: Index) -> Polynomial | None:
+    match index:
+        case Const(value):
+            return constant(value)
+        case Param(name):
+            return symbol(name)
+        case _:
+            return None
+
+
+def draws_of(relation: Relation) -> Iterator[Random]:
+    """The draws that a relation is made of, each as often as it stands there."""
+    if isinstance(relation, Random):
+        yield relation
+    for child in children(relation):
+        yield from draws_of(child)
+
+
+def _draws_only_add(relation: Relation) -> bool:
+    if isinstance(relation, Not):
+        return not any(draws_of(relation.term))
+    if isinstance(relation, Holds) or (isinstance(relation, Compare) and inputs_read(relation)):
+        return False
+    return all(map(_draws_only_add, children(relation)))
+
+
+def _without_draws(relation: Relation) -> Relation:
+    match relation:
+        case Random():
+            return NOTHING
+        case And(terms):
+            return conjunction(map(_without_draws, terms))
+        case Or(terms):
+            return disjunction(map(_without_draws, terms))
+        case _:
+            return relation
 
 
 def row_lengths(pattern: Symbolic, values: Mapping[str, int]) -> Integers | None:

@@ -68,6 +68,10 @@ class Proven:
     claim: str
     scope: str
 
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"claim": self.claim, "scope": self.scope}
+
     def __str__(self) -> str:
         return f"Proven: {self.claim}, {self.scope}"
 
@@ -80,6 +84,12 @@ class Refuted:
     witness: Witness
     why: str
 
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        at = self.witness
+        place = {"n": at.n, "params": dict(at.params), "head": at.head, "layer": at.layer, "q": at.q, "k": at.k}
+        return {"claim": self.claim, "why": self.why, "witness": {**place, "inputs": dict(at.inputs)}}
+
     def __str__(self) -> str:
         return f"Refuted: {self.claim}; {self.why}: {self.witness}"
 
@@ -90,6 +100,10 @@ class Unknown:
 
     claim: str
     reason: str
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"claim": self.claim, "reason": self.reason}
 
     def __str__(self) -> str:
         return f"Unknown: {self.claim}; {self.reason}"

@@ -20,7 +20,7 @@ from patterndsl.analysis.cost import (
     predicted,
     saved_bytes,
 )
-from patterndsl.analysis.figure import Figure, readable
+from patterndsl.analysis.figure import Certainty, Figure, readable
 from patterndsl.analysis.formula import Formula, order
 from patterndsl.analysis.pairs import NoFormula, Symbolic, most_pairs, pairs, row_lengths, symbolic
 from patterndsl.diagnostics import PatternError
@@ -135,9 +135,21 @@ class Report:
             ("arithmetic intensity", self.intensity),
         ]
 
+    def formula_text(self) -> str:
+        """The formula of the first group of heads in one line; what bounds it, or why there is none."""
+        group = self.groups[0]
+        if isinstance(group.formula, Formula):
+            return group.formula.text()
+        return f"≤ {group.upper.text()}" if group.upper is not None else group.formula.reason
+
+    def latex(self) -> str:
+        """The formulas in LaTeX, one per group of heads."""
+        shown = [group.formula if isinstance(group.formula, Formula) else group.upper for group in self.groups]
+        return r" \\ ".join(formula.latex() for formula in shown if formula is not None)
+
     def _repr_latex_(self) -> str | None:
-        shown = [group.formula.latex() for group in self.groups if isinstance(group.formula, Formula)]
-        return "$$" + r" \\ ".join(shown) + "$$" if shown else None
+        shown = self.latex()
+        return f"$${shown}$$" if shown else None
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         found = {"text/plain": "\n".join(self.lines())}
@@ -283,7 +295,7 @@ def _report(
     kept, computed = (_summed(groups, name) for name in ("pairs", "computed_pairs"))
     empty = dict.fromkeys(FIGURES)
     if n is None or shape is None or kept is None or computed is None:
-        return Report(name, groups, params, n, shape, block, **empty, times={}, dense_times={})  # type: ignore[arg-type]
+        return Report(name, groups, params, n, shape, block, **empty, times={}, dense_times={})
     num_bytes = least_bytes(shape)
     work = forward_flops(kept.value, shape.head_dim)
     dense = forward_flops(n * n * shape.num_q_heads, shape.head_dim)
@@ -313,7 +325,7 @@ def _summed(groups: tuple[HeadReport, ...], name: str) -> Figure | None:
     found = [(getattr(group, name), len(group.heads)) for group in groups]
     if any(figure is None for figure, _ in found):
         return None
-    certain = "Exact" if all(figure.certainty == "Exact" for figure, _ in found) else "UpperBound"
+    certain: Certainty = "Exact" if all(figure.certainty == "Exact" for figure, _ in found) else "UpperBound"
     total = sum(figure.value * count for figure, count in found)
     return Figure(total, certain, "pairs", found[0][0].how)
 

@@ -63,6 +63,33 @@ examples:
 The output is compared with float64 attention straight from the predicate: every row where that is small, some rows
 otherwise. The error may be twice that of PyTorch's dense attention in the same dtype. Exit code 1 if it is larger.
 """,
+    "report": """
+examples:
+  patterndsl report examples/longformer.yaml                 formulas in N and the parameters
+  patterndsl report examples/longformer.yaml -n 65536 --heads 16 --dtype bfloat16
+  patterndsl report examples/*.yaml -n 65536                 one table
+  patterndsl report 'causal & (recent(w) | strided(w))' --set w=64 --latex
+
+Exact: so it is. UpperBound: not more. Expected: what the stated model predicts. Measured: seen in a run.
+""",
+    "prove": """
+examples:
+  patterndsl prove examples/longformer.yaml causal
+  patterndsl prove examples/streaming-sinks.yaml rows-nonempty
+  patterndsl prove 'recent(100)' equals 'window(99, 0)'
+  patterndsl prove examples/mistral.yaml within causal
+  patterndsl prove examples/prefix-lm.yaml causal --set prefix=0
+
+For every N and every value of the parameters from their minimum, where --set and -n do not fix one.
+Exit code: 0 proven, 1 refuted, 3 unknown.
+""",
+    "diff": """
+examples:
+  patterndsl diff 'recent(8)' 'window(8, 0)' -n 32
+  patterndsl diff examples/longformer.yaml 'window(4) | global(2)' --set w=4 --set g=2
+
+Exit code: 0 where the two are equal at that length, 1 where they differ.
+""",
     "schema": """
 example:
   patterndsl schema > pattern.schema.json
@@ -155,6 +182,9 @@ def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]
     _show_options(command("show", "draw a pattern: in the terminal, or as PNG, SVG or HTML"))
     _compile_options(command("compile", "write the plan of a pattern at given sizes to a file"))
     _run_options(command("run", "execute a pattern, check it against the oracle, time it against dense attention"))
+    _report_options(command("report", "say what patterns cost, for every length and at one"))
+    _prove_options(command("prove", "prove or refute a claim about a pattern for every length"))
+    _diff_options(command("diff", "say what one pattern has and another lacks"))
     command("schema", "print the JSON Schema of spec files, for editors")
     return parser, made
 
@@ -210,6 +240,39 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--dense-limit", type=_seconds, default=20.0, metavar="S", help="skip dense attention beyond S seconds (20)"
     )
     how.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    parser.add_argument("-n", type=_length, metavar="N", help="length for figures; 2^20 is understood")
+    parser.add_argument("--heads", type=_heads, metavar="H", help="query heads (default 1)")
+    parser.add_argument("--kv-heads", type=_heads, metavar="H", help="key and value heads (default: as many as heads)")
+    parser.add_argument("--head-dim", type=_tensor_size, metavar="D", help="size of a head (default 64)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default float32)")
+    parser.add_argument("--layer", type=_layer, metavar="L", help="what `layer` is in the pattern (default 0)")
+    parser.add_argument("--block", type=_block, metavar="B", help="positions per tile (default 128)")
+    parser.add_argument("--latex", action="store_true", help="print the formulas in LaTeX")
+    parser.add_argument("--json", action="store_true", help="print the reports as JSON")
+
+
+def _prove_options(parser: argparse.ArgumentParser) -> None:
+    claims = ("causal", "rows-nonempty", "symmetric", "equals", "within")
+    parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    parser.add_argument("claim", choices=claims, metavar="CLAIM", help=", ".join(claims))
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="the other pattern of `equals` and `within`")
+    _pattern_options(parser)
+    parser.add_argument("-n", type=_length, metavar="N", help="for this length only")
+    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+
+
+def _diff_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="FIRST", help=_SPEC_HELP)
+    parser.add_argument("other", metavar="SECOND", help="another one")
+    _pattern_options(parser)
+    parser.add_argument("-n", type=_length, metavar="N", help="length of the picture (default 64)")
+    parser.add_argument("--layer", type=_layer, metavar="L", help="what `layer` is in the patterns (default 0)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _pattern_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,42 @@
+"""`patterndsl prove`: does a claim hold for every N? Exit code 0 if proven, 1 if refuted, 3 if nobody knows."""
+
+from __future__ import annotations
+
+import argparse
+
+from patterndsl.cli.output import say, say_json
+from patterndsl.cli.specs import is_path, pattern_of
+from patterndsl.diagnostics import error
+from patterndsl.pattern import Pattern, load, parse
+
+EXIT_CODES = {"Proven": 0, "Refuted": 1, "Unknown": 3}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the verdict."""
+    pattern = pattern_of(arguments.spec, arguments)
+    other = None if arguments.other is None else other_of(arguments.other, arguments)
+    verdict = pattern.prove(arguments.claim, other, n=arguments.n, params=fixed_params(arguments))
+    if arguments.json:
+        say_json({"verdict": type(verdict).__name__, **verdict.to_dict()})
+    else:
+        say(str(verdict))
+    return EXIT_CODES[type(verdict).__name__]
+
+
+def other_of(spec: str, arguments: argparse.Namespace) -> Pattern:
+    """The second pattern of a comparison: an expression may use the parameters that --set gives."""
+    if is_path(spec):
+        return load(spec)
+    return parse(spec, fixed_params(arguments) or None, name="<other>") if arguments.params else parse(spec)
+
+
+def fixed_params(arguments: argparse.Namespace) -> dict[str, int]:
+    """What --set fixes: a proof needs numbers."""
+    found = {}
+    for text in arguments.params:
+        name, _, value = text.partition("=")
+        if not value.strip().lstrip("+-").isdigit():
+            raise error("E701", f"--set {text}: a proof takes whole numbers", None, "leave it out for every value")
+        found[name.strip()] = int(value)
+    return found
