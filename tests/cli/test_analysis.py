@@ -1,0 +1,123 @@
+"""`patterndsl report`, `prove` and `diff`: what patterns cost, what holds of them, how two differ."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import patterndsl
+from patterndsl.cli import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LONGFORMER = str(EXAMPLES / "longformer.yaml")
+
+
+def test_a_report_has_formulas_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", LONGFORMER, "-n", "4096", "--set", "w=256", "--set", "g=2"]) == 0
+    out = capsys.readouterr().out
+    w, g, n = 256, 2, 4096
+    pairs = 2 * g * n - g * g + (n - g) * (2 * w + 1) - w * (w + 1)
+    assert "pairs = 2·N·g + 2·N·w + N - g² - 2·g·w - g - w² - w  (Exact for N > g + w)" in out
+    assert f"{pairs:,} pairs (Exact)" in out
+    assert "order Θ(N·g + N·w); Θ(N) at the defaults" in out
+    assert re.search(r"forward, h200 +\S+ \S+ \(Expected\)", out)
+
+
+def test_a_report_without_a_length_has_formulas_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(EXAMPLES / "sparse-transformer-strided.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "order Θ(N·l + N²/l); Θ(N√N) at the defaults" in out
+    assert "figures: give a length" in out
+
+
+def test_a_report_as_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", LONGFORMER, "-n", "1000", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    mask = patterndsl.load(LONGFORMER).compile(n=1000).mask()
+    assert data["pairs"] == {"value": int(mask.sum()), "certainty": "Exact", "unit": "pairs", "how": "formula"}
+    rows = mask[0].sum(dim=1)
+    assert data["groups"][0]["least_row"]["value"] == int(rows.min())
+    assert data["groups"][0]["greatest_row"]["value"] == int(rows.max())
+    assert data["flops"]["value"] == 4 * 64 * int(mask.sum())
+
+
+def test_a_report_in_latex(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(EXAMPLES / "axial.yaml"), "--latex"]) == 0
+    assert r"\left\lfloor{\frac{N}{cols}}\right\rfloor" in capsys.readouterr().out
+
+
+def test_several_reports_are_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(EXAMPLES / f"{name}.yaml") for name in ("axial", "mistral", "packed-documents")]
+    assert main(["report", *paths, "-n", "1024"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["pattern", "order"]
+    assert [row.split()[0] for row in rows] == ["axial", "mistral", "packed-documents"]
+    assert "needs inputs" in rows[2]
+
+
+def test_draws_and_inputs_are_bounded_and_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(EXAMPLES / "bigbird.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "no formula, it depends on an input or on draws" in out
+    assert "UpperBound, Θ(N·b·r + N·b·w + b²·w²)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["causal & window(w)", "causal", "--set", "w=3"], 0, "Proven: causal, for all N, with w = 3"),
+        (["window(3, 1)", "causal"], 1, "Refuted: causal; the query attends a later key: q = 0, k = 1 at N = 2"),
+        (["recent(100)", "equals", "window(99, 0)"], 0, "Proven: equals, for all N"),
+        (["recent(8)", "equals", "window(8, 0)"], 1, "only the second has the pair: q = 8, k = 0 at N = 9"),
+        (["causal & q != k", "rows-nonempty"], 1, "the query attends no key: q = 0 at N = 1"),
+        (["strided(q * k + 1)", "symmetric", "-n", "3000"], 3, "Unknown: symmetric; "),
+        (["causal", "causal", "-n", "100"], 0, "Proven: causal, for N = 100"),
+    ],
+)
+def test_verdicts(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", *words]) == code
+    assert said in capsys.readouterr().out
+
+
+def test_a_verdict_as_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", LONGFORMER, "causal", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "Refuted"
+    assert (found["witness"]["q"], found["witness"]["k"], found["witness"]["n"]) == (0, 1, 2)
+
+
+def test_what_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", "causal", "within"]) == 1
+    assert "error[E506]: `within` needs another pattern" in capsys.readouterr().err
+    assert main(["prove", "causal", "sparse"]) == 2
+    assert "choose from causal, rows-nonempty" in capsys.readouterr().err
+    assert main(["prove", "window(w)", "causal", "--set", "w=N"]) == 2
+    assert "a proof takes whole numbers" in capsys.readouterr().err
+
+
+def test_a_difference_is_counted_and_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "recent(3)", "window(3, 0)", "-n", "6"]) == 1
+    out = capsys.readouterr().out
+    assert "at N = 6: 15 pairs in both, 0 only in the first, 3 only in the second" in out
+    assert "only in the second: q = 3, k = 0" in out
+    picture = [line for line in out.splitlines() if re.fullmatch(r"[█·12X]{6}", line)]
+    assert picture == ["█·····", "██····", "███···", "2███··", "·2███·", "··2███"]
+
+
+def test_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "strided(6)", "strided(2) & strided(3)", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["equals"]["verdict"] == "Proven"
+    assert (found["only_first"], found["only_second"]) == (0, 0)
+
+
+def test_the_library_says_the_same() -> None:
+    pattern = patterndsl.parse("causal & recent(w)", params={"w": 4})
+    assert str(pattern.prove("rows-nonempty", params={"w": 4})) == "Proven: rows nonempty, for all N, with w = 4"
+    assert type(pattern.prove("rows_nonempty")).__name__ == "Refuted"  # w = 0 keeps nothing
+    report = pattern.report(n=100)
+    assert report.pairs is not None
+    assert (report.pairs.value, report.pairs.certainty) == (394, "Exact")
+    bundle = report._repr_mimebundle_()
+    assert bundle["text/latex"].startswith("$$")
