@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,19 @@ def test_the_message_is_the_real_one(
     Path("my.yaml").write_text("name: mine\nparams: {w: 4}\nattend: causal & windw(w)\n")
     assert main(["check", "my.yaml"]) == 1
     assert capsys.readouterr().err.strip() == shown.split("\n", 1)[1].strip()
+
+
+def test_reports_and_proofs_are_the_real_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = 0
+    for block in blocks(README, ""):
+        if not block.startswith(("$ patterndsl report", "$ patterndsl prove")):
+            continue
+        for part in block.strip().split("$ patterndsl ")[1:]:
+            line, shown = part.split("\n", 1)
+            main(shlex.split(line))
+            assert capsys.readouterr().out.strip() == shown.strip()
+            commands += 1
+    assert commands >= 6
