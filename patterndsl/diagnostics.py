@@ -63,10 +63,11 @@ CODES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A text and the name that the user knows it by."""
+    """A text and the name that the user knows it by; `importer` names the spec that brought it in."""
 
     name: str
     text: str
+    importer: str | None = None
 
     def line_and_column(self, offset: int) -> tuple[int, int]:
         """1-based line and column of a character offset."""
@@ -193,7 +194,8 @@ def _render_one(diagnostic: Diagnostic, color: bool) -> str:
         pad = "".join("\t" if char == "\t" else " " for char in text[: column - 1])
         gutter = " " * len(str(line))
         real_column = place.source.line_and_column(place.start)[1]
-        lines.append(f"{gutter}{paint('-->', '34')} {_visible(place.source.name)}:{line}:{real_column}")
+        by = f" (imported by {_visible(place.source.importer)})" if place.source.importer else ""
+        lines.append(f"{gutter}{paint('-->', '34')} {_visible(place.source.name)}:{line}:{real_column}{by}")
         lines.append(f"{gutter} {paint('|', '34')}")
         lines.append(f"{paint(str(line), '34')} {paint('|', '34')} {_visible(text)}")
         caret = paint("^" * max(1, width) + (f" {diagnostic.label}" if diagnostic.label else ""), "1;31")

@@ -245,6 +245,8 @@ class Expander(ABC):
         raise self.unknown(name, place, scope)
 
     def unknown(self, name: str, place: SourceRange, scope: Scope) -> Stop:
+        if scope.is_open():
+            return Stop()
         near = OTHER_WORDS.get(name.casefold()) or nearest(name, scope.names())
         help = f"did you mean `{near}`?" if near else "declare it under `params`, `define` or `inputs`"
         only_name = SourceRange(place.source, place.start, min(place.stop, place.start + len(name)))
@@ -420,6 +422,8 @@ class Expander(ABC):
                 return within.attributes[expr.name]
             known |= set(within.attributes)
             within = within.parent
+        if scope.is_open():
+            raise Stop
         near = nearest(expr.name, known)
         help = f"did you mean `{expr.position}.{near}`?" if near else "declare it under `grid` or `inputs`"
         raise self.report("E202", f"unknown attribute `{expr.name}`", expr.place, help)

@@ -102,6 +102,8 @@ class _Resolver(Expander):
                 expression = param.default
                 default = cast("Index | None", self.attempt(partial(self.constant, expression, scope, where)))
             scope.values[param.name] = Param(param.name)
+        if isinstance(param.default, ast.Broken):  # it may have been meant as a list
+            scope.broken.add(param.name)
         minimum = None
         if param.minimum is not None:
             least = param.minimum
@@ -126,6 +128,7 @@ class _Resolver(Expander):
             repeated = next((p for i, p in enumerate(definition.params) if p in definition.params[:i]), None)
             if repeated:
                 self.report("E208", f"parameter `{repeated}` is named twice", definition.place, "rename one")
+                scope.broken.add(definition.name)
             for param in definition.params:
                 if param in RESERVED:
                     message = f"parameter `{param}` belongs to the language"
@@ -138,6 +141,7 @@ class _Resolver(Expander):
     ) -> None:
         if name in RESERVED:
             self.report("E208", f"`{name}` belongs to the language", place, "choose another name")
+            scope.broken.add(name)
         elif (
             name in scope.values
             or name in scope.attributes

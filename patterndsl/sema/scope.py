@@ -81,6 +81,10 @@ class Scope:
         own = {*self.values, *self.definitions, *self.imports}
         return own | self.parent.names() if self.parent else own | set(POSITIONS) | set(FUNCTIONS) | set(PRIMITIVES)
 
+    def is_open(self) -> bool:
+        """Whether a section that could not be read might have declared what is looked for."""
+        return ast.ANY_NAME in self.broken or (self.parent is not None and self.parent.is_open())
+
 
 POSITIONS: dict[str, Index] = {"q": Q, "k": K, "head": HEAD, "layer": LAYER, "N": NQ, "Nq": NQ, "Nk": NK}
 FUNCTIONS: dict[str, tuple[int, int | None]] = {

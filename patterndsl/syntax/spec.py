@@ -6,6 +6,7 @@ collected, so that one bad entry does not hide the next.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -132,7 +133,8 @@ def _read_path(
         raise error(code, f"cannot read {shown}: {failed.strerror}", place, help) from None
     except UnicodeDecodeError:
         raise error(code, f"{shown} is not UTF-8 text", place, "a spec is a YAML text file") from None
-    return _read(Source(shown, text), path.resolve().parent, (*importers, path.resolve()))
+    source = Source(shown, text, importer=place.source.name if place else None)
+    return _read(source, path.resolve().parent, (*importers, path.resolve()))
 
 
 def _similar_file(path: Path) -> str:
@@ -176,7 +178,7 @@ class _Reader:
                 "E301", f"a character that YAML does not allow: U+{ord(unprintable[0]):04X}", place, "remove it"
             )
         try:
-            self.guard_depth()
+            self.guard_events()
             root = yaml.compose(self.source.text, Loader=_Loader)
         except yaml.YAMLError as failed:
             raise self.yaml_error(failed) from None
@@ -185,9 +187,10 @@ class _Reader:
             raise error("E305", "the spec is empty", place, "write at least `attend: causal`")
         return root
 
-    def guard_depth(self) -> None:
-        """Events come one by one, without recursion, so this refuses what `compose` would choke on."""
+    def guard_events(self) -> None:
+        """Events come one by one, without recursion, so this refuses what `compose` would choke on, or drop."""
         depth = 0
+        unused: dict[str, SourceRange] = {}
         for event in yaml.parse(self.source.text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
@@ -195,6 +198,26 @@ class _Reader:
                 offset = event.start_mark.index if event.start_mark else 0
                 place = SourceRange(self.source, offset, offset + 1)
                 raise error("E102", f"YAML nested more than {MAX_YAML_DEPTH} levels deep", place, "a spec is flat")
+            if isinstance(event, yaml.AliasEvent):
+                unused.pop(event.anchor, None)
+                continue
+            if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+                continue
+            if event.tag is not None:
+                place, written = self.mark("!", offset)
+                help = "write `~` for not, or quote the text"
+                raise error("E301", f"YAML takes `{written}` for a tag here", place, help)
+            if event.anchor is not None:
+                unused[event.anchor], _ = self.mark("&", offset)
+        for name, place in unused.items():
+            message = f"YAML takes `&{name}` for an anchor here, and nothing uses it"
+            raise error("E301", message, place, "quote the text, or drop the anchor")
+
+    def mark(self, sign: str, offset: int) -> tuple[SourceRange, str]:
+        """The tag or anchor before a value: its place and how it is written."""
+        start = self.source.text.index(sign, offset)
+        written = re.split(r"[\s,\[\]{}]", self.source.text[start:], maxsplit=1)[0]
+        return SourceRange(self.source, start, start + len(written)), written
 
     def yaml_error(self, failed: yaml.YAMLError) -> PatternError:
         """What YAML's parser says, in words of someone who wrote a spec."""
@@ -237,6 +260,7 @@ class _Reader:
                 self.place(node),
                 "write `key: value` lines",
             )
+            self.broken.add(ast.ANY_NAME)
             return
         seen: set[str] = set()
         num_open = 0
@@ -335,7 +359,10 @@ class _Reader:
             return None
 
     def identifier(self, text: str, node: yaml.Node, what: str) -> bool:
-        return check_name(text, what, self.diagnostics, self.place(node))
+        if check_name(text, what, self.diagnostics, self.place(node)):
+            return True
+        self.broken.update(_IDENTIFIER.findall(text))  # `my-w` is used as `my - w`
+        return False
 
     # ---- sections -----------------------------------------------------------------------------------------
 
@@ -494,8 +521,9 @@ class _Reader:
                 "move what both need into a third spec",
             )
             return None
+        shown = os.path.normpath(os.path.join(os.path.dirname(self.source.name), path_text))  # from where the user is
         try:
-            spec, found = _read_path(path, path_text, place, self.importers)
+            spec, found = _read_path(path, shown, place, self.importers)
         except PatternError as failed:
             self.diagnostics.extend(failed.diagnostics)
             return None

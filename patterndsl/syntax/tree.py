@@ -244,6 +244,10 @@ class Import:
     place: SourceRange = _place()
 
 
+ANY_NAME = "*"
+"""In `Spec.broken`: a section that could not be read, and might have declared any name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """A whole spec. A bare expression is a spec with nothing but `attend`."""
