@@ -42,6 +42,7 @@ _YAML_PROBLEMS = (
 )
 """What libyaml says, and what a user should read instead, with the cure."""
 
+_MARK = re.compile(r"[^\s,\[\]{}]*")
 _UNIT = re.compile(r"\S")
 _ESCAPED_UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|\S", re.DOTALL)
 _WHITE_ESCAPES = tuple(f"\\{sign}" for sign in (*"tnvfr_NLP \t\r\n", "x20", "x09"))
@@ -194,12 +195,12 @@ class _Reader:
         for event in yaml.parse(self.source.text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
+            offset = event.start_mark.index if event.start_mark else 0
             if depth > MAX_YAML_DEPTH:
-                offset = event.start_mark.index if event.start_mark else 0
                 place = SourceRange(self.source, offset, offset + 1)
                 raise error("E102", f"YAML nested more than {MAX_YAML_DEPTH} levels deep", place, "a spec is flat")
             if isinstance(event, yaml.AliasEvent):
-                unused.pop(event.anchor, None)
+                unused.pop(event.anchor or "", None)
                 continue
             if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
                 continue
@@ -216,8 +217,9 @@ class _Reader:
     def mark(self, sign: str, offset: int) -> tuple[SourceRange, str]:
         """The tag or anchor before a value: its place and how it is written."""
         start = self.source.text.index(sign, offset)
-        written = re.split(r"[\s,\[\]{}]", self.source.text[start:], maxsplit=1)[0]
-        return SourceRange(self.source, start, start + len(written)), written
+        found = _MARK.match(self.source.text, start)
+        assert found is not None
+        return SourceRange(self.source, start, found.end()), found[0]
 
     def yaml_error(self, failed: yaml.YAMLError) -> PatternError:
         """What YAML's parser says, in words of someone who wrote a spec."""
