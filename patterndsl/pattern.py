@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from patterndsl.analysis.proof import Verdict
+    from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.report import Report
     from patterndsl.runtime.program import Program
     from patterndsl.sema.bind import Bound
@@ -144,6 +145,15 @@ class Pattern:
             if name not in declared:
                 raise unknown_parameter(name, dict.fromkeys(declared))
         return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
+
+    def dead_terms(self) -> tuple[DeadTerm, ...]:
+        """Terms of unions that the others cover, and differences that remove nothing, for every N; each with its place.
+
+        Work: one proof per term.
+        """
+        from patterndsl.analysis.redundancy import dead_terms
+
+        return dead_terms(self.spec)
 
     def compile(
         self,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
+from operator import add
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from patterndsl.analysis.digits import Affine, NotAffineError, affine
-from patterndsl.analysis.pairs import LENGTHS, Symbolic, hints, symbolic
-from patterndsl.analysis.sets import GaveUpError, dim_names, limited, region
+from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
+from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, region
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, NQ, Const, Index, Param, Var
 from patterndsl.ir.meaning import Point, member
@@ -25,6 +26,7 @@ from patterndsl.ir.relation import (
     Relation,
     conjunction,
     disjunction,
+    indices,
     negation,
     substitute,
 )
@@ -37,7 +39,8 @@ Claim: TypeAlias = Literal["causal", "rows_nonempty", "equals", "within", "symme
 CLAIMS: tuple[Claim, ...] = ("causal", "rows_nonempty", "equals", "within", "symmetric")
 
 MAX_SMALL = 10
-MAX_SEARCHES = 1500
+MAX_SEARCHES = 2000
+"""Masks that are looked at before isl is asked."""
 MAX_DENSE = 1 << 22
 
 
@@ -158,17 +161,25 @@ class _Problem:
         return found
 
     def sizes(self) -> Iterator[tuple[int, dict[str, int]]]:
-        """Lengths and parameters, small ones first."""
+        """Lengths and parameters, small ones first; as many parameters for each length as the effort allows."""
         free = self.free()
         lengths = range(MAX_SMALL + 1) if self.n is None else [self.n]
-        left = MAX_SEARCHES
-        for n in lengths:
-            ranges = [[*range(least, least + 4)] if free else [] for least in free.values()]
-            for values in sorted(product(*ranges), key=lambda values: (sum(values), values)):
-                yield n, dict(zip(free, values, strict=True))
-                left -= 1
-                if left == 0:
-                    return
+        most = max(8, MAX_SEARCHES // (self.effort() * len(lengths)))
+        above = islice(sorted(product(range(4), repeat=len(free)), key=lambda steps: (sum(steps), steps)), most)
+        values = [dict(zip(free, map(add, free.values(), steps), strict=True)) for steps in above]
+        yield from product(lengths, values)
+
+    def effort(self) -> int:
+        """What one size takes, in masks of a small pattern; a draw counts for several, as its keys are drawn first."""
+        nodes = sum(1 for resolved in self.patterns() for _ in indices(resolved.relation))
+        draws = sum(1 for resolved in self.patterns() for _ in draws_of(resolved.relation))
+        num_inputs = 4 if any(resolved.inputs for resolved in self.patterns()) else 1
+        return (
+            num_inputs
+            * (2 if self.uses("layer") else 1)
+            * (4 if self.uses("head") else 1)
+            * (1 + 8 * draws + nodes // 16)
+        )
 
     def search(self) -> Refuted | None:
         for n, values in self.sizes():
@@ -247,7 +258,7 @@ class _Problem:
         if isinstance(texts[0], Nothing):
             return Proven(self.text, self.scope(None))
         form = affine(texts, given, lengths=LENGTHS, hints=hints(sides[0]), digits=digits, aligned=aligned)
-        with limited() as context:
+        with limited(MAX_OPERATIONS // 3) as context:  # three ways to write it are tried
             dims = (*form.q_digits, *form.k_digits, *form.flags)
             everywhere = region(context, form.params, dims, form.domain)
             points = everywhere.intersect(region(context, form.params, dims, form.texts[0]))
@@ -346,8 +357,6 @@ def _small_inputs(bounds: list[Bound]) -> Iterator[dict[str, Any]]:
 
 
 def _symbols(relation: Relation) -> set[Index]:
-    from patterndsl.ir.relation import indices
-
     return {index for index in indices(relation) if isinstance(index, Var)}
 
 

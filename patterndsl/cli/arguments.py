@@ -79,6 +79,7 @@ examples:
   patterndsl prove 'recent(100)' equals 'window(99, 0)'
   patterndsl prove examples/mistral.yaml within causal
   patterndsl prove examples/prefix-lm.yaml causal --set prefix=0
+  patterndsl prove 'causal & (recent(8) | window(4))' dead-terms     what could be dropped
 
 For every N and every value of the parameters from their minimum, where --set and -n do not fix one.
 Exit code: 0 proven, 1 refuted, 3 unknown.
@@ -257,7 +258,7 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prove_options(parser: argparse.ArgumentParser) -> None:
-    claims = ("causal", "rows-nonempty", "symmetric", "equals", "within")
+    claims = ("causal", "rows-nonempty", "symmetric", "equals", "within", "dead-terms")
     parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
     parser.add_argument("claim", choices=claims, metavar="CLAIM", help=", ".join(claims))
     parser.add_argument("other", nargs="?", metavar="OTHER", help="the other pattern of `equals` and `within`")

@@ -1,0 +1,100 @@
+"""Which parts of a spec change nothing? A term of a union that the others cover, a difference that removes nothing.
+
+The spec is taken apart as it was written, so that what is found has a place. A part is dead when the pattern without it
+is proven equal for every N and every parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from patterndsl.analysis.proof import Proven, prove
+from patterndsl.diagnostics import PatternError, SourceRange
+from patterndsl.sema.resolve import resolve
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.render import render_expression
+
+
+@dataclass(frozen=True, slots=True)
+class DeadTerm:
+    """A part that changes nothing: `text` at `place`, and where the proof holds."""
+
+    text: str
+    why: Literal["covered by the other terms", "removes nothing"]
+    scope: str
+    place: SourceRange
+
+    def __str__(self) -> str:
+        return f"`{self.text}` is {self.why}" if self.why.startswith("covered") else f"`- {self.text}` {self.why}"
+
+
+def dead_terms(spec: ast.Spec) -> tuple[DeadTerm, ...]:
+    """What can be dropped from `attend` and the definitions, one after the other: of two equal terms the later one.
+
+    Work: one proof for each term of a union and each difference.
+    """
+    found: list[DeadTerm] = []
+    searching = True
+    while searching:
+        searching = False
+        for shorter, part, why in _shorter(spec):
+            scope = _same(spec, shorter)
+            if scope is not None:
+                found.append(DeadTerm(render_expression(part), why, scope, part.place))
+                spec, searching = shorter, True
+                break
+    return tuple(found)
+
+
+def _same(spec: ast.Spec, shorter: ast.Spec) -> str | None:
+    """Where the two are proven equal."""
+    try:
+        verdict = prove("equals", resolve(spec), resolve(shorter))
+    except PatternError:
+        return None  # not a pattern any more: integers were subtracted
+    return verdict.scope if isinstance(verdict, Proven) else None
+
+
+Shorter = tuple[ast.Spec, ast.Expr, Literal["covered by the other terms", "removes nothing"]]
+
+
+def _shorter(spec: ast.Spec) -> Iterator[Shorter]:
+    """The spec with one part left out, the part, and what it would mean if nothing changed; later parts first."""
+    for expr, part, why in _without_a_part(spec.attend):
+        yield replace(spec, attend=expr), part, why
+    for at, definition in enumerate(spec.define):
+        for expr, part, why in _without_a_part(definition.body):
+            define = (*spec.define[:at], replace(definition, body=expr), *spec.define[at + 1 :])
+            yield replace(spec, define=define), part, why
+
+
+def _without_a_part(
+    expr: ast.Expr,
+) -> Iterator[tuple[ast.Expr, ast.Expr, Literal["covered by the other terms", "removes nothing"]]]:
+    if isinstance(expr, ast.Logic) and expr.op == "|":
+        for at in reversed(range(len(expr.terms))):
+            rest = (*expr.terms[:at], *expr.terms[at + 1 :])
+            left = rest[0] if len(rest) == 1 else replace(expr, terms=rest)
+            yield left, expr.terms[at], "covered by the other terms"
+    if isinstance(expr, ast.Binary) and expr.op == "-":
+        yield expr.left, expr.right, "removes nothing"
+    for name, value in _parts(expr):
+        for at, child in enumerate(value if isinstance(value, tuple) else (value,)):
+            inner = child.value if isinstance(child, ast.Argument) else child
+            for shorter, part, why in _without_a_part(inner):
+                changed: Any = replace(child, value=shorter) if isinstance(child, ast.Argument) else shorter
+                if isinstance(value, tuple):
+                    changed = (*value[:at], changed, *value[at + 1 :])
+                yield replace(expr, **{name: changed}), part, why
+
+
+def _parts(expr: ast.Expr) -> Iterator[tuple[str, Any]]:
+    """The fields that hold predicates or arguments."""
+    kept = (ast.Logic, ast.Not, ast.At, ast.Call, ast.Binary)
+    if not isinstance(expr, kept):
+        return
+    for item in fields(expr):
+        if item.name in ("terms", "operand", "relation", "arguments", "left", "right"):
+            yield item.name, getattr(expr, item.name)
