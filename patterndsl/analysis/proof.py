@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from patterndsl.analysis.digits import Affine, NotAffineError, affine
+from patterndsl.analysis.digits import Affine, NotAffineError, Split, affine
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, region
 from patterndsl.diagnostics import PatternError
@@ -317,7 +317,10 @@ class _Problem:
     def scope(self, form: Affine | None) -> str:
         """For which sizes and parameters the proof is."""
         length = "all N" if self.n is None else f"N = {self.n}"
-        free = [f"{name} ≥ {least}" for name, least in self.free().items()]
+        divisors = {
+            name for item in (form.defined if form else ()) if isinstance(item, Split) for name in item.radix.symbols
+        }
+        free = [f"{name} ≥ {max(least, int(name in divisors))}" for name, least in self.free().items()]
         set_to = [f"{name} = {value}" for name, value in self.fixed.items()]
         text = f"for {length}" + (f" and all {', '.join(free)}" if free else "")
         text += f", with {', '.join(set_to)}" if set_to else ""
