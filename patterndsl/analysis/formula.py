@@ -32,6 +32,8 @@ class Formula:
 
     def at(self, values: Mapping[str, int]) -> int | None:
         """The value; None outside the domain (where something assumed to divide does not)."""
+        if values["N"] == 0:
+            return 0  # the cells are those of patterns with a position
         digits = digits_at(self.affine, values)
         if digits is None:
             return None

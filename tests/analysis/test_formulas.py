@@ -1,0 +1,107 @@
+"""Formulas equal enumeration at random sizes and parameters, and the known ones of the literature."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import patterndsl
+from patterndsl.analysis.formula import Formula, order
+from patterndsl.analysis.pairs import NoFormula, pairs, row_lengths, symbolic
+from patterndsl.ir.meaning import Point, member
+from patterndsl.lower.lookup import Lookup
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+DATA_DEPENDENT = {"bigbird", "packed-documents", "packed-sinks-strided"}
+TEXTS = [
+    "window(w) | global(g)",
+    "causal & (strided(g) | window(w))",
+    "causal & (strided(g) | window(20))",
+    "causal & dilated(w, g)",
+    "causal & dilated(w, 4)",
+    "blocks(6, window(w) | global(1))",
+    "blocks(g, window(w)) - causal",
+    "k <= q & k + q < N",
+    "k <= 2 * q & 3 * k >= q",
+    "causal & (strided(3) | strided(2))",
+    "transpose(causal & recent(w)) | shifted(block(g), 1)",
+    "q % g == k % g & abs(q - k) > w",
+    "max(q - w, g) <= k < min(q + 2, N)",
+]
+
+
+def rows_of(pattern: patterndsl.Pattern, n: int) -> np.ndarray:
+    every = np.arange(n)
+    relation = pattern.bind(n).groups[0].relation
+    return np.broadcast_to(member(relation, Point(every[:, None], every[None], 0, Lookup())), (n, n)).sum(axis=1)
+
+
+def check(pattern: patterndsl.Pattern, times: int) -> int:
+    """Compares at random sizes; how many of them lay in the formula's domain."""
+    draw = random.Random(str(pattern))
+    side = symbolic(pattern.resolved, head=0, layer=0)
+    formula = pairs(side)
+    assert isinstance(formula, Formula), formula
+    inside = 0
+    for _ in range(times):
+        values = {item.name: draw.randint(1, 7) for item in pattern.resolved.params}
+        values.pop("dilation", None)  # a list
+        n = draw.randint(0, 60)
+        if "cols" in values:
+            values["cols"] *= values.get("m", 1)
+            n = values["cols"] * values.get("m", 1) * draw.randint(1, 4)
+        if any("/ 2" in item for item in formula.assumes):  # longnet: its segments hold whole steps
+            values["w"] *= 4
+            n = 4 * values["w"] * draw.randint(0, 2)
+        if "across" in values:
+            values |= {name: draw.randint(1, 3) for name in ("across", "th", "tw")}
+            n = values["across"] * values["th"] * values["tw"] * draw.randint(1, 4)
+        expected = rows_of(pattern.with_params(**values), n)
+        found = formula.at({"N": n, **values})
+        if found is not None:
+            inside += 1
+            assert found == expected.sum(), (n, values)
+            lengths = row_lengths(side, {"N": n, **values})
+            assert lengths is None or (lengths == expected).all(), (n, values)
+    return inside
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem not in DATA_DEPENDENT], ids=lambda p: p.stem)
+def test_examples(path: Path) -> None:
+    few = path.stem in ("longnet", "image-transformer-2d", "neighborhood-plus-axial", "neighborhood-2d", "swin")
+    assert check(patterndsl.load(path), 8 if few else 50) >= 1
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_expressions(text: str) -> None:
+    known = {name: 3 for name in ("w", "g") if f"{name}" in text.replace("window", "").replace("global", "")}
+    pattern = patterndsl.parse(text, params=known)
+    if isinstance(pairs(symbolic(pattern.resolved, head=0, layer=0)), NoFormula):
+        assert text == "k <= 2 * q & 3 * k >= q"  # factors of positions against each other: no digits fit both
+        return
+    assert check(pattern, 25) == 25
+
+
+@pytest.mark.parametrize("n", [17, 64, 1000])
+def test_longformer(n: int) -> None:
+    formula = pairs(symbolic(patterndsl.parse("window(w) | global(g)", params={"w": 4, "g": 2}).resolved))
+    assert isinstance(formula, Formula)
+    for w, g in ((4, 2), (0, 3), (7, 8)):
+        assert formula.at({"N": n, "w": w, "g": g}) == 2 * g * n - g * g + (n - g) * (2 * w + 1) - w * (w + 1)
+    assert order(formula.cells[0].value, formula.affine) == "Θ(N·g + N·w)"
+
+
+@pytest.mark.parametrize(("n", "pairs_kept"), [(64, 708), (70, 804)])
+def test_sparse_transformer_strided(n: int, pairs_kept: int) -> None:
+    text = "causal & (recent(l) | strided(l))"
+    formula = pairs(symbolic(patterndsl.parse(text, params={"l": 8}).resolved))
+    assert isinstance(formula, Formula)
+    assert formula.at({"N": n, "l": 8}) == pairs_kept
+    blocks, rest = divmod(n, 8)
+    assert pairs_kept == n * 8 - 28 + 8 * blocks * (blocks - 1) // 2 + blocks * rest
+
+
+def test_what_depends_on_data_says_so() -> None:
+    pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
+    assert pairs(symbolic(pattern.resolved)) == NoFormula("it depends on an input or on draws")
