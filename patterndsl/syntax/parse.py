@@ -183,6 +183,12 @@ def _syntax_error(snippet: Snippet, unexpected: UnexpectedInput) -> PatternError
         message = "the expression is empty" if is_empty else "the expression ends too early"
         help = "write what follows, for example `causal & window(256)`"
         return error("E101", message, snippet.place(stop, stop), help, "something is missing here")
+    number = _malformed_number(text, offset)
+    if number is not None:
+        return error("E101", f"`{number[0]}` is no number", snippet.place(*number.span()), _number_help(number[0]))
+    if found == ")" and _AT.search(text[: _unclosed_bracket(text[:offset]) or 0]):
+        place = snippet.place(offset, offset + 1)
+        return error("E101", "`at` takes two positions", place, "write R at (q', k'), for example R at (q // 4, k)")
     if found in (")", "]", "}"):
         place = snippet.place(offset, offset + 1)
         if _unclosed_bracket(text[:offset]) is None:
@@ -192,6 +198,10 @@ def _syntax_error(snippet: Snippet, unexpected: UnexpectedInput) -> PatternError
     place = snippet.place(start, start + len(mistake))
     if mistake in _MISTAKES:
         cure = _MISTAKES[mistake]
+    elif mistake == "[" and not text[:offset].strip():
+        cure = "a list is no expression: write it without quotes"
+    elif _AT.search(text[:offset]):
+        cure = "`at` takes two positions: write R at (q', k')"
     elif mistake == "~":
         cure = "put the negation in parentheses: `(~p)`"
     elif not mistake.isascii():
@@ -199,6 +209,27 @@ def _syntax_error(snippet: Snippet, unexpected: UnexpectedInput) -> PatternError
     else:
         cure = _expectation(unexpected)
     return error("E101", f"unexpected `{mistake}`", place, cure)
+
+
+_AT = re.compile(r"\bat\s*$")
+_NUMBER = re.compile(r"(?<!\w)[0-9]\w*")
+
+
+def _malformed_number(text: str, offset: int) -> re.Match[str] | None:
+    """Digits with letters behind them, `1e3` or `4k`, where the letters at `offset` were not understood."""
+    return next((word for word in _NUMBER.finditer(text) if word.start() < offset < word.end()), None)
+
+
+def _number_help(word: str) -> str:
+    """What to write instead of such a number."""
+    power = re.fullmatch(r"([0-9]{1,8})[eE]([0-9]{1,2})", word)
+    if power:
+        value = int(power[1]) * 10 ** int(power[2])
+        return f"write {value}" if value <= MAX_LITERAL else "numbers up to 2^53 are read"
+    if re.fullmatch(r"0([xX][0-9a-fA-F]{1,12}|[bB][01]{1,40}|[oO][0-7]{1,15})", word):
+        return f"numbers are decimal: write {int(word, 0)}"
+    product = re.fullmatch(r"([0-9]+)([A-Za-z]\w*)", word)
+    return f"a product is written {product[1]} * {product[2]}" if product else "numbers are decimal, such as 1000"
 
 
 def _known_mistake(text: str, offset: int, found: str) -> tuple[int, str]:

@@ -31,3 +31,12 @@ window(4, 3
 k in {0, 4
 random(3; seed = 4)
 q in 0…4
+causal at (q)
+causal at q
+causal at (q & k)
+(causal at k) & all
+window(1e3)
+window(1e99)
+window(0x10)
+4k < q
+window(1__0)
