@@ -47,7 +47,7 @@ class Formula:
     @property
     def assumes(self) -> tuple[str, ...]:
         """What the domain demands beyond the declared minimums, such as `w % 4 == 0`."""
-        shown = self._names()
+        shown = shown_names(self.affine)
         return tuple(
             f"{shown[item.name]} % {_factor(_text(item.radix, shown))} == 0"
             for item in self.affine.defined
@@ -75,32 +75,36 @@ class Formula:
 
     def condition(self, cell: Cell) -> str:
         """Where the cell holds, beyond what holds of all cells."""
-        shown = self._names()
-        domain = cell.domain.gist(self.context).coalesce()
-        parts = []
-        for basic in domain.get_basic_sets():
-            parts.append(" and ".join(_comparison(item, shown) for item in constraints(basic)) or "always")
-        if not parts:
-            return "never"
-        return " or ".join(f"({part})" if " and " in part and len(parts) > 1 else part for part in parts)
+        return condition(cell.domain.gist(self.context), shown_names(self.affine))
 
-    def _names(self) -> dict[str, str]:
-        """How each digit is written: `N // l`, `N % l`."""
-        shown: dict[str, str] = {}
-        for item in _resolved(self.affine):
-            if isinstance(item, Named):
-                inner = _text(item.value, shown)
-                shown[item.name] = {
-                    "floor": f"{_factor(inner)} // {item.divisor}",
-                    "product": inner,
-                    "constant": inner,
-                }.get(item.operation, f"{item.operation}({inner})")
-                continue
-            whole, radix = _factor(shown.get(item.name, item.name)), _factor(_text(item.radix, shown))
-            shown[item.quotient] = f"{whole} // {radix}" if item.remainder else f"{whole} / {radix}"
-            if item.remainder:
-                shown[item.remainder] = f"{whole} % {radix}"
-        return {name: shown.get(name, name) for name in (*self.affine.values, *shown, *self.affine.params)}
+
+def condition(points: islpy.Set, shown: Mapping[str, str]) -> str:
+    """A set as inequalities of the language, each digit as it is shown."""
+    parts = []
+    for basic in points.coalesce().get_basic_sets():
+        parts.append(" and ".join(_comparison(item, shown) for item in constraints(basic)) or "always")
+    if not parts:
+        return "never"
+    return " or ".join(f"({part})" if " and " in part and len(parts) > 1 else part for part in parts)
+
+
+def shown_names(affine: Affine, of: str = "") -> dict[str, str]:
+    """How each digit of the lengths and parameters, and of the position `of`, is written: `N // l`, `N % l`."""
+    shown: dict[str, str] = {}
+    for item in _resolved(affine, of):
+        if isinstance(item, Named):
+            inner = _text(item.value, shown)
+            shown[item.name] = {
+                "floor": f"{_factor(inner)} // {item.divisor}",
+                "product": inner,
+                "constant": inner,
+            }.get(item.operation, f"{item.operation}({inner})")
+            continue
+        whole, radix = _factor(shown.get(item.name, item.name)), _factor(_text(item.radix, shown))
+        shown[item.quotient] = f"{whole} // {radix}" if item.remainder else f"{whole} / {radix}"
+        if item.remainder:
+            shown[item.remainder] = f"{whole} % {radix}"
+    return {name: shown.get(name, name) for name in (*affine.values, *shown, *affine.params)}
 
 
 def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: Sequence[Mapping[str, int]]) -> Formula:
@@ -132,13 +136,13 @@ def _rounded(main: Cell, rest: list[Cell], context: islpy.Set) -> tuple[Cell, li
     return Cell(hull, main.value), [cell for cell in left if not cell.domain.is_empty()]
 
 
-def digits_at(affine: Affine, values: Mapping[str, Any], *, of_query: bool = False) -> dict[str, Any] | None:
+def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dict[str, Any] | None:
     """The digits and named values at given lengths and parameters; None where an assumed division leaves a rest.
 
-    of_query: those of `q` too, whose value may be an array.
+    of: "q" or "k" where the digits of that position are wanted too; its value may be an array.
     """
     digits = dict(values)
-    for item in _resolved(affine, of_query):
+    for item in _resolved(affine, of):
         if isinstance(item, Named):
             value = int(item.value.at(digits))
             match item.operation:
@@ -160,9 +164,10 @@ def digits_at(affine: Affine, values: Mapping[str, Any], *, of_query: bool = Fal
     return digits
 
 
-def _resolved(affine: Affine, of_query: bool = False) -> list[Split | Named]:
-    """Definitions of lengths and parameters, and of q if wanted, in an order in which each needs only earlier ones."""
-    positions = {"k"} if of_query else {"q", "k"}
+def _resolved(affine: Affine, of: str = "") -> list[Split | Named]:
+    """Definitions of lengths and parameters, and of the position `of`, in an order in which each needs only earlier
+    ones."""
+    positions = {"q", "k"} - {of}
     for item in affine.defined:
         if isinstance(item, Split) and item.name in positions:
             positions |= {item.quotient, item.remainder or item.quotient}

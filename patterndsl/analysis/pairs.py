@@ -257,7 +257,7 @@ def _per_row(points: islpy.Set, form: Affine, values: Mapping[str, int]) -> Inte
         islpy.dim_type.param, len(form.params), islpy.dim_type.set, 0, len(form.q_digits)
     ).coalesce()
     queries = np.arange(values["N"], dtype=np.int64)
-    digits = digits_at(form, {**values, "q": queries}, of_query=True)
+    digits = digits_at(form, {**values, "q": queries}, of="q")
     if digits is None:
         return None
     lengths = np.zeros(values["N"], dtype=np.int64)
