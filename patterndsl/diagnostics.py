@@ -1,6 +1,6 @@
-"""What does a user see when something of theirs is wrong?
+"""What does a user see when something of theirs is wrong, or could be better?
 
-One `Diagnostic` per mistake: a stable code, the mistake in the user's words, the place with a caret, and the
+One `Diagnostic` per mistake or advice: a stable code, the matter in the user's words, the place with a caret, and the
 cure. This module knows nothing of the language; it neither finds mistakes nor decides how many to report.
 """
 
@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 MAX_ERRORS = 20
 """More than this many independent errors are not reported at once."""
@@ -58,7 +59,21 @@ CODES: dict[str, str] = {
     "E603": "damaged or foreign plan file",
     # E7: the command line
     "E701": "wrong command line",
+    # W2: names
+    "W201": "a name by which another library counts differently",
+    "W202": "a name that nothing uses",
+    # W3: what is kept
+    "W301": "queries that attend no key",
+    "W302": "a term that changes nothing",
+    "W303": "causal but for a few queries",
+    "W304": "draws that the rest of the pattern drops",
+    # W4: what it costs
+    "W401": "far more pairs computed than kept",
+    "W402": "tiles of another size would compute far fewer pairs",
+    "W403": "a last tile that holds few positions",
 }
+
+Severity: TypeAlias = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +108,28 @@ class SourceRange:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One mistake: what is wrong, where, and what to write instead."""
+    """One mistake or advice: what is wrong, where, and what to write instead. With `is_strict` advice is an error."""
 
     code: str
     message: str
     where: SourceRange | None = field(default=None)
     help: str | None = field(default=None)
     label: str = field(default="")
+    is_strict: bool = field(default=False)
 
     def __post_init__(self) -> None:
         assert self.code in CODES, f"diagnostic code {self.code} is not in the catalogue"
+
+    @property
+    def severity(self) -> Severity:
+        """An error, or a warning for the codes that begin with W."""
+        return "warning" if self.code.startswith("W") and not self.is_strict else "error"
 
     def to_dict(self) -> dict[str, object]:
         """Plain data; lines and columns are 1-based, `stop` offsets are exclusive."""
         data: dict[str, object] = {
             "code": self.code,
-            "severity": "error",
+            "severity": self.severity,
             "message": self.message,
             "help": self.help,
         }
@@ -180,7 +201,9 @@ def _render_one(diagnostic: Diagnostic, color: bool) -> str:
     def paint(text: str, ansi: str) -> str:
         return f"\x1b[{ansi}m{text}\x1b[0m" if color and text else text
 
-    lines = [paint(f"error[{diagnostic.code}]", "1;31") + paint(f": {_visible(diagnostic.message)}", "1")]
+    accent = "1;31" if diagnostic.severity == "error" else "1;33"
+    title = paint(f"{diagnostic.severity}[{diagnostic.code}]", accent)
+    lines = [title + paint(f": {_visible(diagnostic.message)}", "1")]
     if diagnostic.where is not None:
         place = diagnostic.where
         line, column = place.source.line_and_column(place.start)
@@ -198,7 +221,7 @@ def _render_one(diagnostic: Diagnostic, color: bool) -> str:
         lines.append(f"{gutter}{paint('-->', '34')} {_visible(place.source.name)}:{line}:{real_column}{by}")
         lines.append(f"{gutter} {paint('|', '34')}")
         lines.append(f"{paint(str(line), '34')} {paint('|', '34')} {_visible(text)}")
-        caret = paint("^" * max(1, width) + (f" {diagnostic.label}" if diagnostic.label else ""), "1;31")
+        caret = paint("^" * max(1, width) + (f" {diagnostic.label}" if diagnostic.label else ""), accent)
         lines.append(f"{gutter} {paint('|', '34')} {pad}{caret}")
     if diagnostic.help:
         lines.append(f"  {paint('= help:', '36')} {_visible(diagnostic.help)}")

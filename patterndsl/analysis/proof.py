@@ -122,13 +122,15 @@ def prove(
     *,
     n: int | None = None,
     fixed: Mapping[str, int] | None = None,
+    operations: int = MAX_OPERATIONS,
 ) -> Verdict:
     """The verdict on a claim about self-attention, for all heads and layers.
 
     n, fixed: the length and parameters that have one value; the others are every value from their declared minimum,
     or from 0. Parameters of both patterns that have one name have one value. List parameters have their defaults.
+    operations: the work that isl may do.
     """
-    problem = _Problem(claim, pattern, other, n, dict(fixed or {}))
+    problem = _Problem(claim, pattern, other, n, dict(fixed or {}), operations)
     found = problem.search()
     return found if found is not None else problem.decide()
 
@@ -140,6 +142,7 @@ class _Problem:
     other: Resolved | None
     n: int | None
     fixed: Mapping[str, int]
+    operations: int
 
     @property
     def text(self) -> str:
@@ -258,7 +261,7 @@ class _Problem:
         if isinstance(texts[0], Nothing):
             return Proven(self.text, self.scope(None))
         form = affine(texts, given, lengths=LENGTHS, hints=hints(sides[0]), digits=digits, aligned=aligned)
-        with limited(MAX_OPERATIONS // 3) as context:  # three ways to write it are tried
+        with limited(self.operations // 3) as context:  # three ways to write it are tried
             dims = (*form.q_digits, *form.k_digits, *form.flags)
             everywhere = region(context, form.params, dims, form.domain)
             points = everywhere.intersect(region(context, form.params, dims, form.texts[0]))

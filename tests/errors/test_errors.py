@@ -159,7 +159,7 @@ def test_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_code_has_an_example() -> None:
     shown = {path.stem.split("-")[0] for path in SPECS} | {name.split("-")[0] for name in CALLS} | {"E701"}
-    assert shown >= set(CODES)
+    assert shown >= {code for code in CODES if code.startswith("E")}  # those of warnings are in tests/lint
 
 
 @pytest.mark.parametrize(
