@@ -155,6 +155,18 @@ class Pattern:
 
         return dead_terms(self.spec)
 
+    def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
+        """Advice with numbers: what costs far more than it keeps, attends nothing, changes nothing or is misnamed.
+
+        n: the length to count at; without it 4,096 positions, or as many as the pattern's grid has. What cannot be
+        counted or proven within some tenths of a second is not said. Raises PatternError (E4xx) where n does not fit.
+        """
+        from patterndsl.analysis.lint import lint
+
+        if n is not None:
+            self.bind(n, heads=heads, layer=layer)
+        return lint(self.spec, self.resolved, n, heads=heads, layer=layer)
+
     def compile(
         self,
         n: int | None = None,

@@ -30,7 +30,10 @@ examples:
   patterndsl check examples/*.yaml --json
   patterndsl check 'causal & window(w)' --set w=256
   patterndsl check examples/axial.yaml -n 4096     does it fit this length as well?
+  patterndsl check examples/*.yaml --strict        warnings are errors
 
+Warnings are advice with numbers, counted at N, or at 4,096 positions: what computes far more than it keeps, attends
+nothing, changes nothing, or has a name that means something else elsewhere.
 Exit code: 0 when all specs are right, 1 otherwise.
 """,
     "show": """
@@ -193,8 +196,11 @@ def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]
 def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
     _pattern_options(parser)
-    parser.add_argument("-n", type=_length, metavar="N", help="also check that the specs fit this length")
-    parser.add_argument("--heads", type=_heads, default=8, metavar="H", help="heads, with -n (default 8)")
+    parser.add_argument("-n", type=_length, metavar="N", help="also check that the specs fit this length, and cost it")
+    parser.add_argument("--heads", type=_heads, default=8, metavar="H", help="heads (default 8)")
+    advice = parser.add_mutually_exclusive_group()
+    advice.add_argument("--strict", action="store_true", help="warnings are errors")
+    advice.add_argument("--no-lint", action="store_true", help="look for errors only")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -1,12 +1,14 @@
-"""`patterndsl check`: are specs right? Neither NumPy nor PyTorch is imported."""
+"""`patterndsl check`: are specs right, and could they be better? What is wrong is said without NumPy and PyTorch."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 
 from patterndsl.cli.output import report, say, say_json
 from patterndsl.cli.specs import pattern_of
-from patterndsl.diagnostics import PatternError
+from patterndsl.diagnostics import Diagnostic, PatternError
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,14 +22,34 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checked(spec: str, arguments: argparse.Namespace) -> dict[str, object]:
     """What is wrong with one spec, said at once unless it is wanted as data."""
+    found = _found(spec, arguments)
+    errors = [item for item in found if item.severity == "error"]
+    warnings = [item for item in found if item.severity == "warning"]
+    if not arguments.json:
+        if found:
+            report(found)
+        if not errors:
+            say(f"{spec}: ok" + (f", {_counted(warnings)}" if warnings else ""))
+    return {
+        "spec": spec,
+        "ok": not errors,
+        "errors": [item.to_dict() for item in errors],
+        "warnings": [item.to_dict() for item in warnings],
+    }
+
+
+def _found(spec: str, arguments: argparse.Namespace) -> Sequence[Diagnostic]:
     try:
         pattern = pattern_of(spec, arguments)
         if arguments.n is not None:
             pattern.bind(arguments.n, heads=arguments.heads)
     except PatternError as failed:
-        if not arguments.json:
-            report(failed.diagnostics)
-        return {"spec": spec, "ok": False, "errors": [found.to_dict() for found in failed.diagnostics]}
-    if not arguments.json:
-        say(f"{spec}: ok")
-    return {"spec": spec, "ok": True, "errors": []}
+        return failed.diagnostics
+    if arguments.no_lint:
+        return ()
+    warnings = pattern.lint(arguments.n, heads=arguments.heads)
+    return [replace(item, is_strict=True) for item in warnings] if arguments.strict else warnings
+
+
+def _counted(warnings: Sequence[Diagnostic]) -> str:
+    return "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"

@@ -1,8 +1,13 @@
 """What only a process shows: exit codes, pipes, what is imported."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMAND = (sys.executable, "-m", "patterndsl.cli")
 
 
@@ -24,8 +29,25 @@ def test_exit_codes() -> None:
     assert run("chek").returncode == 2
 
 
-def test_check_imports_neither_numpy_nor_torch() -> None:
-    assert not {"numpy", "torch", "rich", "PIL"} & imported_by("check", "causal & window(3)", "-n", "100")
+@pytest.mark.parametrize("words", [["causal & windw(3)"], ["causal & window(3)", "-n", "100", "--no-lint"]])
+def test_finding_errors_imports_neither_numpy_nor_torch(words: list[str]) -> None:
+    assert not {"numpy", "torch", "rich", "PIL", "islpy"} & imported_by("check", *words)
+
+
+def test_advice_imports_no_torch() -> None:
+    imported = imported_by("check", "causal & strided(64)", "-n", "4096")
+    assert "numpy" in imported
+    assert not {"torch", "sympy", "rich", "PIL"} & imported
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_check_feels_instant(path: Path) -> None:
+    run("check", str(path))
+    before = os.times()
+    run("check", str(path))
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 2  # half a second on an idle machine
 
 
 def test_show_imports_no_torch() -> None:

@@ -1,0 +1,136 @@
+"""Which names of a spec will surprise? Those that nothing uses, and those that count differently in another library.
+
+Facts about other libraries, as their code has them: transformers' causal `sliding_window` counts the query itself (its
+bidirectional one does not: there `window(sliding_window)` is right); its Longformer's `attention_window` counts both
+sides; NATTEN's `kernel_size` is the whole width; FlashAttention's `window_size_left` does not count the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import TypeAlias
+
+from patterndsl.diagnostics import Diagnostic
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.render import render_expression
+
+_KINDS = {ast.Param: "parameter", ast.Input: "input", ast.Definition: "definition", ast.Import: "import"}
+
+Values: TypeAlias = Mapping[str, int | tuple[int, ...]]
+
+
+def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
+    """Parameters, inputs, definitions and imports that the pattern does without; those of imported specs too."""
+    # every axis is part of the grid that must fit, used or not
+    used = reached(spec, spec.attend, *(expr for axis in spec.grid for expr in _expressions(axis)))
+    declared: tuple[ast.Param | ast.Input | ast.Definition | ast.Import, ...]
+    declared = (*spec.params, *spec.inputs, *spec.define, *spec.imports)
+    for item in declared:
+        if item.name not in used:
+            message = f"{_KINDS[type(item)]} `{item.name}` is never used"
+            yield Diagnostic("W202", message, item.place, "drop it, or use it in `attend`")
+    for imported in spec.imports:
+        yield from unused(imported.spec)
+
+
+def reached(spec: ast.Spec, *exprs: ast.Expr) -> set[str]:
+    """The names in expressions, and those in what the spec declares by these names."""
+    declared: dict[str, list[ast.Expr]] = {}
+    for definition in spec.define:
+        declared.setdefault(definition.name, []).append(definition.body)
+    with_sizes: tuple[ast.Param | ast.Axis | ast.Input, ...] = (*spec.params, *spec.grid, *spec.inputs)
+    for item in with_sizes:
+        declared.setdefault(item.name, []).extend(_expressions(item))
+    found: set[str] = set()
+    waiting = list(exprs)
+    while waiting:
+        for name in set(_names(waiting.pop())) - found:
+            found.add(name)
+            waiting.extend(declared.get(name, ()))
+    return found
+
+
+def conventions(spec: ast.Spec, values: Values, is_causal: Callable[[], bool]) -> Iterator[Diagnostic]:
+    """Windows whose size has the name, and not the meaning, that it has in another library.
+
+    values: of the parameters; is_causal: whether no query attends a later key.
+    """
+    for imported in spec.imports:
+        defaults = ((param.name, param.default) for param in imported.spec.params)
+        known = {name: default.value for name, default in defaults if isinstance(default, ast.Number)}
+        yield from conventions(imported.spec, known, is_causal)
+    own = {definition.name for definition in spec.define} | {imported.name for imported in spec.imports}
+    for expr in (spec.attend, *(definition.body for definition in spec.define)):
+        for call in _calls(expr):
+            if call.name in ("window", "recent", "dilated") and call.name not in own:
+                yield from _convention(call, values, is_causal)
+
+
+def _convention(call: ast.Call, values: Values, is_causal: Callable[[], bool]) -> Iterator[Diagnostic]:
+    first = _argument(call, 0, ("w", "left", "n"))
+    second = _argument(call, 1, ("right", "d"))
+    if not isinstance(first, ast.Name):
+        return
+    name, size = first.name, values.get(first.name)
+    if not isinstance(size, int) or size < 1:
+        return
+    looks_back = call.name == "window" and isinstance(second, ast.Number) and second.value == 0
+    both_sides = call.name == "window" and second is None
+    match name:
+        case "sliding_window" if looks_back or (both_sides and is_causal()):
+            theirs = f"transformers' `{name}` (Mistral, Gemma) gives {size:,}, the query itself counted"
+            yield _counted(call, size + 1, theirs, f"write `recent({name})`")
+        case "attention_window" if both_sides and not is_causal():
+            theirs = f"transformers' `{name}` (Longformer) is the sum of both sides and gives {size // 2 * 2 + 1:,}"
+            yield _counted(call, 2 * size + 1, theirs, f"write `window({name} // 2)`; or rename it, if it is one-sided")
+        case "kernel_size" if looks_back or (both_sides and is_causal()):
+            theirs = f"NATTEN's causal `{name}` gives {size:,}, the query itself counted"
+            yield _counted(call, size + 1, theirs, f"write `recent({name})`")
+        case "kernel_size" if both_sides or call.name == "dilated":
+            theirs = f"NATTEN's `{name}` is the whole width and gives {size:,}"
+            radius = f"{name} // 2"
+            written = f"dilated({radius}, {render_expression(second)})" if second is not None else f"window({radius})"
+            yield _counted(call, 2 * size + 1, theirs, f"write `{written}`")
+        case "window_size_left" if call.name == "recent":
+            theirs = f"FlashAttention's `{name}` gives {size + 1:,}, as it does not count the query itself"
+            yield _counted(call, size, theirs, f"write `window({name}, 0)`")
+
+
+def _counted(call: ast.Call, ours: int, theirs: str, help: str) -> Diagnostic:
+    message = f"`{render_expression(call)}` gives a query {ours:,} keys; {theirs}"
+    return Diagnostic("W201", message, call.place, help)
+
+
+def _argument(call: ast.Call, at: int, names: tuple[str, ...]) -> ast.Expr | None:
+    """The argument in a place, or with one of the names."""
+    for place, argument in enumerate(call.arguments):
+        if argument.name in names or (argument.name is None and place == at):
+            return argument.value
+    return None
+
+
+def _calls(expr: ast.Expr) -> Iterator[ast.Call]:
+    if isinstance(expr, ast.Call):
+        yield expr
+    for child in ast.children(expr):
+        yield from _calls(child)
+
+
+def _names(expr: ast.Expr) -> Iterator[str]:
+    """Every name that stands in an expression, of whatever kind."""
+    if isinstance(expr, ast.Name | ast.Attribute | ast.Subscript | ast.Call):
+        yield expr.name
+    for child in ast.children(expr):
+        yield from _names(child)
+
+
+def _expressions(declared: ast.Param | ast.Axis | ast.Input) -> Iterator[ast.Expr]:
+    """The expressions of a declaration; axes that an axis is composed of count as named."""
+    for item in fields(declared):
+        value = getattr(declared, item.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str) and item.name == "size":
+                yield ast.Name(part, place=declared.place)
+            elif isinstance(part, ast.Expr):
+                yield part
