@@ -83,13 +83,13 @@ def best_block(areas: Mapping[int, float]) -> int:
 
 
 def _candidates(n: int, divisors: Sequence[int]) -> Iterator[Layout]:
-    """Classes of remainders, of both sides or of keys alone; patches of a grid with that many columns."""
+    """Classes of remainders, of keys alone or of both sides; patches of a grid with that many columns."""
     at = np.arange(n, dtype=np.int64)
     proper = [divisor for divisor in divisors if 1 < divisor < n]
     for divisor in proper:
         places = _places(at % divisor)
-        yield Layout(f"sorted by position % {divisor}", places, places)
         yield Layout(f"with only the keys sorted by position % {divisor}", at, places)
+        yield Layout(f"sorted by position % {divisor}", places, places)
     for columns in proper:
         sides = [size for size in (8, 16, *proper) if size < columns]
         for height, width in dict.fromkeys(product(sides, sides)):

@@ -6,15 +6,16 @@ said. The rules about cost are in `advice.py`, those about names in `names.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
 from patterndsl.analysis.advice import block_and_order, ragged
-from patterndsl.analysis.kept import Integers, Kept, Sample, sample
+from patterndsl.analysis.kept import LENGTHS, Integers, Kept, Sample, sample
 from patterndsl.analysis.names import conventions, unused
-from patterndsl.analysis.proof import Proven, prove
+from patterndsl.analysis.proof import proven
 from patterndsl.analysis.redundancy import dead_terms
 from patterndsl.analysis.terms import Term, at, in_heads, queries, terms_of
 from patterndsl.diagnostics import MAX_ERRORS, Diagnostic, PatternError
@@ -22,13 +23,14 @@ from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Const, K, Q
 from patterndsl.ir.relation import NOTHING, And, Or, Random, Relation, compare, conjunction
 from patterndsl.sema.model import Resolved
+from patterndsl.sema.parameters import param_values, sizes_of
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 
 OPERATIONS = 300_000
 """Of isl, in one proof; some 0.1 s."""
-SMALL_LENGTH = 256
-"""Where two specs are compared before a proof that they are equal."""
+SMALL_LENGTH, SOME_HEADS = 256, 4
+"""Where two specs are compared first, before they are proven to be equal."""
 
 
 def lint(
@@ -36,7 +38,7 @@ def lint(
 ) -> tuple[Diagnostic, ...]:
     """Advice about a pattern at the length n, or at one that it fits; in the order of the text."""
     seen = sample(resolved, n, heads, layer)
-    found = [*unused(spec), *conventions(spec, seen.params if seen else {}, lambda: _is_causal(resolved, seen))]
+    found = [*unused(spec), *conventions(spec, _values(resolved, n, seen), lambda: _is_causal(resolved, seen))]
     found.extend(_dead(spec))
     if seen is not None:
         terms = terms_of(spec, seen)
@@ -46,6 +48,16 @@ def lint(
         found.extend(block_and_order(spec, seen, terms))
         found.extend(ragged(spec, seen) if n is not None else ())
     return tuple(sorted(dict.fromkeys(found), key=_order)[:MAX_ERRORS])
+
+
+def _values(resolved: Resolved, n: int | None, seen: Sample | None) -> Mapping[str, int | tuple[int, ...]]:
+    """The parameters, at the length that was looked at or would have been."""
+    if seen is not None:
+        return seen.params
+    try:
+        return param_values(resolved, {}, sizes_of(LENGTHS[0] if n is None else n, None, None, 0))
+    except PatternError:
+        return {}
 
 
 def _order(found: Diagnostic) -> tuple[int, str, int, str]:
@@ -58,7 +70,7 @@ def _order(found: Diagnostic) -> tuple[int, str, int, str]:
 def _is_causal(resolved: Resolved, seen: Sample | None) -> bool:
     if seen is not None:
         return not any(group.later.any() for group in seen.groups)
-    return isinstance(prove("causal", resolved, operations=OPERATIONS), Proven)
+    return proven("causal", resolved, operations=OPERATIONS) is not None
 
 
 # ---- what is kept -------------------------------------------------------------------------------------------
@@ -92,33 +104,42 @@ def _has_no_pair(resolved: Resolved, num_rows: int | None) -> bool:
     few = [compare("<", Q, Const(num_rows))] if num_rows is not None else []
     pairs = replace(resolved, relation=conjunction([resolved.relation, *few]))
     nothing = replace(resolved, relation=NOTHING)
-    return isinstance(prove("within", pairs, nothing, operations=OPERATIONS), Proven)
+    return proven("within", pairs, nothing, operations=OPERATIONS) is not None
 
 
 def _dead(spec: ast.Spec) -> Iterator[Diagnostic]:
-    """Terms that change nothing for any N, told apart at one length first."""
-    looked_at: dict[ast.Spec, Sample | None] = {}
+    """Terms that change nothing, proven for every N; most are seen to change something before a proof is tried."""
 
-    def seen(spec: ast.Spec) -> Sample | None:
-        if spec not in looked_at:
-            try:
-                looked_at[spec] = sample(resolve(spec), SMALL_LENGTH, 4, 0)
-            except PatternError:
-                looked_at[spec] = None
-        return looked_at[spec]
+    @cache
+    def meaning(spec: ast.Spec) -> Resolved | None:
+        try:
+            return resolve(spec)
+        except PatternError:
+            return None  # integers were subtracted
 
-    def may_be_equal(spec: ast.Spec, shorter: ast.Spec) -> bool:
-        whole, part = seen(spec), seen(shorter)
-        if whole is None or part is None:
-            return False
-        return all(
-            np.array_equal(first.row_lengths, second.row_lengths) and np.array_equal(first.later, second.later)
-            for first, second in zip(whole.groups, part.groups, strict=False)
-        )
+    @cache
+    def seen(spec: ast.Spec, n: int | None) -> Sample | None:
+        resolved = meaning(spec)
+        return None if resolved is None else sample(resolved, n, SOME_HEADS, 0)
 
-    for term in dead_terms(spec, worth_a_proof=may_be_equal, operations=OPERATIONS):
-        help = f"drop it ({term.scope})"
-        yield Diagnostic("W302", str(term), term.place, help)
+    def same(spec: ast.Spec, shorter: ast.Spec) -> str | None:
+        for n in (SMALL_LENGTH, None):
+            whole, part = seen(spec, n), seen(shorter, n)
+            if whole is None or part is None or not _as_many(whole, part):
+                return None
+        whole_meaning, part_meaning = meaning(spec), meaning(shorter)
+        assert whole_meaning is not None and part_meaning is not None
+        proof = proven("equals", whole_meaning, part_meaning, operations=OPERATIONS)
+        return None if proof is None else proof.scope
+
+    for term in dead_terms(spec, same):
+        yield Diagnostic("W302", str(term), term.place, f"drop it ({term.scope})")
+
+
+def _as_many(first: Sample, second: Sample) -> bool:
+    """Whether all queries seen have as many keys in both."""
+    groups = zip(first.groups, second.groups, strict=False)
+    return first.n == second.n and all(np.array_equal(a.row_lengths, b.row_lengths) for a, b in groups)
 
 
 def _almost_causal(spec: ast.Spec, seen: Sample, terms: tuple[Term, ...]) -> Iterator[Diagnostic]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from patterndsl.analysis.proof import Proven, prove
-from patterndsl.analysis.sets import MAX_OPERATIONS
 from patterndsl.diagnostics import PatternError, SourceRange
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
+
+Same: TypeAlias = Callable[[ast.Spec, ast.Spec], str | None]
+"""The scope within which two specs are equal; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,10 @@ class DeadTerm:
         return f"`{self.text}` is {self.why}" if self.why.startswith("covered") else f"`- {self.text}` {self.why}"
 
 
-def dead_terms(
-    spec: ast.Spec,
-    *,
-    worth_a_proof: Callable[[ast.Spec, ast.Spec], bool] = lambda spec, shorter: True,
-    operations: int = MAX_OPERATIONS,
-) -> tuple[DeadTerm, ...]:
+def dead_terms(spec: ast.Spec, same: Same | None = None) -> tuple[DeadTerm, ...]:
     """What can be dropped from `attend` and the definitions, one after the other: of two equal terms the later one.
 
-    worth_a_proof: False for two specs that are known to differ. operations: the work of isl in one proof.
+    same: where two specs are known to be equal; by default where they are proven to be.
     Work: one proof for each term of a union and each difference.
     """
     found: list[DeadTerm] = []
@@ -47,7 +44,7 @@ def dead_terms(
     while searching:
         searching = False
         for shorter, part, why in _shorter(spec):
-            scope = _same(spec, shorter, operations) if worth_a_proof(spec, shorter) else None
+            scope = (same or _same)(spec, shorter)
             if scope is not None:
                 found.append(DeadTerm(render_expression(part), why, scope, part.place))
                 spec, searching = shorter, True
@@ -55,10 +52,10 @@ def dead_terms(
     return tuple(found)
 
 
-def _same(spec: ast.Spec, shorter: ast.Spec, operations: int) -> str | None:
+def _same(spec: ast.Spec, shorter: ast.Spec) -> str | None:
     """Where the two are proven equal."""
     try:
-        verdict = prove("equals", resolve(spec), resolve(shorter), operations=operations)
+        verdict = prove("equals", resolve(spec), resolve(shorter))
     except PatternError:
         return None  # not a pattern any more: integers were subtracted
     return verdict.scope if isinstance(verdict, Proven) else None
