@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.redundancy import DeadTerm
+    from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.report import Report
+    from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.program import Program
     from patterndsl.sema.bind import Bound
 
@@ -145,6 +147,25 @@ class Pattern:
             if name not in declared:
                 raise unknown_parameter(name, dict.fromkeys(declared))
         return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
+
+    def reach(
+        self,
+        n: int,
+        *,
+        heads: int = 1,
+        layers: int | None = None,
+        inputs: Mapping[str, object] | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Reach:
+        """What can reach a position through several layers of a self-attention, and after how many all is connected.
+
+        Heads of a layer are united, and each layer keeps a position's own content. layers: how many the model has,
+        where the pattern uses `layer` (default 32); after the last they begin again. inputs: 1-D arrays. Without
+        PyTorch. Raises PatternError: E4xx on sizes, E501 and E502 on inputs that do not fit.
+        """
+        from patterndsl.analysis.reach import reach
+
+        return reach(self.resolved, self.name or str(self).strip(), n, heads, layers, inputs=inputs, on_event=on_event)
 
     def dead_terms(self) -> tuple[DeadTerm, ...]:
         """Terms of unions that the others cover, and differences that remove nothing, for every N; each with its place.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Certainty: TypeAlias = Literal["Exact", "UpperBound", "Expected", "Measured"]
+Certainty: TypeAlias = Literal["Exact", "UpperBound", "LowerBound", "Expected", "Measured"]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A number in `unit`, how certain it is, and where that comes from.
 
-    Exact: so it is. UpperBound: not more. Expected: what a stated model predicts. Measured: seen in a run.
+    Exact: so it is. UpperBound: not more. LowerBound: not less. Expected: what a stated model predicts. Measured: seen
+    in a run.
     """
 
     value: float

@@ -94,6 +94,17 @@ examples:
 
 Exit code: 0 where the two are equal at that length, 1 where they differ.
 """,
+    "reach": """
+examples:
+  patterndsl reach examples/longformer.yaml -n 65536
+  patterndsl reach 'causal & recent(256)' -n 4096                how many layers until everything is connected
+  patterndsl reach examples/gemma.yaml -n 4096 --layers 26       layers differ; after the last they begin again
+  patterndsl reach examples/swin.yaml -n 4096 --query 700        what reaches one query, exactly
+  patterndsl reach examples/bigbird.yaml -n 4096 --path 4000 100
+
+Heads of a layer are united, and each layer keeps a position's own content. Exact: so it is. UpperBound, LowerBound:
+not more, not less. --path shows where the content of K is after 0, 1, 2, ... layers on a shortest way to Q.
+""",
     "schema": """
 example:
   patterndsl schema > pattern.schema.json
@@ -189,6 +200,7 @@ def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]
     _report_options(command("report", "say what patterns cost, for every length and at one"))
     _prove_options(command("prove", "prove or refute a claim about a pattern for every length"))
     _diff_options(command("diff", "say what one pattern has and another lacks"))
+    _reach_options(command("reach", "say what can reach a position through several layers"))
     command("schema", "print the JSON Schema of spec files, for editors")
     return parser, made
 
@@ -282,6 +294,18 @@ def _diff_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _reach_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    parser.add_argument("-n", type=_length, metavar="N", help="length of the sequence; 2^20 is understood")
+    parser.add_argument("--heads", type=_heads, metavar="H", help="query heads, which are united (default 8)")
+    parser.add_argument("--layers", type=_num_layers, metavar="L", help="layers, where they differ (default 32)")
+    _input_options(parser)
+    parser.add_argument("--query", type=_length, metavar="Q", help="say what reaches this position")
+    parser.add_argument("--path", type=_length, nargs=2, metavar=("Q", "K"), help="show a shortest way from K to Q")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _pattern_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pattern")
     group.add_argument(
@@ -355,6 +379,7 @@ _block = _whole(1, MAX_SIZE)
 _heads = _whole(1, MAX_HEADS)
 _head = _whole(0, MAX_HEADS - 1)
 _layer = _whole(0, MAX_LAYER)
+_num_layers = _whole(1, MAX_LAYER)
 _seed = _whole(0, 2**62)
 _tensor_size = _whole(1, 2**30)
 

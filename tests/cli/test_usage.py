@@ -10,14 +10,14 @@ import patterndsl
 from patterndsl.cli import main
 from patterndsl.cli.arguments import _EPILOGS
 
-COMMANDS = ("check", "show", "compile", "run", "report", "prove", "diff", "schema")
+COMMANDS = ("check", "show", "compile", "run", "report", "prove", "diff", "reach", "schema")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["chekc", "x"], "there is no command `chekc`\n  = help: did you mean `check`?"),
-        (["frobnicate"], "choose from check, show, compile, run, report, prove, diff, schema"),
+        (["frobnicate"], "choose from check, show, compile, run, report, prove, diff, reach, schema"),
         (["show"], "SPEC"),
         (["show", "causal", "--hed", "3"], "there is no option --hed\n  = help: did you mean --head?"),
         (["show", "causal", "--xyzzy=3"], "there is no option --xyzzy"),

@@ -1,0 +1,142 @@
+"""How many layers does it take until a pattern connects all that it ever will? Relations composed by isl.
+
+Exact at any length, and for every length at once where the parameters do not grow with it; the work follows the
+formula of the pattern and not its size. What is not affine, draws or reads inputs has no answer here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from patterndsl.analysis.sets import GaveUpError, limited
+from patterndsl.ir.index import Arithmetic, Const, Function, Index, Var
+from patterndsl.ir.relation import And, Compare, Everything, Not, Nothing, Or, Relation
+
+if TYPE_CHECKING:
+    import islpy
+
+Closure: TypeAlias = Literal["all", "causal", "part"]
+"""What any number of layers connects: all pairs, all with k <= q and no other, or less than that."""
+
+OPERATIONS = 400_000
+"""Operations of isl that one answer may take: below a second, and most need a hundredth of it."""
+MAX_POWER = 64
+"""Layers tried where they differ, and powers of two where they are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """After `layers` layers, and no fewer, everything is connected that ever will be."""
+
+    layers: int
+    closure: Closure
+
+
+def composed(layers: Sequence[Relation], n: int | None) -> Composed:
+    """layers: the bottom one first, in q, k and constants; after the last they begin again, and each keeps a position's
+    own content. n: the length; None for every length, where the answer must be one for all of them.
+
+    Raises GaveUpError where a relation is not affine or isl has to work too hard.
+    """
+    texts = [_text(layer) for layer in layers]
+    if n is not None and not n:
+        return Composed(0, "all")
+    with limited(OPERATIONS) as context:
+        maps = [_map(context, f"q = k or {text}", n) for text in texts]
+        same = _map(context, "q = k", n)
+        num_layers, closure = _of_one(maps[0], same) if len(maps) == 1 else _of_several(maps, same)
+        if closure.is_equal(_map(context, "k <= q", n)):
+            return Composed(num_layers, "all" if n == 1 else "causal")
+        return Composed(num_layers, "all" if closure.is_equal(_map(context, "q = q", n)) else "part")
+
+
+def _of_one(layer: islpy.Map, same: islpy.Map) -> tuple[int, islpy.Map]:
+    """The least power of a relation that equals all higher ones, by repeated squares and then bit by bit."""
+    powers = [layer]
+    while not (square := _then(powers[-1], powers[-1])).is_subset(powers[-1]):
+        powers.append(square)
+        if len(powers) > MAX_POWER:
+            raise GaveUpError("the number of layers grows with the length")
+    closure, short, num_short = powers[-1], same, 0
+    if closure.is_subset(same):
+        return 0, closure
+    for exponent, power in reversed(list(enumerate(powers))):
+        longer = _then(power, short)
+        if not closure.is_subset(longer):
+            short, num_short = longer, num_short + (1 << exponent)
+    return num_short + 1, closure
+
+
+def _of_several(layers: Sequence[islpy.Map], same: islpy.Map) -> tuple[int, islpy.Map]:
+    """The same, layer by layer, until a whole round adds nothing."""
+    reached, last = same, 0
+    for number in range(1, MAX_POWER * len(layers)):
+        further = _then(layers[(number - 1) % len(layers)], reached)
+        if not further.is_subset(reached):
+            reached, last = further, number
+        if number - last == len(layers):
+            return last, reached
+    raise GaveUpError(f"more than {MAX_POWER} rounds of the layers")
+
+
+def _then(upper: islpy.Map, lower: islpy.Map) -> islpy.Map:
+    """{q -> k : q -> p in the upper layers, p -> k in the lower ones}."""
+    return upper.apply_range(lower).coalesce()
+
+
+def _map(context: islpy.Context, text: str, n: int | None) -> islpy.Map:
+    import islpy
+
+    space, length = ("[N] -> ", "N") if n is None else ("", str(n))
+    inside = f"0 <= q < {length} and 0 <= k < {length}"
+    return islpy.Map(f"{space}{{ [q] -> [k] : {inside} and ({text}) }}", context=context).coalesce()
+
+
+# ---- a bound relation as isl writes it ----------------------------------------------------------------------
+
+
+def _text(relation: Relation) -> str:
+    match relation:
+        case Everything():
+            return "(q = q)"
+        case Nothing():
+            return "(q < q)"
+        case Compare(op, left, right):
+            return f"({_index(left)} {'=' if op == '==' else op} {_index(right)})"
+        case And(terms):
+            return f"({' and '.join(map(_text, terms))})"
+        case Or(terms):
+            return f"({' or '.join(map(_text, terms))})"
+        case Not(term):
+            return f"(not {_text(term)})"
+        case _:
+            raise GaveUpError("it draws at random or reads an input")
+
+
+def _index(index: Index) -> str:
+    match index:
+        case Const(value):
+            return f"({value})"
+        case Var("q") | Var("k"):
+            return index.name
+        case Var("Nq") | Var("Nk"):
+            return "N"
+        case Arithmetic("+" | "-" as op, left, right):
+            return f"({_index(left)} {op} {_index(right)})"
+        case Arithmetic("*", Const(factor), other) | Arithmetic("*", other, Const(factor)):
+            return f"({factor} * {_index(other)})"
+        case Arithmetic("//", left, Const(divisor)):
+            return f"floor({_index(left)} / {divisor})"
+        case Arithmetic("%", left, Const(divisor)):
+            return f"({_index(left)} mod {divisor})"
+        case Function("min" | "max" as name, arguments):
+            return f"{name}({', '.join(map(_index, arguments))})"
+        case Function("abs", (argument,)):
+            return f"max({_index(argument)}, -{_index(argument)})"
+        case _:
+            raise GaveUpError("it is not affine, or reads an input")
+
+
+__all__ = ["Closure", "Composed", "composed"]
