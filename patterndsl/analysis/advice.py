@@ -144,7 +144,7 @@ def ragged(spec: ast.Spec, seen: Sample) -> Iterator[Diagnostic]:
         return
     live = sum(len(group.q_blks) for group in seen.groups)
     edge = sum(int(np.count_nonzero((group.q_blks == whole) | (group.kv_blks == whole))) for group in seen.groups)
-    if edge * 20 < live:
+    if not edge or edge * 20 < live:
         return
     end = "the last position costs" if few == 1 else f"the last {few} positions cost"
     message = f"{end} {edge:,} of {live:,} live tiles of {BLOCK}, {edge / live:.0%} (N = {seen.n:,})"

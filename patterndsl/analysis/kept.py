@@ -28,8 +28,8 @@ LENGTHS = (4096, 1024)
 MAX_LENGTH = 16_384
 MAX_WORK = 400_000_000
 """Comparisons of single numbers; four take some nanosecond on a core of 2026."""
-ADDING, DIVIDING, DRAWING = 2, 8, 480
-"""What a sum, a division and a candidate of a draw take, in comparisons."""
+ADDING, DIVIDING, DRAWING, LISTING = 2, 8, 480, 4
+"""What a sum, a division, a candidate of a draw, and a pair that is looked for in a mask take, in comparisons."""
 MAX_LISTED = 1 << 22
 MAX_GROUPS = 4
 """Head groups that are looked at."""
@@ -164,17 +164,17 @@ def _listed(bound: Bound, n: int, lookup: Lookup) -> tuple[Kept, ...] | None:
     drawn = [node for group in groups for node in draws_of(group.relation)]
     drawing = DRAWING * sum(map(_num_candidates, drawn))
     if any(node.num_q == Const(n) for node in drawn):  # such draws reach every tile; half of them where it is causal
-        drawing += n * n // 2 * sum(_work(group.relation) for group in groups)
+        drawing += n * n // 2 * sum(LISTING + _work(group.relation) for group in groups)
     if drawing > MAX_WORK:
         return None
     for group in groups:
         tiles = find_tiles(group.relation, bound.sizes, lookup, BLOCK, BLOCK, tell_full=False, effort=1 << 14)
-        spent += tiles.num_tiles * BLOCK * BLOCK * _work(group.relation)
+        spent += tiles.num_tiles * BLOCK * BLOCK * (LISTING + _work(group.relation))
         looked_at.append(tiles)
     if spent > MAX_WORK:
         return None
     return tuple(
-        _kept(tuple(head for each in same for head in each.heads), same[0], tiles, n, lookup)
+        _kept(tuple(head for each in same for head in each.heads), same[0], tiles, n, lookup, MAX_LISTED // len(groups))
         for same, tiles in zip(members, looked_at, strict=True)
     )
 
@@ -214,6 +214,8 @@ def _num_candidates(node: Random) -> int:
     """About how many keys are looked at to draw, told from some rows."""
     match node.count, node.num_q, node.num_k:
         case Const(count), Const(num_q), Const(num_k):
+            if not num_q or not num_k:
+                return 0
             if any(True for _ in draws_of(node.avoid)):
                 return num_q * num_k  # not looked into
             q, k = (np.arange(64)[:, None] * 2 + 1) * num_q // 128, np.arange(num_k)[None]
@@ -223,11 +225,11 @@ def _num_candidates(node: Random) -> int:
     raise AssertionError("a draw is not bound")
 
 
-def _kept(heads: tuple[int, ...], group: HeadGroup, tiles: Tiles, n: int, lookup: Lookup) -> Kept:
+def _kept(heads: tuple[int, ...], group: HeadGroup, tiles: Tiles, n: int, lookup: Lookup, most: int) -> Kept:
     relation, q_blks, kv_blks = group.relation, tiles.q_blks, tiles.kv_blks
     row_lengths, later = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     listed: list[tuple[Integers, Integers]] = []
-    num_pairs, most = 0, min(MAX_LISTED, len(q_blks) * BLOCK * BLOCK // 2)
+    num_pairs, most = 0, min(most, len(q_blks) * BLOCK * BLOCK // 2)
     inside = np.arange(BLOCK, dtype=np.int64)
     starts = np.searchsorted(q_blks, np.arange(-(-n // BLOCK) + 1))
     for q_blk in np.unique(q_blks).tolist():

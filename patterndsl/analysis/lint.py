@@ -29,8 +29,9 @@ from patterndsl.syntax import tree as ast
 
 OPERATIONS = 300_000
 """Of isl, in one proof; some 0.1 s."""
-SMALL_LENGTH, SOME_HEADS = 256, 4
-"""Where two specs are compared first, before they are proven to be equal."""
+MAX_PROOFS = 4
+SOME_LENGTHS, SOME_HEADS = (256, 1024), 4
+"""Where two specs are compared before a proof that they are equal is tried."""
 
 
 def lint(
@@ -118,28 +119,32 @@ def _dead(spec: ast.Spec) -> Iterator[Diagnostic]:
             return None  # integers were subtracted
 
     @cache
-    def seen(spec: ast.Spec, n: int | None) -> Sample | None:
-        resolved = meaning(spec)
-        return None if resolved is None else sample(resolved, n, SOME_HEADS, 0)
+    def seen(resolved: Resolved, n: int) -> Sample | None:
+        return sample(resolved, n, SOME_HEADS, 0) or sample(resolved, None, SOME_HEADS, 0)
+
+    left = MAX_PROOFS
 
     def same(spec: ast.Spec, shorter: ast.Spec) -> str | None:
-        for n in (SMALL_LENGTH, None):
-            whole, part = seen(spec, n), seen(shorter, n)
-            if whole is None or part is None or not _as_many(whole, part):
-                return None
-        whole_meaning, part_meaning = meaning(spec), meaning(shorter)
-        assert whole_meaning is not None and part_meaning is not None
-        proof = proven("equals", whole_meaning, part_meaning, operations=OPERATIONS)
+        nonlocal left
+        whole, part = meaning(spec), meaning(shorter)
+        if whole is None or part is None or not left:
+            return None
+        if not whole.inputs and not all(_as_many(seen(whole, n), seen(part, n)) for n in SOME_LENGTHS):
+            return None
+        left -= 1
+        proof = proven("equals", whole, part, operations=OPERATIONS)
         return None if proof is None else proof.scope
 
     for term in dead_terms(spec, same):
         yield Diagnostic("W302", str(term), term.place, f"drop it ({term.scope})")
 
 
-def _as_many(first: Sample, second: Sample) -> bool:
+def _as_many(first: Sample | None, second: Sample | None) -> bool:
     """Whether all queries seen have as many keys in both."""
+    if first is None or second is None or first.n != second.n:
+        return False
     groups = zip(first.groups, second.groups, strict=False)
-    return first.n == second.n and all(np.array_equal(a.row_lengths, b.row_lengths) for a, b in groups)
+    return all(np.array_equal(group.row_lengths, other.row_lengths) for group, other in groups)
 
 
 def _almost_causal(spec: ast.Spec, seen: Sample, terms: tuple[Term, ...]) -> Iterator[Diagnostic]:

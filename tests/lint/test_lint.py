@@ -84,6 +84,14 @@ def test_what_would_take_long_draws_no_warning(text: str) -> None:
     assert time.process_time() - before < 3
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 63, 127, 128, 129, 130])
+@pytest.mark.parametrize("text", ["all", "causal", "none", "k < q", "random(200, seed = 1)", "q % 64 == k % 64"])
+def test_short_texts(text: str, n: int) -> None:
+    codes = [item.code for item in patterndsl.parse(text).lint(n)]
+    assert ("W301" in codes) == (n > 0 and text in ("none", "k < q"))
+    assert ("W403" in codes) == (n > 128 and text != "none")
+
+
 # ---- the numbers, a second time -----------------------------------------------------------------------------
 
 
