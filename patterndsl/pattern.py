@@ -25,9 +25,10 @@ from patterndsl.syntax.spec import check_name, read_expression, read_file, read_
 if TYPE_CHECKING:
     import torch
 
+    from patterndsl.analysis.policy import Policy
     from patterndsl.analysis.proof import Verdict
-    from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.reach import Reach
+    from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.report import Report
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.program import Program
@@ -147,6 +148,17 @@ class Pattern:
             if name not in declared:
                 raise unknown_parameter(name, dict.fromkeys(declared))
         return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
+
+    def cache_policy(self, *, head: int = 0, layer: int = 0) -> Policy:
+        """Which keys step t of decoding must hold, for every t, N and all values of the parameters.
+
+        A CachePolicy with its rule (`k > t - w or k < g`) and the number of keys, bounded or growing; LooksAhead where
+        a query attends a later key; NoFormula with the reason. `Program.cache_plan` gives the slots at one length.
+        """
+        from patterndsl.analysis.pairs import symbolic
+        from patterndsl.analysis.policy import cache_policy
+
+        return cache_policy(symbolic(self.resolved, head=head, layer=layer))
 
     def reach(
         self,

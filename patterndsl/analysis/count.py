@@ -77,15 +77,16 @@ def agrees(cell: Cell, value: Polynomial) -> bool:
     difference = cell.value - value
     if not difference.terms:
         return True
-    for basic in cell.domain.get_basic_sets():
-        rest = difference
-        for item in constraints(basic.detect_equalities()):
-            name = next((name for name, factor in item.factors if abs(factor) == 1), None)
-            if item.is_equality and name is not None:
-                rest = rest.put({name: _solved(item, name)})
-        if rest.terms:
-            return False
-    return True
+    return not any(reduced(difference, basic).terms for basic in cell.domain.get_basic_sets())
+
+
+def reduced(value: Polynomial, domain: islpy.BasicSet) -> Polynomial:
+    """The same value without symbols that equalities of the domain express by others."""
+    for item in constraints(domain.detect_equalities()):
+        name = next((name for name, factor in item.factors if abs(factor) == 1), None)
+        if item.is_equality and name is not None:
+            value = value.put({name: _solved(item, name)})
+    return value
 
 
 def _put(cells: dict[Polynomial, islpy.Set], value: Polynomial, domain: islpy.Set) -> None:

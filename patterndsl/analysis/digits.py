@@ -136,6 +136,8 @@ def affine(
             writer.split(needed.name, needed.radix, needed.exact)
         except _NeedsName as needed:
             writer.constants.add(needed.value)
+        except RecursionError:  # multiples of one divisor lead to those of another, and back
+            break
     raise NotAffineError("the divisors are too entangled")
 
 
@@ -223,9 +225,13 @@ class _Writer:
             bounds.append(self.compared("<=", constant(1), entry.radix))
         for item in self.named.values():
             bounds.append(self.definition(item))
+        known_atoms: dict[Relation, str] = {}
+        while len(known_atoms) < len(self.flags):  # what a draw avoids may have atoms of its own
+            atom, flag = next(item for item in self.flags.items() if item[0] not in known_atoms)
+            known_atoms[atom] = flag
+            bounds.append(self.reflexive(atom, flag))
         flags = tuple(self.flags.values())
         bounds.extend(f"0 <= {flag} <= 1" for flag in flags)
-        bounds.extend(self.reflexive(atom, flag) for atom, flag in self.flags.items())
         leaves = {name for name in self.symbols() if name not in self.values}
         q_digits = tuple(sorted(self.expand(symbol("q")).symbols & self.leaves_of("q")))
         k_digits = tuple(sorted(self.expand(symbol("k")).symbols & self.leaves_of("k")))

@@ -5,7 +5,7 @@ The one owner of sympy, which arranges the terms. A formula states its domain: a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from patterndsl.analysis.count import Cell, agrees
 from patterndsl.analysis.digits import Affine, Named, Split
-from patterndsl.analysis.polynomial import Polynomial
+from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
 from patterndsl.analysis.sets import Constraint, constraints, dim_names
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class Formula:
         return condition(cell.domain.gist(self.context), shown_names(self.affine))
 
 
-def condition(points: islpy.Set, shown: Mapping[str, str]) -> str:
-    """A set as inequalities of the language, each digit as it is shown."""
+def condition(points: islpy.Set, shown: Mapping[str, str], subject: Collection[str] = ()) -> str:
+    """A set as inequalities of the language, each digit as it is shown; those of the subject alone on the left."""
     parts = []
     for basic in points.coalesce().get_basic_sets():
-        parts.append(" and ".join(_comparison(item, shown) for item in constraints(basic)) or "always")
+        parts.append(" and ".join(_comparison(item, shown, subject) for item in constraints(basic)) or "always")
     if not parts:
         return "never"
     return " or ".join(f"({part})" if " and " in part and len(parts) > 1 else part for part in parts)
@@ -112,10 +112,11 @@ def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: 
     joined to it."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
     ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
-    # where equalities hold, a polynomial can be written in several ways: the shortest that some cell has
+    # where equalities hold, a polynomial can be written in several ways: the one that is right on most cells, and of
+    # those the shortest
     shortest = min(
-        (cell.value for cell in ordered if agrees(ordered[0], cell.value)),
-        key=lambda value: (len(value.terms), value.degree, repr(value)),
+        {cell.value for cell in ordered if agrees(ordered[0], cell.value)},
+        key=lambda value: (-sum(agrees(cell, value) for cell in ordered), len(value.terms), value.degree, repr(value)),
     )
     main = Cell(ordered[0].domain, shortest)
     same = [cell for cell in ordered[1:] if agrees(cell, main.value)]
@@ -370,21 +371,29 @@ def _pretty(text: str) -> str:
 def _text(value: Polynomial, shown: Mapping[str, str]) -> str:
     """A polynomial as an expression of the language."""
     parts: list[str] = []
-    for monomial, factor in sorted(value.terms.items(), key=lambda item: (-len(item[0]), item[0])):
-        names = [_factor(shown.get(name, name)) for name in monomial]
+    for monomial, factor in sorted(value.terms.items(), key=lambda item: (item[1] < 0, -len(item[0]), item[0])):
+        names = [shown.get(name, name) for name in monomial]
         size = abs(factor)
-        text = " * ".join(([str(size)] if size != 1 or not names else []) + names)
+        factors = ([str(size)] if size != 1 or not names else []) + names
+        text = " * ".join(map(_factor, factors)) if len(factors) > 1 or _is_sum(factors[0]) else factors[0]
         parts.append(("- " if factor < 0 else "+ ") + text)
     joined = " ".join(parts) or "0"
     return joined.removeprefix("+ ").replace("- ", "-", 1) if joined.startswith("-") else joined.removeprefix("+ ")
+
+
+def _is_sum(text: str) -> bool:
+    return " + " in text or " - " in text
 
 
 def _factor(text: str) -> str:
     return f"({text})" if " " in text else text
 
 
-def _comparison(item: Constraint, shown: Mapping[str, str]) -> str:
-    """factors + constant >= 0 with every term on the side where it is positive."""
+def _comparison(item: Constraint, shown: Mapping[str, str], subject: Collection[str] = ()) -> str:
+    """factors + constant >= 0 solved for the subject, or with every term on the side where it is positive."""
+    named = [(name, factor) for name, factor in item.factors if name in subject and abs(factor) == 1]
+    if len(named) == 1:
+        return _solved(item, shown, *named[0])
     sides: tuple[list[str], list[str]] = ([], [])
     for name, factor in item.factors:
         written = _factor(shown.get(name, name)) if abs(factor) > 1 else shown.get(name, name)
@@ -394,3 +403,13 @@ def _comparison(item: Constraint, shown: Mapping[str, str]) -> str:
         sides[item.constant < 0].append(str(abs(item.constant)))
     left, right = (" + ".join(side) or "0" for side in sides)
     return f"{left} {'=' if item.is_equality else '>' if strict else '≥'} {right}"
+
+
+def _solved(item: Constraint, shown: Mapping[str, str], name: str, sign: int) -> str:
+    """`k > t - w`: what the constraint says of one symbol, whose factor is 1 or -1."""
+    others = [symbol(other) * by for other, by in item.factors if other != name]
+    rest = total([constant(item.constant), *others]) * -sign
+    relation = "=" if item.is_equality else "≥" if sign > 0 else "≤"
+    if not item.is_equality and rest.constant == sign and not rest.is_constant:  # k >= x + 1, k <= x - 1
+        relation, rest = ">" if sign > 0 else "<", rest - sign
+    return f"{shown.get(name, name)} {relation} {_text(rest, shown).replace(' * ', '·')}"

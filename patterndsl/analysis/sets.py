@@ -42,6 +42,7 @@ def limited(operations: int = MAX_OPERATIONS) -> Iterator[islpy.Context]:
     context.set_max_operations(operations)
     try:
         yield context
+        context.set_max_operations(0)  # what was found is small, and is asked again later
     except islpy.Error as error:
         if "maximal number of operations" not in str(error):
             raise
