@@ -40,11 +40,10 @@ def test_advice_imports_no_torch() -> None:
     assert not {"torch", "sympy", "rich", "PIL"} & imported
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_check_feels_instant(path: Path) -> None:
-    run("check", str(path))
+@pytest.mark.parametrize("name", ["mistral", "bigbird", "four-kinds-of-heads", "longnet", "neighborhood-plus-axial"])
+def test_check_feels_instant(name: str) -> None:
     before = os.times()
-    run("check", str(path))
+    run("check", str(EXAMPLES / f"{name}.yaml"))
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     assert used < 2  # half a second on an idle machine
