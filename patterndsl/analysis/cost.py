@@ -34,23 +34,24 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """How fast a device is at attention; see DEVICES for how it was found."""
+    """How fast a device is at attention: FLOP/s, bytes/s, and the seconds of a call that do not depend on its size.
+
+    dense: PyTorch's own attention; sparse: a compiled program, by the pairs of its live tiles.
+    """
 
     name: str
-    flops: float
-    """FLOP/s that attention kernels reach on whole tiles."""
+    dense_flops: float
+    sparse_flops: float
+    dense_overhead: float
+    sparse_overhead: float
     bandwidth: float
-    """bytes/s from memory."""
-    launch: float
-    """seconds of every call that do not depend on the size."""
     how: str
 
 
-# Rates are of attention as it is run, not of data sheets: dense attention measured at one size gives `flops`, copies
-# give `bandwidth`, the smallest call gives `launch`.
+# Measured by benchmarks/device_rates.py, which says how; its results are beside it.
 DEVICES = {
-    "h200": Device("h200", 3.0e14, 4.0e12, 2.0e-5, "one NVIDIA H200, bfloat16, head_dim 64: dense flash attention"),
-    "cpu-2-core": Device("cpu-2-core", 2.4e11, 2.0e10, 1.0e-4, "two cores of a 2024 Xeon, float32: dense attention"),
+    "h200": Device("h200", 4.7e14, 2.4e14, 2.4e-5, 1.4e-4, 4.2e12, "one NVIDIA H200, bfloat16, head_dim 64"),
+    "cpu-2-core": Device("cpu-2-core", 2.4e11, 1.0e11, 1e-4, 1e-3, 2.0e10, "two cores of a Xeon, float32, head_dim 64"),
 }
 
 
@@ -90,7 +91,9 @@ def state_bytes(shape: Shape, num_keys: int) -> float:
     return float(2 * num_keys * shape.num_kv_heads * shape.head_dim * shape.itemsize)
 
 
-def predicted(device: Device, flops: float, num_bytes: float) -> Figure:
-    """Time by the roofline: the slower of arithmetic and memory, and the launch."""
-    seconds = max(flops / device.flops, num_bytes / device.bandwidth) + device.launch
+def predicted(device: Device, flops: float, num_bytes: float, *, dense: bool = False) -> Figure:
+    """Time by the roofline: the slower of arithmetic and memory, and the overhead of a call."""
+    rate = device.dense_flops if dense else device.sparse_flops
+    overhead = device.dense_overhead if dense else device.sparse_overhead
+    seconds = max(flops / rate, num_bytes / device.bandwidth) + overhead
     return Figure(seconds, "Expected", "s", f"roofline of {device.how}")

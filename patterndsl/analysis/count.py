@@ -83,8 +83,8 @@ def agrees(cell: Cell, value: Polynomial) -> bool:
 def reduced(value: Polynomial, domain: islpy.BasicSet) -> Polynomial:
     """The same value without symbols that equalities of the domain express by others."""
     for item in constraints(domain.detect_equalities()):
-        name = next((name for name, factor in item.factors if abs(factor) == 1), None)
-        if item.is_equality and name is not None:
+        name = next((name for name, factor in item.factors if abs(factor) == 1), "")
+        if item.is_equality and name in value.symbols:
             value = value.put({name: _solved(item, name)})
     return value
 

@@ -110,6 +110,11 @@ class Affine:
     values: Mapping[str, Polynomial]
     """q, k, the lengths and parameters in digits."""
 
+    @property
+    def assumed(self) -> tuple[Split, ...]:
+        """The divisions that are assumed to leave no remainder."""
+        return tuple(item for item in self.defined if isinstance(item, Split) and item.remainder is None)
+
 
 def affine(
     relations: Sequence[Relation],

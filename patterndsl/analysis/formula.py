@@ -20,6 +20,8 @@ from patterndsl.analysis.sets import Constraint, constraints, dim_names
 if TYPE_CHECKING:
     import islpy
 
+MAX_COMPARED = 16
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Formula:
@@ -47,12 +49,7 @@ class Formula:
     @property
     def assumes(self) -> tuple[str, ...]:
         """What the domain demands beyond the declared minimums, such as `w % 4 == 0`."""
-        shown = shown_names(self.affine)
-        return tuple(
-            f"{shown[item.name]} % {_factor(_text(item.radix, shown))} == 0"
-            for item in self.affine.defined
-            if isinstance(item, Split) and item.remainder is None
-        )
+        return assumptions(self.affine)
 
     def cases(self, most: int | None = None) -> list[tuple[str, str]]:
         """(formula, condition) for every cell or at most so many, the one for long sequences first."""
@@ -88,6 +85,12 @@ def condition(points: islpy.Set, shown: Mapping[str, str], subject: Collection[s
     return " or ".join(f"({part})" if " and " in part and len(parts) > 1 else part for part in parts)
 
 
+def assumptions(affine: Affine) -> tuple[str, ...]:
+    """The divisions that leave no remainder by assumption, as texts."""
+    shown = shown_names(affine)
+    return tuple(f"{shown[item.name]} % {_factor(_text(item.radix, shown))} == 0" for item in affine.assumed)
+
+
 def shown_names(affine: Affine, of: str = "") -> dict[str, str]:
     """How each digit of the lengths and parameters, and of the position `of`, is written: `N // l`, `N % l`."""
     shown: dict[str, str] = {}
@@ -112,11 +115,13 @@ def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: 
     joined to it."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
     ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
-    # where equalities hold, a polynomial can be written in several ways: the one that is right on most cells, and of
-    # those the shortest
+    # where equalities hold, a polynomial can be written in several ways: the one that is right on most cells (if they
+    # are few), and of those the shortest
+    ways = {cell.value for cell in ordered if agrees(ordered[0], cell.value)}
+    compared = ordered if len(ordered) <= MAX_COMPARED else []
     shortest = min(
-        {cell.value for cell in ordered if agrees(ordered[0], cell.value)},
-        key=lambda value: (-sum(agrees(cell, value) for cell in ordered), len(value.terms), value.degree, repr(value)),
+        ways,
+        key=lambda way: (-sum(agrees(cell, way) for cell in compared), len(way.terms), way.degree, repr(way)),
     )
     main = Cell(ordered[0].domain, shortest)
     same = [cell for cell in ordered[1:] if agrees(cell, main.value)]

@@ -18,7 +18,7 @@ from patterndsl.analysis.count import Cell, count
 from patterndsl.analysis.digits import Affine, NotAffineError, affine
 from patterndsl.analysis.formula import Formula, digits_at, formula
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
-from patterndsl.analysis.sets import GaveUpError, constraints, limited, region
+from patterndsl.analysis.sets import GaveUpError, constraints, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Arithmetic, Const, Index, Param, Var
 from patterndsl.ir.relation import (
@@ -242,9 +242,7 @@ def _points(context: islpy.Context, form: Affine) -> tuple[islpy.Set, islpy.Set]
     """The pairs (those of some data, where there are flags) and the parameters for which the pattern is defined."""
     import islpy
 
-    dims = (*form.q_digits, *form.k_digits, *form.flags)
-    everywhere = region(context, form.params, dims, form.domain)
-    points = everywhere.intersect(region(context, form.params, dims, form.texts[0]))
+    everywhere, (points,) = regions(context, form)
     kept = len(form.q_digits) + len(form.k_digits)
     points = points.project_out(islpy.dim_type.set, kept, len(form.flags))
     return points.coalesce(), everywhere.params()

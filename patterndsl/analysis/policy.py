@@ -19,7 +19,7 @@ from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, condition, digits_at, formula, shown_names
 from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
-from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names, limited, region
+from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names, limited, regions
 from patterndsl.ir.index import NK, NQ, K, Param, Q
 from patterndsl.ir.relation import Relation, compare, conjunction, indices
 
@@ -97,7 +97,9 @@ class CachePolicy:
         size = f"{self.size.text()} keys at step {self.step}"
         kind = f"bounded({most})" if most else f"{self.kind}, {size}"
         unless = f" unless {self.unless}" if self.unless else ""
-        rule = "every key" if self.rule == "always" else self.rule
+        rule = {"always": "every key", "never": "no key"}.get(self.rule, self.rule)
+        if len(rule) > MAX_RULE:
+            rule = f"by a rule of {len(self._kept)} cases"
         assumed = f", where {' and '.join(self.size.assumes)}" if self.size.assumes else ""
         return f"{kind}{unless}; keep {rule}{assumed}"
 
@@ -114,6 +116,8 @@ class CachePolicy:
         }
 
 
+MAX_RULE = 160
+"""Characters; a longer rule is not written out beside others."""
 EFFORT = COUNTING // 3
 """Operations of isl for each of a few attempts."""
 
@@ -140,15 +144,13 @@ def _policy(pattern: Symbolic, digits: bool, aligned: bool) -> Policy:
     t = Param(step)
     relations = (
         conjunction((pattern.relation, compare("<=", t, Q))),
-        compare("<=", K, t),
+        conjunction((compare("<=", K, t), compare("<", t, NQ))),
         compare("<", Q, K),
     )
     form = affine(relations, pattern.given, lengths=LENGTHS, hints=hints(pattern), digits=digits, aligned=aligned)
     certainty: Certainty = "UpperBound" if form.flags else "Exact"
     with limited(EFFORT) as context:
-        dims = (*form.q_digits, *form.k_digits, *form.flags)
-        everywhere = region(context, form.params, dims, form.domain)
-        later, known, ahead = (everywhere.intersect(region(context, form.params, dims, text)) for text in form.texts)
+        _, (later, known, ahead) = regions(context, form)
         if not later.intersect(ahead).is_empty():
             return LooksAhead(certainty)
         # where the pattern does not depend on N, any number of steps may follow

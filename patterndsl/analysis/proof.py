@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from patterndsl.analysis.digits import Affine, NotAffineError, Split, affine
+from patterndsl.analysis.formula import assumptions
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
-from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, region
+from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, NQ, Const, Index, Param, Var
 from patterndsl.ir.meaning import Point, member
@@ -271,9 +272,7 @@ class _Problem:
             return Proven(self.text, self.scope(None))
         form = affine(texts, given, lengths=LENGTHS, hints=hints(sides[0]), digits=digits, aligned=aligned)
         with limited(self.operations // 3) as context:  # three ways to write it are tried
-            dims = (*form.q_digits, *form.k_digits, *form.flags)
-            everywhere = region(context, form.params, dims, form.domain)
-            points = everywhere.intersect(region(context, form.params, dims, form.texts[0]))
+            everywhere, (points,) = regions(context, form)
             if self.claim == "rows_nonempty":
                 points = _empty_rows(everywhere, points, form)
             if points.is_empty():
@@ -338,11 +337,8 @@ class _Problem:
         set_to = [f"{name} = {value}" for name, value in self.fixed.items()]
         text = f"for {length}" + (f" and all {', '.join(free)}" if free else "")
         text += f", with {', '.join(set_to)}" if set_to else ""
-        assumed = [item for item in form.defined if getattr(item, "remainder", "") is None] if form else []
-        if assumed:
-            from patterndsl.analysis.formula import Formula
-
-            text += f", where {' and '.join(Formula((), form, None).assumes)}"  # type: ignore[arg-type]
+        if form and form.assumed:
+            text += f", where {' and '.join(assumptions(form))}"
         return text
 
 

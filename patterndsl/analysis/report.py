@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import log2
 from typing import Any
 
 import numpy as np
 
+from patterndsl.analysis.at_length import HeadFigures, head_figures
 from patterndsl.analysis.cost import (
     DEVICES,
     Shape,
@@ -19,44 +20,41 @@ from patterndsl.analysis.cost import (
     least_bytes,
     predicted,
     saved_bytes,
+    state_bytes,
 )
+from patterndsl.analysis.crossover import overtakes
 from patterndsl.analysis.figure import Certainty, Figure, readable
 from patterndsl.analysis.formula import Formula, order
-from patterndsl.analysis.pairs import NoFormula, Symbolic, most_pairs, pairs, row_lengths, symbolic
+from patterndsl.analysis.pairs import NoFormula, Symbolic, most_pairs, pairs, symbolic
+from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import param_values, sizes_of
 
-MAX_COUNTED = 1 << 25
-"""Pairs of partial tiles that are looked at one by one where there is no formula."""
-
 
 @dataclass(frozen=True, slots=True)
 class HeadReport:
-    """One group of equal heads: its formula, what order it is of, and its figures at the length asked for."""
+    """One group of equal heads: its formula and order, its cache policy, its figures at the length asked for."""
 
     heads: tuple[int, ...]
     formula: Formula | NoFormula
     upper: Formula | None
     order: str | None
     order_at_defaults: str | None
-    pairs: Figure | None
-    least_row: Figure | None
-    greatest_row: Figure | None
-    tiles: Figure | None
-    computed_pairs: Figure | None
+    cache: Policy
+    figures: HeadFigures | None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What is known of a pattern's cost. The figures are None where no length was given, or inputs were missing.
 
-    Work and bytes are of all heads of one layer and one sequence. computed: pairs in live tiles of `block` positions.
+    Work and bytes are of all heads of one layer and one sequence; times are of whole tiles of `block` positions. state:
+    keys and values that a decoder holds. times, dense_times: forward, by device; dense attention is causal where the
+    pattern is. overtakes: the least length from which on the pattern is faster than dense, by device, or None.
     """
 
     name: str
@@ -73,8 +71,10 @@ class Report:
     memory: Figure | None
     saved: Figure | None
     intensity: Figure | None
+    state: Figure | None
     times: Mapping[str, Figure]
     dense_times: Mapping[str, Figure]
+    overtakes: Mapping[str, Figure | None]
 
     @property
     def order(self) -> str | None:
@@ -96,6 +96,7 @@ class Report:
             **{name: _figure_dict(getattr(self, name)) for name in FIGURES},
             "times": {name: figure.to_dict() for name, figure in self.times.items()},
             "dense_times": {name: figure.to_dict() for name, figure in self.dense_times.items()},
+            "overtakes": {name: _figure_dict(figure) for name, figure in self.overtakes.items()},
         }
 
     def lines(self) -> list[str]:
@@ -113,26 +114,31 @@ class Report:
             if figure is not None:
                 found.append(f"    {label:<22} {figure}")
         for name, figure in self.times.items():
-            dense = self.dense_times[name]
-            ratio = dense.value / figure.value
-            found.append(f"    {'forward, ' + name:<22} {figure}; dense {readable(dense.value, 's')}, {ratio:.1f}x")
+            found.append(f"    {'forward, ' + name:<22} {figure}; {self._beside_dense(name)}")
         return found
 
+    def _beside_dense(self, device: str) -> str:
+        dense, ratio = self.dense_times[device], self.dense_times[device].value / self.times[device].value
+        least = self.overtakes.get(device)
+        when = "" if least is None else f", from N = {least.value:,.0f} on"
+        compared = f"{ratio:.1f}x faster{when}" if ratio >= 1 else f"{1 / ratio:.1f}x slower"
+        return f"{'causal ' * _is_causal(self.groups)}dense {readable(dense.value, 's')}, {compared}"
+
     def _labelled(self) -> list[tuple[str, Figure | None]]:
-        group = self.groups[0]
-        alone = len(self.groups) == 1
+        alone = self.groups[0].figures if len(self.groups) == 1 else None
         return [
             ("pairs, all heads", self.pairs),
             ("density", self.density),
-            ("keys of a query, least", group.least_row if alone else None),
-            ("keys of a query, most", group.greatest_row if alone else None),
-            (f"live tiles of {self.block}", group.tiles if alone else None),
+            ("keys of a query, least", alone.least_row if alone else None),
+            ("keys of a query, most", alone.greatest_row if alone else None),
+            (f"live tiles of {self.block}", alone.tiles if alone else None),
             ("tile efficiency", self.efficiency),
             ("forward work", self.flops),
             ("backward work", self.backward_flops),
             ("moved at least", self.memory),
             ("saved for backward", self.saved),
             ("arithmetic intensity", self.intensity),
+            ("decode state", self.state),
         ]
 
     def formula_text(self) -> str:
@@ -157,7 +163,7 @@ class Report:
         return found | ({"text/latex": latex} if latex else {})
 
 
-FIGURES = ("pairs", "efficiency", "density", "flops", "backward_flops", "memory", "saved", "intensity")
+FIGURES = ("pairs", "efficiency", "density", "flops", "backward_flops", "memory", "saved", "intensity", "state")
 
 
 def report(
@@ -180,13 +186,22 @@ def report(
         return _report(resolved, name, groups, None, None, block)
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
     shape = Shape(n, n, heads, heads if kv_heads is None else kv_heads, head_dim, dtype)
-    ready = all(item.name in (inputs or {}) for item in bound.inputs)
+    plain = tuple(_head_report(resolved, group.heads, layer) for group in bound.groups)
+    if any(item.name not in (inputs or {}) for item in bound.inputs):
+        return _report(resolved, name, plain, n, shape, block)
     lookup = Lookup({key: np.asarray(value, dtype=np.int64) for key, value in (inputs or {}).items()})
-    found = []
-    for group in bound.groups:
-        base = _head_report(resolved, group.heads, layer)
-        found.append(_at_length(base, resolved, bound, group.relation, lookup, block, layer) if ready else base)
-    return _report(resolved, name, tuple(found), n, shape, block)
+    values = _values(resolved, n)
+    figured = []
+    for group, found in zip(bound.groups, plain, strict=True):
+        pattern = symbolic(resolved, head=group.heads[0], layer=layer)
+        figures = head_figures(group, bound, lookup, block, pattern, found.formula, found.cache, values)
+        figured.append(replace(found, figures=figures))
+
+    def at(length: int) -> Bound:
+        return bind(resolved, sizes_of(length, None, None, 0), heads, layer)
+
+    least = overtakes(at, shape, block, tuple(DEVICES.values()), _is_causal(plain)) if not bound.inputs else {}
+    return _report(resolved, name, tuple(figured), n, shape, block, least)
 
 
 def _alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
@@ -206,7 +221,7 @@ def _head_report(resolved: Resolved, members: tuple[int, ...], layer: int) -> He
     if shown is not None:
         plain = order(shown.cells[0].value, shown.affine)
         at_defaults = order(shown.cells[0].value, shown.affine, _growth(resolved))
-    return HeadReport(members, found, bound, plain, at_defaults, None, None, None, None, None)
+    return HeadReport(members, found, bound, plain, at_defaults, cache_policy(pattern), None)
 
 
 def _growth(resolved: Resolved) -> dict[str, Fraction]:
@@ -224,81 +239,32 @@ def _growth(resolved: Resolved) -> dict[str, Fraction]:
     return found
 
 
-def _at_length(
-    base: HeadReport, resolved: Resolved, bound: Bound, relation: Relation, lookup: Lookup, block: int, layer: int
-) -> HeadReport:
-    """The figures of one group of heads, per head."""
-    n = bound.sizes.total
-    values = _values(resolved, n)
-    tiles = find_tiles(relation, bound.sizes, lookup, block, block, effort=1 << 16)
-    computed = Figure(_area(tiles, n), "Exact" if not tiles.num_guessed else "UpperBound", "pairs")
-    pattern = symbolic(resolved, head=base.heads[0], layer=layer)
-    rows = row_lengths(pattern, values) if isinstance(base.formula, Formula) else None
-    if rows is None and n * n <= MAX_COUNTED:
-        every = np.arange(n, dtype=np.int64)
-        kept_pairs = member(relation, Point(every[:, None], every[None], 0, lookup))
-        rows = np.broadcast_to(kept_pairs, (n, n)).sum(axis=1)
-    number = base.formula.at(values) if isinstance(base.formula, Formula) else None
-    if number is not None:
-        kept = Figure(number, "Exact", "pairs", "formula")
-    else:
-        kept = _enumerated(relation, bound, lookup, tiles, n)
-    return HeadReport(
-        base.heads,
-        base.formula,
-        base.upper,
-        base.order,
-        base.order_at_defaults,
-        kept,
-        Figure(int(rows.min()), "Exact", "keys") if rows is not None and n else None,
-        Figure(int(rows.max()), "Exact", "keys") if rows is not None and n else None,
-        Figure(tiles.num_tiles, "Exact" if not tiles.num_guessed else "UpperBound", "tiles"),
-        computed,
-    )
-
-
 def _values(resolved: Resolved, n: int) -> dict[str, int]:
     values = param_values(resolved, {}, sizes_of(n, None, None, 0))
     return {"N": n} | {name: value for name, value in values.items() if isinstance(value, int)}
 
 
-def _area(tiles: Tiles, n: int) -> int:
-    """Pairs in live tiles: whole blocks, but no position that is not there."""
-    rows = np.minimum(tiles.q_block, n - tiles.q_blks * tiles.q_block)
-    columns = np.minimum(tiles.kv_block, n - tiles.kv_blks * tiles.kv_block)
-    return int((rows * columns).sum())
-
-
-def _enumerated(relation: Relation, bound: Bound, lookup: Lookup, tiles: Tiles, n: int) -> Figure:
-    """Pairs by looking at every pair of the partial tiles; the tiles' area where those are too many."""
-    if int((~tiles.is_full).sum()) * tiles.q_block * tiles.kv_block > MAX_COUNTED:
-        return Figure(_area(tiles, n), "UpperBound", "pairs", "area of the live tiles")
-    total = 0
-    inside = np.arange(tiles.q_block, dtype=np.int64)
-    for q_blk, kv_blk, full in zip(tiles.q_blks, tiles.kv_blks, tiles.is_full, strict=True):
-        q, k = q_blk * tiles.q_block + inside, kv_blk * tiles.kv_block + inside
-        q, k = q[q < n][:, None], k[k < n][None]
-        total += (
-            q.size * k.size
-            if full
-            else int(np.broadcast_to(member(relation, Point(q, k, 0, lookup)), (q.size, k.size)).sum())
-        )
-    return Figure(total, "Exact", "pairs", "enumeration")
-
-
 def _report(
-    resolved: Resolved, name: str, groups: tuple[HeadReport, ...], n: int | None, shape: Shape | None, block: int
+    resolved: Resolved,
+    name: str,
+    groups: tuple[HeadReport, ...],
+    n: int | None,
+    shape: Shape | None,
+    block: int,
+    least: Mapping[str, Figure | None] | None = None,
 ) -> Report:
     params: Mapping[str, int | tuple[int, ...]] = {}
     if n is not None:
         params = param_values(resolved, {}, sizes_of(n, None, None, 0))
-    kept, computed = (_summed(groups, name) for name in ("pairs", "computed_pairs"))
+    figures = [(group.figures, len(group.heads)) for group in groups if group.figures is not None]
     empty = dict.fromkeys(FIGURES)
-    if n is None or shape is None or kept is None or computed is None:
-        return Report(name, groups, params, n, shape, block, **empty, times={}, dense_times={})
+    if n is None or shape is None or not figures:
+        return Report(name, groups, params, n, shape, block, **empty, times={}, dense_times={}, overtakes={})
+    kept = _summed([(found.pairs, count) for found, count in figures])
+    computed = _summed([(found.computed, count) for found, count in figures])
     num_bytes = least_bytes(shape)
     work = forward_flops(kept.value, shape.head_dim)
-    dense = forward_flops(n * n * shape.num_q_heads, shape.head_dim)
+    dense = forward_flops((n * (n + 1) // 2 if _is_causal(groups) else n * n) * shape.num_q_heads, shape.head_dim)
     computed_work = forward_flops(computed.value, shape.head_dim)
     return Report(
         name,
@@ -308,26 +274,46 @@ def _report(
         shape,
         block,
         pairs=kept,
-        efficiency=Figure(kept.value / computed.value if computed.value else 1.0, computed.certainty),
+        efficiency=Figure(kept.value / computed.value if computed.value else 1.0, _least_certain([kept, computed])),
         density=Figure(kept.value / (n * n * shape.num_q_heads) if n else 0.0, kept.certainty),
         flops=Figure(work, kept.certainty, "FLOP"),
         backward_flops=Figure(backward_flops(kept.value, shape.head_dim), kept.certainty, "FLOP"),
         memory=Figure(num_bytes, "Exact", "bytes", "query, key, value and output once"),
         saved=Figure(saved_bytes(shape), "Exact", "bytes"),
         intensity=Figure(work / num_bytes if num_bytes else 0.0, kept.certainty, "FLOP/byte"),
+        state=_state([found.cache for found, _ in figures], shape, n),
         times={key: predicted(device, computed_work, num_bytes) for key, device in DEVICES.items()},
-        dense_times={key: predicted(device, dense, num_bytes) for key, device in DEVICES.items()},
+        dense_times={key: predicted(device, dense, num_bytes, dense=True) for key, device in DEVICES.items()},
+        overtakes=least or {},
     )
 
 
-def _summed(groups: tuple[HeadReport, ...], name: str) -> Figure | None:
-    """A figure per head, summed over all heads."""
-    found = [(getattr(group, name), len(group.heads)) for group in groups]
-    if any(figure is None for figure, _ in found):
+def _is_causal(groups: Sequence[HeadReport]) -> bool:
+    """Whether no head looks ahead, as far as is known."""
+    return all(isinstance(group.cache, CachePolicy) for group in groups)
+
+
+def _state(held: Sequence[Figure | None], shape: Shape, n: int) -> Figure | None:
+    """Keys and values of all key heads. Where heads differ, a key head may hold what each of them needs."""
+    known = [figure for figure in held if figure is not None]
+    if len(known) < len(held):
         return None
-    certain: Certainty = "Exact" if all(figure.certainty == "Exact" for figure, _ in found) else "UpperBound"
+    num_keys = min(n, int(sum(figure.value for figure in known)))
+    certain = known[0].certainty if len(known) == 1 else "UpperBound"
+    how = f"{num_keys:,} keys of each head, {known[0].how}"
+    return Figure(state_bytes(shape, num_keys), certain, "bytes", how)
+
+
+def _summed(found: Sequence[tuple[Figure, int]]) -> Figure:
+    """A figure per head, summed over all heads."""
+    figures = [figure for figure, _ in found]
     total = sum(figure.value * count for figure, count in found)
-    return Figure(total, certain, "pairs", found[0][0].how)
+    return Figure(total, _least_certain(figures), "pairs", figures[0].how)
+
+
+def _least_certain(figures: Sequence[Figure]) -> Certainty:
+    found = {figure.certainty for figure in figures}
+    return next((certainty for certainty in ("Expected", "UpperBound") if certainty in found), "Exact")
 
 
 def _group_lines(group: HeadReport, several: bool) -> list[str]:
@@ -336,7 +322,7 @@ def _group_lines(group: HeadReport, several: bool) -> list[str]:
         lines = [f"{lead}pairs: no formula, {group.formula.reason}"]
         if group.upper is not None:
             lines.append(f"  at most {group.upper.text()}  (UpperBound, {group.order})")
-        return lines
+        return [*lines, _cache_line(group.cache)]
     formula = group.formula
     first, *others = formula.cases(4)
     lines = [f"{lead}pairs = {first[0]}  (Exact{_where(first[1], formula)})"]
@@ -346,8 +332,14 @@ def _group_lines(group: HeadReport, several: bool) -> list[str]:
     at_defaults = (
         "" if group.order_at_defaults in (group.order, None) else f"; {group.order_at_defaults} at the defaults"
     )
-    lines.append(f"order {group.order}{at_defaults}")
-    return lines
+    return [*lines, f"order {group.order}{at_defaults}", _cache_line(group.cache)]
+
+
+def _cache_line(policy: Policy) -> str:
+    if isinstance(policy, NoFormula):
+        return f"cache: no formula, {policy.reason}"
+    certain = f" ({policy.certainty})" if isinstance(policy, CachePolicy) else ""
+    return f"cache: {policy}{certain}"
 
 
 def _where(condition: str, formula: Formula) -> str:
@@ -358,6 +350,10 @@ def _where(condition: str, formula: Formula) -> str:
 
 def _ranges(heads: tuple[int, ...]) -> str:
     return ", ".join(map(str, heads[:6])) + (", ..." if len(heads) > 6 else "")
+
+
+def _policy_dict(policy: Policy) -> dict[str, object]:
+    return {"kind": "unknown", "reason": policy.reason} if isinstance(policy, NoFormula) else policy.to_dict()
 
 
 def _figure_dict(figure: Figure | None) -> dict[str, object] | None:
@@ -374,13 +370,14 @@ def _group_dict(group: HeadReport) -> dict[str, object]:
         formula = {"certainty": "Unknown", "reason": group.formula.reason}
         if group.upper is not None:
             formula["upper_bound"] = group.upper.text()
-    figures = ("pairs", "least_row", "greatest_row", "tiles", "computed_pairs")
+    figures = ("pairs", "least_row", "greatest_row", "tiles", "computed", "cache")
     return {
         "heads": list(group.heads),
         "formula": formula,
         "order": group.order,
         "order_at_defaults": group.order_at_defaults,
-        **{name: _figure_dict(getattr(group, name)) for name in figures},
+        "cache_policy": _policy_dict(group.cache),
+        **{name: _figure_dict(getattr(group.figures, name, None)) for name in figures},
     }
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from patterndsl.analysis.digits import Affine, NotAffineError
+
 if TYPE_CHECKING:
     import islpy
 
@@ -61,6 +63,18 @@ def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *
         result = part if result is None else result.intersect(part)
     assert result is not None
     return result.coalesce()
+
+
+def regions(context: islpy.Context, form: Affine) -> tuple[islpy.Set, list[islpy.Set]]:
+    """The domain of a form over its digits and flags, and its relations inside it.
+
+    Raises NotAffineError where nothing is left of the domain under the divisions that the form assumes.
+    """
+    dims = (*form.q_digits, *form.k_digits, *form.flags)
+    everywhere = region(context, form.params, dims, form.domain)
+    if form.assumed and everywhere.is_empty():
+        raise NotAffineError("no length fits the divisions that it would have to assume")
+    return everywhere, [everywhere.intersect(region(context, form.params, dims, text)) for text in form.texts]
 
 
 def dim_names(points: islpy.Set | islpy.BasicSet, kind: islpy.dim_type) -> list[str]:

@@ -120,7 +120,7 @@ def test_the_policy_of_any_pattern_keeps_what_is_needed(case: Case) -> None:
         ("causal & dilated(w, d)", {"w": 8, "d": 2}, None),
         ("causal", {}, "growing, t + 1 keys at step t; keep every key"),
         ("causal & strided(s)", {"s": 8}, "growing, t + 1 keys at step t; keep every key"),
-        ("none", {}, "bounded(0); keep never"),
+        ("none", {}, "bounded(0); keep no key"),
         ("window(w)", {"w": 8}, "not decodable: a query attends a later key"),
         ("recent(t)", {"t": 4}, "bounded(t); keep k > t0 - t"),
     ],

@@ -1,0 +1,139 @@
+"""What does a head keep and compute at one length? Pairs, rows and tiles, counted in the live tiles.
+
+Full tiles are known; in partial ones every pair is looked at, and where they are too many, those of some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from patterndsl.analysis.figure import Certainty, Figure
+from patterndsl.analysis.formula import Formula
+from patterndsl.analysis.pairs import NoFormula, Symbolic, row_lengths
+from patterndsl.analysis.policy import CachePolicy, Policy
+from patterndsl.ir.meaning import Point, member
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.sema.bind import Bound, HeadGroup
+
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+MAX_COUNTED = 1 << 24
+"""Pairs of partial tiles that are looked at one by one."""
+CHUNK = 1 << 20
+EFFORT = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFigures:
+    """What one head has at a length. least_row, greatest_row: keys of a query; None where rows were not counted.
+
+    computed: pairs in live tiles. cache: keys that a decoder holds for this head in the worst step; None where there is
+    no cache policy.
+    """
+
+    pairs: Figure
+    least_row: Figure | None
+    greatest_row: Figure | None
+    tiles: Figure
+    computed: Figure
+    cache: Figure | None
+
+
+def head_figures(
+    group: HeadGroup,
+    bound: Bound,
+    lookup: Lookup,
+    block: int,
+    pattern: Symbolic,
+    found: Formula | NoFormula,
+    policy: Policy,
+    values: Mapping[str, int],
+) -> HeadFigures:
+    """The figures of each head of a group. values: the length and the parameters, for the formulas."""
+    n = bound.sizes.total
+    tiles = find_tiles(group.relation, bound.sizes, lookup, block, block, effort=EFFORT)
+    sure: Certainty = "UpperBound" if tiles.num_guessed else "Exact"
+    number = found.at(values) if isinstance(found, Formula) else None
+    pairs = None if number is None else Figure(number, "Exact", "pairs", "formula")
+    rows = None if number is None else row_lengths(pattern, values)
+    if pairs is None or rows is None:
+        counted, rows = _counted(group, bound, lookup, tiles)
+        pairs = pairs or counted
+    return HeadFigures(
+        pairs,
+        Figure(int(rows.min()), "Exact", "keys") if rows is not None and n else None,
+        Figure(int(rows.max()), "Exact", "keys") if rows is not None and n else None,
+        Figure(tiles.num_tiles, sure, "tiles"),
+        Figure(area(tiles, n), sure, "pairs"),
+        _held(policy, values, n) if isinstance(policy, CachePolicy) else None,
+    )
+
+
+def area(tiles: Tiles, n: int) -> int:
+    """Pairs in live tiles of n positions: whole blocks, but no position that is not there."""
+    return int((_height(tiles, n) * _width(tiles, n)).sum())
+
+
+def _height(tiles: Tiles, n: int) -> Any:
+    return np.minimum(tiles.q_block, n - tiles.q_blks * tiles.q_block)
+
+
+def _width(tiles: Tiles, n: int) -> Any:
+    return np.minimum(tiles.kv_block, n - tiles.kv_blks * tiles.kv_block)
+
+
+def _counted(group: HeadGroup, bound: Bound, lookup: Lookup, tiles: Tiles) -> tuple[Figure, Integers | None]:
+    """The pairs, and the keys of each query: int64 [n], None where only some tiles were looked at."""
+    n, full = bound.sizes.total, tiles.is_full
+    partial = np.flatnonzero(~full)
+    most = MAX_COUNTED // (tiles.q_block * tiles.kv_block)
+    looked = partial
+    if len(partial) > most:
+        looked = np.sort(np.random.default_rng(0).choice(partial, most, replace=False))
+    rows = np.zeros(n, dtype=np.int64)
+    for q, kept in _kept(group, bound, lookup, tiles, looked):
+        np.add.at(rows, q, kept)
+    inside = np.arange(tiles.q_block)
+    q = (tiles.q_blks[full] * tiles.q_block)[:, None] + inside
+    whole = np.zeros(n, dtype=np.int64)
+    np.add.at(whole, q[q < n], np.broadcast_to(_width(tiles, n)[full][:, None], q.shape)[q < n])
+    if len(looked) == len(partial):
+        return Figure(int(rows.sum() + whole.sum()), "Exact", "pairs", "enumeration"), rows + whole
+    estimate = whole.sum() + rows.sum() * len(partial) / len(looked)
+    return Figure(
+        float(round(estimate)), "Expected", "pairs", f"{len(looked):,} of {len(partial):,} partial tiles"
+    ), None
+
+
+def _kept(
+    group: HeadGroup, bound: Bound, lookup: Lookup, tiles: Tiles, looked: Integers
+) -> Iterator[tuple[Integers, Integers]]:
+    """Queries of partial tiles, and how many keys of the tile each has."""
+    n = bound.sizes.total
+    step = max(1, CHUNK // (tiles.q_block * tiles.kv_block))
+    for start in range(0, len(looked), step):
+        part = looked[start : start + step]
+        q = (tiles.q_blks[part] * tiles.q_block)[:, None, None] + np.arange(tiles.q_block)[:, None]
+        k = (tiles.kv_blks[part] * tiles.kv_block)[:, None, None] + np.arange(tiles.kv_block)
+        point = Point(np.minimum(q, n - 1), np.minimum(k, n - 1), group.heads[0], lookup)
+        holds = member(group.relation, point) & (q < n) & (k < n)
+        kept = np.broadcast_to(holds, (len(part), tiles.q_block, tiles.kv_block)).sum(axis=2)
+        queries = q[:, :, 0]
+        yield queries[queries < n], kept[queries < n]
+
+
+def _held(policy: CachePolicy, values: Mapping[str, int], n: int) -> Figure | None:
+    """The most keys of a step where that is known, else those of the last one."""
+    params = {name: value for name, value in values.items() if name != "N"}
+    if n == 0:
+        return Figure(0, policy.certainty, "keys")
+    most = policy.most_at(params, n)
+    if most is not None and most <= n:
+        return Figure(most, policy.certainty, "keys", "the most of any step")
+    last = policy.size_at(n - 1, params, n)
+    return None if last is None else Figure(last, policy.certainty, "keys", "at the last step")

@@ -1,0 +1,76 @@
+"""From which length on is a pattern faster than dense attention? By predicted times, one length after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from patterndsl.analysis.at_length import EFFORT, area
+from patterndsl.analysis.cost import Device, Shape, forward_flops, least_bytes, predicted
+from patterndsl.analysis.figure import Figure
+from patterndsl.diagnostics import PatternError
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import find_tiles
+from patterndsl.sema.bind import Bound
+
+SHORTEST, LONGEST = 128, 65_536
+
+
+def overtakes(
+    bind: Callable[[int], Bound], shape: Shape, block: int, devices: Sequence[Device], is_causal: bool
+) -> dict[str, Figure | None]:
+    """The least length, to a multiple of `block`, from which on the pattern is predicted to be faster than dense.
+
+    Expected, per device; None where it is not by 65,536 positions. Dense attention computes half of the pairs where the
+    pattern is causal. Lengths that the spec does not allow are passed over. Work: a tile descent for each length tried.
+    """
+    work: dict[int, tuple[float, float] | None] = {}
+
+    def flops(n: int) -> tuple[float, float] | None:
+        if n not in work:
+            work[n] = _flops(bind, n, shape.head_dim, block, is_causal)
+        return work[n]
+
+    return {device.name: _first(flops, shape, block, device) for device in devices}
+
+
+def _flops(
+    bind: Callable[[int], Bound], n: int, head_dim: int, block: int, is_causal: bool
+) -> tuple[float, float] | None:
+    """Forward work over all heads: of the pattern's live tiles, and of dense attention."""
+    try:
+        bound = bind(n)
+    except PatternError:
+        return None
+    computed = 0
+    for group in bound.groups:
+        tiles = find_tiles(group.relation, bound.sizes, Lookup({}), block, block, tell_full=False, effort=EFFORT)
+        computed += area(tiles, n) * len(group.heads)
+    dense = (n * (n + 1) // 2 if is_causal else n * n) * bound.num_heads
+    return forward_flops(computed, head_dim), forward_flops(dense, head_dim)
+
+
+def _first(
+    flops: Callable[[int], tuple[float, float] | None], shape: Shape, block: int, device: Device
+) -> Figure | None:
+    def is_faster(n: int) -> bool | None:
+        found = flops(n)
+        if found is None:
+            return None
+        moved = least_bytes(Shape(n, n, shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.dtype))
+        return predicted(device, found[0], moved).value < predicted(device, found[1], moved, dense=True).value
+
+    lengths = [SHORTEST << step for step in range(10) if SHORTEST << step <= LONGEST]
+    known = [(n, is_faster(n)) for n in lengths]
+    faster = [n for n, fast in known if fast]
+    slower = [n for n, fast in known if fast is False]
+    if not faster or (slower and slower[-1] > faster[-1]):
+        return None
+    above = min(n for n in faster if not slower or n > slower[-1])
+    below = max((n for n in slower if n < above), default=0)
+    while above - below > block:
+        middle = (above + below) // 2 // block * block
+        fast = is_faster(middle)
+        if fast is None or middle in (above, below):
+            break
+        above, below = (middle, below) if fast else (above, middle)
+    return Figure(above, "Expected", "positions", f"roofline of {device.how}")
