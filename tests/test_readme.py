@@ -77,11 +77,14 @@ def test_reports_and_proofs_are_the_real_ones(
     monkeypatch.chdir(ROOT)
     commands = 0
     for block in blocks(README, ""):
-        if not block.startswith(("$ patterndsl report", "$ patterndsl prove")):
+        if not block.startswith(
+            ("$ patterndsl report", "$ patterndsl prove", "$ patterndsl reach", '$ patterndsl check "')
+        ):
             continue
         for part in block.strip().split("$ patterndsl ")[1:]:
             line, shown = part.split("\n", 1)
             main(shlex.split(line))
-            assert capsys.readouterr().out.strip() == shown.strip()
+            said = capsys.readouterr()
+            assert (said.err if line.startswith("check") else said.out).strip() == shown.strip()
             commands += 1
-    assert commands >= 6
+    assert commands >= 9

@@ -20,7 +20,7 @@ from patterndsl.analysis.sets import Constraint, constraints, dim_names
 if TYPE_CHECKING:
     import islpy
 
-MAX_COMPARED = 16
+MAX_COMPARED = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,19 +115,28 @@ def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: 
     joined to it."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
     ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
-    # where equalities hold, a polynomial can be written in several ways: the one that is right on most cells (if they
-    # are few), and of those the shortest
+    # where equalities hold, a polynomial can be written in several ways: the one that is right on most parts of the
+    # other cells (if they are few), and of those the shortest
     ways = {cell.value for cell in ordered if agrees(ordered[0], cell.value)}
-    compared = ordered if len(ordered) <= MAX_COMPARED else []
+    parts = [Cell(basic.to_set(), cell.value) for cell in ordered for basic in cell.domain.get_basic_sets()]
+    compared = parts if len(parts) <= MAX_COMPARED else []
     shortest = min(
         ways,
         key=lambda way: (-sum(agrees(cell, way) for cell in compared), len(way.terms), way.degree, repr(way)),
     )
     main = Cell(ordered[0].domain, shortest)
-    same = [cell for cell in ordered[1:] if agrees(cell, main.value)]
-    for cell in same:
-        main = Cell(main.domain.union(cell.domain).coalesce(), main.value)
-    rest = [cell for cell in ordered[1:] if cell not in same]
+    rest = []
+    for cell in ordered[1:]:
+        other = cell.domain.subtract(cell.domain)
+        for basic in cell.domain.get_basic_sets():
+            part = Cell(basic.to_set(), cell.value)
+            if agrees(part, main.value):
+                main = Cell(main.domain.union(part.domain), main.value)
+            else:
+                other = other.union(part.domain)
+        if not other.is_empty():
+            rest.append(Cell(other.subtract(main.domain), cell.value))
+    main = Cell(main.domain.coalesce(), main.value)
     main, rest = _rounded(main, rest, context)
     return Formula((main, *sorted(rest, key=lambda cell: len(cell.value.terms))), affine, context)
 
@@ -353,8 +362,21 @@ def _arranged(expression: Any) -> Any:
     n = sympy.Symbol("N", integer=True, nonnegative=True)
     options = [expanded, sympy.collect(expanded, n), sympy.factor_terms(expanded)]
     if len(expanded.args) <= 12:
-        options.append(sympy.factor(expanded))
+        options.append(_rising(sympy.factor(expanded), n))
     return min(options, key=lambda option: len(str(option)))
+
+
+def _rising(product: Any, n: Any) -> Any:
+    """The same product, the sums in it written so that N has a plus: (N - g)², not (g - N)²."""
+    import sympy
+
+    sign, factors = 1, []
+    for factor in sympy.Mul.make_args(product):
+        base, power = factor.as_base_exp()
+        if base.is_Add and base.expand().coeff(n).is_negative:
+            base, sign = -base, sign * (-1) ** power
+        factors.append(base**power)
+    return sympy.Mul(sign, *factors)
 
 
 def _pretty(text: str) -> str:
