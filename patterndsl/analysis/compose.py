@@ -22,16 +22,23 @@ Closure: TypeAlias = Literal["all", "causal", "part"]
 
 OPERATIONS = 400_000
 """Operations of isl that one answer may take: below a second, and most need a hundredth of it."""
-MAX_POWER = 64
-"""Layers tried where they differ, and powers of two where they are alike."""
+MAX_PIECES = 1_000
+"""Pairs of convex pieces that are composed at once."""
+MAX_TEXT = 20_000
+"""Characters of a composed relation: numbers that double in length with each square are no operations either."""
+MAX_SQUARES = 5
+"""Of one layer, where the answer is to hold for every length: more than 2^5 layers are taken to grow with it."""
+MAX_ROUNDS = 64
+"""Of layers that differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """After `layers` layers, and no fewer, everything is connected that ever will be."""
+    """After `layers` layers, and no fewer, everything is connected that ever will be. is_causal: no pair has k > q."""
 
     layers: int
     closure: Closure
+    is_causal: bool
 
 
 def composed(layers: Sequence[Relation], n: int | None) -> Composed:
@@ -42,22 +49,24 @@ def composed(layers: Sequence[Relation], n: int | None) -> Composed:
     """
     texts = [_text(layer) for layer in layers]
     if n is not None and not n:
-        return Composed(0, "all")
+        return Composed(0, "all", True)
     with limited(OPERATIONS) as context:
         maps = [_map(context, f"q = k or {text}", n) for text in texts]
         same = _map(context, "q = k", n)
-        num_layers, closure = _of_one(maps[0], same) if len(maps) == 1 else _of_several(maps, same)
-        if closure.is_equal(_map(context, "k <= q", n)):
-            return Composed(num_layers, "all" if n == 1 else "causal")
-        return Composed(num_layers, "all" if closure.is_equal(_map(context, "q = q", n)) else "part")
+        num_layers, closure = _of_one(maps[0], same, n) if len(maps) == 1 else _of_several(maps, same)
+        is_causal = closure.is_subset(_map(context, "k <= q", n))
+        if is_causal and n != 1:
+            return Composed(num_layers, "causal" if _map(context, "k <= q", n).is_subset(closure) else "part", True)
+        is_all = _map(context, "q = q", n).is_subset(closure)
+        return Composed(num_layers, "all" if is_all else "part", is_causal)
 
 
-def _of_one(layer: islpy.Map, same: islpy.Map) -> tuple[int, islpy.Map]:
+def _of_one(layer: islpy.Map, same: islpy.Map, n: int | None) -> tuple[int, islpy.Map]:
     """The least power of a relation that equals all higher ones, by repeated squares and then bit by bit."""
     powers = [layer]
     while not (square := _then(powers[-1], powers[-1])).is_subset(powers[-1]):
         powers.append(square)
-        if len(powers) > MAX_POWER:
+        if n is None and len(powers) > MAX_SQUARES:
             raise GaveUpError("the number of layers grows with the length")
     closure, short, num_short = powers[-1], same, 0
     if closure.is_subset(same):
@@ -72,18 +81,23 @@ def _of_one(layer: islpy.Map, same: islpy.Map) -> tuple[int, islpy.Map]:
 def _of_several(layers: Sequence[islpy.Map], same: islpy.Map) -> tuple[int, islpy.Map]:
     """The same, layer by layer, until a whole round adds nothing."""
     reached, last = same, 0
-    for number in range(1, MAX_POWER * len(layers)):
+    for number in range(1, MAX_ROUNDS * len(layers)):
         further = _then(layers[(number - 1) % len(layers)], reached)
         if not further.is_subset(reached):
             reached, last = further, number
         if number - last == len(layers):
             return last, reached
-    raise GaveUpError(f"more than {MAX_POWER} rounds of the layers")
+    raise GaveUpError(f"more than {MAX_ROUNDS} rounds of the layers")
 
 
 def _then(upper: islpy.Map, lower: islpy.Map) -> islpy.Map:
-    """{q -> k : q -> p in the upper layers, p -> k in the lower ones}."""
-    return upper.apply_range(lower).coalesce()
+    """{q -> k : q -> p in the upper layers, p -> k in the lower ones}. What isl does not count is limited here."""
+    if upper.n_basic_map() * lower.n_basic_map() > MAX_PIECES:
+        raise GaveUpError("it falls into too many pieces")
+    found = upper.apply_range(lower).coalesce()
+    if len(str(found)) > MAX_TEXT:
+        raise GaveUpError("its formula grows too long")
+    return found
 
 
 def _map(context: islpy.Context, text: str, n: int | None) -> islpy.Map:

@@ -338,10 +338,10 @@ def blocks(stack: Stack, relation: Relation, block: int) -> Matrix:
     return Matrix(packed(live).T.copy(), bool(tiles.is_full.all() and live.diagonal().all()))
 
 
-def looks_ahead(stack: Stack, relation: Relation, block: int) -> bool:
-    """Whether some query attends a later key: whether a tile of `block` holds such a pair. Exact."""
+def looks_ahead(stack: Stack, relation: Relation) -> bool:
+    """Whether some query attends a later key. Exact. Work: at least the tiles of the diagonal."""
     later = conjunction((relation, compare("<", Q, K)))
-    tiles = find_tiles(later, stack.sizes, stack.lookup, block, block, tell_full=False, on_event=stack.on_event)
+    tiles = find_tiles(later, stack.sizes, stack.lookup, TILE, TILE, tell_full=False, on_event=stack.on_event)
     return tiles.num_tiles > 0
 
 

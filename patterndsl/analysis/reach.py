@@ -207,7 +207,7 @@ def reach(
     stack = Stack(layer_of, period, _lookup(shapes.values(), inputs or {}), on_event)
     known = _composed([stack.relation(layer) for layer in range(period)], stack.n)
     block = 1 if stack.n <= MAX_POSITIONS else 1 << (-(-stack.n // MAX_BLOCKS) - 1).bit_length()
-    is_causal = not any(looks_ahead(stack, relation, max(64, block)) for relation in stack.relations())
+    is_causal = known.is_causal if known is not None else not any(looks_ahead(stack, it) for it in stack.relations())
     starts = np.arange(0, stack.n, block)
     complete = first_columns(np.arange(len(starts)) + 1 if is_causal else np.full(len(starts), len(starts)))
     growth = grow(

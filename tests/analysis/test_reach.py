@@ -78,9 +78,10 @@ def in_blocks(max_positions: int, max_blocks: int) -> Iterator[None]:
         yield
 
 
-def counts(found: Any) -> tuple[int, Any, int]:
+def counts(found: Any) -> tuple[float, float, float]:
+    """The least, the mean and the greatest row."""
     rows = found.sum(axis=1)
-    return int(rows.min()), pytest.approx(rows.mean()), int(rows.max())
+    return float(rows.min()), float(rows.mean()), float(rows.max())
 
 
 @many(2)
@@ -93,7 +94,8 @@ def test_everything_is_as_matrix_powers_say(case: Case) -> None:
     last = len(expected.reached) - 1
     assert [field.layers for field in found.fields] == [*range(min(last, module.MOST_SIZES + 1)), last]
     for field in found.fields:
-        assert (field.least.value, field.mean.value, field.most.value) == counts(expected.reached[field.layers])
+        sizes = field.least.value, field.mean.value, field.most.value
+        assert sizes == pytest.approx(counts(expected.reached[field.layers]))
         assert {field.least.certainty, field.mean.certainty, field.most.certainty} == {"Exact"}
     assert (found.layers_to_connect.value, found.layers_to_connect.certainty) == (last, "Exact")
     assert found.is_causal == (not ahead)
@@ -156,7 +158,8 @@ def test_blocks_bound_what_positions_say(case: Case, limits: tuple[int, int]) ->
     for field in found.fields:
         least, mean, most = counts(expected.reached[min(field.layers, len(expected.reached) - 1)])
         for figure, exact in ((field.least, least), (field.mean, mean), (field.most, most)):
-            assert figure.value == exact if figure.certainty == "Exact" else figure.value >= exact
+            near = figure.value == pytest.approx(exact)
+            assert near or (figure.certainty == "UpperBound" and figure.value > exact)
     number = len(expected.reached) - 1
     assert found.layers_to_connect.value <= number
     assert found.layers_to_connect.value == number or found.layers_to_connect.certainty == "LowerBound"
