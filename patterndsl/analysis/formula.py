@@ -13,8 +13,9 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.analysis.count import Cell, agrees
-from patterndsl.analysis.digits import Affine, Named, Split
+from patterndsl.analysis.digits import Affine
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
+from patterndsl.analysis.radix import Named, Split
 from patterndsl.analysis.sets import Constraint, constraints, dim_names
 
 if TYPE_CHECKING:

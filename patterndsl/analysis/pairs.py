@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from patterndsl.analysis.count import Cell, count
-from patterndsl.analysis.digits import Affine, NotAffineError, affine
+from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.formula import Formula, digits_at, formula
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
+from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import GaveUpError, constraints, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Arithmetic, Const, Index, Param, Var

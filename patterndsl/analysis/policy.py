@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from patterndsl.analysis.count import Cell, count, reduced
-from patterndsl.analysis.digits import Affine, NotAffineError, Split, affine
+from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, condition, digits_at, formula, shown_names
 from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
+from patterndsl.analysis.radix import NotAffineError, Split
 from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names, limited, regions
 from patterndsl.ir.index import NK, NQ, K, Param, Q
 from patterndsl.ir.relation import Relation, compare, conjunction, indices

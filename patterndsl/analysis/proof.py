@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from patterndsl.analysis.digits import Affine, NotAffineError, Split, affine
+from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.formula import assumptions
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
+from patterndsl.analysis.radix import NotAffineError, Split
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, NQ, Const, Index, Param, Var

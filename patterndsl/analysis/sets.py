@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from patterndsl.analysis.digits import Affine, NotAffineError
+from patterndsl.analysis.digits import Affine
+from patterndsl.analysis.radix import NotAffineError
 
 if TYPE_CHECKING:
     import islpy
