@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +12,15 @@ from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.lookup import Lookup
 from patterndsl.sema.bind import Bound
 
-Cell: TypeAlias = Literal["none", "both", "first", "second", "mixed"]
+CELLS = ("none", "both", "first", "second", "mixed")
+"""What a square of pairs can have: nothing, only what both have, something that only one has, that each lacks."""
 
 MAX_PAIRS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Difference:
-    """Counts of pairs, the first pair of each side, and the two masks, bool [N, N], over all heads united."""
+    """Counts of pairs, the first pair of each side, and the two masks, bool [N, N], of head 0."""
 
     both: int
     only_first: int
@@ -33,19 +33,15 @@ class Difference:
     def differs(self) -> bool:
         return bool(self.only_first or self.only_second)
 
-    def cells(self, side: int) -> list[list[Cell]]:
-        """The difference as a square of at most `side` cells: what is in a cell."""
+    def cells(self, cell: int) -> Any:
+        """What is in each square of `cell` positions: uint8, the index into CELLS."""
         first, second = self.masks
-        n = first.shape[0]
-        edges = np.unique(np.linspace(0, n, min(side, n) + 1).astype(np.int64))
-        rows: list[list[Cell]] = []
-        for top, bottom in pairwise(edges):
-            row: list[Cell] = []
-            for left, right in pairwise(edges):
-                a, b = first[top:bottom, left:right], second[top:bottom, left:right]
-                row.append(_cell(bool((a & ~b).any()), bool((b & ~a).any()), bool((a & b).any())))
-            rows.append(row)
-        return rows
+        has = [_any(mask, cell) for mask in (first & second, first & ~second, second & ~first)]
+        found = np.where(has[0], CELLS.index("both"), CELLS.index("none")).astype(np.uint8)
+        found[has[1]] = CELLS.index("first")
+        found[has[2]] = CELLS.index("second")
+        found[has[1] & has[2]] = CELLS.index("mixed")
+        return found
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -89,9 +85,9 @@ def _first_pair(mask: Any) -> tuple[int, int] | None:
     return divmod(at, mask.shape[1]) if mask.size and mask.flat[at] else None
 
 
-def _cell(first: bool, second: bool, both: bool) -> Cell:
-    if first and second:
-        return "mixed"
-    if first or second:
-        return "first" if first else "second"
-    return "both" if both else "none"
+def _any(mask: Any, cell: int) -> Any:
+    """Whether each square of `cell` positions has a true pair; the last ones may be smaller."""
+    if not mask.size:
+        return mask
+    starts = np.arange(0, mask.shape[0], cell)
+    return np.logical_or.reduceat(np.logical_or.reduceat(mask, starts, axis=0), starts, axis=1)

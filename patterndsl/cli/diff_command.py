@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from patterndsl.cli.output import say, say_json, shows_unicode, width
+from patterndsl.cli.output import picture_format, say, say_json, shows_unicode, width
 from patterndsl.cli.prove_command import fixed_params, other_of
 from patterndsl.cli.specs import pattern_of
+from patterndsl.files import write_atomically
 
 if TYPE_CHECKING:
     from patterndsl.analysis.difference import Difference
+    from patterndsl.show.palette import Tone
 
 DEFAULT_N = 64
+FORMATS = (".png", ".svg")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         first.prove("within", second, params=params),
         second.prove("within", first, params=params),
     ]
+    suffix = picture_format(arguments, FORMATS)
     n = DEFAULT_N if arguments.n is None else arguments.n
     found = difference(first.bind(n, layer=arguments.layer or 0), second.bind(n, layer=arguments.layer or 0))
     if arguments.json:
@@ -48,16 +52,46 @@ def run(arguments: argparse.Namespace) -> int:
     for name, pair in (("first", found.first_example), ("second", found.second_example)):
         if pair is not None:
             say(f"  only in the {name}: q = {pair[0]}, k = {pair[1]}")
-    say(_picture(found, unicode=shows_unicode(sys.stdout)))
+    if suffix is None:
+        say(_picture(found, unicode=shows_unicode(sys.stdout)))
+    else:
+        title = f"{first.name or arguments.spec} | {second.name or arguments.other}"
+        write_atomically(arguments.output, _image(found, title, suffix), arguments.force, "--force")
+        say(f"drawn to {arguments.output}")
     return int(found.differs)
 
 
 def _picture(found: Difference, unicode: bool) -> str:
     """A cell a character: what only one has stands out; both and neither are quiet."""
-    signs: dict[Any, str] = {"none": "·" if unicode else ".", "both": "█" if unicode else "#"}
-    signs |= {"first": "1", "second": "2", "mixed": "X"}
-    cells = found.cells(min(64, width() - 2))
-    lines = ["".join(signs[cell] for cell in row) for row in cells]
-    return "\n".join(
-        [*lines, f"{signs['both']} both  1 only the first  2 only the second  X each some  {signs['none']} neither"]
+    signs = ("·█" if unicode else ".#") + "12X"
+    lines = ["".join(signs[state] for state in row) for row in found.cells(_cell(found, min(64, width() - 2)))]
+    return "\n".join([*lines, f"{signs[1]} both  1 only the first  2 only the second  X each some  {signs[0]} neither"])
+
+
+def _cell(found: Difference, most: int) -> int:
+    """The least side of cells of which so many fit."""
+    n: int = found.masks[0].shape[0]
+    return max(1, -(-n // most))
+
+
+def _image(found: Difference, title: str, suffix: str) -> bytes:
+    from patterndsl.analysis.difference import CELLS
+    from patterndsl.sema.parameters import sizes_of
+    from patterndsl.show import image
+    from patterndsl.show.cells import Caption, Cells
+
+    n = found.masks[0].shape[0]
+    cell = _cell(found, image.PNG_CELLS if suffix == ".png" else image.SVG_CELLS)
+    names: tuple[tuple[Tone, str], ...] = (
+        ("first", "only the first"),
+        ("second", "only the second"),
+        ("mixed", "each some"),
+        ("both", "both"),
     )
+    look = image.Look(
+        tuple((CELLS.index(tone), tone, name) for tone, name in names),
+        f"{found.both:,} pairs in both, {found.only_first:,} only in the first, {found.only_second:,} in the second",
+    )
+    cells = Cells(found.cells(cell), cell, cell, sizes_of(n, None, None, 0), True)
+    paint = image.png if suffix == ".png" else image.svg
+    return paint(cells, Caption(title, f"N {n:,}"), look)

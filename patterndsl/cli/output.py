@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from patterndsl.diagnostics import Diagnostic, render
+from patterndsl.diagnostics import Diagnostic, error, render
+from patterndsl.files import refuse_existing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,6 +36,18 @@ def say(text: str) -> None:
 def say_json(data: object) -> None:
     """The result as JSON."""
     say(json.dumps(data, indent=2, ensure_ascii=not shows_unicode(sys.stdout)))
+
+
+def picture_format(arguments: argparse.Namespace, formats: Sequence[str]) -> str | None:
+    """The output's suffix. Raises PatternError (E701) on another one, (E602) where the file is there already."""
+    if arguments.output is None:
+        return None
+    suffix: str = os.path.splitext(arguments.output)[1].lower()
+    if suffix not in formats:
+        raise error("E701", f"a picture cannot be {arguments.output}", None, f"end it with {', '.join(formats)}")
+    if not arguments.force:
+        refuse_existing(arguments.output)
+    return suffix
 
 
 def report(diagnostics: Sequence[Diagnostic]) -> None:

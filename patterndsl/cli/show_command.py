@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from patterndsl.cli.output import progress, say, say_json, shows_color, shows_unicode, width
+from patterndsl.cli.output import picture_format, progress, say, say_json, shows_color, shows_unicode, width
 from patterndsl.cli.specs import inputs_of, pattern_of, sizes_of
 from patterndsl.diagnostics import error, input_error
-from patterndsl.files import refuse_existing, write_atomically
+from patterndsl.files import write_atomically
 from patterndsl.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ JSON_CELLS = 64
 
 def run(arguments: argparse.Namespace) -> int:
     """Draws to the terminal, to a file, or as figures."""
-    suffix = _format(arguments)
+    suffix = picture_format(arguments, FORMATS)
     pattern = pattern_of(arguments.spec, arguments)
     bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
     lookup = _lookup(inputs_of(bound, arguments))
@@ -50,18 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
     return 0
-
-
-def _format(arguments: argparse.Namespace) -> str | None:
-    """The output's suffix. Raises PatternError (E701) on another one, (E602) where the file is there already."""
-    if arguments.output is None:
-        return None
-    suffix: str = os.path.splitext(arguments.output)[1].lower()
-    if suffix not in FORMATS:
-        raise error("E701", f"a picture cannot be {arguments.output}", None, f"end it with {', '.join(FORMATS)}")
-    if not arguments.force:
-        refuse_existing(arguments.output)
-    return suffix
 
 
 def _lookup(inputs: Mapping[str, Array]) -> Lookup:

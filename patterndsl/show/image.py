@@ -28,7 +28,20 @@ GRID_FROM = 10
 """Cells of so many pixels are set apart by a line."""
 
 Anchor: TypeAlias = Literal["start", "middle", "end"]
-STATE_TONES: dict[int, Tone] = {PARTIAL: "partial", FULL: "full"}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How the states of cells are painted and named, those of state 0 as empty, and the figures under the title."""
+
+    states: tuple[tuple[int, Tone, str], ...]
+    figures: str
+
+
+def kept(cells: Cells) -> Look:
+    """The look of a pattern."""
+    named: tuple[tuple[int, Tone, str], ...] = ((FULL, "full", "full"), (PARTIAL, "partial", "partial"))
+    return Look(((FULL, "full", "kept"),) if cells.is_single else named, figures(cells))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,7 @@ class Scene:
     top: int
     pixel: int
     cells: Cells
+    look: Look
     words: tuple[Words, ...]
     rects: tuple[Rect, ...]
 
@@ -73,21 +87,22 @@ def image_cell(sizes: Sizes, max_cells: int) -> int:
     return fitting_cell(sizes, max_cells, max_cells)
 
 
-def png(cells: Cells, words: Caption) -> bytes:
-    """The picture as a PNG file."""
-    return _painted_png(scene(cells, words))
+def png(cells: Cells, words: Caption, look: Look | None = None) -> bytes:
+    """The picture as a PNG file, of a pattern where no other look is given."""
+    return _painted_png(scene(cells, words, look))
 
 
-def svg(cells: Cells, words: Caption) -> bytes:
+def svg(cells: Cells, words: Caption, look: Look | None = None) -> bytes:
     """The picture as an SVG file, which follows the reader's light or dark theme."""
-    return _painted_svg(scene(cells, words)).encode()
+    return _painted_svg(scene(cells, words, look)).encode()
 
 
 # ---- the scene ------------------------------------------------------------------------------------------------
 
 
-def scene(cells: Cells, words: Caption) -> Scene:
+def scene(cells: Cells, words: Caption, look: Look | None = None) -> Scene:
     """Where everything goes."""
+    look = look or kept(cells)
     num_rows, num_columns = cells.states.shape
     pixel = max(1, PLOT // max(1, num_rows, num_columns))
     plot_width, plot_height = num_columns * pixel, num_rows * pixel
@@ -97,7 +112,7 @@ def scene(cells: Cells, words: Caption) -> Scene:
     for line in textwrap.wrap(words.title, (width - LEFT - RIGHT) // 11, max_lines=3, placeholder=" …") or [""]:
         texts.append(Words(LEFT, y, line, 22, "text"))
         y += LINE + 2
-    for line in textwrap.wrap(f"{words.view} · {figures(cells)}", (width - LEFT - RIGHT) // 8):
+    for line in textwrap.wrap(f"{words.view} · {look.figures}", (width - LEFT - RIGHT) // 8):
         texts.append(Words(LEFT, y, line, 16, "muted"))
         y += LINE - 4
     top = y + 26
@@ -108,7 +123,7 @@ def scene(cells: Cells, words: Caption) -> Scene:
         texts += axis_words
         rects += axis_rects
     y = top + plot_height + 40
-    legend_words, legend_rects = _legend(cells, y)
+    legend_words, legend_rects = _legend(look, y)
     return Scene(
         width,
         y + BOTTOM,
@@ -116,6 +131,7 @@ def scene(cells: Cells, words: Caption) -> Scene:
         top,
         pixel,
         cells,
+        look,
         (*texts, *legend_words),
         (*rects, *legend_rects),
     )
@@ -148,10 +164,8 @@ def _axis(cells: Cells, along_q: bool, length: int, pixel: int, top: int) -> tup
     return texts, rects
 
 
-def _legend(cells: Cells, y: int) -> tuple[list[Words], list[Rect]]:
-    names: list[tuple[Tone, str]] = (
-        [("full", "kept")] if cells.is_single else [("full", "full"), ("partial", "partial")]
-    )
+def _legend(look: Look, y: int) -> tuple[list[Words], list[Rect]]:
+    names = [(tone, name) for _, tone, name in look.states]
     texts: list[Words] = []
     rects: list[Rect] = []
     x = LEFT
@@ -177,9 +191,10 @@ def _painted_png(scene: Scene) -> bytes:
             draw.rectangle(box, fill=LIGHT[rect.tone])
     states, pixel = scene.cells.states, scene.pixel
     if states.size:
-        tones: tuple[Tone, ...] = ("empty", "partial", "full")
+        tones: dict[int, Tone] = {state: tone for state, tone, _ in scene.look.states}
+        colors = [LIGHT[tones.get(state, "empty")] for state in range(max(tones) + 1)]  # EMPTY is 0
         plot = Image.fromarray(states)
-        plot.putpalette([channel for tone in tones for channel in bytes.fromhex(LIGHT[tone][1:])])
+        plot.putpalette([channel for color in colors for channel in bytes.fromhex(color[1:])])
         size = (states.shape[1] * pixel, states.shape[0] * pixel)
         image.paste(plot.resize(size, Image.Resampling.NEAREST).convert("RGB"), (scene.left, scene.top))
     for rect in _grid(scene):
@@ -219,7 +234,7 @@ def _painted_svg(scene: Scene) -> str:
     ]
     parts += [f'<path class="{rect.tone}" d="{_outline(rect)}"/>' for rect in scene.rects]
     parts.append(f'<g transform="translate({scene.left} {scene.top}) scale({scene.pixel})">')
-    for state, tone in STATE_TONES.items():
+    for state, tone, _ in sorted(scene.look.states):
         outlines = "".join(f"M{x} {y}h{w}v{h}h-{w}z" for x, y, w, h in merged_runs(scene.cells, state))
         if outlines:
             parts.append(f'<path class="{tone}" d="{outlines}"/>')

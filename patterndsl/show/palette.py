@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Tone: TypeAlias = Literal["page", "empty", "partial", "full", "frame", "text", "muted"]
+Tone: TypeAlias = Literal[
+    "page", "empty", "partial", "full", "both", "first", "second", "mixed", "frame", "text", "muted"
+]
 
 LIGHT: dict[Tone, str] = {
     "page": "#ffffff",
     "empty": "#f3f4f6",
     "partial": "#a5c8ec",
     "full": "#1f5fa8",
+    "both": "#c5cbd3",
+    "first": "#1f5fa8",
+    "second": "#d06a12",
+    "mixed": "#7a3e9d",
     "frame": "#9aa3ae",
     "text": "#1c2127",
     "muted": "#5d6772",
@@ -20,6 +26,10 @@ DARK: dict[Tone, str] = {
     "empty": "#1e242b",
     "partial": "#2f5f8f",
     "full": "#7fbcf5",
+    "both": "#47525e",
+    "first": "#7fbcf5",
+    "second": "#f0a35e",
+    "mixed": "#c79be0",
     "frame": "#56616d",
     "text": "#e8ebee",
     "muted": "#9ba5b0",

@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageColor
 
 import patterndsl
+from patterndsl.analysis.difference import CELLS, difference
 from patterndsl.cli import main
+from patterndsl.show.palette import LIGHT
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONGFORMER = str(EXAMPLES / "longformer.yaml")
@@ -103,6 +106,38 @@ def test_a_difference_is_counted_and_drawn(capsys: pytest.CaptureFixture[str]) -
     assert "only in the second: q = 3, k = 0" in out
     picture = [line for line in out.splitlines() if re.fullmatch(r"[█·12X]{6}", line)]
     assert picture == ["█·····", "██····", "███···", "2███··", "·2███·", "··2███"]
+
+
+def test_a_difference_as_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "difference.png"
+    words = ["diff", "recent(3)", "window(3, 0) & k % 7 > 0", "-n", "20", "-o", str(path)]
+    assert main(words) == 1
+    assert f"drawn to {path}" in capsys.readouterr().out
+    image = Image.open(path).convert("RGB")
+    seen = {color for _, color in image.getcolors(1 << 24) or ()}
+    for tone in ("first", "second", "both"):
+        assert ImageColor.getrgb(LIGHT[tone]) in seen, tone
+    main(words)
+    assert "error[E602]" in capsys.readouterr().err  # it is there already
+    main([*words, "--force"])
+    main([*words[:-1], str(tmp_path / "difference.svg")])
+    assert not capsys.readouterr().err
+    main([*words[:-1], str(tmp_path / "difference.gif")])
+    assert "end it with .png, .svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 64, 100])
+@pytest.mark.parametrize("cell", [1, 3, 64])
+def test_squares_of_a_difference(n: int, cell: int) -> None:
+    first, second = patterndsl.parse("causal & strided(3)"), patterndsl.parse("window(2)")
+    found = difference(first.bind(n), second.bind(n))
+    squares = found.cells(cell)
+    for row in range(squares.shape[0]):
+        for column in range(squares.shape[1]):
+            a, b = (mask[row * cell :][:cell, column * cell :][:, :cell] for mask in found.masks)
+            only = ((a & ~b).any(), (b & ~a).any())
+            name = {(True, True): "mixed", (True, False): "first", (False, True): "second"}.get(only)
+            assert CELLS[squares[row, column]] == (name or ("both" if (a & b).any() else "none"))
 
 
 def test_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
