@@ -28,8 +28,9 @@ from patterndsl.analysis.radix import (
     both,
     either,
     opposite,
+    safe_name,
 )
-from patterndsl.analysis.values import Values, safe_name
+from patterndsl.analysis.values import Values
 from patterndsl.ir.index import Arithmetic, Const, Index, Param, Read, Var, operands
 from patterndsl.ir.relation import (
     And,
@@ -91,7 +92,8 @@ def affine(
     every divisor of a length divides it.
     Raises NotAffineError with the reason.
     """
-    writer = _Writer(dict(lengths), dict(hints or {}), digits, aligned, ranks=_ranks(relations))
+    typical = {safe_name(name): value for name, value in (hints or {}).items()}
+    writer = _Writer(dict(lengths), typical, digits, aligned, ranks=_ranks(relations))
     for _ in range(MAX_SPLITS):
         try:
             return writer.write(relations, given)

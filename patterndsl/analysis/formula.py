@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from patterndsl.analysis.count import Cell, agrees
 from patterndsl.analysis.digits import Affine
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
-from patterndsl.analysis.radix import Named, Split
+from patterndsl.analysis.radix import Named, Split, plain_name, safe_name
 from patterndsl.analysis.sets import Constraint, constraints, dim_names
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def shown_names(affine: Affine, of: str = "") -> dict[str, str]:
         shown[item.quotient] = f"{whole} // {radix}" if item.remainder else f"{whole} / {radix}"
         if item.remainder:
             shown[item.remainder] = f"{whole} % {radix}"
-    return {name: shown.get(name, name) for name in (*affine.values, *shown, *affine.params)}
+    return {name: shown.get(name, plain_name(name)) for name in (*affine.values, *shown, *affine.params)}
 
 
 def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: Sequence[Mapping[str, int]]) -> Formula:
@@ -157,7 +157,7 @@ def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dic
 
     of: "q" or "k" where the digits of that position are wanted too; its value may be an array.
     """
-    digits = dict(values)
+    digits = {safe_name(name): value for name, value in values.items()}
     for item in _resolved(affine, of):
         if isinstance(item, Named):
             value = int(item.value.at(digits))
@@ -330,7 +330,7 @@ def _sympy(value: Polynomial, affine: Affine) -> Any:
 
     def made(name: str) -> Any:
         if name not in symbols:
-            symbols[name] = sympy.Symbol(name.rstrip("_"), integer=True, nonnegative=True)
+            symbols[name] = sympy.Symbol(plain_name(name), integer=True, nonnegative=True)
         return symbols[name]
 
     for item in _resolved(affine):
@@ -400,7 +400,7 @@ def _text(value: Polynomial, shown: Mapping[str, str]) -> str:
     """A polynomial as an expression of the language."""
     parts: list[str] = []
     for monomial, factor in sorted(value.terms.items(), key=lambda item: (item[1] < 0, -len(item[0]), item[0])):
-        names = [shown.get(name, name) for name in monomial]
+        names = [shown.get(name, plain_name(name)) for name in monomial]
         size = abs(factor)
         factors = ([str(size)] if size != 1 or not names else []) + names
         text = " * ".join(map(_factor, factors)) if len(factors) > 1 or _is_sum(factors[0]) else factors[0]
@@ -419,6 +419,9 @@ def _factor(text: str) -> str:
 
 def _comparison(item: Constraint, shown: Mapping[str, str], subject: Collection[str] = ()) -> str:
     """factors + constant >= 0 solved for the subject, or with every term on the side where it is positive."""
+    hidden = [(name, factor) for name, factor in item.factors if name not in shown]
+    if item.is_equality and len(hidden) == 1:
+        return _congruence(item, shown, *hidden[0])
     named = [(name, factor) for name, factor in item.factors if name in subject and abs(factor) == 1]
     if len(named) == 1:
         return _solved(item, shown, *named[0])
@@ -431,6 +434,15 @@ def _comparison(item: Constraint, shown: Mapping[str, str], subject: Collection[
         sides[item.constant < 0].append(str(abs(item.constant)))
     left, right = (" + ".join(side) or "0" for side in sides)
     return f"{left} {'=' if item.is_equality else '>' if strict else '≥'} {right}"
+
+
+def _congruence(item: Constraint, shown: Mapping[str, str], name: str, modulus: int) -> str:
+    """`N % 3 = 2`, where some multiple of 3, an existential of isl, makes up the rest."""
+    others = {other: by for other, by in item.factors if other != name}
+    sign = 1 if next(iter(others.values())) > 0 else -1
+    rest = total([symbol(other) * (by * sign) for other, by in others.items()])
+    written = _text(rest, shown)
+    return f"{_factor(written)} % {abs(modulus)} = {-item.constant * sign % abs(modulus)}"
 
 
 def _solved(item: Constraint, shown: Mapping[str, str], name: str, sign: int) -> str:

@@ -119,12 +119,13 @@ def _typical(resolved: Resolved, fixed: Mapping[str, int]) -> tuple[Mapping[str,
 def pairs(pattern: Symbolic) -> Formula | NoFormula:
     """The number of pairs of a self-attention of N positions, one head, exact in N and the parameters that are free.
 
-    Where everything symbolic is too much, N is assumed to be a multiple of what divides it (`Formula.assumes`).
+    Where everything symbolic is too much, N is assumed to be a multiple of what divides it (`Formula.assumes`); and
+    where digits do not help, constant divisors are left to isl, and the formula has cases by residues.
     """
     reasons = []
-    for aligned in (False, True):
+    for digits, aligned in ((True, False), (True, True), (False, False)):
         try:
-            return _counted(pattern, aligned)
+            return _counted(pattern, digits=digits, aligned=aligned)
         except (NotAffineError, GaveUpError) as failed:
             reasons.append(str(failed))
     return NoFormula(reasons[0])
@@ -144,13 +145,17 @@ def most_pairs(pattern: Symbolic) -> Formula | NoFormula:
             cells = tuple(Cell(cell.domain, cell.value + more) for cell in found.cells)
             return replace(found, cells=cells)
     try:
-        return _counted(pattern, aligned=False, whatever_the_data=True)
+        return _counted(pattern, whatever_the_data=True)
     except (NotAffineError, GaveUpError) as failed:
         return NoFormula(str(failed))
 
 
-def _counted(pattern: Symbolic, aligned: bool, whatever_the_data: bool = False) -> Formula:
-    form = affine([pattern.relation], pattern.given, lengths=LENGTHS, hints=hints(pattern), aligned=aligned)
+def _counted(
+    pattern: Symbolic, *, digits: bool = True, aligned: bool = False, whatever_the_data: bool = False
+) -> Formula:
+    form = affine(
+        [pattern.relation], pattern.given, lengths=LENGTHS, hints=hints(pattern), digits=digits, aligned=aligned
+    )
     if form.flags and not whatever_the_data:
         raise NotAffineError("it depends on an input or on draws")
     with limited(COUNTING) as context:

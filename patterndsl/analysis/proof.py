@@ -17,7 +17,7 @@ import numpy as np
 from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.formula import assumptions
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
-from patterndsl.analysis.radix import NotAffineError, Split
+from patterndsl.analysis.radix import NotAffineError, Split, plain_name
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, NQ, Const, Index, Param, Var
@@ -411,7 +411,7 @@ def _sample(points: Any, form: Affine) -> dict[str, int] | None:
         found = {}
         for name, value in form.values.items():
             if name not in ("q", "k") and value.symbols <= digits.keys():
-                found[name] = int(value.at(digits))
+                found[plain_name(name)] = int(value.at(digits))
         return found
     return None
 

@@ -7,6 +7,7 @@ smaller than all of them, or A = -j and B <= j * radix. Nothing here knows of pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -406,5 +407,26 @@ def divided(value: Polynomial, radix: Polynomial) -> tuple[Polynomial, Polynomia
     return Polynomial(high), Polynomial(low)
 
 
+def safe_name(name: str) -> str:
+    """What a parameter of the user is called here, where its own name means something to isl or to us."""
+    return f"{name}_" if _is_taken(name) else name
+
+
+def plain_name(name: str) -> str:
+    """The inverse of `safe_name`; what is no parameter stays as it is."""
+    return name[:-1] if name.endswith("_") and _is_taken(name) else name
+
+
+def _is_taken(name: str) -> bool:
+    return _TAKEN.fullmatch(name.rstrip("_")) is not None
+
+
+_TAKEN = re.compile(
+    r"and|or|not|implies|exists|mod|floor|floord|ceild|min|max|true|false|rat"  # words of isl
+    r"|(u|e|flag|floor)\d+|\w*_\d+[hl]|\w*_m\d+"  # named values, existentials, flags, digits, residues
+)
+
+
 def _readable(name: str) -> str:
-    return name.split("_")[0] if name[-1:] in "hl" and "_" in name else name
+    """The symbol that a digit belongs to."""
+    return plain_name(re.sub(r"(_\d+[hl])+$", "", name))

@@ -85,10 +85,14 @@ def dim_names(points: islpy.Set | islpy.BasicSet, kind: islpy.dim_type) -> list[
 
 
 def constraints(basic: islpy.BasicSet) -> list[Constraint]:
-    """Its constraints; existential dimensions have names from `e0` on after `lift`."""
+    """Its constraints; existential dimensions are called `e0`, `e1` and so on."""
+    import islpy
+
     found = []
     for item in basic.get_constraints():
         factors = {str(name): int(str(value)) for name, value in item.get_coefficients_by_name().items() if name != 1}
+        for at in range(basic.dim(islpy.dim_type.div)):
+            factors[f"e{at}"] = int(str(item.get_coefficient_val(islpy.dim_type.div, at)))
         kept = tuple((name, factor) for name, factor in factors.items() if factor)
         found.append(Constraint(kept, int(str(item.get_constant_val())), item.is_equality()))
     return found

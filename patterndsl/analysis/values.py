@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
-from patterndsl.analysis.radix import FALSE, TRUE, Digits, NotAffineError, both, divided
+from patterndsl.analysis.radix import FALSE, TRUE, Digits, NotAffineError, both, divided, safe_name
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Select, Var
 
 MAX_CASES = 64
-RESERVED = frozenset(
-    ("and", "or", "not", "implies", "exists", "mod", "floor", "floord", "ceild", "min", "max", "true", "false", "rat")
-)
 
 Case: TypeAlias = tuple[str, Polynomial]
 """A guard and the value under it; the guards of an expression cover everything once."""
@@ -172,7 +169,3 @@ def _few(cases: list[Case]) -> list[Case]:
     if len(live) > MAX_CASES:
         raise NotAffineError("it falls into too many cases")
     return live
-
-
-def safe_name(name: str) -> str:
-    return f"{name}_" if name in RESERVED else name

@@ -105,3 +105,41 @@ def test_sparse_transformer_strided(n: int, pairs_kept: int) -> None:
 def test_what_depends_on_data_says_so() -> None:
     pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
     assert pairs(symbolic(pattern.resolved)) == NoFormula("it depends on an input or on draws")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k <= 2 * q & 3 * k >= q",
+        "causal & k >= q // 2",
+        "3 * k <= 2 * q",
+        "causal & 2 * k + 1 >= q",
+        "(q + 2 * k) % 3 == 1",
+    ],
+)
+def test_cases_by_residues(text: str) -> None:
+    pattern = patterndsl.parse(text)
+    (group,) = pattern.report().groups
+    assert isinstance(group.formula, Formula), text
+    for n in range(40):
+        assert group.formula.at({"N": n}) == int(pattern.compile(n).mask().sum()), (text, n)
+
+
+@pytest.mark.parametrize(
+    "name", ["mod", "exists", "rat", "u0", "e0", "e0_", "flag0", "floor1", "N_0h", "q_1l", "x_m3", "mod_"]
+)
+def test_parameters_may_be_called_as_isl_or_a_digit_is(name: str) -> None:
+    pattern = patterndsl.parse(f"causal & (q // {name} == k // {name} | k < {name})", params={name: 4})
+    (group,) = pattern.report().groups
+    assert isinstance(group.formula, Formula)
+    assert f"{name}_" not in group.formula.text() + str(group.formula.cases())
+    for n, value in ((1, 1), (7, 3), (20, 4), (30, 50)):
+        assert group.formula.at({"N": n, name: value}) == int(
+            pattern.with_params(**{name: value}).compile(n).mask().sum()
+        )
+    assert type(pattern.prove("causal")).__name__ == "Proven"
+    assert f"{name} = 0" in str(patterndsl.parse(f"recent({name})", params={name: 4}).prove("rows_nonempty"))
+    assert (
+        str(patterndsl.parse(f"recent({name})", params={name: 4}).cache_policy())
+        == f"bounded({name}); keep k > t - {name}"
+    )
