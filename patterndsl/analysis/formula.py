@@ -12,7 +12,8 @@ from itertools import product
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
-from patterndsl.analysis.count import Cell, agrees
+from patterndsl.analysis.cells import joined
+from patterndsl.analysis.count import Cell
 from patterndsl.analysis.digits import Affine
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
 from patterndsl.analysis.radix import Named, Split, plain_name, safe_name
@@ -20,8 +21,6 @@ from patterndsl.analysis.sets import Constraint, constraints, dim_names
 
 if TYPE_CHECKING:
     import islpy
-
-MAX_COMPARED = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,44 +111,10 @@ def shown_names(affine: Affine, of: str = "") -> dict[str, str]:
 
 
 def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: Sequence[Mapping[str, int]]) -> Formula:
-    """Cells in order, those of typical long sequences first; cells where the polynomial of the first holds as well are
-    joined to it."""
+    """The formula of these cells, joined where they can be; that of typical long sequences comes first."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
     ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
-    # where equalities hold, a polynomial can be written in several ways: the one that is right on most parts of the
-    # other cells (if they are few), and of those the shortest
-    ways = {cell.value for cell in ordered if agrees(ordered[0], cell.value)}
-    parts = [Cell(basic.to_set(), cell.value) for cell in ordered for basic in cell.domain.get_basic_sets()]
-    compared = parts if len(parts) <= MAX_COMPARED else []
-    shortest = min(
-        ways,
-        key=lambda way: (-sum(agrees(cell, way) for cell in compared), len(way.terms), way.degree, repr(way)),
-    )
-    main = Cell(ordered[0].domain, shortest)
-    rest = []
-    for cell in ordered[1:]:
-        other = cell.domain.subtract(cell.domain)
-        for basic in cell.domain.get_basic_sets():
-            part = Cell(basic.to_set(), cell.value)
-            if agrees(part, main.value):
-                main = Cell(main.domain.union(part.domain), main.value)
-            else:
-                other = other.union(part.domain)
-        if not other.is_empty():
-            rest.append(Cell(other.subtract(main.domain), cell.value))
-    main = Cell(main.domain.coalesce(), main.value)
-    main, rest = _rounded(main, rest, context)
-    return Formula((main, *sorted(rest, key=lambda cell: len(cell.value.terms))), affine, context)
-
-
-def _rounded(main: Cell, rest: list[Cell], context: islpy.Set) -> tuple[Cell, list[Cell]]:
-    """The first cell on a convex domain, if its polynomial is right on all of it: one condition instead of several."""
-    hull = main.domain.simple_hull().to_set().intersect(context)
-    shared = [Cell(cell.domain.intersect(hull), cell.value) for cell in rest]
-    if not all(cell.domain.is_empty() or agrees(cell, main.value) for cell in shared):
-        return main, rest
-    left = [Cell(cell.domain.subtract(hull).coalesce(), cell.value) for cell in rest]
-    return Cell(hull, main.value), [cell for cell in left if not cell.domain.is_empty()]
+    return Formula(tuple(joined(ordered, context)), affine, context)
 
 
 def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dict[str, Any] | None:

@@ -131,10 +131,10 @@ def cache_policy(pattern: Symbolic) -> Policy:
     for digits, aligned in ((True, False), (True, True), (False, False)):
         try:
             return _policy(pattern, digits, aligned)
-        except NotAffineError as failed:
+        except (NotAffineError, GaveUpError) as failed:
             reasons.append(str(failed))
-        except GaveUpError as failed:
-            return NoFormula(str(failed))
+            if isinstance(failed, GaveUpError) and aligned:
+                break
     return NoFormula(reasons[0])
 
 

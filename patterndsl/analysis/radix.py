@@ -221,8 +221,9 @@ class Digits:
     def is_zero(self, value: Polynomial) -> str:
         return self.by_radix(value, "=")
 
-    def by_radix(self, value: Polynomial, relation: Literal["<=", "="], below: int | None = None) -> str:
-        """value <= 0 or value = 0, as a choice of affine cases; constants are divided out from `below` down."""
+    def by_radix(self, value: Polynomial, relation: Literal["<=", "="], divided_by: tuple[Polynomial, ...] = ()) -> str:
+        """value <= 0 or value = 0, as a choice of affine cases. What it is the rest of a division by is not divided by
+        that again; constants are divided out from large to small."""
         if value.is_constant:
             return TRUE if (value.constant <= 0 if relation == "<=" else value.constant == 0) else FALSE
         value = self.without_products(value)
@@ -231,10 +232,10 @@ class Digits:
         needed: NeedsSplit | NeedsName | None = None
         reason = "it multiplies two positions"
         for radix in self.radices(value):
-            if below is not None and radix.is_constant and radix.constant >= below:
+            if any(radix == used or _is_larger(radix, used) for used in divided_by):
                 continue
             try:
-                return self.cases(value, radix, relation)
+                return self.cases(value, radix, relation, divided_by)
             except (NeedsSplit, NeedsName) as found:
                 needed = needed or found
             except NotAffineError as found:
@@ -245,7 +246,9 @@ class Digits:
             return f"{self.text(value)} {relation} 0"
         raise NotAffineError(reason)
 
-    def cases(self, value: Polynomial, radix: Polynomial, relation: Literal["<=", "="]) -> str:
+    def cases(
+        self, value: Polynomial, radix: Polynomial, relation: Literal["<=", "="], divided_by: tuple[Polynomial, ...]
+    ) -> str:
         high, low = divided(value, radix)
         if not high.terms:
             raise NotAffineError("it is no multiple")
@@ -255,7 +258,7 @@ class Digits:
             parts.append(self.at_most_zero(high + greatest))
             greatest -= 1
         for times in range(least, greatest + 1):
-            rest = self.by_radix(low - radix * times, relation, int(radix.constant) if radix.is_constant else None)
+            rest = self.by_radix(low - radix * times, relation, (*divided_by, radix))
             parts.append(both(self.is_zero(high + times), rest))
         return either(*parts)
 
@@ -405,6 +408,10 @@ def divided(value: Polynomial, radix: Polynomial) -> tuple[Polynomial, Polynomia
         else:
             low[monomial] = int(factor)
     return Polynomial(high), Polynomial(low)
+
+
+def _is_larger(radix: Polynomial, other: Polynomial) -> bool:
+    return radix.is_constant and other.is_constant and radix.constant > other.constant
 
 
 def safe_name(name: str) -> str:

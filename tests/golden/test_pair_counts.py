@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import patterndsl
+from patterndsl.analysis.formula import Formula
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -119,6 +120,21 @@ GOLDEN = [
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row.label)
 def test_pairs(row):
     assert program_of(row).mask().sum() == row.pairs
+
+
+SELF_ATTENTION = [row for row in GOLDEN if row.sizes.keys() <= {"n", "layer"} and row.pattern != "bigbird.yaml"]
+
+
+@pytest.mark.parametrize("row", SELF_ATTENTION, ids=lambda row: row.label)
+def test_the_formula_gives_the_same(row):
+    """In N and all parameters at once; only random keys have no formula."""
+    if row.pattern.endswith(".yaml"):
+        pattern = patterndsl.load(EXAMPLES / row.pattern)
+    else:
+        pattern = patterndsl.parse(row.pattern, params=row.params, grid=row.grid)
+    (group,) = pattern.report(layer=row.sizes.get("layer", 0)).groups
+    assert isinstance(group.formula, Formula), group.formula
+    assert group.formula.at({"N": row.sizes["n"], **row.params}) == row.pairs
 
 
 def test_image2d_interior_tile():
