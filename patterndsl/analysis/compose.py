@@ -22,10 +22,12 @@ Closure: TypeAlias = Literal["all", "causal", "part"]
 
 OPERATIONS = 400_000
 """Operations of isl that one answer may take: below a second, and most need a hundredth of it."""
-MAX_PIECES = 1_000
-"""Pairs of convex pieces that are composed at once."""
-MAX_TEXT = 20_000
-"""Characters of a composed relation: numbers that double in length with each square are no operations either."""
+MAX_PIECES = 12
+MAX_FLOORS = 4
+"""Convex pieces of a composed relation, and floors in a piece. isl counts too few operations where there are more, and
+its coalescing has crashed on 88 pieces with 14 floors; what people write stays within these."""
+MAX_TEXT = 4_000
+"""Characters of a composed relation: numbers that double in length with each square are not counted either."""
 MAX_SQUARES = 5
 """Of one layer, where the answer is to hold for every length: more than 2^5 layers are taken to grow with it."""
 MAX_ROUNDS = 64
@@ -91,13 +93,25 @@ def _of_several(layers: Sequence[islpy.Map], same: islpy.Map) -> tuple[int, islp
 
 
 def _then(upper: islpy.Map, lower: islpy.Map) -> islpy.Map:
-    """{q -> k : q -> p in the upper layers, p -> k in the lower ones}. What isl does not count is limited here."""
-    if upper.n_basic_map() * lower.n_basic_map() > MAX_PIECES:
-        raise GaveUpError("it falls into too many pieces")
-    found = upper.apply_range(lower).coalesce()
-    if len(str(found)) > MAX_TEXT:
+    """{q -> k : q -> p in the upper layers, p -> k in the lower ones}."""
+    return _coalesced(upper.apply_range(lower))
+
+
+def _coalesced(relation: islpy.Map) -> islpy.Map:
+    """The same in fewer pieces. Raises GaveUpError where it is too large to work with, before and after."""
+    import islpy
+
+    def check(relation: islpy.Map, most_pieces: int) -> None:
+        pieces = relation.get_basic_maps()
+        if len(pieces) > most_pieces or any(piece.dim(islpy.dim_type.div) > MAX_FLOORS for piece in pieces):
+            raise GaveUpError("it falls into too many pieces")
+
+    check(relation, MAX_PIECES**2)
+    relation = relation.coalesce()
+    check(relation, MAX_PIECES)
+    if len(str(relation)) > MAX_TEXT:
         raise GaveUpError("its formula grows too long")
-    return found
+    return relation
 
 
 def _map(context: islpy.Context, text: str, n: int | None) -> islpy.Map:
@@ -105,7 +119,8 @@ def _map(context: islpy.Context, text: str, n: int | None) -> islpy.Map:
 
     space, length = ("[N] -> ", "N") if n is None else ("", str(n))
     inside = f"0 <= q < {length} and 0 <= k < {length}"
-    return islpy.Map(f"{space}{{ [q] -> [k] : {inside} and ({text}) }}", context=context).coalesce()
+    relation = islpy.Map(f"{space}{{ [q] -> [k] : {inside} and ({text}) }}", context=context)
+    return _coalesced(relation)
 
 
 # ---- a bound relation as isl writes it ----------------------------------------------------------------------
