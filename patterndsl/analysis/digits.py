@@ -115,7 +115,7 @@ class _Writer(Values):
     # ---- one pass
 
     def write(self, relations: Sequence[Relation], given: Sequence[Relation]) -> Affine:
-        self.floors, self.flags, self.memo = {}, {}, {}
+        self.floors, self.flags, self.memo, self.written = {}, {}, {}, {}
         self.literals = {
             abs(index.value)
             for item in relations

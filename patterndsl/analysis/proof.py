@@ -269,7 +269,7 @@ class _Problem:
         sides = [self.symbolic(resolved) for resolved in self.patterns()]
         given = tuple(item for side in sides for item in side.given)
         texts = [side.relation for side in sides] if self.claim == "rows_nonempty" else [self.offending(sides)]
-        if isinstance(texts[0], Nothing):
+        if isinstance(texts[0], Nothing) and self.claim != "rows_nonempty":
             return Proven(self.text, self.scope(None))
         form = affine(texts, given, lengths=LENGTHS, hints=hints(sides[0]), digits=digits, aligned=aligned)
         with limited(self.operations // 3) as context:  # three ways to write it are tried

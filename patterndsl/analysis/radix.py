@@ -114,6 +114,13 @@ class Digits:
     floors: dict[str, str] = field(default_factory=dict)
     """Quotients by constants that are left to isl, as texts."""
 
+    positions: frozenset[str] = frozenset(("q", "k"))
+    """The digits of both positions."""
+    divisors: frozenset[str] = frozenset()
+    """The symbols of all radices, in digits."""
+    written: dict[tuple[Polynomial, str, tuple[Polynomial, ...]], str | Exception] = field(default_factory=dict)
+    """Comparisons of this pass: the same ones come again and again."""
+
     # ---- digits
 
     def expand(self, value: Polynomial) -> Polynomial:
@@ -136,6 +143,8 @@ class Digits:
         """Adds digits to a symbol."""
         if any(entry.name == name for entry in self.splits):
             raise NotAffineError(f"`{_readable(name)}` would need two systems of digits")
+        if name in self.floors:
+            raise NotAffineError("a quotient that is left to isl is divided again")
         if any(name in self.expand(entry.radix).symbols for entry in self.splits):
             exact = True  # a divisor has no digits of its own: it is taken as a multiple
         exact = exact or (self.aligned and any(name in self.leaves_of(length) for length in self.lengths.values()))
@@ -154,6 +163,8 @@ class Digits:
                 self.ranges[quotient] = whole
         put = {name: expanded}
         self.values = {key: value.put(put) for key, value in self.values.items()} | put
+        self.positions = frozenset(self.leaves_of("q") | self.leaves_of("k"))
+        self.divisors = frozenset(name for entry in self.splits for name in self.expand(entry.radix).symbols)
 
     def is_split(self, name: str) -> bool:
         return any(entry.name == name for entry in self.splits)
@@ -180,24 +191,25 @@ class Digits:
     # ---- what a value is made of
 
     def is_position(self, name: str) -> bool:
-        return name in self.leaves_of("q") | self.leaves_of("k")
+        return name in self.positions
 
     def touches_position(self, value: Polynomial) -> bool:
-        return not value.symbols.isdisjoint(self.leaves_of("q") | self.leaves_of("k") | self.floors.keys())
+        return not value.symbols.isdisjoint(self.positions | self.floors.keys())
 
     def is_plain(self, value: Polynomial) -> bool:
         """Only parameters: no position, and no length, whose digits are wanted."""
-        return value.symbols.isdisjoint(self.leaves_of("q") | self.leaves_of("k") | self.floors.keys()) and not any(
+        return value.symbols.isdisjoint(self.positions | self.floors.keys()) and not any(
             value.symbols & self.leaves_of(length) for length in self.lengths.values()
         )
 
     def without_products(self, value: Polynomial) -> Polynomial:
         """Products of parameters alone, none of which is a radix, become parameters themselves."""
-        radices = {name for entry in self.splits for name in self.expand(entry.radix).symbols}
         terms: dict[tuple[str, ...], int] = {}
         replaced = Polynomial({})
         for monomial, factor in value.terms.items():
-            plain = len(monomial) > 1 and radices.isdisjoint(monomial) and self.is_plain(Polynomial({monomial: 1}))
+            plain = (
+                len(monomial) > 1 and self.divisors.isdisjoint(monomial) and self.is_plain(Polynomial({monomial: 1}))
+            )
             if plain:
                 replaced = replaced + symbol(self.name("product", Polynomial({monomial: 1}))) * factor
             else:
@@ -224,6 +236,18 @@ class Digits:
     def by_radix(self, value: Polynomial, relation: Literal["<=", "="], divided_by: tuple[Polynomial, ...] = ()) -> str:
         """value <= 0 or value = 0, as a choice of affine cases. What it is the rest of a division by is not divided by
         that again; constants are divided out from large to small."""
+        key = (value, relation, divided_by)
+        if key not in self.written:
+            try:
+                self.written[key] = self.by_some_radix(value, relation, divided_by)
+            except (NeedsSplit, NeedsName, NotAffineError) as failed:
+                self.written[key] = failed
+        found = self.written[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def by_some_radix(self, value: Polynomial, relation: Literal["<=", "="], divided_by: tuple[Polynomial, ...]) -> str:
         if value.is_constant:
             return TRUE if (value.constant <= 0 if relation == "<=" else value.constant == 0) else FALSE
         value = self.without_products(value)
