@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import patterndsl
-from patterndsl.analysis.formula import Formula
-from patterndsl.analysis.pairs import NoFormula, most_pairs, pairs, symbolic
+from patterndsl.analysis.pairs import NoFormula, pairs, symbolic
 
 Env: TypeAlias = Mapping[str, int]
 """N and the parameters."""
@@ -172,7 +171,8 @@ def words(text: str) -> set[str]:
 
 
 def parsed(text: str, inputs: str = "") -> patterndsl.Pattern:
-    names = [f"  {name}: {{default: {least + 1}, min: {least}}}" for name, least in MINIMUMS.items() if name in words(text)]
+    used = {name: least for name, least in MINIMUMS.items() if name in words(text)}
+    names = [f"  {name}: {{default: {least + 1}, min: {least}}}" for name, least in used.items()]
     params = "params:\n" + "\n".join(names) + "\n" if names else ""
     return patterndsl.parse(f'{params}{inputs}attend: "{text}"\n')
 
