@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, input_error, nearest
+from patterndsl.ir.index import Const
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_VALUE, ParamValue, checked_override, integer, integers, unknown_parameter
+from patterndsl.sema.parameters import (
+    MAX_SIZE,
+    MAX_VALUE,
+    ParamValue,
+    checked_override,
+    counted,
+    integer,
+    integers,
+    unknown_parameter,
+)
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import parse_expression, snippet_of
@@ -142,11 +152,11 @@ class Pattern:
         from patterndsl.analysis.proof import prove
 
         known = checked_claim(claim, other is not None)
-        values = dict(params or {})
-        declared = {item.name for side in (self, other) if side is not None for item in side.resolved.params}
-        for name in values:
-            if name not in declared:
-                raise unknown_parameter(name, dict.fromkeys(declared))
+        if other is not None and not isinstance(other, Pattern):
+            raise input_error("E506", f"the other pattern is {_kind(other)}", "parse it first: patterndsl.parse(...)")
+        n = None if n is None else counted("n", n, 0, MAX_SIZE)
+        sides = [side for side in (self, other) if side is not None]
+        values = {name: _fixed(name, value, sides) for name, value in dict(params or {}).items()}
         return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
 
     def cache_policy(self, *, head: int = 0, layer: int = 0) -> Policy:
@@ -224,6 +234,15 @@ class Pattern:
 
         bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
         return Program(bound, self.text, device, backend)
+
+
+def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:
+    """A parameter's one value in a proof. Raises PatternError (E401, E402, E406)."""
+    declared = {item.name: item for side in sides for item in side.resolved.params}
+    if name not in declared:
+        raise unknown_parameter(name, declared)
+    least = declared[name].minimum
+    return counted(name, value, least.value if isinstance(least, Const) else -MAX_VALUE, MAX_VALUE)
 
 
 def checked_claim(claim: str, has_other: bool) -> Claim:

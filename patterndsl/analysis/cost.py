@@ -51,7 +51,9 @@ class Device:
 # Measured by benchmarks/device_rates.py, which says how; its results are beside it.
 DEVICES = {
     "h200": Device("h200", 4.7e14, 2.4e14, 2.4e-5, 1.4e-4, 4.2e12, "one NVIDIA H200, bfloat16, head_dim 64"),
-    "cpu-2-core": Device("cpu-2-core", 2.4e11, 1.0e11, 1e-4, 1e-3, 2.0e10, "two cores of a Xeon, float32, head_dim 64"),
+    "cpu-2-core": Device(
+        "cpu-2-core", 1.5e11, 6.9e10, 2.4e-4, 1.7e-3, 2.4e10, "two x86-64 cores, float32, head_dim 64"
+    ),
 }
 
 

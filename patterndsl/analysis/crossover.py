@@ -12,13 +12,13 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound
 
-SHORTEST, LONGEST = 128, 65_536
+BLOCK, SHORTEST, LONGEST = 128, 128, 65_536
 
 
 def overtakes(
-    bind: Callable[[int], Bound], shape: Shape, block: int, devices: Sequence[Device], is_causal: bool
+    bind: Callable[[int], Bound], shape: Shape, devices: Sequence[Device], is_causal: bool
 ) -> dict[str, Figure | None]:
-    """The least length, to a multiple of `block`, from which on the pattern is predicted to be faster than dense.
+    """The least length, to a multiple of 128, from which on the pattern is predicted to be faster than dense.
 
     Expected, per device; None where it is not by 65,536 positions. Dense attention computes half of the pairs where the
     pattern is causal. Lengths that the spec does not allow are passed over. Work: a tile descent for each length tried.
@@ -27,15 +27,13 @@ def overtakes(
 
     def flops(n: int) -> tuple[float, float] | None:
         if n not in work:
-            work[n] = _flops(bind, n, shape.head_dim, block, is_causal)
+            work[n] = _flops(bind, n, shape.head_dim, is_causal)
         return work[n]
 
-    return {device.name: _first(flops, shape, block, device) for device in devices}
+    return {device.name: _first(flops, shape, device) for device in devices}
 
 
-def _flops(
-    bind: Callable[[int], Bound], n: int, head_dim: int, block: int, is_causal: bool
-) -> tuple[float, float] | None:
+def _flops(bind: Callable[[int], Bound], n: int, head_dim: int, is_causal: bool) -> tuple[float, float] | None:
     """Forward work over all heads: of the pattern's live tiles, and of dense attention."""
     try:
         bound = bind(n)
@@ -43,15 +41,13 @@ def _flops(
         return None
     computed = 0
     for group in bound.groups:
-        tiles = find_tiles(group.relation, bound.sizes, Lookup({}), block, block, tell_full=False, effort=EFFORT)
+        tiles = find_tiles(group.relation, bound.sizes, Lookup({}), BLOCK, BLOCK, tell_full=False, effort=EFFORT)
         computed += area(tiles, n) * len(group.heads)
     dense = (n * (n + 1) // 2 if is_causal else n * n) * bound.num_heads
     return forward_flops(computed, head_dim), forward_flops(dense, head_dim)
 
 
-def _first(
-    flops: Callable[[int], tuple[float, float] | None], shape: Shape, block: int, device: Device
-) -> Figure | None:
+def _first(flops: Callable[[int], tuple[float, float] | None], shape: Shape, device: Device) -> Figure | None:
     def is_faster(n: int) -> bool | None:
         found = flops(n)
         if found is None:
@@ -67,8 +63,8 @@ def _first(
         return None
     above = min(n for n in faster if not slower or n > slower[-1])
     below = max((n for n in slower if n < above), default=0)
-    while above - below > block:
-        middle = (above + below) // 2 // block * block
+    while above - below > BLOCK:
+        middle = (above + below) // 2 // BLOCK * BLOCK
         fast = is_faster(middle)
         if fast is None or middle in (above, below):
             break

@@ -178,6 +178,10 @@ class _Writer(Values):
         if item.operation == "floor":
             rest = self.expand(item.value) - this * item.divisor
             return both(self.compared("<=", constant(0), rest), self.compared("<", rest, constant(item.divisor)))
+        if item.operation == "isqrt":
+            value = self.expand(item.value)
+            positive = either(self.compared("<=", value, constant(0)), self.compared("<=", constant(1), this))
+            return both(self.compared("<=", this, value), positive)
         return TRUE
 
     # ---- formulas

@@ -5,7 +5,7 @@ The one owner of sympy, which arranges the terms. A formula states its domain: a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from patterndsl.analysis.cells import joined
 from patterndsl.analysis.count import Cell
 from patterndsl.analysis.digits import Affine
-from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
+from patterndsl.analysis.polynomial import Monomial, Polynomial, constant, symbol, total
 from patterndsl.analysis.radix import Named, Split, plain_name, safe_name
 from patterndsl.analysis.sets import Constraint, constraints, dim_names
 
@@ -185,6 +185,9 @@ def _contains(domain: islpy.Set, digits: Mapping[str, int]) -> bool:
 # ---- order
 
 
+LOG = "log N"
+
+
 def order(value: Polynomial, affine: Affine, growth: Mapping[str, Fraction] | None = None) -> str:
     """Θ(...) of the formula for long sequences: its largest terms where 1 <= every parameter <= N.
 
@@ -192,21 +195,7 @@ def order(value: Polynomial, affine: Affine, growth: Mapping[str, Fraction] | No
     """
     powers = _powers(value, affine)
     if growth is not None:
-        best = (
-            max(
-                (
-                    sum(
-                        (Fraction(p) * growth.get(name, Fraction(0)) for name, p in item.items() if name != "N"),
-                        Fraction(0),
-                    )
-                )
-                + item.get("N", 0)
-                for item in powers
-            )
-            if powers
-            else Fraction(0)
-        )
-        return f"Θ({_power_of_n(best)})"
+        powers = [_in_n(item, growth) for item in powers]
     kept = [item for item in powers if not any(_below(item, other) for other in powers if other is not item)]
     names = sorted({name for item in kept for name in item if name != "N"})
     unique = {tuple(sorted(item.items())) for item in kept}
@@ -214,35 +203,51 @@ def order(value: Polynomial, affine: Affine, growth: Mapping[str, Fraction] | No
     return f"Θ({' + '.join(written) or '1'})"
 
 
-def _powers(value: Polynomial, affine: Affine) -> list[dict[str, int]]:
-    """The exponents of every term once each digit is replaced by its size: N // l by N / l, N % l by l."""
-    sizes: dict[str, list[dict[str, int]]] = {}
+def _in_n(powers: Mapping[str, Fraction], growth: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    """The parameters as the powers of N that they grow as; the others are constant."""
+    rates = {"N": Fraction(1), **growth}
+    total_power = sum((power * rates.get(name, 0) for name, power in powers.items()), Fraction(0))
+    found = {"N": total_power, LOG: powers.get(LOG, Fraction(0))}
+    return {name: power for name, power in found.items() if power}
 
-    def size(name: str) -> dict[str, int]:
-        return sizes[name][0] if name in sizes else {name: 1}
 
+def _powers(value: Polynomial, affine: Affine) -> list[dict[str, Fraction]]:
+    """The exponents of every term once each digit is replaced by its size: N // l by N / l, N % l by l, w % l by w."""
+    sizes: dict[str, dict[str, Fraction]] = {}
+
+    def size(name: str) -> dict[str, Fraction]:
+        return sizes.get(name, {plain_name(name): Fraction(1)})
+
+    def largest(monomials: Iterable[Monomial]) -> dict[str, Fraction]:
+        return _times(*(size(name) for name in next((monomial for monomial in monomials if monomial), ())))
+
+    lengths = {"N"}
     for item in _resolved(affine):
         if isinstance(item, Named):
-            monomials = [monomial for monomial in item.value.terms if monomial] or [()]
-            sizes[item.name] = [_times(*(size(name) for name in monomials[0]))]
+            inside = largest(item.value.terms)
+            if item.operation == "isqrt":
+                inside = {name: power / 2 for name, power in inside.items()}
+            sizes[item.name] = {LOG: Fraction(1)} if item.operation == "log2" else inside
             continue
-        radix = _times(*(size(name) for name in next(iter(item.radix.terms))))
-        sizes[item.quotient] = [_times(size(item.name), {name: -p for name, p in radix.items()})]
+        radix = largest(item.radix.terms)
+        sizes[item.quotient] = _times(size(item.name), {name: -power for name, power in radix.items()})
+        if item.name in lengths:
+            lengths |= {item.quotient, item.remainder or item.quotient}
         if item.remainder is not None:
-            sizes[item.remainder] = [radix]
+            sizes[item.remainder] = radix if item.name in lengths else size(item.name)
     found = [_times(*(size(name) for name in monomial)) for monomial in value.terms]
-    return [{name: p for name, p in item.items() if p} for item in found]
+    return [{name: power for name, power in item.items() if power} for item in found]
 
 
-def _times(*factors: Mapping[str, int]) -> dict[str, int]:
-    result: dict[str, int] = {}
+def _times(*factors: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    result: dict[str, Fraction] = {}
     for factor in factors:
         for name, power in factor.items():
-            result[name] = result.get(name, 0) + power
+            result[name] = result.get(name, Fraction(0)) + power
     return result
 
 
-def _below(item: Mapping[str, int], other: Mapping[str, int]) -> bool:
+def _below(item: Mapping[str, Fraction], other: Mapping[str, Fraction]) -> bool:
     """item <= other wherever 1 <= every parameter <= N, and not the same."""
     if item == other:
         return False
@@ -254,27 +259,23 @@ def _below(item: Mapping[str, int], other: Mapping[str, int]) -> bool:
     return True
 
 
-def _monomial(powers: Mapping[str, int], names: Sequence[str]) -> str:
+def _monomial(powers: Mapping[str, Fraction], names: Sequence[str]) -> str:
     above = [_raised(name, powers[name]) for name in ("N", *names) if powers.get(name, 0) > 0]
     below = [_raised(name, -powers[name]) for name in ("N", *names) if powers.get(name, 0) < 0]
     text = "·".join(above) or "1"
     return f"{text}/{'·'.join(below)}" if below else text
 
 
-_SUPERSCRIPTS = str.maketrans("0123456789/", "⁰¹²³⁴⁵⁶⁷⁸⁹ᐟ")
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _raised(name: str, power: int) -> str:
-    return name if power == 1 else f"{name}{str(power).translate(_SUPERSCRIPTS)}"
-
-
-def _power_of_n(power: Fraction) -> str:
-    whole, half = divmod(power, 1)
-    if half == Fraction(1, 2):
-        return {0: "√N", 1: "N√N"}.get(int(whole), f"{_raised('N', int(whole))}√N")
-    if half:
-        return f"N^({power})"
-    return {0: "1", 1: "N"}.get(int(whole), _raised("N", int(whole)))
+def _raised(name: str, power: Fraction) -> str:
+    """name², √name, name√name."""
+    whole, part = divmod(power, 1)
+    if part not in (0, Fraction(1, 2)):
+        return f"{name}^({power})"
+    plain = {0: "", 1: name}.get(int(whole), f"{name}{str(whole).translate(_SUPERSCRIPTS)}")
+    return plain + (f"√{name}" if part else "")
 
 
 # ---- text

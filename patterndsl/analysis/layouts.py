@@ -20,7 +20,7 @@ BLOCKS = (32, 64, 128, 256)
 USUAL_BLOCK = 128
 WORTHWHILE = 1.5
 """Another order, or blocks of half the size, must save a third of the tiles' area: small tiles run slower."""
-MAX_MOVED = 1 << 22
+MAX_MOVED = 1 << 23
 """Pairs that are counted in new places, over all orders."""
 PATCH = 128
 """Positions of a patch of a grid: a tile."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import lcm
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -117,6 +119,8 @@ class CachePolicy:
         }
 
 
+VALUE = "max_0h"
+"""The value of a polynomial as a symbol: no parameter and no digit of one has this name."""
 MAX_RULE = 160
 """Characters; a longer rule is not written out beside others."""
 EFFORT = COUNTING // 3
@@ -219,15 +223,30 @@ def _endless(form: Affine, names: tuple[str, ...]) -> set[str]:
 
 
 def _grows(value: Polynomial, domain: islpy.BasicSet, endless: Collection[str]) -> bool:
-    """Whether the value has a symbol that can be as large as it likes on the domain, the other parameters fixed."""
+    """Whether the value can be as large as it likes on the domain, the parameters other than the endless ones fixed."""
+    import islpy
+
+    known_names = set(dim_names(domain, islpy.dim_type.param))
+    if value.symbols <= known_names and all(len(monomial) <= 1 for monomial in value.terms):
+        # one more symbol for the value itself: is it bounded once the endless ones are taken away?
+        whole = lcm(*(Fraction(by).denominator for by in value.terms.values()))
+        kind, at = islpy.dim_type.param, domain.dim(islpy.dim_type.param)
+        plain = domain.remove_divs().add_dims(kind, 1).set_dim_name(kind, at, VALUE)
+        factors: dict[Any, Any] = {(item[0] if item else 1): int(by * whole) for item, by in value.terms.items()}
+        equal = islpy.Constraint.eq_from_names(plain.get_space(), {**factors, VALUE: -whole})
+        left = _without(plain.add_constraint(equal).to_set(), endless)
+        return not all(_is_bounded(part, VALUE) for part in left.get_basic_sets())
     for name in value.symbols.intersection(endless):
         (basic,) = _without(domain.to_set(), set(endless) - {name}).get_basic_sets()
-        # what a remainder of the symbol is, `t % 2 = 0`, does not bound it
-        known = constraints(basic.remove_divs())
-        factors = [(dict(item.factors).get(name, 0), item.is_equality) for item in known]
-        if not any(factor < 0 or (factor and is_equality) for factor, is_equality in factors):
+        if not _is_bounded(basic, name):
             return True
     return False
+
+
+def _is_bounded(domain: islpy.BasicSet, name: str) -> bool:
+    """Whether something bounds the symbol from above; what its remainder is, `t % 2 = 0`, does not."""
+    factors = [(dict(item.factors).get(name, 0), item.is_equality) for item in constraints(domain.remove_divs())]
+    return any(factor < 0 or (factor != 0 and is_equality) for factor, is_equality in factors)
 
 
 def _without(points: islpy.Set, names: Collection[str]) -> islpy.Set:

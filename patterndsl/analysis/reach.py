@@ -8,7 +8,7 @@ flow and not what does: weights have no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -34,13 +34,13 @@ from patterndsl.analysis.flow import (
     unpacked,
     without_partner,
 )
+from patterndsl.analysis.inputs import checked_inputs
 from patterndsl.analysis.sets import GaveUpError
-from patterndsl.diagnostics import error, input_error
+from patterndsl.diagnostics import error
 from patterndsl.ir.index import Const, Index, Param, Var
 from patterndsl.ir.relation import Relation, at_head, depends_on, disjunction, substitute
-from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import OnEvent
-from patterndsl.sema.bind import InputShape, bind
+from patterndsl.sema.bind import bind
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_LAYER, counted, sizes_of
 
@@ -204,7 +204,7 @@ def reach(
     sizes = sizes_of(n, None, None, 0)
     layer_of = cache(lambda layer: bind(resolved, sizes, heads, layer))
     shapes = {shape.name: shape for layer in range(period) for shape in layer_of(layer).inputs}
-    stack = Stack(layer_of, period, _lookup(shapes.values(), inputs or {}), on_event)
+    stack = Stack(layer_of, period, checked_inputs(shapes.values(), inputs or {}), on_event)
     known = _composed([stack.relation(layer) for layer in range(period)], stack.n)
     block = 1 if stack.n <= MAX_POSITIONS else 1 << (-(-stack.n // MAX_BLOCKS) - 1).bit_length()
     is_causal = known.is_causal if known is not None else not any(looks_ahead(stack, it) for it in stack.relations())
@@ -264,23 +264,6 @@ def _at_every_length(resolved: Resolved, num_heads: int, period: int) -> Compose
         return disjunction(at_head(relation, head) for head in range(num_heads))
 
     return _composed(list(map(layer, range(period))), None)
-
-
-def _lookup(shapes: Iterable[InputShape], inputs: Mapping[str, Any]) -> Lookup:
-    arrays = {}
-    for shape in shapes:
-        if shape.name not in inputs:
-            help = f'pass inputs={{"{shape.name}": ...}}, one number for each position'
-            raise input_error("E501", f"input `{shape.name}` is missing", help)
-        values = np.asarray(inputs[shape.name])
-        values = values[0] if values.ndim == 2 and len(values) == 1 else values
-        if values.dtype.kind not in "iub":
-            raise input_error("E502", f"input `{shape.name}` has dtype {values.dtype}", f"give {shape.dtype}")
-        if values.ndim != 1 or (shape.length is not None and len(values) != shape.length):
-            wanted = "one dimension" if shape.length is None else f"{shape.length:,} values in one dimension"
-            raise input_error("E502", f"input `{shape.name}` has shape {list(values.shape)}", f"give {wanted}")
-        arrays[shape.name] = values.astype(np.int64)
-    return Lookup(arrays)
 
 
 def _composed(layers: Sequence[Relation], n: int | None) -> Composed | None:

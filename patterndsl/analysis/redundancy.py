@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
-from patterndsl.analysis.proof import Proven, prove
+from patterndsl.analysis.proof import proven
 from patterndsl.diagnostics import PatternError, SourceRange
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
+
+OPERATIONS = 1_500_000
+"""Of isl, in one proof: there may be many terms."""
 
 Same: TypeAlias = Callable[[ast.Spec, ast.Spec], str | None]
 """The scope within which two specs are equal; None where that is not known."""
@@ -55,10 +58,10 @@ def dead_terms(spec: ast.Spec, same: Same | None = None) -> tuple[DeadTerm, ...]
 def _same(spec: ast.Spec, shorter: ast.Spec) -> str | None:
     """Where the two are proven equal."""
     try:
-        verdict = prove("equals", resolve(spec), resolve(shorter))
+        verdict = proven("equals", resolve(spec), resolve(shorter), operations=OPERATIONS)
     except PatternError:
         return None  # not a pattern any more: integers were subtracted
-    return verdict.scope if isinstance(verdict, Proven) else None
+    return None if verdict is None else verdict.scope
 
 
 Shorter = tuple[ast.Spec, ast.Expr, Literal["covered by the other terms", "removes nothing"]]

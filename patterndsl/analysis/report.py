@@ -8,8 +8,6 @@ from fractions import Fraction
 from math import log2
 from typing import Any
 
-import numpy as np
-
 from patterndsl.analysis.at_length import HeadFigures, head_figures
 from patterndsl.analysis.cost import (
     DEVICES,
@@ -25,14 +23,17 @@ from patterndsl.analysis.cost import (
 from patterndsl.analysis.crossover import overtakes
 from patterndsl.analysis.figure import Certainty, Figure, readable
 from patterndsl.analysis.formula import Formula, order
+from patterndsl.analysis.inputs import checked_inputs
 from patterndsl.analysis.pairs import NoFormula, Symbolic, most_pairs, pairs, symbolic
 from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
-from patterndsl.diagnostics import PatternError
+from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
-from patterndsl.lower.lookup import Lookup
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import param_values, sizes_of
+from patterndsl.sema.parameters import MAX_HEADS, counted, param_values, sizes_of
+
+MAX_LENGTH = 1 << 24
+"""Beyond this, tiles are too many to count; formulas have no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +182,23 @@ def report(
 ) -> Report:
     """The report of a self-attention pattern; figures where n is given, and the inputs that it reads."""
     checked_dtype(dtype)
+    block = counted("block", block, 1, 2**20)
+    head_dim, heads = counted("head_dim", head_dim, 1, 2**16), counted("heads", heads, 1, MAX_HEADS)
+    kv_heads = counted("kv_heads", heads if kv_heads is None else kv_heads, 1, heads)
+    if heads % kv_heads:
+        raise input_error("E406", f"{heads} heads do not share {kv_heads} key heads", "give a divisor of the heads")
     if n is None:
         groups = tuple(_head_report(resolved, members, layer) for members in _alike(resolved, heads, layer))
         return _report(resolved, name, groups, None, None, block)
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
-    shape = Shape(n, n, heads, heads if kv_heads is None else kv_heads, head_dim, dtype)
+    if n > MAX_LENGTH:
+        help = "the formulas hold at every N: leave it out, or give a smaller one"
+        raise error("E504", f"N = {n:,} has too many tiles to count", None, help)
+    shape = Shape(n, n, heads, kv_heads, head_dim, dtype)
     plain = tuple(_head_report(resolved, group.heads, layer) for group in bound.groups)
-    if any(item.name not in (inputs or {}) for item in bound.inputs):
+    if bound.inputs and not inputs:
         return _report(resolved, name, plain, n, shape, block)
-    lookup = Lookup({key: np.asarray(value, dtype=np.int64) for key, value in (inputs or {}).items()})
+    lookup = checked_inputs(bound.inputs, inputs or {})
     values = _values(resolved, n)
     figured = []
     for group, found in zip(bound.groups, plain, strict=True):
@@ -200,7 +209,7 @@ def report(
     def at(length: int) -> Bound:
         return bind(resolved, sizes_of(length, None, None, 0), heads, layer)
 
-    least = overtakes(at, shape, block, tuple(DEVICES.values()), _is_causal(plain)) if not bound.inputs else {}
+    least = overtakes(at, shape, tuple(DEVICES.values()), _is_causal(plain)) if not bound.inputs else {}
     return _report(resolved, name, tuple(figured), n, shape, block, least)
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+import torch
 
 import patterndsl
-from patterndsl.analysis.pairs import NoFormula, pairs, symbolic
+from patterndsl.analysis.pairs import NoFormula, most_pairs, pairs, symbolic
 
 Env: TypeAlias = Mapping[str, int]
 """N and the parameters."""
@@ -165,6 +166,11 @@ class Generator:
         used = {name: least for name, least in MINIMUMS.items() if name in words(text)}
         return {"N": n} | {name: self.random.randint(least, most) for name, least in used.items()}
 
+    def data(self, name: str, n: int) -> torch.Tensor:
+        """Values of an input."""
+        values = [self.random.randint(0, 3) for _ in range(n)]
+        return torch.tensor(values) > 1 if name == "chosen" else torch.tensor(sorted(values))
+
 
 def words(text: str) -> set[str]:
     return set("".join(char if char.isalnum() else " " for char in text).split())
@@ -204,4 +210,45 @@ def test_formulas_are_counts(chunk: int) -> None:
             inside = values["N"] == 0 or all(holds(item, values) for item in formula.assumes)
             assert (found is not None) == inside, (seed, term.text, values, formula.assumes)
             assert found in (None, counted(term, values)), (seed, term.text, values)
+    assert len(without) <= 0.3 * CHUNK, without
+
+
+DATA = (
+    ("doc", "inputs:\n  doc: int[N]\n", "same(doc)"),
+    ("doc", "inputs:\n  doc: int[N]\n", "q.doc <= k.doc"),
+    ("chosen", "inputs:\n  chosen: bool[N]\n", "k.chosen"),
+    ("", "", "random(3, seed = 5)"),
+    ("", "", "random(w, seed = 1, avoid = recent(g))"),
+    ("", "", "random(s)"),
+    ("", "", "blocks(s, random(2, avoid = window(1)))"),
+    ("", "", "blocks(4, random(w))"),
+)
+
+
+@pytest.mark.parametrize("chunk", range(3))
+def test_upper_bounds_are_never_exceeded(chunk: int) -> None:
+    """Patterns with inputs or draws have no exact formula, and a bound that holds whatever the data are."""
+    without = []
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        generator = Generator(seed)
+        name, inputs, atom = DATA[seed % len(DATA)]
+        term = generator.pattern()
+        text = f"({term.text}) {generator.random.choice('&|-')} ({atom})"
+        pattern = parsed(text, inputs)
+        side = symbolic(pattern.resolved)
+        assert isinstance(pairs(side), NoFormula) or not pattern.bind(12).inputs, text
+        bound = most_pairs(side)
+        if isinstance(bound, NoFormula):
+            without.append((text, bound.reason))
+            continue
+        for _ in range(3):
+            values = generator.values(text)
+            if values["N"] == 0:
+                continue
+            params = {key: value for key, value in values.items() if key != "N"}
+            data = {name: generator.data(name, values["N"])} if name else {}
+            kept = int(pattern.with_params(**params).compile(values["N"]).mask(inputs=data).sum())
+            found = bound.at(values)
+            assert (found is not None) == all(holds(item, values) for item in bound.assumes), (seed, text, values)
+            assert found is None or kept <= found, (seed, text, values, found, kept)
     assert len(without) <= 0.3 * CHUNK, without
