@@ -64,7 +64,7 @@ def test_what_cannot_be_proven() -> None:
     pattern = patterndsl.parse("params: {w: {default: 3, min: 1}}\nattend: recent(w)")
     for keywords in ({"n": -3}, {"n": "x"}, {"params": {"w": 2.5}}, {"params": {"w": 0}}, {"params": {"v": 1}}):
         with pytest.raises(PatternError):
-            pattern.prove("causal", **keywords)  # type: ignore[arg-type]
+            pattern.prove("causal", **keywords)
     with pytest.raises(PatternError):
         pattern.prove("within", "causal")  # type: ignore[arg-type]
 
