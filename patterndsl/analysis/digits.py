@@ -56,11 +56,12 @@ class Affine:
 
     q_digits, k_digits: the set dimensions of each side. flags: those of unknown atoms, each 0 or 1. params: everything
     else. domain: what holds of all of them (ranges, minimums). defined: how to compute digits and named values from
-    the lengths and parameters, in order.
+    the lengths and parameters, in order. implied: what has to follow from each relation, as the domain leaves it out.
     """
 
     texts: tuple[str, ...]
     domain: str
+    implied: str
     q_digits: tuple[str, ...]
     k_digits: tuple[str, ...]
     flags: tuple[str, ...]
@@ -84,16 +85,18 @@ def affine(
     hints: Mapping[str, int] | None = None,
     digits: bool = True,
     aligned: bool = False,
+    bounded: bool = False,
 ) -> Affine:
     """The relations over common digits, inside {0 <= q < Nq, 0 <= k < Nk} and what is `given` of the parameters.
 
     lengths: the symbol of each length, {"Nq": "N", "Nk": "N"} for a self-attention. hints: typical values of symbols,
     which decide what is assumed to divide what. digits: write constant divisors in digits too. aligned: assume that
-    every divisor of a length divides it.
+    every divisor of a length divides it. bounded: a position without digits is kept below the length by the relations
+    themselves, as k is in `k * s <= q` (`Affine.implied`), so that it needs none.
     Raises NotAffineError with the reason.
     """
     typical = {safe_name(name): value for name, value in (hints or {}).items()}
-    writer = _Writer(dict(lengths), typical, digits, aligned, ranks=_ranks(relations))
+    writer = _Writer(dict(lengths), typical, digits, aligned, ranks=_ranks(relations), bounded=bounded)
     for _ in range(MAX_SPLITS):
         try:
             return writer.write(relations, given)
@@ -111,11 +114,13 @@ class _Writer(Values):
     """Writes relations as texts of isl. `flags`: the free truth value of each atom that is no arithmetic."""
 
     flags: dict[Relation, str] = field(default_factory=dict)
+    bounded: bool = False
+    implied: list[str] = field(default_factory=list)
 
     # ---- one pass
 
     def write(self, relations: Sequence[Relation], given: Sequence[Relation]) -> Affine:
-        self.floors, self.flags, self.memo, self.written = {}, {}, {}, {}
+        self.floors, self.flags, self.memo, self.written, self.implied = {}, {}, {}, {}, []
         self.literals = {
             abs(index.value)
             for item in relations
@@ -125,10 +130,7 @@ class _Writer(Values):
         texts = tuple(self.relation(item) for item in relations)
         known = [self.relation(item) for item in given]
         symbols = self.symbols()
-        bounds = [
-            self.compared("<=", symbol("q"), symbol(self.lengths["Nq"]) - 1),
-            self.compared("<=", symbol("k"), symbol(self.lengths["Nk"]) - 1),
-        ]
+        bounds = [self.below("q", self.lengths["Nq"]), self.below("k", self.lengths["Nk"])]
         for name in sorted(symbols):
             if name in self.ranges:
                 bounds.append(self.compared("<=", symbol(name), self.ranges[name] - 1))
@@ -152,6 +154,7 @@ class _Writer(Values):
         return Affine(
             texts,
             both(*known, *bounds),
+            both(*self.implied),
             q_digits,
             k_digits,
             flags,
@@ -160,6 +163,26 @@ class _Writer(Values):
             (*self.named.values(), *self.splits),
             {name: self.expand(symbol(name)) for name in ("q", "k", *sorted(self.symbols()))},
         )
+
+    def below(self, position: str, length: str) -> str:
+        """position < length; or nothing, and something stronger without products is said to be implied."""
+        try:
+            return self.compared("<", symbol(position), symbol(length))
+        except NeedsSplit as needed:
+            if not self.bounded or needed.name != position:
+                raise
+        self.implied.append(self.compared("<", symbol(position), self.at_most(self.expand(symbol(length)))))
+        return TRUE
+
+    def at_most(self, value: Polynomial) -> Polynomial:
+        """A sum of digits that the sum of their multiples is never less than, as all radices are at least 1."""
+        terms: dict[tuple[str, ...], int] = {}
+        for monomial, factor in value.terms.items():
+            digit = tuple(name for name in monomial if name not in self.divisors)
+            if factor < 0 or len(digit) > 1:
+                raise NotAffineError("its length is no sum of digits")
+            terms[digit] = terms.get(digit, 0) + int(factor)
+        return Polynomial(terms)
 
     def symbols(self) -> set[str]:
         """Every symbol met so far."""

@@ -119,13 +119,14 @@ def _typical(resolved: Resolved, fixed: Mapping[str, int]) -> tuple[Mapping[str,
 def pairs(pattern: Symbolic) -> Formula | NoFormula:
     """The number of pairs of a self-attention of N positions, one head, exact in N and the parameters that are free.
 
-    Where everything symbolic is too much, N is assumed to be a multiple of what divides it (`Formula.assumes`); and
-    where digits do not help, constant divisors are left to isl, and the formula has cases by residues.
+    Where everything symbolic is too much, the relation itself may keep positions below N, or N is assumed to be a
+    multiple of what divides it (`Formula.assumes`); and where digits do not help, constant divisors are left to isl,
+    and the formula has cases by residues.
     """
     reasons = []
-    for digits, aligned in ((True, False), (True, True), (False, False)):
+    for way in ({}, {"bounded": True}, {"aligned": True}, {"digits": False}):
         try:
-            return _counted(pattern, digits=digits, aligned=aligned)
+            return _counted(pattern, **way)
         except (NotAffineError, GaveUpError) as failed:
             reasons.append(str(failed))
     return NoFormula(reasons[0])
@@ -151,10 +152,21 @@ def most_pairs(pattern: Symbolic) -> Formula | NoFormula:
 
 
 def _counted(
-    pattern: Symbolic, *, digits: bool = True, aligned: bool = False, whatever_the_data: bool = False
+    pattern: Symbolic,
+    *,
+    digits: bool = True,
+    aligned: bool = False,
+    bounded: bool = False,
+    whatever_the_data: bool = False,
 ) -> Formula:
     form = affine(
-        [pattern.relation], pattern.given, lengths=LENGTHS, hints=hints(pattern), digits=digits, aligned=aligned
+        [pattern.relation],
+        pattern.given,
+        lengths=LENGTHS,
+        hints=hints(pattern),
+        digits=digits,
+        aligned=aligned,
+        bounded=bounded,
     )
     if form.flags and not whatever_the_data:
         raise NotAffineError("it depends on an input or on draws")

@@ -80,13 +80,18 @@ def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *
 def regions(context: islpy.Context, form: Affine) -> tuple[islpy.Set, list[islpy.Set]]:
     """The domain of a form over its digits and flags, and its relations inside it.
 
-    Raises NotAffineError where nothing is left of the domain under the divisions that the form assumes.
+    Raises NotAffineError where nothing is left of the domain under the divisions that the form assumes, and where a
+    relation does not imply what it should.
     """
     dims = (*form.q_digits, *form.k_digits, *form.flags)
     everywhere = region(context, form.params, dims, form.domain)
     if form.assumed and everywhere.is_empty():
         raise NotAffineError("no length fits the divisions that it would have to assume")
-    return everywhere, [everywhere.intersect(region(context, form.params, dims, text)) for text in form.texts]
+    found = [everywhere.intersect(region(context, form.params, dims, text)) for text in form.texts]
+    implied = region(context, form.params, dims, form.implied)
+    if not all(points.is_subset(implied) for points in found):
+        raise NotAffineError("nothing else keeps a position below the length")
+    return everywhere, found
 
 
 def dim_names(points: islpy.Set | islpy.BasicSet, kind: islpy.dim_type) -> list[str]:

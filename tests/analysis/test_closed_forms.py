@@ -295,6 +295,17 @@ CLOSED = [
     ),
     Closed("blocks", "block(b)", lambda N, b: N // b * b * b + (N % b) ** 2, drawn(b=SOME), {"b": 1}),
     Closed("blocks-back", "causal & q // b - k // b < t", blocks_back, routed, {"b": 1, "t": 1}),
+    # its compressed layers: of the keys that a shorter sequence has, each summary as its number
+    Closed("compressed", "k * f <= q", compressed, drawn(f=SOME), {"f": 1}),
+    Closed(
+        "compressed-with-null",
+        "(k + 1) * f <= q + 1 + ceildiv(N, f) * f - N",
+        lambda N, f: compressed_with_null(N, f) - N,
+        drawn(f=SOME),
+        {"f": 1},
+    ),
+    # Native Sparse Attention: blocks of `length` every `step`
+    Closed("overlapping-blocks", "k * d + l <= q + 1", overlapping_blocks, drawn(l=SOME, d=SOME), {"l": 1, "d": 1}),
     # the segment behind a memory, of Transformer-XL and the Compressive Transformer, as the rows of one sequence
     Closed(
         "segment",
