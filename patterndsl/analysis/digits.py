@@ -257,6 +257,34 @@ class _Writer(Values):
         return TRUE
 
 
+def resolved(affine: Affine, of: str = "") -> list[Split | Named]:
+    """Definitions of lengths and parameters, and of the position `of`, in an order in which each needs only earlier
+    ones."""
+    positions = {"q", "k"} - {of}
+    for item in affine.defined:
+        if isinstance(item, Split) and item.name in positions:
+            positions |= {item.quotient, item.remainder or item.quotient}
+    waiting = [item for item in affine.defined if not (isinstance(item, Split) and item.name in positions)]
+    made = {name for item in waiting for name in _made(item)}
+    ordered: list[Split | Named] = []
+    while waiting:
+        ready = next(item for item in waiting if not (_needs(item) & made))
+        waiting.remove(ready)
+        made -= set(_made(ready))
+        ordered.append(ready)
+    return ordered
+
+
+def _made(item: Split | Named) -> tuple[str, ...]:
+    if isinstance(item, Named):
+        return (item.name,)
+    return (item.quotient,) if item.remainder is None else (item.quotient, item.remainder)
+
+
+def _needs(item: Split | Named) -> frozenset[str]:
+    return item.value.symbols if isinstance(item, Named) else item.radix.symbols | {item.name}
+
+
 def _ranks(relations: Sequence[Relation]) -> dict[str, int]:
     """Which divisors are inner: `q % x` or `q // x` shows x, `q // (x * y)` then y, wherever they stand."""
     found = {

@@ -5,7 +5,7 @@ The one owner of sympy, which arranges the terms. A formula states its domain: a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -13,11 +13,12 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.analysis.cells import joined
+from patterndsl.analysis.conditions import assumptions, condition, shown_names
 from patterndsl.analysis.count import Cell
-from patterndsl.analysis.digits import Affine
-from patterndsl.analysis.polynomial import Monomial, Polynomial, constant, symbol, total
-from patterndsl.analysis.radix import Named, Split, plain_name, safe_name
-from patterndsl.analysis.sets import Constraint, constraints, dim_names
+from patterndsl.analysis.digits import Affine, resolved
+from patterndsl.analysis.polynomial import Monomial, Polynomial
+from patterndsl.analysis.radix import Named, plain_name, safe_name
+from patterndsl.analysis.sets import dim_names
 
 if TYPE_CHECKING:
     import islpy
@@ -75,41 +76,6 @@ class Formula:
         return condition(cell.domain.gist(self.context), shown_names(self.affine))
 
 
-def condition(points: islpy.Set, shown: Mapping[str, str], subject: Collection[str] = ()) -> str:
-    """A set as inequalities of the language, each digit as it is shown; those of the subject alone on the left."""
-    parts = []
-    for basic in points.coalesce().get_basic_sets():
-        parts.append(" and ".join(_comparison(item, shown, subject) for item in constraints(basic)) or "always")
-    if not parts:
-        return "never"
-    return " or ".join(f"({part})" if " and " in part and len(parts) > 1 else part for part in parts)
-
-
-def assumptions(affine: Affine) -> tuple[str, ...]:
-    """The divisions that leave no remainder by assumption, as texts."""
-    shown = shown_names(affine)
-    return tuple(f"{shown[item.name]} % {_factor(_text(item.radix, shown))} == 0" for item in affine.assumed)
-
-
-def shown_names(affine: Affine, of: str = "") -> dict[str, str]:
-    """How each digit of the lengths and parameters, and of the position `of`, is written: `N // l`, `N % l`."""
-    shown: dict[str, str] = {}
-    for item in _resolved(affine, of):
-        if isinstance(item, Named):
-            inner = _text(item.value, shown)
-            shown[item.name] = {
-                "floor": f"{_factor(inner)} // {item.divisor}",
-                "product": inner,
-                "constant": inner,
-            }.get(item.operation, f"{item.operation}({inner})")
-            continue
-        whole, radix = _factor(shown.get(item.name, item.name)), _factor(_text(item.radix, shown))
-        shown[item.quotient] = f"{whole} // {radix}" if item.remainder else f"{whole} / {radix}"
-        if item.remainder:
-            shown[item.remainder] = f"{whole} % {radix}"
-    return {name: shown.get(name, plain_name(name)) for name in (*affine.values, *shown, *affine.params)}
-
-
 def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: Sequence[Mapping[str, int]]) -> Formula:
     """The formula of these cells, joined where they can be; that of typical long sequences comes first."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
@@ -123,7 +89,7 @@ def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dic
     of: "q" or "k" where the digits of that position are wanted too; its value may be an array.
     """
     digits = {safe_name(name): value for name, value in values.items()}
-    for item in _resolved(affine, of):
+    for item in resolved(affine, of):
         if isinstance(item, Named):
             value = int(item.value.at(digits))
             match item.operation:
@@ -143,34 +109,6 @@ def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dic
         if item.remainder is not None:
             digits[item.remainder] = digits[item.name] % radix
     return digits
-
-
-def _resolved(affine: Affine, of: str = "") -> list[Split | Named]:
-    """Definitions of lengths and parameters, and of the position `of`, in an order in which each needs only earlier
-    ones."""
-    positions = {"q", "k"} - {of}
-    for item in affine.defined:
-        if isinstance(item, Split) and item.name in positions:
-            positions |= {item.quotient, item.remainder or item.quotient}
-    waiting = [item for item in affine.defined if not (isinstance(item, Split) and item.name in positions)]
-    made = {name for item in waiting for name in _made(item)}
-    ordered: list[Split | Named] = []
-    while waiting:
-        ready = next(item for item in waiting if not (_needs(item) & made))
-        waiting.remove(ready)
-        made -= set(_made(ready))
-        ordered.append(ready)
-    return ordered
-
-
-def _made(item: Split | Named) -> tuple[str, ...]:
-    if isinstance(item, Named):
-        return (item.name,)
-    return (item.quotient,) if item.remainder is None else (item.quotient, item.remainder)
-
-
-def _needs(item: Split | Named) -> frozenset[str]:
-    return item.value.symbols if isinstance(item, Named) else item.radix.symbols | {item.name}
 
 
 def _contains(domain: islpy.Set, digits: Mapping[str, int]) -> bool:
@@ -222,7 +160,7 @@ def _powers(value: Polynomial, affine: Affine) -> list[dict[str, Fraction]]:
         return _times(*(size(name) for name in next((monomial for monomial in monomials if monomial), ())))
 
     lengths = {"N"}
-    for item in _resolved(affine):
+    for item in resolved(affine):
         if isinstance(item, Named):
             inside = largest(item.value.terms)
             if item.operation == "isqrt":
@@ -299,7 +237,7 @@ def _sympy(value: Polynomial, affine: Affine) -> Any:
             symbols[name] = sympy.Symbol(plain_name(name), integer=True, nonnegative=True)
         return symbols[name]
 
-    for item in _resolved(affine):
+    for item in resolved(affine):
         if isinstance(item, Named):
             inner = expressed(item.value)
             match item.operation:
@@ -360,62 +298,3 @@ def _pretty(text: str) -> str:
             end += 1
         text = f"{text[:at]}⌊{text[at + 6 : end - 1]}⌋{text[end:]}"
     return text
-
-
-def _text(value: Polynomial, shown: Mapping[str, str]) -> str:
-    """A polynomial as an expression of the language."""
-    parts: list[str] = []
-    for monomial, factor in sorted(value.terms.items(), key=lambda item: (item[1] < 0, -len(item[0]), item[0])):
-        names = [shown.get(name, plain_name(name)) for name in monomial]
-        size = abs(factor)
-        factors = ([str(size)] if size != 1 or not names else []) + names
-        text = " * ".join(map(_factor, factors)) if len(factors) > 1 or _is_sum(factors[0]) else factors[0]
-        parts.append(("- " if factor < 0 else "+ ") + text)
-    joined = " ".join(parts) or "0"
-    return joined.removeprefix("+ ").replace("- ", "-", 1) if joined.startswith("-") else joined.removeprefix("+ ")
-
-
-def _is_sum(text: str) -> bool:
-    return " + " in text or " - " in text
-
-
-def _factor(text: str) -> str:
-    return f"({text})" if " " in text else text
-
-
-def _comparison(item: Constraint, shown: Mapping[str, str], subject: Collection[str] = ()) -> str:
-    """factors + constant >= 0 solved for the subject, or with every term on the side where it is positive."""
-    hidden = [(name, factor) for name, factor in item.factors if name not in shown]
-    if item.is_equality and len(hidden) == 1:
-        return _congruence(item, shown, *hidden[0])
-    named = [(name, factor) for name, factor in item.factors if name in subject and abs(factor) == 1]
-    if len(named) == 1:
-        return _solved(item, shown, *named[0])
-    sides: tuple[list[str], list[str]] = ([], [])
-    for name, factor in item.factors:
-        written = _factor(shown.get(name, name)) if abs(factor) > 1 else shown.get(name, name)
-        sides[factor < 0].append(written if abs(factor) == 1 else f"{abs(factor)}·{written}")
-    strict = item.constant == -1 and not item.is_equality and bool(sides[1])
-    if item.constant and not strict:
-        sides[item.constant < 0].append(str(abs(item.constant)))
-    left, right = (" + ".join(side) or "0" for side in sides)
-    return f"{left} {'=' if item.is_equality else '>' if strict else '≥'} {right}"
-
-
-def _congruence(item: Constraint, shown: Mapping[str, str], name: str, modulus: int) -> str:
-    """`N % 3 = 2`, where some multiple of 3, an existential of isl, makes up the rest."""
-    others = {other: by for other, by in item.factors if other != name}
-    sign = 1 if next(iter(others.values())) > 0 else -1
-    rest = total([symbol(other) * (by * sign) for other, by in others.items()])
-    written = _text(rest, shown)
-    return f"{_factor(written)} % {abs(modulus)} = {-item.constant * sign % abs(modulus)}"
-
-
-def _solved(item: Constraint, shown: Mapping[str, str], name: str, sign: int) -> str:
-    """`k > t - w`: what the constraint says of one symbol, whose factor is 1 or -1."""
-    others = [symbol(other) * by for other, by in item.factors if other != name]
-    rest = total([constant(item.constant), *others]) * -sign
-    relation = "=" if item.is_equality else "≥" if sign > 0 else "≤"
-    if not item.is_equality and rest.constant == sign and not rest.is_constant:  # k >= x + 1, k <= x - 1
-        relation, rest = ">" if sign > 0 else "<", rest - sign
-    return f"{shown.get(name, name)} {relation} {_text(rest, shown).replace(' * ', '·')}"

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from patterndsl.analysis.conditions import condition, shown_names
 from patterndsl.analysis.count import Cell, count, reduced
 from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.figure import Certainty
-from patterndsl.analysis.formula import Formula, condition, digits_at, formula, shown_names
+from patterndsl.analysis.formula import Formula, digits_at, formula
 from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
 from patterndsl.analysis.radix import NotAffineError, Split

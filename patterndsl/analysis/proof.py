@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from patterndsl.analysis.conditions import assumptions
 from patterndsl.analysis.digits import Affine, affine
-from patterndsl.analysis.formula import assumptions
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
 from patterndsl.analysis.radix import NotAffineError, Split, plain_name
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, regions

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from patterndsl.analysis.digits import Affine
@@ -32,6 +33,15 @@ class Constraint:
     factors: tuple[tuple[str, int], ...]
     constant: int
     is_equality: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """(factors . symbols + constant) // divisor."""
+
+    factors: tuple[tuple[str, int], ...]
+    constant: int
+    divisor: int
 
 
 @contextmanager
@@ -111,4 +121,25 @@ def constraints(basic: islpy.BasicSet) -> list[Constraint]:
             factors[f"e{at}"] = int(str(item.get_coefficient_val(islpy.dim_type.div, at)))
         kept = tuple((name, factor) for name, factor in factors.items() if factor)
         found.append(Constraint(kept, int(str(item.get_constant_val())), item.is_equality()))
+    return found
+
+
+def floors(basic: islpy.BasicSet) -> list[Floor]:
+    """What its existential dimensions `e0`, `e1` and so on stand for, where all are known (`compute_divs`)."""
+    import islpy
+
+    kinds = (islpy.dim_type.param, islpy.dim_type.set)
+    names = [f"e{at}" for at in range(basic.dim(islpy.dim_type.div))]
+    found = []
+    for at in range(len(names)):
+        floor = basic.get_div(at)
+        divisor = int(str(floor.get_denominator_val()))
+        factors = {
+            name: floor.get_coefficient_val(islpy.dim_type.in_ if kind == islpy.dim_type.set else kind, place)
+            for kind in kinds
+            for place, name in enumerate(dim_names(basic, kind))
+        } | {name: floor.get_coefficient_val(islpy.dim_type.div, place) for place, name in enumerate(names)}
+        whole = {name: int(Fraction(str(value)) * divisor) for name, value in factors.items()}
+        rest = int(Fraction(str(floor.get_constant_val())) * divisor)
+        found.append(Floor(tuple((name, value) for name, value in whole.items() if value), rest, divisor))
     return found

@@ -51,7 +51,7 @@ def check(pattern: patterndsl.Pattern, times: int) -> int:
         if "cols" in values:
             values["cols"] *= values.get("m", 1)
             n = values["cols"] * values.get("m", 1) * draw.randint(1, 4)
-        if any("/ 2" in item for item in formula.assumes):  # longnet: its segments hold whole steps
+        if "w % 4 == 0" in formula.assumes:  # longnet: its segments hold whole steps
             values["w"] *= 4
             n = 4 * values["w"] * draw.randint(0, 2)
         if "across" in values:
@@ -143,3 +143,34 @@ def test_parameters_may_be_called_as_isl_or_a_digit_is(name: str) -> None:
         str(patterndsl.parse(f"recent({name})", params={name: 4}).cache_policy())
         == f"bounded({name}); keep k > t - {name}"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "assumed"),
+    [
+        ("longnet", ("w % 4 == 0", "N % (4 * w) == 0")),
+        ("swin", ("cols % m == 0", "N % (cols * m) == 0")),
+        ("image-transformer-2d", ("N % (across * th * tw) == 0",)),
+    ],
+)
+def test_assumptions_are_said_once(name: str, assumed: tuple[str, ...]) -> None:
+    path = next(path for path in EXAMPLES if path.stem == name)
+    formula = pairs(symbolic(patterndsl.load(path).resolved, head=0, layer=0))
+    assert isinstance(formula, Formula)
+    assert formula.assumes == assumed
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions"),
+    [
+        ("causal & 2 * k + 1 >= q", ["N % 2 = 1", "N % 2 = 0"]),
+        ("q // 2 <= N - k", ["N % 2 = 1 and N // 2 ≥ 1", "N % 2 = 1 and N // 2 = 0", "N % 2 = 0"]),
+        ("k * w <= q", ["always"]),
+        ("k <= w // 2 + N % 3", ["3·(N // 3) ≥ w // 2 + 2", "w // 2 + 1 ≥ 3·(N // 3)"]),
+    ],
+)
+def test_conditions_name_what_the_user_knows(text: str, conditions: list[str]) -> None:
+    pattern = patterndsl.parse(f"params: {{w: {{default: 3, min: 1}}}}\nattend: {text}\n")
+    formula = pairs(symbolic(pattern.resolved))
+    assert isinstance(formula, Formula)
+    assert [condition for _, condition in formula.cases()] == conditions

@@ -15,6 +15,7 @@ import torch
 
 import patterndsl
 from patterndsl.analysis.pairs import NoFormula, most_pairs, pairs, symbolic
+from tests.analysis.test_closed_forms import value_of
 
 Env: TypeAlias = Mapping[str, int]
 """N and the parameters."""
@@ -195,7 +196,8 @@ def holds(assumption: str, values: Env) -> bool:
 
 @pytest.mark.parametrize("chunk", range(11))
 def test_formulas_are_counts(chunk: int) -> None:
-    """Inside the domain the value is the count, outside there is none, and most patterns have a formula."""
+    """Inside the domain the value is the count, outside there is none, and most patterns have a formula. Of the
+    conditions as they are shown exactly one holds."""
     without = []
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         generator = Generator(seed)
@@ -204,12 +206,15 @@ def test_formulas_are_counts(chunk: int) -> None:
         if isinstance(formula, NoFormula):
             without.append((term.text, formula.reason))
             continue
+        conditions = [formula.condition(cell) for cell in formula.cells]
         for _ in range(8):
             values = generator.values(term.text)
             found = formula.at(values)
             inside = values["N"] == 0 or all(holds(item, values) for item in formula.assumes)
             assert (found is not None) == inside, (seed, term.text, values, formula.assumes)
             assert found in (None, counted(term, values)), (seed, term.text, values)
+            if inside and values["N"]:
+                assert sum(bool(value_of(text, values)) for text in conditions) == 1, (seed, term.text, values)
     assert len(without) <= 0.3 * CHUNK, without
 
 
