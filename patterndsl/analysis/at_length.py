@@ -13,7 +13,7 @@ import numpy as np
 
 from patterndsl.analysis.figure import Certainty, Figure
 from patterndsl.analysis.formula import Formula
-from patterndsl.analysis.pairs import NoFormula, Symbolic, row_lengths
+from patterndsl.analysis.pairs import NoFormula, row_lengths
 from patterndsl.analysis.policy import CachePolicy, Policy
 from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.lookup import Lookup
@@ -49,7 +49,6 @@ def head_figures(
     bound: Bound,
     lookup: Lookup,
     block: int,
-    pattern: Symbolic,
     found: Formula | NoFormula,
     policy: Policy,
     values: Mapping[str, int],
@@ -58,9 +57,10 @@ def head_figures(
     n = bound.sizes.total
     tiles = find_tiles(group.relation, bound.sizes, lookup, block, block, effort=EFFORT)
     sure: Certainty = "UpperBound" if tiles.num_guessed else "Exact"
-    number = found.at(values) if isinstance(found, Formula) else None
-    pairs = None if number is None else Figure(number, "Exact", "pairs", "formula")
-    rows = None if number is None else row_lengths(pattern, values)
+    pairs = rows = None
+    if isinstance(found, Formula) and (number := found.at(values)) is not None:
+        pairs = Figure(number, "Exact", "pairs", "formula")
+        rows = row_lengths(found.affine, values)
     if pairs is None or rows is None:
         counted, rows = _counted(group, bound, lookup, tiles)
         pairs = pairs or counted

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patterndsl.analysis.count import Cell, agrees, reduced
-from patterndsl.analysis.sets import constraints
 
 if TYPE_CHECKING:
     import islpy
@@ -67,11 +66,10 @@ def _rounded(main: Cell, rest: list[Cell], space: islpy.Set) -> tuple[Cell, list
 
 def _plainer(cell: Cell) -> Cell:
     """The same cell, its value with fewer terms where equalities hold on all of it."""
-    basics = cell.domain.get_basic_sets()
-    value = reduced(cell.value, basics[0]) if len(basics) == 1 else cell.value
+    value = reduced(cell.value, cell.equalities[0]) if len(cell.equalities) == 1 else cell.value
     is_plainer = value.symbols <= cell.value.symbols and len(value.terms) < len(cell.value.terms)
     return Cell(cell.domain, value) if is_plainer else cell
 
 
 def _num_equalities(cell: Cell) -> int:
-    return min(sum(item.is_equality for item in constraints(basic)) for basic in cell.domain.get_basic_sets())
+    return min(map(len, cell.equalities))

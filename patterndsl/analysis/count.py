@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import lcm
 from typing import TYPE_CHECKING, Literal
 
@@ -26,12 +27,17 @@ MAX_PIECES = 3000
 MAX_CELLS = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cell:
     """The value on one part of the parameter space, a set of isl."""
 
     domain: islpy.Set
     value: Polynomial
+
+    @cached_property
+    def equalities(self) -> tuple[tuple[Constraint, ...], ...]:
+        """Those of each convex part."""
+        return tuple(equalities(basic) for basic in self.domain.get_basic_sets())
 
 
 def count(points: islpy.Set, context: islpy.Set) -> tuple[Cell, ...]:
@@ -77,14 +83,19 @@ def agrees(cell: Cell, value: Polynomial) -> bool:
     difference = cell.value - value
     if not difference.terms:
         return True
-    return not any(reduced(difference, basic).terms for basic in cell.domain.get_basic_sets())
+    return not any(reduced(difference, known).terms for known in cell.equalities)
 
 
-def reduced(value: Polynomial, domain: islpy.BasicSet) -> Polynomial:
-    """The same value without symbols that equalities of the domain express by others."""
-    for item in constraints(domain.detect_equalities()):
+def equalities(domain: islpy.BasicSet) -> tuple[Constraint, ...]:
+    """What is equal on the domain, said or implied."""
+    return tuple(item for item in constraints(domain.detect_equalities()) if item.is_equality)
+
+
+def reduced(value: Polynomial, known: Iterable[Constraint]) -> Polynomial:
+    """The same value without symbols that these equalities express by others."""
+    for item in known:
         name = next((name for name, factor in item.factors if abs(factor) == 1), "")
-        if item.is_equality and name in value.symbols:
+        if name in value.symbols:
             value = value.put({name: _solved(item, name)})
     return value
 

@@ -6,7 +6,7 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm, prod
@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 TYPICAL = (1_000_003, 998_244_353, 65_536, 1 << 20, 1_000_000, 3_628_800, 4_096)
+SHORT = (64, 256)
 
-COUNTING = 1_500_000
-"""Operations of isl that one count may take, well below a second: a report has several."""
+COUNTING = 800_000
+"""Operations of isl that one count may take, some tenths of a second: a report has several."""
 LENGTHS = {"Nq": "N", "Nk": "N"}
 """Queries and keys of a self-attention are equally many."""
 
@@ -64,11 +65,15 @@ class NoFormula:
 
 @dataclass(frozen=True, slots=True)
 class Symbolic:
-    """A relation with its parameters free: list parameters, head and layer put in."""
+    """A relation with its parameters free: list parameters, head and layer put in.
+
+    given: what the spec demands of the parameters. typical, short: N and parameters of some long and short sequences.
+    """
 
     relation: Relation
     given: tuple[Relation, ...]
     typical: tuple[Mapping[str, int], ...]
+    short: tuple[Mapping[str, int], ...]
 
 
 def symbolic(
@@ -100,13 +105,14 @@ def symbolic(
         left, right = (item.value, item.least) if item.kind == "grid" else (item.least, item.value)
         given.append(substitute(compare("==" if item.kind == "grid" else "<=", left, right), put, lists))
     relation = substitute(resolved.relation, put, lists)
-    return Symbolic(relation, tuple(item for item in given if item != EVERYTHING), _typical(resolved, values))
+    demanded = tuple(item for item in given if item != EVERYTHING)
+    return Symbolic(relation, demanded, _defaults(resolved, values, TYPICAL), _defaults(resolved, values, SHORT))
 
 
-def _typical(resolved: Resolved, fixed: Mapping[str, int]) -> tuple[Mapping[str, int], ...]:
-    """Parameters at their defaults for some long sequences that the spec allows."""
+def _defaults(resolved: Resolved, fixed: Mapping[str, int], lengths: Iterable[int]) -> tuple[Mapping[str, int], ...]:
+    """Parameters at their defaults for those of the lengths that the spec allows."""
     found = []
-    for n in TYPICAL:
+    for n in lengths:
         try:
             values = param_values(resolved, dict(fixed), sizes_of(n, None, None, 0))
         except PatternError:
@@ -123,10 +129,15 @@ def pairs(pattern: Symbolic) -> Formula | NoFormula:
     multiple of what divides it (`Formula.assumes`); and where digits do not help, constant divisors are left to isl,
     and the formula has cases by residues.
     """
-    reasons = []
+    reasons, tried = [], []
     for way in ({}, {"bounded": True}, {"aligned": True}, {"digits": False}):
         try:
-            return _counted(pattern, **way)
+            form = _form(pattern, **way)
+            if form.flags:
+                raise NotAffineError("it depends on an input or on draws")
+            if form not in tried:
+                tried.append(form)
+                return _counted(pattern, form)
         except (NotAffineError, GaveUpError) as failed:
             reasons.append(str(failed))
     return NoFormula(reasons[0])
@@ -146,20 +157,13 @@ def most_pairs(pattern: Symbolic) -> Formula | NoFormula:
             cells = tuple(Cell(cell.domain, cell.value + more) for cell in found.cells)
             return replace(found, cells=cells)
     try:
-        return _counted(pattern, whatever_the_data=True)
+        return _counted(pattern, _form(pattern))
     except (NotAffineError, GaveUpError) as failed:
         return NoFormula(str(failed))
 
 
-def _counted(
-    pattern: Symbolic,
-    *,
-    digits: bool = True,
-    aligned: bool = False,
-    bounded: bool = False,
-    whatever_the_data: bool = False,
-) -> Formula:
-    form = affine(
+def _form(pattern: Symbolic, *, digits: bool = True, aligned: bool = False, bounded: bool = False) -> Affine:
+    return affine(
         [pattern.relation],
         pattern.given,
         lengths=LENGTHS,
@@ -168,8 +172,9 @@ def _counted(
         aligned=aligned,
         bounded=bounded,
     )
-    if form.flags and not whatever_the_data:
-        raise NotAffineError("it depends on an input or on draws")
+
+
+def _counted(pattern: Symbolic, form: Affine) -> Formula:
     with limited(COUNTING) as context:
         points, domain = _points(context, form)
         return formula(count(points, domain), form, domain, pattern.typical)
@@ -240,19 +245,17 @@ def _without_draws(relation: Relation) -> Relation:
             return relation
 
 
-def row_lengths(pattern: Symbolic, values: Mapping[str, int]) -> Integers | None:
-    """How many keys each query has at given lengths and parameters: int64 [N], exact; None where no formula is found.
+def row_lengths(form: Affine, values: Mapping[str, int]) -> Integers | None:
+    """How many keys each query has at given lengths and parameters, by the form that its pairs were counted in: int64
+    [N], exact; None where that is too much.
 
     The keys are summed away and the digits of the query stay: a formula of q, evaluated for all queries at once.
     """
     try:
-        form = affine([pattern.relation], pattern.given, lengths=LENGTHS, hints=hints(pattern))
-        if form.flags:
-            return None
         with limited(COUNTING // 2) as context:
             points, _ = _points(context, form)
             return _per_row(points, form, values)
-    except (NotAffineError, GaveUpError):
+    except GaveUpError:
         return None
 
 

@@ -10,22 +10,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from math import lcm
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from patterndsl.analysis.conditions import condition, shown_names
-from patterndsl.analysis.count import Cell, count, reduced
+from patterndsl.analysis.count import Cell, count, equalities, reduced
 from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, digits_at, formula
-from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, hints
+from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, draws_of, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
 from patterndsl.analysis.radix import NotAffineError, Split
 from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names, limited, regions
-from patterndsl.ir.index import NK, NQ, K, Param, Q
-from patterndsl.ir.relation import Relation, compare, conjunction, indices
+from patterndsl.ir.index import HEAD, LAYER, NK, NQ, Const, Index, K, Param, Q
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Relation, compare, conjunction, indices, inputs_read, substitute
+from patterndsl.lower.lookup import Lookup
 
 if TYPE_CHECKING:
     import islpy
@@ -124,7 +127,7 @@ VALUE = "max_0h"
 """The value of a polynomial as a symbol: no parameter and no digit of one has this name."""
 MAX_RULE = 160
 """Characters; a longer rule is not written out beside others."""
-EFFORT = COUNTING // 3
+EFFORT = COUNTING // 2
 """Operations of isl for each of a few attempts."""
 
 Policy: TypeAlias = CachePolicy | LooksAhead | NoFormula
@@ -132,15 +135,41 @@ Policy: TypeAlias = CachePolicy | LooksAhead | NoFormula
 
 def cache_policy(pattern: Symbolic) -> Policy:
     """The policy of one head for every length, or why there is none. Work: bounded, some tenths of a second."""
+    if _is_seen_ahead(pattern):
+        return LooksAhead("Exact")
     reasons = []
-    for digits, aligned in ((True, False), (True, True), (False, False)):
+    num_given_up = 0
+    for digits, aligned in ((True, False), (False, False), (True, True)):
         try:
             return _policy(pattern, digits, aligned)
-        except (NotAffineError, GaveUpError) as failed:
+        except NotAffineError as failed:
             reasons.append(str(failed))
-            if isinstance(failed, GaveUpError) and aligned:
+        except GaveUpError as failed:
+            reasons.append(str(failed))
+            num_given_up += 1
+            if num_given_up == 2:
                 break
     return NoFormula(reasons[0])
+
+
+def _is_seen_ahead(pattern: Symbolic) -> bool:
+    """Whether a query of some short sequence attends a later key: isl would take longer to say so."""
+    if inputs_read(pattern.relation) or any(draws_of(pattern.relation)):
+        return False
+    for values in pattern.short:
+        known: dict[Index, int] = {NQ: values["N"], NK: values["N"], HEAD: 0, LAYER: 0}
+        known |= {Param(name): value for name, value in values.items()}
+        put: dict[Index, Index] = {index: Const(value) for index, value in known.items()}
+        positions = np.arange(values["N"])
+        point = Point(positions[:, None], positions, 0, Lookup({}))
+        relation = substitute(pattern.relation, partial(_replaced, put))
+        if np.any(member(relation, point) & (point.q < point.k)):
+            return True
+    return False
+
+
+def _replaced(put: Mapping[Index, Index], index: Index) -> Index:
+    return put.get(index, index)
 
 
 def _policy(pattern: Symbolic, digits: bool, aligned: bool) -> Policy:
@@ -155,7 +184,7 @@ def _policy(pattern: Symbolic, digits: bool, aligned: bool) -> Policy:
     )
     form = affine(relations, pattern.given, lengths=LENGTHS, hints=hints(pattern), digits=digits, aligned=aligned)
     certainty: Certainty = "UpperBound" if form.flags else "Exact"
-    with limited(EFFORT) as context:
+    with limited(EFFORT if digits else COUNTING) as context:
         _, (later, known, ahead) = regions(context, form)
         if not later.intersect(ahead).is_empty():
             return LooksAhead(certainty)
@@ -286,7 +315,7 @@ def _most(main: Cell, parts: Iterable[tuple[Polynomial, islpy.BasicSet]], form: 
 
 def _at_most(value: Polynomial, most: Polynomial, domain: islpy.BasicSet, divisors: set[str]) -> bool:
     """Whether the value is no larger on the domain. A product r * x of a divisor r and x <= c counts as r * c."""
-    above = reduced(value - most, domain)
+    above = reduced(value - most, equalities(domain))
     for name in sorted(divisors & above.symbols):
         products: dict[Monomial, Number] = {
             monomial: by for monomial, by in above.terms.items() if len(monomial) == 2 and name in monomial

@@ -85,13 +85,15 @@ class Polynomial:
         """The polynomial with symbols replaced, all at once."""
         if self.symbols.isdisjoint(values):
             return self
-        total = Polynomial({})
+        terms: dict[Monomial, Number] = {}
         for monomial, factor in self.terms.items():
-            product = constant(factor)
+            product = Polynomial({tuple(name for name in monomial if name not in values): factor})
             for name in monomial:
-                product = product * values.get(name, symbol(name))
-            total = total + product
-        return total
+                if name in values:
+                    product = product * values[name]
+            for part, by in product.terms.items():
+                terms[part] = terms.get(part, 0) + by
+        return Polynomial(terms)
 
     def at(self, values: Mapping[str, int]) -> Fraction:
         """The value where every symbol has one."""

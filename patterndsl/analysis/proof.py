@@ -7,7 +7,7 @@ refuted by its smallest counterexample, in the pattern's own terms; isl decides 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from operator import add
 from typing import Any, Literal, TypeAlias
@@ -292,11 +292,8 @@ class _Problem:
             return length if found in (NQ, NK) else found
 
         pinned = Compare("==", NQ, length)
-        return Symbolic(
-            substitute(side.relation, put),
-            (*(substitute(item, put) for item in side.given), pinned),
-            side.typical,
-        )
+        given = (*(substitute(item, put) for item in side.given), pinned)
+        return replace(side, relation=substitute(side.relation, put), given=given)
 
     def offending(self, sides: list[Symbolic]) -> Relation:
         """The pairs that must not be."""

@@ -202,8 +202,7 @@ def report(
     values = _values(resolved, n)
     figured = []
     for group, found in zip(bound.groups, plain, strict=True):
-        pattern = symbolic(resolved, head=group.heads[0], layer=layer)
-        figures = head_figures(group, bound, lookup, block, pattern, found.formula, found.cache, values)
+        figures = head_figures(group, bound, lookup, block, found.formula, found.cache, values)
         figured.append(replace(found, figures=figures))
 
     def at(length: int) -> Bound:

@@ -62,7 +62,7 @@ def check(pattern: patterndsl.Pattern, times: int) -> int:
         if found is not None:
             inside += 1
             assert found == expected.sum(), (n, values)
-            lengths = row_lengths(side, {"N": n, **values})
+            lengths = row_lengths(formula.affine, {"N": n, **values})
             assert lengths is None or (lengths == expected).all(), (n, values)
     return inside
 
