@@ -1,0 +1,298 @@
+"""What does a cell look like inside? Everything, a triangle, a band, a small mask, or tiles.
+
+The first four run as dense attention on views, the last one as block-sparse attention. What is said is exact: a shape
+is taken only where the relation is that, by its normal form or by a descent that finds no pair to tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from patterndsl.ir.index import Arithmetic, Const, Index, K, Q, arithmetic, operands
+from patterndsl.ir.linear import Frame
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import (
+    EVERYTHING,
+    NOTHING,
+    Compare,
+    Random,
+    Relation,
+    children,
+    conjunction,
+    direct_indices,
+    disjunction,
+)
+from patterndsl.lower.geometry import Geometry
+from patterndsl.lower.layout import Cell
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.row import row_runs
+from patterndsl.lower.tiles import Tiles, find_tiles
+
+Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+MAX_PERIOD = 256
+"""Rows after which a band repeats."""
+MAX_MASK = 1 << 21
+"""Pairs of a mask that is kept and applied as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Every query attends every key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triangle:
+    """Query i attends keys 0..i; as many keys as queries."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """Tiles of queries that all attend alike: tile t, queries [t * tile, (t + 1) * tile), attends among the keys
+    [t * tile, t * tile + width) as mask [tile, width] says. The keys are those of the geometry from its first on."""
+
+    tile: int
+    mask: Truths
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masked:
+    """mask [q_len, kv_len], the same for every group."""
+
+    mask: Truths
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """Tiles in local positions, the same for every group; `relation` decides the partial ones."""
+
+    tiles: Tiles
+    relation: Relation
+
+
+Shape: TypeAlias = Full | Triangle | Band | Masked | Sparse
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A geometry and how its groups look inside."""
+
+    geometry: Geometry
+    shape: Shape
+
+    @property
+    def num_computed(self) -> int:
+        """Pairs that are computed, kept or not, over all groups."""
+        match self.shape:
+            case Full() | Masked():
+                return self.geometry.num_pairs
+            case Triangle():
+                return self.geometry.num_pairs // 2
+            case Band(_, mask):
+                return self.geometry.num_rows * mask.shape[1]
+            case Sparse(tiles):
+                return tiles.num_tiles * tiles.q_block * tiles.kv_block * self.geometry.num_groups
+
+
+def pieces(cell: Cell, lookup: Lookup, *, bands: bool, q_block: int, kv_blocks: tuple[int, ...]) -> list[Piece]:
+    """The cell as pieces that hold each of its pairs once. bands: whether views that overlap are welcome.
+
+    q_block, kv_blocks: the tiles of what is block-sparse, coarse to fine. Work: O(live tiles).
+    """
+    geometry, relation = cell.geometry, cell.relation
+    if relation == NOTHING:
+        return []
+    if relation == EVERYTHING:
+        return [Piece(geometry, Full())]
+    found = _triangle(cell, lookup)
+    if found is None and bands:
+        found = _band(cell, lookup, q_block, kv_blocks)
+    if found is not None:
+        return found
+    if geometry.q.length * geometry.k.length <= MAX_MASK // 16:
+        mask = _mask(relation, (0, geometry.q.length), (0, geometry.k.length), lookup)
+        if mask.all():
+            return [Piece(geometry, Full())]
+        if not mask.any():
+            return []
+        if bands and mask.mean() > 0.25:
+            return [Piece(geometry, Masked(mask))]
+    tiles = _tiles(cell, lookup, q_block, kv_blocks)
+    if not tiles.num_tiles:
+        return []
+    return [Piece(geometry, Sparse(tiles, relation))]
+
+
+def _tiles(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) -> Tiles:
+    """Tiles by the unit of keys that suits the pattern: a finer one must halve what is computed."""
+    best = find_tiles(cell.relation, cell.sizes, lookup, q_block, kv_blocks[0])
+    for kv_block in kv_blocks[1:]:
+        num_partial = best.num_tiles - int(best.is_full.sum())
+        if num_partial * 2 < best.num_tiles or num_partial * (best.kv_block // kv_block) > MAX_FINE_TILES:
+            return best
+        finer = find_tiles(cell.relation, cell.sizes, lookup, q_block, kv_block)
+        if finer.num_tiles * kv_block * 2 > best.num_tiles * best.kv_block:
+            return best
+        best = finer
+    return best
+
+
+MAX_FINE_TILES = 1 << 24
+
+
+def _mask(relation: Relation, q: tuple[int, int], k: tuple[int, int], lookup: Lookup) -> Truths:
+    point = Point(np.arange(*q)[:, None], np.arange(*k), 0, lookup)
+    shape = (q[1] - q[0], k[1] - k[0])
+    return np.ascontiguousarray(np.broadcast_to(member(relation, point), shape))
+
+
+# ---- triangles
+
+
+def _triangle(cell: Cell, lookup: Lookup) -> list[Piece] | None:
+    """k <= q - offset as a square with a triangle, and whole rows beside it; None where it is not that."""
+    relation, geometry = cell.relation, cell.geometry
+    q_len, kv_len = geometry.q.length, geometry.k.length
+    offset = _offset(cell, lookup)
+    if offset is None or len(geometry.q.axes) > 1 or len(geometry.k.axes) > 1:
+        return None
+    frame = Frame({}, {Q: (0, q_len - 1), K: (0, kv_len - 1)})
+    if relation != frame.relation(Compare("<=", K, arithmetic("-", Q, Const(offset)))):
+        return None
+    before = min(kv_len, max(0, -offset))  # keys that come before every query
+    first = max(0, offset)  # the first query with a key
+    size = min(q_len - first, kv_len - before)
+    found = []
+    if before:
+        found.append(Piece(geometry.narrowed((0, q_len), (0, before)), Full()))
+    if size > 0:
+        square = geometry.narrowed((first, first + size), (before, before + size))
+        found.append(Piece(square, Triangle()))
+        if first + size < q_len:
+            found.append(Piece(geometry.narrowed((first + size, q_len), (before, before + size)), Full()))
+    return found
+
+
+def _offset(cell: Cell, lookup: Lookup) -> int | None:
+    """How far the last key of a row lies before its query, if some row ends inside the keys."""
+    q_len, kv_len = cell.geometry.q.length, cell.geometry.k.length
+    for row in dict.fromkeys((q_len - 1, q_len // 2, 0)):
+        runs = row_runs(cell.relation, cell.sizes, lookup, row)
+        if len(runs.starts) == 1 and runs.starts[0] == 0 and 0 < runs.stops[0] < kv_len:
+            return row - int(runs.stops[0]) + 1
+    # the last row holds every key: then the offset is the one that lets it do so by a hair
+    return q_len - kv_len if cell.relation != EVERYTHING else None
+
+
+# ---- bands
+
+
+def _band(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) -> list[Piece] | None:
+    """Tiles of one mask where the relation repeats along the diagonal, and what lies at both ends."""
+    relation, geometry = cell.relation, cell.geometry
+    period = _period(relation)
+    if period is None or len(geometry.q.axes) > 1 or len(geometry.k.axes) > 1:
+        return None
+    q_len, kv_len = geometry.q.length, geometry.k.length
+    reach = _reach(cell, lookup, period)
+    if reach is None:
+        return None
+    left, right = reach
+    if not _is_within(cell, lookup, period, (left, right), q_block):
+        return None
+    tile = _tile(period, left + right)
+    left = -(-left // period) * period  # whole periods, so that tiles start where masks do
+    first = max(0, -(-left // tile))  # tiles before the first key's would reach below key 0
+    stop = min(q_len // tile, (kv_len - right) // tile)
+    if stop - first < MIN_TILES:
+        return None
+    width = left + tile + right
+    mask = _mask(_shifted(relation, first * tile, first * tile - left), (0, tile), (0, width), lookup)
+    rows, keys = (first * tile, stop * tile), (first * tile - left, stop * tile + right)
+    found = [Piece(geometry.narrowed(rows, keys), Band(tile, mask))]
+    for q, k in (((0, rows[0]), (0, min(kv_len, rows[0] + right))), ((rows[1], q_len), (rows[1] - left, kv_len))):
+        if q[0] < q[1]:
+            k = (max(0, k[0]), k[1])
+            inner = Frame({}, {Q: (0, q[1] - q[0] - 1), K: (0, k[1] - k[0] - 1)})
+            part = Cell(geometry.narrowed(q, k), inner.relation(_shifted(relation, q[0], k[0])))
+            found.extend(pieces(part, lookup, bands=False, q_block=q_block, kv_blocks=kv_blocks))
+    return found
+
+
+MIN_TILES = 4
+"""Fewer tiles of a band are not worth their ends."""
+
+
+def _tile(period: int, reach: int) -> int:
+    """Rows of a tile, a multiple of the period: some 64, fewer where the band is narrow."""
+    wanted = 64 if reach >= 64 else 32
+    return max(1, wanted // period) * period
+
+
+def _shifted(relation: Relation, q: int, k: int) -> Relation:
+    """The relation with positions counted from q and k."""
+    put = {Q: arithmetic("+", Q, Const(q)), K: arithmetic("+", K, Const(k))}
+    return Frame(put, {}).relation(relation)
+
+
+def _period(relation: Relation) -> int | None:
+    """By how many positions both sides can be moved without a change; None where that is too far or not at all."""
+    period = 1
+    for modulus in _moduli(relation):
+        period = lcm(period, modulus)
+        if period > MAX_PERIOD:
+            return None
+    plain = Frame({}, {}).relation(relation)
+    return period if _shifted(plain, period, period) == plain else None
+
+
+def _moduli(relation: Relation) -> Iterator[int]:
+    if isinstance(relation, Random):
+        yield MAX_PERIOD + 1
+    for index in direct_indices(relation):
+        yield from _divisors(index)
+    for child in children(relation):
+        yield from _moduli(child)
+
+
+def _divisors(index: Index, inner: int = 1) -> Iterator[int]:
+    if isinstance(index, Arithmetic) and index.op in ("//", "%") and isinstance(index.right, Const):
+        inner *= index.right.value
+        yield inner
+    for operand in operands(index):
+        yield from _divisors(operand, inner)
+
+
+def _reach(cell: Cell, lookup: Lookup, period: int) -> tuple[int, int] | None:
+    """How far queries reach back and ahead, (left, right) from the start of a period; None where they reach an end."""
+    q_len, kv_len = cell.geometry.q.length, cell.geometry.k.length
+    start = min(q_len, kv_len) // 2 // period * period
+    left = right = -(1 << 40)
+    if start + period > min(q_len, kv_len):
+        return None
+    for row in range(start, start + period):
+        runs = row_runs(cell.relation, cell.sizes, lookup, row)
+        if not len(runs.starts):
+            continue
+        low, high = int(runs.starts[0]), int(runs.stops[-1])
+        if low == 0 or high == kv_len:
+            return None
+        left, right = max(left, start - low), max(right, high - start - period)
+    return None if left == -(1 << 40) else (left, right)
+
+
+def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int], q_block: int) -> bool:
+    """Whether no query at all reaches further than those that were looked at."""
+    start = arithmetic("*", arithmetic("//", Q, Const(period)), Const(period))
+    below = Compare("<=", arithmetic("+", K, Const(reach[0] + 1)), start)
+    above = Compare("<=", arithmetic("+", start, Const(period + reach[1])), K)
+    beyond = conjunction((cell.relation, disjunction((below, above))))
+    return find_tiles(beyond, cell.sizes, lookup, q_block, q_block, tell_full=False).num_tiles == 0
+
+
+__all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "pieces"]
