@@ -29,7 +29,7 @@ from patterndsl.sema.parameters import (
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import parse_expression, snippet_of
-from patterndsl.syntax.render import render_spec
+from patterndsl.syntax.render import render_expression, render_spec
 from patterndsl.syntax.spec import check_name, read_expression, read_file, read_input, read_yaml
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Pattern:
     def name(self) -> str | None:
         """The spec's name; it takes no part in equality."""
         return self.spec.name
+
+    @property
+    def title(self) -> str:
+        """What reports are headed with: the spec's name, or its expression in one line."""
+        return self.name or render_expression(self.spec.attend)
 
     def __str__(self) -> str:
         return self.text
@@ -109,7 +114,7 @@ class Pattern:
         heads: int = 1,
         kv_heads: int | None = None,
         head_dim: int = 64,
-        dtype: str = "float32",
+        dtype: str | torch.dtype = "float32",
         layer: int = 0,
         block: int = 128,
         inputs: Mapping[str, object] | None = None,
@@ -124,7 +129,7 @@ class Pattern:
 
         return report(
             self.resolved,
-            self.name or str(self).strip(),
+            self.title,
             n=n,
             heads=heads,
             kv_heads=kv_heads,
@@ -187,7 +192,7 @@ class Pattern:
         """
         from patterndsl.analysis.reach import reach
 
-        return reach(self.resolved, self.name or str(self).strip(), n, heads, layers, inputs=inputs, on_event=on_event)
+        return reach(self.resolved, self.title, n, heads, layers, inputs=inputs, on_event=on_event)
 
     def dead_terms(self) -> tuple[DeadTerm, ...]:
         """Terms of unions that the others cover, and differences that remove nothing, for every N; each with its place.

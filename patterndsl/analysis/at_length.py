@@ -1,6 +1,7 @@
 """What does a head keep and compute at one length? Pairs, rows and tiles, counted in the live tiles.
 
-Full tiles are known; in partial ones every pair is looked at, and where they are too many, those of some of them.
+Full tiles are known; in partial ones every pair is looked at, and where they are too many, those of some of them. Where
+the tiles themselves are too many, pairs follow from the formula alone.
 """
 
 from __future__ import annotations
@@ -26,21 +27,26 @@ MAX_COUNTED = 1 << 24
 """Pairs of partial tiles that are looked at one by one."""
 CHUNK = 1 << 20
 EFFORT = 1 << 16
+MAX_LENGTH = 1 << 24
+"""Of longer sequences no row and no tile is looked at."""
+MAX_TILES = 1 << 23
+"""Tiles that are counted, in a few seconds; whether they are more is told by tiles of COARSE times the side."""
+COARSE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HeadFigures:
     """What one head has at a length. least_row, greatest_row: keys of a query; None where rows were not counted.
 
-    computed: pairs in live tiles. cache: keys that a decoder holds for this head in the worst step; None where there is
-    no cache policy.
+    tiles; computed, the pairs in them: None where they are too many to count. cache: keys that a decoder holds for this
+    head in the worst step; None where there is no cache policy.
     """
 
     pairs: Figure
     least_row: Figure | None
     greatest_row: Figure | None
-    tiles: Figure
-    computed: Figure
+    tiles: Figure | None
+    computed: Figure | None
     cache: Figure | None
 
 
@@ -50,28 +56,47 @@ def head_figures(
     lookup: Lookup,
     block: int,
     found: Formula | NoFormula,
+    upper: Formula | None,
     policy: Policy,
     values: Mapping[str, int],
-) -> HeadFigures:
-    """The figures of each head of a group. values: the length and the parameters, for the formulas."""
+) -> HeadFigures | None:
+    """The figures of each head of a group; None where nothing is known. values: the length and the parameters, for the
+    formulas. upper: what bounds the pairs."""
     n = bound.sizes.total
-    tiles = find_tiles(group.relation, bound.sizes, lookup, block, block, effort=EFFORT)
-    sure: Certainty = "UpperBound" if tiles.num_guessed else "Exact"
+    tiles = _tiles(group, bound, lookup, block)
+    sure: Certainty = "UpperBound" if tiles is not None and tiles.num_guessed else "Exact"
     pairs = rows = None
     if isinstance(found, Formula) and (number := found.at(values)) is not None:
         pairs = Figure(number, "Exact", "pairs", "formula")
-        rows = row_lengths(found.affine, values)
-    if pairs is None or rows is None:
+        rows = row_lengths(found.affine, values) if n <= MAX_LENGTH else None
+    if tiles is not None and (pairs is None or rows is None):
         counted, rows = _counted(group, bound, lookup, tiles)
         pairs = pairs or counted
+    if pairs is None and upper is not None and (number := upper.at(values)) is not None:
+        pairs = Figure(min(number, n * n), "UpperBound", "pairs", "formula")
+    if pairs is None:
+        return None
     return HeadFigures(
         pairs,
         Figure(int(rows.min()), "Exact", "keys") if rows is not None and n else None,
         Figure(int(rows.max()), "Exact", "keys") if rows is not None and n else None,
-        Figure(tiles.num_tiles, sure, "tiles"),
-        Figure(area(tiles, n), sure, "pairs"),
+        Figure(tiles.num_tiles, sure, "tiles") if tiles is not None else None,
+        Figure(area(tiles, n), sure, "pairs") if tiles is not None else None,
         _held(policy, values, n) if isinstance(policy, CachePolicy) else None,
     )
+
+
+def _tiles(group: HeadGroup, bound: Bound, lookup: Lookup, block: int) -> Tiles | None:
+    """The live tiles, unless they are too many."""
+    n = bound.sizes.total
+    if n > MAX_LENGTH:
+        return None
+    if (n // block) ** 2 > MAX_TILES:
+        side = COARSE * block
+        coarse = find_tiles(group.relation, bound.sizes, lookup, side, side, tell_full=False, effort=EFFORT)
+        if coarse.num_tiles * COARSE**2 > MAX_TILES:
+            return None
+    return find_tiles(group.relation, bound.sizes, lookup, block, block, effort=EFFORT)
 
 
 def area(tiles: Tiles, n: int) -> int:

@@ -90,6 +90,24 @@ class CachePlan:
         """Keys that exist in the end: the slots of a cache that keeps everything."""
         return min(self.kv_len, self.q_stop)
 
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        ring = self.ring
+        layout = None if ring is None else {name: getattr(ring, name) for name in Ring.__dataclass_fields__}
+        return {
+            "heads": list(self.heads),
+            "q_start": self.q_start,
+            "q_stop": self.q_stop,
+            "num_slots": self.num_slots,
+            "num_keys": self.num_keys,
+            "kind": self.kind,
+            "most_held": list(self.most_held),
+            "rule": self.rule,
+            "ring": layout,
+            "last_use": self.last_use.tolist(),
+            "slot": self.slot.tolist(),
+        }
+
     def held(self, t: int) -> Integers:
         """The keys that occupy slots during step t, its own included, ascending. Work: O(t)."""
         self._check_step(t, self.q_start)

@@ -36,10 +36,12 @@ class Shape:
 class Device:
     """How fast a device is at attention: FLOP/s, bytes/s, and the seconds of a call that do not depend on its size.
 
-    dense: PyTorch's own attention; sparse: a compiled program, by the pairs of its live tiles.
+    dense: PyTorch's own attention; sparse: a compiled program, by the pairs of its live tiles. Both were measured in
+    `dtype`.
     """
 
     name: str
+    dtype: str
     dense_flops: float
     sparse_flops: float
     dense_overhead: float
@@ -50,20 +52,23 @@ class Device:
 
 # Measured by benchmarks/device_rates.py, which says how; its results are beside it.
 DEVICES = {
-    "h200": Device("h200", 4.7e14, 2.4e14, 2.4e-5, 1.4e-4, 4.2e12, "one NVIDIA H200, bfloat16, head_dim 64"),
+    "h200": Device(
+        "h200", "bfloat16", 4.7e14, 2.4e14, 2.4e-5, 1.4e-4, 4.2e12, "one NVIDIA H200, bfloat16, head_dim 64"
+    ),
     "cpu-2-core": Device(
-        "cpu-2-core", 1.5e11, 6.9e10, 2.4e-4, 1.7e-3, 2.4e10, "two x86-64 cores, float32, head_dim 64"
+        "cpu-2-core", "float32", 1.5e11, 6.9e10, 2.4e-4, 1.7e-3, 2.4e10, "two x86-64 cores, float32, head_dim 64"
     ),
 }
 
 
-def checked_dtype(dtype: str) -> str:
-    """The dtype, if it is one that attention runs in. Raises PatternError (E502)."""
-    if dtype in ITEM_SIZES:
-        return dtype
-    near = nearest(dtype, ITEM_SIZES)
+def checked_dtype(dtype: object) -> str:
+    """The name of a dtype, or of PyTorch's, if it is one that attention runs in. Raises PatternError (E502)."""
+    name = str(dtype).removeprefix("torch.")
+    if name in ITEM_SIZES:
+        return name
+    near = nearest(name, ITEM_SIZES)
     help = f"did you mean `{near}`?" if near else f"choose from {', '.join(ITEM_SIZES)}"
-    raise error("E502", f"there is no dtype `{dtype}`", None, help)
+    raise error("E502", f"there is no dtype `{name}`", None, help)
 
 
 def forward_flops(num_pairs: float, head_dim: int) -> float:

@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from patterndsl.analysis.at_length import EFFORT, area
 from patterndsl.analysis.cost import Device, Shape, forward_flops, least_bytes, predicted
 from patterndsl.analysis.figure import Figure
+from patterndsl.analysis.pairs import draws_of
 from patterndsl.diagnostics import PatternError
+from patterndsl.ir.index import Const
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound
 
 BLOCK, SHORTEST, LONGEST = 128, 128, 65_536
+MAX_DRAWN = 1 << 16
+"""Keys that are drawn for the longest sequence; to draw more takes seconds."""
 
 
 def overtakes(
@@ -31,6 +35,15 @@ def overtakes(
         return work[n]
 
     return {device.name: _first(flops, shape, device) for device in devices}
+
+
+def is_quick(bound: Bound) -> bool:
+    """Whether few enough keys are drawn for the lengths to be tried, told from those of one length."""
+    drawn = 0
+    for node in (node for group in bound.groups for node in draws_of(group.relation)):
+        if isinstance(node.num_q, Const) and isinstance(node.count, Const):
+            drawn += node.num_q.value * node.count.value
+    return drawn * LONGEST <= MAX_DRAWN * max(1, bound.sizes.total)
 
 
 def _flops(bind: Callable[[int], Bound], n: int, head_dim: int, is_causal: bool) -> tuple[float, float] | None:

@@ -38,7 +38,12 @@ def readable(value: float, unit: str = "") -> str:
     if unit == "s":
         return _scaled(value * 1e6, 1000, ("µs", "ms", "s"))
     number = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}"
-    return f"{number} {unit}".strip()
+    return f"{number} {_singular(unit) if value == 1 else unit}".strip()
+
+
+def _singular(unit: str) -> str:
+    """pairs, keys and tiles, of which there is one."""
+    return unit.removesuffix("s") if len(unit) > 1 else unit
 
 
 def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:

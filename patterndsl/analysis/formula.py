@@ -6,10 +6,10 @@ The one owner of sympy, which arranges the terms. A formula states its domain: a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
-from math import isqrt
+from math import isqrt, lcm
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.analysis.cells import joined
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, eq=False)
 class Formula:
     """An exact function of N and the parameters. `cells` are disjoint and cover the domain; the first is the one that
-    holds for long sequences."""
+    holds for long sequences, of which `typical` has the digits of some."""
 
     cells: tuple[Cell, ...]
     affine: Affine
     context: islpy.Set
+    typical: tuple[Mapping[str, int], ...] = ()
 
     def at(self, values: Mapping[str, int]) -> int | None:
         """The value; None outside the domain (where something assumed to divide does not)."""
@@ -56,6 +57,10 @@ class Formula:
         """(formula, condition) for every cell or at most so many, the one for long sequences first."""
         return [(self.text(cell), self.condition(cell)) for cell in self.cells[:most]]
 
+    def shown(self, most: int) -> list[tuple[str, str]]:
+        """The same for a reader, who is spared a long list of conditions."""
+        return [(self.text(cell), self.stated(cell)) for cell in self.cells[:most]]
+
     def text(self, cell: Cell | None = None) -> str:
         """The formula of a cell, of the first where none is given."""
         return _pretty(str(self.expression(cell)))
@@ -66,6 +71,10 @@ class Formula:
 
         return str(sympy.latex(self.expression(cell)))
 
+    def python(self, cell: Cell | None = None) -> str:
+        """The formula as an expression of Python's integers, for machines: `(N * N + N) // 2`."""
+        return _integral((cell or self.cells[0]).value, self.affine)
+
     def expression(self, cell: Cell | None = None) -> Any:
         """The formula as a sympy expression in N and the parameters."""
         value = (cell or self.cells[0]).value
@@ -75,12 +84,42 @@ class Formula:
         """Where the cell holds, beyond what holds of all cells."""
         return condition(cell.domain.gist(self.context), shown_names(self.affine))
 
+    def stated(self, cell: Cell | None = None) -> str:
+        """The condition of a cell, of the first where none is given. Of a long list the part that typical sequences are
+        in, and how many more there are."""
+        cell = cell or self.cells[0]
+        whole = self.condition(cell)
+        if len(whole) <= MAX_CONDITION:
+            return whole
+        domain = cell.domain.gist(self.context).coalesce()
+        parts = [basic.to_set() for basic in domain.get_basic_sets()]
+        main = max(parts, key=lambda part: sum(_contains(part, digits) for digits in self.typical))
+        others = f", and {len(parts) - 1:,} more such conditions" if len(parts) > 1 else ""
+        return condition(main, shown_names(self.affine)) + others
+
+
+MAX_CONDITION = 120
+"""Characters; of a longer condition a part is shown."""
+
 
 def formula(cells: Sequence[Cell], affine: Affine, context: islpy.Set, typical: Sequence[Mapping[str, int]]) -> Formula:
     """The formula of these cells, joined where they can be; that of typical long sequences comes first."""
     points = [digits for digits in (digits_at(affine, values) for values in typical) if digits is not None]
     ordered = sorted(cells, key=lambda cell: [not _contains(cell.domain, digits) for digits in points])
-    return Formula(tuple(joined(ordered, context)), affine, context)
+    return Formula(tuple(joined(ordered, context)), affine, context, tuple(points))
+
+
+def usual_first(found: Formula) -> Formula:
+    """The same, where its first case holds for one of the typical sequences only, with the case of most of them first:
+    no one asks about N % 4 = 3 before N % 4 = 0."""
+
+    def num_held(cell: Cell) -> int:
+        return sum(_contains(cell.domain, digits) for digits in found.typical)
+
+    if len(found.cells) < 2 or num_held(found.cells[0]) > 1:
+        return found
+    main = max(found.cells, key=num_held)
+    return replace(found, cells=(main, *(cell for cell in found.cells if cell is not main)))
 
 
 def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dict[str, Any] | None:
@@ -257,6 +296,40 @@ def _sympy(value: Polynomial, affine: Affine) -> Any:
             symbols[item.quotient] = sympy.floor(whole / radix)
             symbols[item.remainder] = whole - radix * symbols[item.quotient]
     return expressed(value)
+
+
+def _integral(value: Polynomial, affine: Affine) -> str:
+    """The polynomial over its common denominator, each digit as what it is of N and the parameters."""
+    names: dict[str, str] = {}
+
+    def written(polynomial: Polynomial, whole: int = 1) -> str:
+        terms = []
+        for monomial, factor in polynomial.terms.items():
+            by = int(factor * whole)
+            factors = [str(abs(by))] if abs(by) != 1 or not monomial else []
+            terms.append((by < 0, " * ".join([*factors, *(names.get(name, plain_name(name)) for name in monomial)])))
+        terms.sort(key=lambda term: term[0])
+        joined = "".join(f" {'-' if is_negative else '+'} {text}" for is_negative, text in terms) or " + 0"
+        return joined.removeprefix(" + ").replace(" - ", "-", 1) if joined.startswith(" - ") else joined[3:]
+
+    def bracketed(text: str) -> str:
+        return text if text.isalnum() else f"({text})"
+
+    for item in resolved(affine):
+        if isinstance(item, Named):
+            inside = written(item.value)
+            names[item.name] = {
+                "floor": f"({bracketed(inside)} // {item.divisor})",
+                "isqrt": f"isqrt({inside})",
+                "log2": f"(({inside}).bit_length() - 1)",
+            }.get(item.operation, bracketed(inside))
+        else:
+            digit, radix = names.get(item.name, plain_name(item.name)), bracketed(written(item.radix))
+            names[item.quotient] = f"({digit} // {radix})"
+            if item.remainder is not None:
+                names[item.remainder] = f"({digit} % {radix})"
+    whole = lcm(*(Fraction(factor).denominator for factor in value.terms.values()))
+    return written(value) if whole == 1 else f"({written(value, whole)}) // {whole}"
 
 
 def _arranged(expression: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from patterndsl.analysis.count import Cell, count
 from patterndsl.analysis.digits import Affine, affine
-from patterndsl.analysis.formula import Formula, digits_at, formula
+from patterndsl.analysis.formula import Formula, digits_at, formula, usual_first
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
 from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import GaveUpError, constraints, limited, regions
@@ -177,7 +177,7 @@ def _form(pattern: Symbolic, *, digits: bool = True, aligned: bool = False, boun
 def _counted(pattern: Symbolic, form: Affine) -> Formula:
     with limited(COUNTING) as context:
         points, domain = _points(context, form)
-        return formula(count(points, domain), form, domain, pattern.typical)
+        return usual_first(formula(count(points, domain), form, domain, pattern.typical))
 
 
 def _drawn_at_most(pattern: Symbolic) -> Polynomial | None:

@@ -101,7 +101,10 @@ class CachePolicy:
 
     def __str__(self) -> str:
         most = self.most_text()
-        size = f"{self.size.text()} keys at step {self.step}"
+        where, others = self.size.stated(), len(self.size.cells) - 1
+        domain = "" if where == "always" else f" for {where}"
+        domain += f" ({others:,} other case{'s' * (others > 1)})" if others else ""
+        size = f"{self.size.text()} keys at step {self.step}{domain}"
         kind = f"bounded({most})" if most else f"{self.kind}, {size}"
         unless = f" unless {self.unless}" if self.unless else ""
         rule = {"always": "every key", "never": "no key"}.get(self.rule, self.rule)
@@ -118,7 +121,11 @@ class CachePolicy:
             "certainty": self.certainty,
             "rule": self.rule,
             "most": self.most_text(),
-            "size": [{"keys": text, "where": condition} for text, condition in self.size.cases()],
+            "most_expr": None if self.most is None else self.size.python(Cell(self.size.context, self.most)),
+            "size": [
+                {"keys": text, "where": condition, "expr": self.size.python(cell)}
+                for cell, (text, condition) in zip(self.size.cells, self.size.cases(), strict=True)
+            ],
             "assumes": list(self.size.assumes),
         }
 

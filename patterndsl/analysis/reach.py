@@ -42,7 +42,7 @@ from patterndsl.ir.relation import Relation, at_head, depends_on, disjunction, s
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import bind
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_LAYER, counted, sizes_of
+from patterndsl.sema.parameters import MAX_LAYER, counted, integer, sizes_of
 
 MAX_POSITIONS = 1 << 14
 """Of so many positions all are followed, in 32 MB for each different layer."""
@@ -113,7 +113,7 @@ class Reach:
 
     def field(self, q: int, num_layers: int) -> Integers:
         """int64: the positions whose content can reach q through the lowest layers, ascending; q always. Exact."""
-        counted("layers", num_layers, 0, 2**20)
+        num_layers = counted("layers", num_layers, 0, 2**20)
         return np.flatnonzero(field_of(self._stack, self._position(q), num_layers))
 
     def path(self, q: int, k: int) -> tuple[int, ...] | None:
@@ -123,11 +123,12 @@ class Reach:
         """
         return path(self._stack, self._position(q), self._position(k))
 
-    def _position(self, at: int) -> int:
-        if not 0 <= at < self.n:
+    def _position(self, at: object) -> int:
+        found = integer(at)
+        if found is None or not 0 <= found < self.n:
             there = f"the positions are 0 to {self.n - 1}" if self.n else "there are none"
-            raise error("E406", f"there is no position {at}; {there}")
-        return at
+            raise error("E406", f"there is no position {at!r}; {there}")
+        return found
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -163,7 +164,9 @@ class Reach:
         found.append(f"{connected} ({self.layers_to_connect.certainty}, {self.layers_to_connect.how})")
         if self.at_every_length is not None:
             layers = self.at_every_length.layers
-            found.append(f"at every N: after {_layers(layers, layers)}, {CLOSURES[self.at_every_length.closure]}")
+            found.append(
+                f"at every N: after {_layers(f'{layers:,}', layers)}, {CLOSURES[self.at_every_length.closure]}"
+            )
         if self.unreachable.value:
             pairs = "pairs with k <= q" if self.is_causal else "pairs"
             example = "" if self.example is None else f", such as q = {self.example[0]}, k = {self.example[1]}"
@@ -175,6 +178,9 @@ class Reach:
         if self.islands.value > 1:
             found.append(f"islands between which nothing flows: {_said(self.islands)}")
         return [found[0], *(f"  {line}" for line in found[1:])]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
 
 CLOSURES: Mapping[Closure, str] = {

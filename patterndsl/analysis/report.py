@@ -20,20 +20,20 @@ from patterndsl.analysis.cost import (
     saved_bytes,
     state_bytes,
 )
-from patterndsl.analysis.crossover import overtakes
+from patterndsl.analysis.crossover import is_quick, overtakes
 from patterndsl.analysis.figure import Certainty, Figure, readable
 from patterndsl.analysis.formula import Formula, order
 from patterndsl.analysis.inputs import checked_inputs
 from patterndsl.analysis.pairs import NoFormula, Symbolic, most_pairs, pairs, symbolic
 from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
-from patterndsl.diagnostics import PatternError, error, input_error
-from patterndsl.ir.relation import Relation
+from patterndsl.diagnostics import PatternError, input_error
+from patterndsl.ir.relation import Relation, depends_on
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_HEADS, counted, param_values, sizes_of
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, counted, param_values, sizes_of
 
-MAX_LENGTH = 1 << 24
-"""Beyond this, tiles are too many to count; formulas have no limit."""
+MAX_DOMAIN = 60
+"""Characters of a condition beside a formula in a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,19 @@ class HeadReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is known of a pattern's cost. The figures are None where no length was given, or inputs were missing.
+    """What is known of a pattern's cost. The figures are None where no length was given, or inputs were missing, and
+    those of tiles and time where the tiles are too many to count.
 
-    Work and bytes are of all heads of one layer and one sequence; times are of whole tiles of `block` positions. state:
-    keys and values that a decoder holds. times, dense_times: forward, by device; dense attention is causal where the
-    pattern is. overtakes: the least length from which on the pattern is faster than dense, by device, or None.
+    about: the head and layer that it is about, where that is a choice. missing: inputs that the figures need. Work and
+    bytes are of all heads of one layer and one sequence; times are of whole tiles of `block` positions. state: keys and
+    values that a decoder holds. times, dense_times: forward, by device; dense attention is causal where the pattern is.
+    overtakes: the least length from which on the pattern is faster than dense, by device, or None.
     """
 
     name: str
+    about: tuple[str, ...]
     groups: tuple[HeadReport, ...]
+    missing: tuple[str, ...]
     params: Mapping[str, int | tuple[int, ...]]
     n: int | None
     shape: Shape | None
@@ -92,6 +96,8 @@ class Report:
         return {
             "name": self.name,
             "n": self.n,
+            "about": list(self.about),
+            "missing": list(self.missing),
             "params": {name: list(value) if isinstance(value, tuple) else value for name, value in self.params.items()},
             "groups": [_group_dict(group) for group in self.groups],
             **{name: _figure_dict(getattr(self, name)) for name in FIGURES},
@@ -102,7 +108,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        found = [self.name]
+        found = [", ".join([self.name, *self.about])]
         for group in self.groups:
             found.extend(f"  {line}" for line in _group_lines(group, len(self.groups) > 1))
         if self.n is None or self.shape is None:
@@ -110,13 +116,32 @@ class Report:
         values = ", ".join(f"{name} = {value}" for name, value in self.params.items())
         shape = self.shape
         at = f"  at N = {self.n:,}" + (f", {values}" if values else "")
-        found.append(f"{at}; {shape.num_q_heads} heads of {shape.head_dim}, {shape.dtype}")
+        heads = f"{shape.num_q_heads:,} head{'s' * (shape.num_q_heads != 1)} of {shape.head_dim}"
+        found.append(f"{at}; {heads}, {shape.dtype}")
         for label, figure in self._labelled():
             if figure is not None:
                 found.append(f"    {label:<22} {figure}")
         for name, figure in self.times.items():
-            found.append(f"    {'forward, ' + name:<22} {figure}; {self._beside_dense(name)}")
-        return found
+            found.append(f"    {'forward, ' + name:<22} {figure}; {self._beside_dense(name)}{self._rate(name)}")
+        return [*found, *(f"    {text}" for text in self._left_out())]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _left_out(self) -> list[str]:
+        """Which figures are not there, and what to do about it."""
+        if self.missing:
+            named, example = ", ".join(f"`{name}`" for name in self.missing), self.missing[0]
+            give = f'--input-values {example}=0*100,1*156, or in Python inputs={{"{example}": ...}}'
+            return [f"no figures: they depend on the input{'s' * (len(self.missing) > 1)} {named}; give {give}"]
+        if self.pairs is None:
+            return ["no figures: the tiles are too many to count, and there is no formula; give a smaller N"]
+        return [] if self.efficiency else ["tiles and times: left out, the tiles are too many to count"]
+
+    def _rate(self, device: str) -> str:
+        """Which dtype was measured, where it is another one."""
+        measured, shape = DEVICES[device].dtype, self.shape
+        return "" if shape is None or shape.dtype == measured else f" (at the rate of {measured})"
 
     def _beside_dense(self, device: str) -> str:
         dense, ratio = self.dense_times[device], self.dense_times[device].value / self.times[device].value
@@ -143,16 +168,22 @@ class Report:
         ]
 
     def formula_text(self) -> str:
-        """The formula of the first group of heads in one line; what bounds it, or why there is none."""
+        """The formula of the first group of heads with its domain in one line; what bounds it, or why there is none."""
         group = self.groups[0]
-        if isinstance(group.formula, Formula):
-            return group.formula.text()
-        return f"≤ {group.upper.text()}" if group.upper is not None else group.formula.reason
+        shown = group.formula if isinstance(group.formula, Formula) else group.upper
+        if shown is None:
+            assert isinstance(group.formula, NoFormula)
+            return group.formula.reason
+        domain = _where(shown.stated(), shown)
+        if len(domain) > MAX_DOMAIN:
+            domain = f" in the first of {len(shown.cells):,} cases" if len(shown.cells) > 1 else " for some lengths"
+        lead = "" if shown is group.formula else "≤ "
+        return f"{lead}{shown.text()}{' ' * bool(domain)}{domain}"
 
     def latex(self) -> str:
-        """The formulas in LaTeX, one per group of heads."""
+        """The formulas in LaTeX with their domains, one per group of heads."""
         shown = [group.formula if isinstance(group.formula, Formula) else group.upper for group in self.groups]
-        return r" \\ ".join(formula.latex() for formula in shown if formula is not None)
+        return r" \\ ".join(formula.latex() + _latex_domain(formula) for formula in shown if formula is not None)
 
     def _repr_latex_(self) -> str | None:
         shown = self.latex()
@@ -175,41 +206,53 @@ def report(
     heads: int = 1,
     kv_heads: int | None = None,
     head_dim: int = 64,
-    dtype: str = "float32",
+    dtype: object = "float32",
     layer: int = 0,
     block: int = 128,
     inputs: Mapping[str, Any] | None = None,
 ) -> Report:
     """The report of a self-attention pattern; figures where n is given, and the inputs that it reads."""
-    checked_dtype(dtype)
+    dtype = checked_dtype(dtype)
     block = counted("block", block, 1, 2**20)
     head_dim, heads = counted("head_dim", head_dim, 1, 2**16), counted("heads", heads, 1, MAX_HEADS)
     kv_heads = counted("kv_heads", heads if kv_heads is None else kv_heads, 1, heads)
     if heads % kv_heads:
         raise input_error("E406", f"{heads} heads do not share {kv_heads} key heads", "give a divisor of the heads")
+    layer = counted("layer", layer, 0, MAX_LAYER)
+    about = _about(resolved, heads, layer)
     if n is None:
         groups = tuple(_head_report(resolved, members, layer) for members in _alike(resolved, heads, layer))
-        return _report(resolved, name, groups, None, None, block)
+        return _report(resolved, name, about, groups, None, None, block)
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
-    if n > MAX_LENGTH:
-        help = "the formulas hold at every N: leave it out, or give a smaller one"
-        raise error("E504", f"N = {n:,} has too many tiles to count", None, help)
     shape = Shape(n, n, heads, kv_heads, head_dim, dtype)
     plain = tuple(_head_report(resolved, group.heads, layer) for group in bound.groups)
     if bound.inputs and not inputs:
-        return _report(resolved, name, plain, n, shape, block)
+        missing = tuple(item.name for item in bound.inputs)
+        return _report(resolved, name, about, plain, n, shape, block, missing=missing)
     lookup = checked_inputs(bound.inputs, inputs or {})
     values = _values(resolved, n)
     figured = []
     for group, found in zip(bound.groups, plain, strict=True):
-        figures = head_figures(group, bound, lookup, block, found.formula, found.cache, values)
+        figures = head_figures(group, bound, lookup, block, found.formula, found.upper, found.cache, values)
         figured.append(replace(found, figures=figures))
 
     def at(length: int) -> Bound:
         return bind(resolved, sizes_of(length, None, None, 0), heads, layer)
 
-    least = overtakes(at, shape, tuple(DEVICES.values()), _is_causal(plain)) if not bound.inputs else {}
-    return _report(resolved, name, tuple(figured), n, shape, block, least)
+    is_counted = all(group.figures is not None and group.figures.computed is not None for group in figured)
+    is_tried = is_counted and not bound.inputs and is_quick(bound)
+    least = overtakes(at, shape, tuple(DEVICES.values()), _is_causal(plain)) if is_tried else {}
+    return _report(resolved, name, about, tuple(figured), n, shape, block, least)
+
+
+def _about(resolved: Resolved, heads: int, layer: int) -> tuple[str, ...]:
+    """The only head, and the layer, of a pattern that asks for them: of others there would be another report."""
+    found = []
+    if depends_on(resolved.relation, "head") and heads == 1:
+        found.append("head 0 of 1")
+    if depends_on(resolved.relation, "layer"):
+        found.append(f"layer {layer}")
+    return tuple(found)
 
 
 def _alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
@@ -255,34 +298,30 @@ def _values(resolved: Resolved, n: int) -> dict[str, int]:
 def _report(
     resolved: Resolved,
     name: str,
+    about: tuple[str, ...],
     groups: tuple[HeadReport, ...],
     n: int | None,
     shape: Shape | None,
     block: int,
     least: Mapping[str, Figure | None] | None = None,
+    missing: tuple[str, ...] = (),
 ) -> Report:
     params: Mapping[str, int | tuple[int, ...]] = {}
     if n is not None:
         params = param_values(resolved, {}, sizes_of(n, None, None, 0))
     figures = [(group.figures, len(group.heads)) for group in groups if group.figures is not None]
     empty = dict.fromkeys(FIGURES)
-    if n is None or shape is None or not figures:
-        return Report(name, groups, params, n, shape, block, **empty, times={}, dense_times={}, overtakes={})
+    known = Report(
+        name, about, groups, missing, params, n, shape, block, **empty, times={}, dense_times={}, overtakes={}
+    )
+    if n is None or shape is None or len(figures) < len(groups):
+        return known
     kept = _summed([(found.pairs, count) for found, count in figures])
-    computed = _summed([(found.computed, count) for found, count in figures])
     num_bytes = least_bytes(shape)
     work = forward_flops(kept.value, shape.head_dim)
-    dense = forward_flops((n * (n + 1) // 2 if _is_causal(groups) else n * n) * shape.num_q_heads, shape.head_dim)
-    computed_work = forward_flops(computed.value, shape.head_dim)
-    return Report(
-        name,
-        groups,
-        params,
-        n,
-        shape,
-        block,
+    counted = replace(
+        known,
         pairs=kept,
-        efficiency=Figure(kept.value / computed.value if computed.value else 1.0, _least_certain([kept, computed])),
         density=Figure(kept.value / (n * n * shape.num_q_heads) if n else 0.0, kept.certainty),
         flops=Figure(work, kept.certainty, "FLOP"),
         backward_flops=Figure(backward_flops(kept.value, shape.head_dim), kept.certainty, "FLOP"),
@@ -290,6 +329,16 @@ def _report(
         saved=Figure(saved_bytes(shape), "Exact", "bytes"),
         intensity=Figure(work / num_bytes if num_bytes else 0.0, kept.certainty, "FLOP/byte"),
         state=_state([found.cache for found, _ in figures], shape, n),
+    )
+    tiled = [(found.computed, count) for found, count in figures if found.computed is not None]
+    if len(tiled) < len(figures):
+        return counted
+    computed = _summed(tiled)
+    dense = forward_flops((n * (n + 1) // 2 if _is_causal(groups) else n * n) * shape.num_q_heads, shape.head_dim)
+    computed_work = forward_flops(computed.value, shape.head_dim)
+    return replace(
+        counted,
+        efficiency=Figure(kept.value / computed.value if computed.value else 1.0, _least_certain([kept, computed])),
         times={key: predicted(device, computed_work, num_bytes) for key, device in DEVICES.items()},
         dense_times={key: predicted(device, dense, num_bytes, dense=True) for key, device in DEVICES.items()},
         overtakes=least or {},
@@ -325,15 +374,22 @@ def _least_certain(figures: Sequence[Figure]) -> Certainty:
 
 
 def _group_lines(group: HeadReport, several: bool) -> list[str]:
-    lead = f"heads {_ranges(group.heads)}: " if several else ""
+    if not several:
+        return _lines_of(group)
+    first, *others = _lines_of(group)
+    return [f"head{'s' * (len(group.heads) > 1)} {_ranges(group.heads)}: {first}", *(f"  {line}" for line in others)]
+
+
+def _lines_of(group: HeadReport) -> list[str]:
     if isinstance(group.formula, NoFormula):
-        lines = [f"{lead}pairs: no formula, {group.formula.reason}"]
-        if group.upper is not None:
-            lines.append(f"  at most {group.upper.text()}  (UpperBound, {group.order})")
+        lines = [f"pairs: no formula, {group.formula.reason}"]
+        if (upper := group.upper) is not None:
+            domain = _where(upper.stated(), upper)
+            lines.append(f"  at most {upper.text()}  (UpperBound, {group.order}{',' * bool(domain)}{domain})")
         return [*lines, _cache_line(group.cache)]
     formula = group.formula
-    first, *others = formula.cases(4)
-    lines = [f"{lead}pairs = {first[0]}  (Exact{_where(first[1], formula)})"]
+    first, *others = formula.shown(4)
+    lines = [f"pairs = {first[0]}  (Exact{_where(first[1], formula)})"]
     lines.extend(f"  {text}  where {condition}" for text, condition in others)
     if len(formula.cells) > 4:
         lines.append(f"  and {len(formula.cells) - 4} more cases of short sequences or large parameters")
@@ -351,9 +407,19 @@ def _cache_line(policy: Policy) -> str:
 
 
 def _where(condition: str, formula: Formula) -> str:
-    assumed = [f"{text}" for text in formula.assumes]
-    parts = [*assumed, *([] if condition == "always" else [condition])]
-    return f" for {' and '.join(parts)}" if parts else ""
+    assumed = list(formula.assumes)
+    if condition == "always":
+        return f" for {' and '.join(assumed)}" if assumed else ""
+    text = f"({condition})" if assumed and " or " in condition else condition
+    return f" for {' and '.join([*assumed, text])}"
+
+
+def _latex_domain(formula: Formula) -> str:
+    """The domain as words of LaTeX."""
+    text = _where(formula.stated(), formula)
+    for sign, written in {"%": r"\%", "_": r"\_", "≥": r"$\ge$", "≤": r"$\le$", "·": r"$\cdot$"}.items():
+        text = text.replace(sign, written)
+    return rf"\quad\text{{{text}}}" if text else ""
 
 
 def _ranges(heads: tuple[int, ...]) -> str:
@@ -371,13 +437,18 @@ def _figure_dict(figure: Figure | None) -> dict[str, object] | None:
 def _group_dict(group: HeadReport) -> dict[str, object]:
     formula: dict[str, object]
     if isinstance(group.formula, Formula):
-        cases = [{"pairs": text, "where": condition} for text, condition in group.formula.cases()]
+        cases = [
+            {"pairs": text, "where": condition, "expr": group.formula.python(cell)}
+            for cell, (text, condition) in zip(group.formula.cells, group.formula.cases(), strict=True)
+        ]
         latex = group.formula.latex()
         formula = {"certainty": "Exact", "cases": cases, "latex": latex, "assumes": list(group.formula.assumes)}
     else:
         formula = {"certainty": "Unknown", "reason": group.formula.reason}
         if group.upper is not None:
             formula["upper_bound"] = group.upper.text()
+            formula["upper_bound_where"] = group.upper.condition(group.upper.cells[0])
+            formula["upper_bound_expr"] = group.upper.python()
     figures = ("pairs", "least_row", "greatest_row", "tiles", "computed", "cache")
     return {
         "heads": list(group.heads),

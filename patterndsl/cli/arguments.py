@@ -72,6 +72,7 @@ examples:
   patterndsl report examples/longformer.yaml -n 65536 --heads 16 --dtype bfloat16
   patterndsl report examples/*.yaml -n 65536                 one table
   patterndsl report 'causal & (recent(w) | strided(w))' --set w=64 --latex
+  patterndsl report examples/packed-documents.yaml -n 256 --input-values doc=0*100,1*156
 
 Exact: so it is. UpperBound: not more. Expected: what the stated model predicts. Measured: seen in a run.
 """,
@@ -264,13 +265,14 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
     _pattern_options(parser)
-    parser.add_argument("-n", type=_length, metavar="N", help="length for figures; 2^20 is understood")
+    parser.add_argument("-n", type=_length, metavar="N", help="length for figures; 2^20 and 1e6 are understood")
     parser.add_argument("--heads", type=_heads, metavar="H", help="query heads (default 1)")
     parser.add_argument("--kv-heads", type=_heads, metavar="H", help="key and value heads (default: as many as heads)")
     parser.add_argument("--head-dim", type=_tensor_size, metavar="D", help="size of a head (default 64)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default float32)")
     parser.add_argument("--layer", type=_layer, metavar="L", help="what `layer` is in the pattern (default 0)")
     parser.add_argument("--block", type=_block, metavar="B", help="positions per tile (default 128)")
+    _input_options(parser)
     parser.add_argument("--latex", action="store_true", help="print the formulas in LaTeX")
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
 
@@ -299,7 +301,7 @@ def _diff_options(parser: argparse.ArgumentParser) -> None:
 def _reach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
     _pattern_options(parser)
-    parser.add_argument("-n", type=_length, metavar="N", help="length of the sequence; 2^20 is understood")
+    parser.add_argument("-n", type=_length, metavar="N", help="length of the sequence; 2^20 and 1e6 are understood")
     parser.add_argument("--heads", type=_heads, metavar="H", help="query heads, which are united (default 8)")
     parser.add_argument("--layers", type=_num_layers, metavar="L", help="layers, where they differ (default 32)")
     _input_options(parser)
@@ -330,7 +332,7 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
 
 def _size_options(parser: argparse.ArgumentParser, n_help: str) -> None:
     group = parser.add_argument_group("sizes")
-    group.add_argument("-n", type=_length, metavar="N", help=n_help + "; 2^20 is understood")
+    group.add_argument("-n", type=_length, metavar="N", help=n_help + "; 2^20 and 1e6 are understood")
     group.add_argument("--q-len", type=_length, metavar="N", help="queries, where they are not as many as keys")
     group.add_argument("--kv-len", type=_length, metavar="N", help="keys")
     group.add_argument("--q-start", type=_length, metavar="N", help="position of the first query (default 0)")
@@ -357,11 +359,14 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     """What reads a whole number in [least, most]."""
 
     def read(text: str) -> int:
-        power = re.fullmatch(r"2(?:\^|\*\*)(\d{1,2})", text.strip())
+        power = re.fullmatch(r"(\d{1,2})(?:\^|\*\*)(\d{1,2})|(\d{1,3})[eE]\+?(\d{1,2})", text.strip())
         if not power and not re.fullmatch(r"[+-]?\d+(?:[_,]\d+)*", text.strip()):
             raise argparse.ArgumentTypeError(f"`{_short(text)}` is not a whole number")
-        # Python itself reads no numbers of thousands of digits
-        value = int(2 ** int(power[1])) if power else int(text.strip().replace(",", "").replace("_", "")[:100])
+        if power:
+            base, exponent = (int(power[1]), power[2]) if power[1] else (10, power[4])
+            value: int = int(power[3] or 1) * base ** int(exponent)
+        else:  # Python itself reads no numbers of thousands of digits
+            value = int(text.strip().replace(",", "").replace("_", "")[:100])
         if value < least:
             raise argparse.ArgumentTypeError(f"{_short(text)} is too small; it must be {least} or more")
         if value > most:

@@ -1,6 +1,7 @@
 """Formulas equal enumeration at random sizes and parameters, and the known ones of the literature."""
 
 import random
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,36 @@ def test_cases_by_residues(text: str) -> None:
     assert isinstance(group.formula, Formula), text
     for n in range(40):
         assert group.formula.at({"N": n}) == int(pattern.compile(n).mask().sum()), (text, n)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "causal & (recent(w) | strided(w))",
+        "q // w // 3 == k // w // 3 & q >= k",
+        "blocks(w, causal)",
+        "causal & recent(isqrt(N))",
+        "causal & recent(log2(N + 1))",
+        "none",
+    ],
+)
+def test_a_formula_as_an_expression_of_python(text: str) -> None:
+    pattern = patterndsl.parse(text, params={"w": 4})
+    (group,) = pattern.report().groups
+    assert isinstance(group.formula, Formula)
+    for n in (1, 5, 64, 100):
+        values = {"N": n, "w": 4}
+        found = [eval(group.formula.python(cell), {"isqrt": isqrt}, values) for cell in group.formula.cells]
+        assert group.formula.at(values) in found
+        if len(found) == 1:
+            assert found == [group.formula.at(values)]
+
+
+def test_the_first_case_is_of_usual_lengths() -> None:
+    pattern = patterndsl.parse("causal & (recent(3) | blocks(4, window(1))) & ~(dilated(4, 2) | first(2)) | q == k")
+    formula = pairs(symbolic(pattern.resolved))
+    assert isinstance(formula, Formula)
+    assert (formula.text(), formula.stated()) == ("16·⌊N/4⌋ - 15", "N % 4 = 0 and N // 4 ≥ 2")
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,24 @@ def test_the_rule_as_a_text(text: str, params: dict[str, int], shown: str | None
         assert policy.kind == "bounded" and policy.most_text() == "d·w + 1"
 
 
+def test_a_size_says_where_it_holds() -> None:
+    policy = policy_of("causal & dilated(w, d) | first(g) & causal", w=4, d=3, g=2)
+    assert "keys at step t for g // d = 0 and t % d ≥ 1 and w ≥ 1 and t // d > w" in str(policy)
+    assert f"({len(policy.size.cells) - 1} other cases); keep" in str(policy)
+    assert "keys at step t for t // w ≥ 1 (1 other case); keep" in str(
+        policy_of("causal & (recent(w) | k % w == 0)", w=8)
+    )
+    values = {"d": 3, "w": 4, "g": 7}
+    assert policy.size_at(100, values) == int(np.sum(policy.keeps(100, np.arange(101), values)))
+
+
+def test_a_policy_as_data_can_be_computed_with() -> None:
+    policy = policy_of("causal & (block(l) | columns(l, c))", l=64, c=8)
+    first = policy.to_dict()["size"][0]
+    assert eval(first["expr"], {}, {"t": 1000, "l": 64, "c": 8}) == policy.size_at(1000, {"l": 64, "c": 8})
+    assert policy_of("causal & block(b)", b=8).to_dict()["most_expr"] == "b"
+
+
 def test_a_growing_cache_says_how_fast() -> None:
     policy = policy_of("causal & (block(l) | columns(l, c))", l=64, c=8)
     assert policy.kind == "growing" and policy.rule == "k % l ≥ l - c or k // l = t // l"

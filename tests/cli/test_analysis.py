@@ -59,6 +59,47 @@ def test_several_reports_are_one_table(capsys: pytest.CaptureFixture[str]) -> No
     assert "needs inputs" in rows[2]
 
 
+def test_a_table_of_formulas_says_where_they_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sinks.yaml").write_text("params: {w: 4, d: 3, g: 2}\nattend: causal & (dilated(w, d) | first(g))\n")
+    assert main(["report", str(tmp_path / "sinks.yaml"), LONGFORMER]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert re.search(r"  in the first of \d+ cases$", first)
+    assert second.endswith("2·N·g + 2·N·w + N - g² - 2·g·w - g - w² - w  for N > g + w")
+
+
+def test_one_wrong_spec_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("attend: causl\n")
+    assert main(["report", LONGFORMER, str(wrong), "-n", "1024"]) == 1
+    seen = capsys.readouterr()
+    assert seen.out.splitlines()[1].startswith("longformer ") and "did you mean `causal`?" in seen.err
+    assert main(["report", LONGFORMER, str(wrong), "--json"]) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["name"] == "longformer" and second["errors"][0]["code"] == "E201"
+
+
+def test_a_report_takes_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["report", str(EXAMPLES / "packed-documents.yaml"), "-n", "256"]
+    assert main(words) == 0
+    assert "no figures: they depend on the input `doc`; give --input-values doc=0*100,1*156" in capsys.readouterr().out
+    assert main([*words, "--input-values", "doc=0*100,1*156"]) == 0
+    assert f"{100 * 101 // 2 + 156 * 157 // 2:,} pairs (Exact)" in capsys.readouterr().out
+    assert main([*words[:2], "--input-values", "doc=0*100,1*156"]) == 2
+
+
+@pytest.mark.parametrize(("text", "n"), [("10^12", 10**12), ("1e6", 10**6), ("2^20", 2**20), ("1,000", 1000)])
+def test_lengths_as_people_write_them(text: str, n: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "causal & recent(4)", "-n", text]) == 0
+    assert f"at N = {n:,}; 1 head of 64" in capsys.readouterr().out
+
+
+def test_an_expression_heads_its_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "causal & recent(w)", "window(w)", "--set", "w=3"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("causal & recent(w)  ")
+    assert main(["reach", "q.row == k.row", "--grid", "row=N // 8,col=8", "-n", "64"]) == 0
+    assert capsys.readouterr().out.startswith("q.row == k.row at N = 64")
+
+
 def test_draws_and_inputs_are_bounded_and_say_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(EXAMPLES / "bigbird.yaml")]) == 0
     out = capsys.readouterr().out
