@@ -16,6 +16,7 @@ from functools import cached_property
 from math import lcm
 from typing import TYPE_CHECKING, Literal
 
+from patterndsl.analysis.budget import check_time
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
 from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names
 
@@ -62,6 +63,7 @@ def combined(parts: Iterable[tuple[islpy.Set, Polynomial]], context: islpy.Set) 
             summed[at] = (domain, summed[at][1] + value)
     cells = [(context, Polynomial({}))]
     for domain, value in summed:
+        check_time()
         after: dict[Polynomial, islpy.Set] = {}
         for cell, known in cells:
             inside = cell.intersect(domain)
@@ -115,6 +117,7 @@ class _Counter:
         """Adds the sum of `value` over the points of the set."""
         import islpy
 
+        check_time()
         self.num_pieces += 1
         if self.num_pieces > MAX_PIECES:
             raise GaveUpError(f"the count falls into more than {MAX_PIECES} pieces")

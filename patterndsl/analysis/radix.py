@@ -14,11 +14,13 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Literal
 
+from patterndsl.analysis.budget import check_time
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, constant, symbol
 from patterndsl.ir.relation import CompareOp
 
 MAX_DEPTH = 1
-MAX_TEXT = 200_000
+MAX_TEXT = 40_000
+"""Characters: isl takes seconds to read more, uncounted."""
 MAX_MULTIPLES = 12
 LARGE_CONSTANT = 8
 TRUE, FALSE = "true", "false"
@@ -238,6 +240,7 @@ class Digits:
         that again; constants are divided out from large to small."""
         key = (value, relation, divided_by)
         if key not in self.written:
+            check_time()
             try:
                 self.written[key] = self.by_some_radix(value, relation, divided_by)
             except (NeedsSplit, NeedsName, NotAffineError) as failed:

@@ -1,17 +1,21 @@
 """What can be decided of affine relations? Sets of integer points by isl, within a limit of work.
 
-The one owner of islpy. isl has no clock, but it counts its operations: past the limit it gives up, and so do we, with
-the same result on every machine. Where islpy has no wheel (Windows), everything here says so.
+The one owner of islpy. isl has no clock, but it counts its operations: past the limit it gives up, and so do we. One of
+them takes the longer the more floors and symbols there are, so that large sets have fewer. Where islpy has no wheel
+(Windows), everything here says so.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from patterndsl.analysis.budget import GaveUpError as GaveUpError
+from patterndsl.analysis.budget import check_time
 from patterndsl.analysis.digits import Affine
 from patterndsl.analysis.radix import NotAffineError
 
@@ -22,8 +26,8 @@ MAX_OPERATIONS = 12_000_000
 """Some 5 s on one core of 2026."""
 
 
-class GaveUpError(Exception):
-    """isl is missing, or reached the limit of its work; the text says which."""
+FEW_COLUMNS = 24
+"""Symbols and floors up to which an operation of isl takes some 0.4 us; with more it is the cube of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +55,33 @@ def limited(operations: int = MAX_OPERATIONS) -> Iterator[islpy.Context]:
         import islpy
     except ImportError:
         raise GaveUpError("islpy is not installed here (it has no wheel for this system)") from None
+    check_time()
     context = islpy.Context()
     context.set_max_operations(operations)
     try:
         yield context
         context.set_max_operations(0)  # what was found is small, and is asked again later
-    except islpy.Error:
+    except (islpy.Error, TypeError, AssertionError):  # islpy may pass on the nothing that a spent context gives
         if not _is_spent(context):
             raise
+        check_time()
         seconds = round(5 * operations / MAX_OPERATIONS, 1)
-        raise GaveUpError(f"isl gave up after {operations / 10**6:g} million operations (some {seconds:g} s)") from None
+        raise GaveUpError(f"isl gave up after work of some {seconds:g} s") from None
+
+
+def weigh(context: islpy.Context, num_columns: int) -> None:
+    """Lowers the limit of a context for sets of so many symbols and floors, so that it is about the same time."""
+    share = max(1.0, (num_columns / FEW_COLUMNS) ** 3)
+    context.set_max_operations(max(1, int(context.get_max_operations() / share)))
+
+
+def num_columns(form: Affine) -> int:
+    """Symbols of a form, and the different floors that are left to isl in it."""
+    floors = {floor for text in (*form.texts, form.domain) for floor in _FLOOR.findall(text)}
+    return len(form.params) + len(form.q_digits) + len(form.k_digits) + len(form.flags) + len(floors)
+
+
+_FLOOR = re.compile(r"floor\(\([^()]*\)/\d+\)")
 
 
 def _is_spent(context: islpy.Context) -> bool:
@@ -81,6 +102,7 @@ def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *
     space = f"[{', '.join(params)}] -> {{ [{', '.join(dims)}] : "
     result = None
     for text in texts:
+        check_time()
         part = islpy.Set(f"{space}{text} }}", context=context)
         result = part if result is None else result.intersect(part)
     assert result is not None
@@ -93,6 +115,7 @@ def regions(context: islpy.Context, form: Affine) -> tuple[islpy.Set, list[islpy
     Raises NotAffineError where nothing is left of the domain under the divisions that the form assumes, and where a
     relation does not imply what it should.
     """
+    weigh(context, num_columns(form))
     dims = (*form.q_digits, *form.k_digits, *form.flags)
     everywhere = region(context, form.params, dims, form.domain)
     if form.assumed and everywhere.is_empty():
