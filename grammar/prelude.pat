@@ -16,7 +16,7 @@ first(g) = k < g                                     # the first g tokens as key
 global(g) = q < g | k < g                            # the first g tokens, as queries and as keys
 
 same(a) = q.a == k.a                                 # equal value of an attribute
-within(a, R) = same(a) & R at (q - q.a.start, k - k.a.start)          # R inside each run of the attribute
+within(a, R) = same(a) & R at (q - q.a.start, k - k.a.start)          # R between positions of one value, each counted from its run
 
 blocks(b, R) = R at (q // b, k // b, Nq = ceildiv(Nq, b), Nk = ceildiv(Nk, b))   # R between blocks of b tokens
 transpose(R) = R at (k, q, Nq = Nk, Nk = Nq)         # queries and keys change places

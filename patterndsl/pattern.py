@@ -226,19 +226,22 @@ class Pattern:
         layer: int = 0,
         device: str | torch.device = "cpu",
         backend: str = "auto",
+        plan: int = 0,
     ) -> Program:
         """An executable program for these sizes.
 
         n: the length of a self-attention. Otherwise q_len and kv_len; queries are then the positions
         [q_start, q_start + q_len), keys [0, kv_len). Inside the pattern N is `n` where given, else q_start + q_len.
         heads: query heads; heads that agree share their tiles. layer: what `layer` is in the pattern.
-        backend: auto, gathered (CPU and GPU, trains), flex (GPU; inference on CPU) or oracle (dense, small sizes).
+        backend: auto, planned (dense passes on reordered positions), gathered (CPU and GPU, trains), flex (GPU;
+        inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs, the
+        one predicted to be fastest by default.
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
         from patterndsl.runtime.program import Program
 
         bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
-        return Program(bound, self.text, device, backend)
+        return Program(bound, self.text, device, backend, counted("plan", plan, 0, MAX_SIZE))
 
 
 def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:
@@ -253,6 +256,8 @@ def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:
 def checked_claim(claim: str, has_other: bool) -> Claim:
     """The claim, if it is one and the other pattern is there where it needs one. Raises InputError (E506)."""
     word = claim.replace("-", "_") if isinstance(claim, str) else ""
+    if word == "dead_terms":
+        raise input_error("E506", f"`{claim}` is not true or false of a pattern", "ask pattern.dead_terms()")
     if word not in get_args(Claim):
         near = nearest(word, dict.fromkeys(get_args(Claim)))
         help = f"did you mean `{near}`?" if near else f"choose from {', '.join(get_args(Claim))}"

@@ -8,7 +8,7 @@ the size of the cache. `cache.py` says the same of one length, with slots.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from math import lcm
@@ -19,6 +19,7 @@ import numpy as np
 from patterndsl.analysis.conditions import condition, shown_names
 from patterndsl.analysis.count import Cell, count, equalities, reduced
 from patterndsl.analysis.digits import Affine, affine
+from patterndsl.analysis.enclosing import enclosing
 from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, digits_at, formula
 from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, draws_of, hints
@@ -59,7 +60,7 @@ class CachePolicy:
     kind: "bounded" where the number of keys does not grow with t; `unless` says for which parameters it does even so.
     rule: the condition under which a key 0 <= k <= t is kept. size: their number, in `t` and the parameters; most: its
     maximum over t where it could be shown, else None. certainty: UpperBound where inputs or draws decide, so that some
-    data need fewer keys.
+    data need fewer keys, or where a part of the pattern is not affine and was left out.
     """
 
     kind: Literal["bounded", "growing"]
@@ -156,7 +157,23 @@ def cache_policy(pattern: Symbolic) -> Policy:
             num_given_up += 1
             if num_given_up == 2:
                 break
-    return NoFormula(reasons[0])
+    bound = None if num_given_up == 2 else _bound(pattern)
+    return NoFormula(reasons[0]) if bound is None else bound
+
+
+def _bound(pattern: Symbolic) -> CachePolicy | None:
+    """What is enough to keep: a policy of more pairs than the pattern has, those that comparisons which are not affine
+    would drop among them."""
+    more = enclosing(pattern.relation, pattern.given, hints(pattern))
+    if more == pattern.relation:
+        return None
+    for digits in (True, False):
+        try:
+            found = _policy(replace(pattern, relation=more), digits, False)
+        except (NotAffineError, GaveUpError):
+            continue
+        return replace(found, certainty="UpperBound") if isinstance(found, CachePolicy) else None
+    return None
 
 
 def _is_seen_ahead(pattern: Symbolic) -> bool:

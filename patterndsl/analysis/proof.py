@@ -6,16 +6,18 @@ refuted by its smallest counterexample, in the pattern's own terms; isl decides 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
+from math import prod
 from operator import add
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
 from patterndsl.analysis.conditions import assumptions
 from patterndsl.analysis.digits import Affine, affine
+from patterndsl.analysis.enclosing import enclosed, enclosing
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
 from patterndsl.analysis.radix import NotAffineError, Split, plain_name
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, regions
@@ -44,6 +46,9 @@ MAX_SMALL = 10
 MAX_SEARCHES = 2000
 """Masks that are looked at before isl is asked."""
 MAX_DENSE = 1 << 22
+MAX_INPUTS = 256
+"""Inputs of one short length that are looked at: all with values below NUM_VALUES, where they are no more."""
+NUM_VALUES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +64,26 @@ class Witness:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        sizes = [f"N = {self.n}", *(f"{name} = {value}" for name, value in self.params.items())]
+        sizes = [f"N = {self.n:,}", *(f"{name} = {value}" for name, value in self.params.items())]
         sizes += [f"head = {self.head}"] * bool(self.head) + [f"layer = {self.layer}"] * bool(self.layer)
         sizes += [f"{name} = {list(values)}" for name, values in self.inputs.items()]
         where = f"q = {self.q}" if self.k is None else f"q = {self.q}, k = {self.k}"
         return f"{where} at {', '.join(sizes)}"
 
 
+class _NoTruthValue:
+    """There are three verdicts: that it is there says nothing."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            f"a verdict is Proven, Refuted or Unknown, not true or false: {self}; ask isinstance(…, Proven)"
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class Proven:
+class Proven(_NoTruthValue):
     """The claim holds; `scope` says for which sizes and parameters."""
 
     claim: str
@@ -82,7 +98,7 @@ class Proven:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuted:
+class Refuted(_NoTruthValue):
     """The claim fails, at the smallest sizes that were found; `why` says what the witness does."""
 
     claim: str
@@ -100,7 +116,7 @@ class Refuted:
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(_NoTruthValue):
     """Neither a proof nor a counterexample; `reason` says what stands in the way."""
 
     claim: str
@@ -186,7 +202,7 @@ class _Problem:
         """What one size takes, in masks of a small pattern; a draw counts for several, as its keys are drawn first."""
         nodes = sum(1 for resolved in self.patterns() for _ in indices(resolved.relation))
         draws = sum(1 for resolved in self.patterns() for _ in draws_of(resolved.relation))
-        num_inputs = 4 if any(resolved.inputs for resolved in self.patterns()) else 1
+        num_inputs = 8 if any(resolved.inputs for resolved in self.patterns()) else 1
         return (
             num_inputs
             * (2 if self.uses("layer") else 1)
@@ -263,22 +279,58 @@ class _Problem:
                 return self.decided(digits, aligned)
             except (NotAffineError, GaveUpError) as failed:
                 reasons.append(str(failed))
-        return Unknown(self.text, reasons[0])
+        found = self.decided_by_a_bound()
+        return Unknown(self.text, reasons[0]) if found is None else found
 
     def decided(self, digits: bool, aligned: bool) -> Verdict:
+        given, known = self.given()
+        return self.decided_of(self.asked(), given, known, digits, aligned)
+
+    def decided_by_a_bound(self) -> Proven | None:
+        """What is shown without the comparisons that are not affine: of more pairs that must not be there are none, or
+        fewer pairs are enough."""
+        given, known = self.given()
+        bound = enclosed if self.claim == "rows_nonempty" else enclosing
+        asked = self.asked()
+        simpler = bound(asked, given, known)
+        for digits, aligned in ((False, False), (True, False)) if simpler != asked else ():
+            try:
+                verdict = self.decided_of(simpler, given, known, digits, aligned, is_bound=True)
+            except (NotAffineError, GaveUpError):
+                continue
+            return verdict if isinstance(verdict, Proven) else None
+        return None
+
+    def given(self) -> tuple[tuple[Relation, ...], dict[str, int]]:
+        """What the specs demand, and what is likely of the parameters."""
         sides = [self.symbolic(resolved) for resolved in self.patterns()]
-        given = tuple(item for side in sides for item in side.given)
-        texts = [side.relation for side in sides] if self.claim == "rows_nonempty" else [self.offending(sides)]
-        if isinstance(texts[0], Nothing) and self.claim != "rows_nonempty":
+        return tuple(item for side in sides for item in side.given), hints(sides[0])
+
+    def asked(self) -> Relation:
+        """The pairs that must not be, or of which each row must have one."""
+        sides = [self.symbolic(resolved) for resolved in self.patterns()]
+        return sides[0].relation if self.claim == "rows_nonempty" else self.offending(sides)
+
+    def decided_of(
+        self,
+        asked: Relation,
+        given: Sequence[Relation],
+        known: Mapping[str, int],
+        digits: bool,
+        aligned: bool,
+        *,
+        is_bound: bool = False,
+    ) -> Verdict:
+        if isinstance(asked, Nothing) and self.claim != "rows_nonempty":
             return Proven(self.text, self.scope(None))
-        form = affine(texts, given, lengths=LENGTHS, hints=hints(sides[0]), digits=digits, aligned=aligned)
+        form = affine([asked], given, lengths=LENGTHS, hints=known, digits=digits, aligned=aligned)
         with limited(self.operations // 3) as context:  # three ways to write it are tried
             everywhere, (points,) = regions(context, form)
             if self.claim == "rows_nonempty":
                 points = _empty_rows(everywhere, points, form)
             if points.is_empty():
                 return Proven(self.text, self.scope(form))
-            return self.refuted_by(points, form)
+            return Unknown(self.text, "a bound decides nothing") if is_bound else self.refuted_by(points, form)
 
     def symbolic(self, resolved: Resolved) -> Symbolic:
         """The relation with what is fixed put in."""
@@ -327,7 +379,7 @@ class _Problem:
 
     def scope(self, form: Affine | None) -> str:
         """For which sizes and parameters the proof is."""
-        length = "all N" if self.n is None else f"N = {self.n}"
+        length = "all N" if self.n is None else f"N = {self.n:,}"
         divisors = {
             name for item in (form.defined if form else ()) if isinstance(item, Split) for name in item.radix.symbols
         }
@@ -347,24 +399,27 @@ def _mask(bound: Bound, head: int, n: int, lookup: Lookup) -> Any:
 
 
 def _small_inputs(bounds: list[Bound]) -> Iterator[dict[str, Any]]:
-    """A few values of every input: constant, all different, in runs, mixed."""
+    """Every input of few values where that are few enough; else some: constant, all different, in runs, mixed."""
     shapes = {item.name: item for bound in bounds for item in bound.inputs}
     if not shapes:
         yield {}
+        return
+    lengths = {name: 4 if shape.length is None else shape.length for name, shape in shapes.items()}
+    values = {name: range(2 if shape.dtype == "bool" else NUM_VALUES) for name, shape in shapes.items()}
+    if prod(len(values[name]) ** min(length, 16) for name, length in lengths.items()) <= MAX_INPUTS:
+        every = (product(values[name], repeat=length) for name, length in lengths.items())
+        for found in product(*every):
+            yield {name: np.array(item, dtype=np.int64) for name, item in zip(shapes, found, strict=True)}
         return
     random = np.random.default_rng(0)
     makers: tuple[Callable[[int], Any], ...] = (
         lambda length: np.zeros(length, dtype=np.int64),
         lambda length: np.arange(length, dtype=np.int64),
         lambda length: np.arange(length, dtype=np.int64) // 2,
-        lambda length: random.integers(0, 3, length),
+        *[lambda length: random.integers(0, 3, length)] * 5,
     )
     for make in makers:
-        found = {}
-        for name, shape in shapes.items():
-            values = make(4 if shape.length is None else shape.length)
-            found[name] = values % 2 if shape.dtype == "bool" else values
-        yield found
+        yield {name: make(lengths[name]) % (2 if shapes[name].dtype == "bool" else 2**62) for name in shapes}
 
 
 def _symbols(relation: Relation) -> set[Index]:

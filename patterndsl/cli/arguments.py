@@ -251,7 +251,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     tensors.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random tensors (default 0)")
     how = parser.add_argument_group("execution")
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
-    how.add_argument("--backend", choices=("auto", "gathered", "flex", "oracle"), default="auto", help="(default auto)")
+    how.add_argument("--backend", choices=("auto", "planned", "gathered", "flex", "oracle"), default="auto", help="(default auto)")
     how.add_argument("--backward", action="store_true", help="also check and time the gradients")
     how.add_argument(
         "--sample-rows", type=_block, default=64, metavar="R", help="rows to check where all are too many (64)"
@@ -280,11 +280,16 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 def _prove_options(parser: argparse.ArgumentParser) -> None:
     claims = ("causal", "rows-nonempty", "symmetric", "equals", "within", "dead-terms")
     parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
-    parser.add_argument("claim", choices=claims, metavar="CLAIM", help=", ".join(claims))
+    parser.add_argument("claim", type=_claim, choices=claims, metavar="CLAIM", help=", ".join(claims))
     parser.add_argument("other", nargs="?", metavar="OTHER", help="the other pattern of `equals` and `within`")
     _pattern_options(parser)
     parser.add_argument("-n", type=_length, metavar="N", help="for this length only")
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+
+
+def _claim(text: str) -> str:
+    """As the library or as the command line spells it."""
+    return text.replace("_", "-")
 
 
 def _diff_options(parser: argparse.ArgumentParser) -> None:

@@ -143,6 +143,12 @@ def test_a_size_says_where_it_holds() -> None:
     assert policy.size_at(100, values) == int(np.sum(policy.keeps(100, np.arange(101), values)))
 
 
+def test_what_is_not_affine_may_need_fewer_keys() -> None:
+    policy = policy_of("recent(w) & q * k % 7 != 3", w=4)
+    assert str(policy) == "bounded(w); keep k > t - w" and policy.certainty == "UpperBound"
+    assert isinstance(policy_of("k * k <= q * q"), NoFormula)  # not known to look ahead
+
+
 def test_a_policy_as_data_can_be_computed_with() -> None:
     policy = policy_of("causal & (block(l) | columns(l, c))", l=64, c=8)
     first = policy.to_dict()["size"][0]

@@ -140,7 +140,8 @@ def test_random_patterns(chunk: int) -> None:
             )
         other = None if second is None else second.resolved
         problem = _Problem(claim, first.resolved, other, None, {}, operations=200_000)
-        verdict = (problem.search() if number % 10 == 7 else None) or problem.decide()
+        found = problem.search() if number % 10 == 7 else None
+        verdict = problem.decide() if found is None else found
         assert_right(claim, verdict, first, second)
         decided += not isinstance(verdict, Unknown)
     assert decided >= 0.7 * PER_CHUNK, f"only {decided} of {PER_CHUNK} decided"
@@ -236,6 +237,67 @@ def test_a_witness_has_the_smallest_length() -> None:
     verdict = patterndsl.parse("recent(300)").prove("equals", patterndsl.parse("window(300, 0)"))
     assert isinstance(verdict, Refuted)
     assert (verdict.witness.n, verdict.witness.q, verdict.witness.k) == (301, 300, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs", "n", "witness"),
+    [
+        ("within(doc, causal)", {"doc": "int[N]"}, 3, {"doc": (0, 1, 0)}),
+        ("causal | q.pad & ~k.pad", {"pad": "bool[N]"}, 2, {"pad": (1, 0)}),
+        ("k < table[q.doc]", {"doc": "int[N]", "table": "int[]"}, 2, None),
+        ("q.doc.rank >= k.doc.rank", {"doc": "int[N]"}, 2, {"doc": (1, 0)}),
+        ("causal | q.a == 2 & k.b == 2 & q.b == 0", {"a": "int[N]", "b": "int[N]"}, 2, {"a": (2, 0), "b": (0, 2)}),
+    ],
+)
+def test_inputs_of_few_values_are_all_looked_at(
+    text: str, inputs: dict[str, str], n: int, witness: dict[str, tuple[int, ...]] | None
+) -> None:
+    for length in (None, n):
+        verdict = patterndsl.parse(text, inputs=inputs).prove("causal", n=length)
+        assert isinstance(verdict, Refuted), str(verdict)
+        assert verdict.witness.n == n
+        assert witness is None or verdict.witness.inputs == witness
+
+
+@pytest.mark.parametrize(
+    ("text", "claim", "other"),
+    [
+        ("causal & q * k > 5", "causal", None),
+        ("causal - (q * k > 5)", "causal", None),
+        ("causal & (window(w) | isqrt(q * k) % 3 == 1)", "causal", None),
+        ("recent(w) & q * k > 5", "within", "recent(w + 1)"),
+        ("recent(w)", "within", "window(w) | q * k > 5"),
+        ("window(w) | q * k > 5", "rows_nonempty", None),
+    ],
+)
+def test_what_is_not_affine_is_left_out_where_the_rest_decides(text: str, claim: Claim, other: str | None) -> None:
+    second = None if other is None else parsed(other)
+    verdict = parsed(text).prove(claim, second)
+    assert isinstance(verdict, Proven), str(verdict)
+    assert_right(claim, verdict, parsed(text), second)
+
+
+@pytest.mark.parametrize("text", ["q * k > 5 & k <= q + (q * k) % 2 - 1", "k * k <= q * q"])
+def test_what_is_not_affine_proves_nothing_alone(text: str) -> None:
+    assert isinstance(parsed(text).prove("causal"), Unknown)
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        patterndsl.parse("causal").prove("causal"),
+        patterndsl.parse("window(1)").prove("causal"),
+        patterndsl.parse("k * k <= q * q").prove("causal"),
+    ],
+    ids=["Proven", "Refuted", "Unknown"],
+)
+def test_a_verdict_is_no_truth_value(verdict: Verdict) -> None:
+    with pytest.raises(TypeError, match="isinstance"):
+        bool(verdict)
+
+
+def test_lengths_have_separators() -> None:
+    assert str(patterndsl.parse("causal").prove("causal", n=10**12)) == "Proven: causal, for N = 1,000,000,000,000"
 
 
 # ---- hard ones ----------------------------------------------------------------------------------------------

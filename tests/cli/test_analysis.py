@@ -124,6 +124,18 @@ def test_verdicts(words: list[str], code: int, said: str, capsys: pytest.Capture
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("claim", ["rows-nonempty", "rows_nonempty", "dead-terms", "dead_terms"])
+def test_claims_as_either_spells_them(claim: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", "causal & global(1)", claim]) == 0
+    assert not capsys.readouterr().err
+    pattern = patterndsl.parse("causal & global(1)")
+    if claim.startswith("rows"):
+        assert str(pattern.prove(claim)) == "Proven: rows nonempty, for all N"
+        return
+    with pytest.raises(patterndsl.PatternError, match="dead_terms\\(\\)"):
+        pattern.prove(claim)
+
+
 def test_a_verdict_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prove", LONGFORMER, "causal", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
