@@ -9,7 +9,7 @@ flow and not what does: weights have no part in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from patterndsl.analysis.flow import (
     FieldSizes,
     Growth,
     Integers,
+    Matrix,
     Stack,
     blocks,
+    closed,
     field_of,
     first_columns,
     grow,
@@ -216,13 +218,7 @@ def reach(
     is_causal = known.is_causal if known is not None else not any(looks_ahead(stack, it) for it in stack.relations())
     starts = np.arange(0, stack.n, block)
     complete = first_columns(np.arange(len(starts)) + 1 if is_causal else np.full(len(starts), len(starts)))
-    growth = grow(
-        stack,
-        (lambda it: positions(stack, it)) if block == 1 else (lambda it: blocks(stack, it, block)),
-        np.minimum(block, stack.n - starts),
-        complete=complete,
-        most_layers=None if known is None or known.closure == "part" else MOST_SIZES,
-    )
+    growth = _growth(stack, np.minimum(block, stack.n - starts), complete, known, block)
     missing = complete & ~growth.reached
     closure = known.closure if known is not None else _closure(growth, is_causal, bool(missing.any()), stack.n)
     is_whole = closure in ("all", "causal")
@@ -245,6 +241,24 @@ def reach(
         block,
         stack,
     )
+
+
+def _growth(stack: Stack, lengths: Integers, complete: Bits, known: Composed | None, block: int) -> Growth:
+    """As many layers as are of interest, and where it is known after how many nothing more is added, that end."""
+
+    def followed(most_layers: int | None) -> Growth:
+        return grow(stack, matrix_of, lengths, complete=complete, most_layers=most_layers)
+
+    def matrix_of(relation: Relation) -> Matrix:
+        return positions(stack, relation) if block == 1 else blocks(stack, relation, block)
+
+    if known is None or (known.closure == "part" and block > 1):
+        return followed(None)
+    growth = followed(MOST_SIZES)
+    if known.closure != "part" or growth.is_closed:
+        return growth
+    ended = closed(stack, growth, matrix_of, lengths)
+    return followed(None) if ended is None else ended
 
 
 def period_of(resolved: Resolved, layers: int | None) -> int:
@@ -303,9 +317,13 @@ def _fields(growth: Growth, block: int, connect: Figure, closure: Closure | None
     certain: Certainty = "Exact" if growth.is_exact else "UpperBound"
     grown = [_field(layers, sizes, certain, _method(block)) for layers, sizes in enumerate(growth.sizes)]
     whole = {"all": FieldSizes(n, n, n), "causal": FieldSizes(min(1, n), (n + 1) / 2, n)}.get(closure or "part")
+    layers = int(connect.value) if connect.certainty == "Exact" else 0
+    if (
+        whole is None and growth.is_closed and block == 1 and layers > len(grown) - 1
+    ):  # what is between was not followed
+        return (*grown[:-1], replace(grown[-1], layers=layers))
     if whole is None or connect.certainty != "Exact":
         return tuple(grown)
-    layers = int(connect.value)
     return (*grown[:layers], _field(layers, whole, "Exact", connect.how))
 
 
@@ -377,7 +395,7 @@ def _field_lines(reach: Reach) -> list[str]:
     rows = [["positions that reach a query", "least", "mean", "most"]]
     for item in shown:
         numbers = [_rounded(figure) for figure in (item.least, item.mean, item.most)]
-        rows.append([f"  after {_layers(item.layers, item.layers)}", *numbers])
+        rows.append([f"  after {_layers(f'{item.layers:,}', item.layers)}", *numbers])
     widths = [max(len(row[at]) for row in rows) for at in range(4)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines[0] += f"  ({shown[0].least.certainty}, {shown[0].least.how})"

@@ -84,6 +84,29 @@ def counts(found: Any) -> tuple[float, float, float]:
     return float(rows.min()), float(rows.mean()), float(rows.max())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "causal & k >= 5 & q - k < 3",
+        "window(1) & (q < 30 | k > 29)",
+        "q < 30 & (k == q + 1 | k == 40)",
+        "causal & recent(2) & q % 7 != 3 | layer % 3 == 2 & q == 50 & k < 4",
+        "q == k + 1 | q % 9 == 4 & k == 60 - q",
+    ],
+)
+def test_the_end_of_many_layers_is_found_without_following_them(text: str) -> None:
+    pattern = patterndsl.parse(text)
+    expected = pattern.reach(64)
+    assert expected.layers_to_connect.value > 2
+    with patch.object(module, "MOST_SIZES", 2):
+        found = pattern.reach(64)
+    names = ("closure", "layers_to_connect", "unreachable", "example", "deaf", "unheard", "islands", "is_causal")
+    assert [getattr(found, name) for name in names] == [getattr(expected, name) for name in names]
+    assert found.fields[-1] == expected.fields[-1]
+    assert found.fields[:-1] == expected.fields[: len(found.fields) - 1]
+    assert str(found).splitlines()[0] == f"{pattern.title} at N = 64"
+
+
 @many(2)
 @given(cases(max_length=130))
 def test_everything_is_as_matrix_powers_say(case: Case) -> None:
