@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from patterndsl.ir.index import Arithmetic, Const, Index, K, Q, arithmetic, operands
+from patterndsl.ir.index import Arithmetic, Const, Index, K, Param, Q, Var, arithmetic, operands
 from patterndsl.ir.linear import Frame
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import (
@@ -39,6 +39,8 @@ MAX_PERIOD = 256
 """Rows after which a band repeats."""
 MAX_MASK = 1 << 21
 """Pairs of a mask that is kept and applied as it is."""
+MIN_DENSITY = 0.125
+"""Where a mask keeps less, tiles are better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +96,18 @@ class Piece:
             case Triangle():
                 return self.geometry.num_pairs // 2
             case Band(_, mask):
-                return self.geometry.num_rows * mask.shape[1]
+                return self.geometry.num_rows * int(mask.shape[1])
             case Sparse(tiles):
                 return tiles.num_tiles * tiles.q_block * tiles.kv_block * self.geometry.num_groups
 
 
-def pieces(cell: Cell, lookup: Lookup, *, bands: bool, q_block: int, kv_blocks: tuple[int, ...]) -> list[Piece]:
-    """The cell as pieces that hold each of its pairs once. bands: whether views that overlap are welcome.
+def pieces(
+    cell: Cell, lookup: Lookup, *, bands: bool, sparse: bool, q_block: int, kv_blocks: tuple[int, ...]
+) -> list[Piece] | None:
+    """The cell as pieces that hold each of its pairs once; None where some are block-sparse and not `sparse`.
 
-    q_block, kv_blocks: the tiles of what is block-sparse, coarse to fine. Work: O(live tiles).
+    bands: whether masks and views that overlap are welcome. q_block, kv_blocks: the tiles of what is block-sparse,
+    coarse to fine. Work: O(live tiles).
     """
     geometry, relation = cell.geometry, cell.relation
     if relation == NOTHING:
@@ -113,15 +118,17 @@ def pieces(cell: Cell, lookup: Lookup, *, bands: bool, q_block: int, kv_blocks: 
     if found is None and bands:
         found = _band(cell, lookup, q_block, kv_blocks)
     if found is not None:
-        return found
-    if geometry.q.length * geometry.k.length <= MAX_MASK // 16:
+        return found if sparse or not any(isinstance(piece.shape, Sparse) for piece in found) else None
+    if geometry.q.length * geometry.k.length <= MAX_MASK:
         mask = _mask(relation, (0, geometry.q.length), (0, geometry.k.length), lookup)
         if mask.all():
             return [Piece(geometry, Full())]
         if not mask.any():
             return []
-        if bands and mask.mean() > 0.25:
+        if bands and mask.mean() > MIN_DENSITY:
             return [Piece(geometry, Masked(mask))]
+    if not sparse:
+        return None
     tiles = _tiles(cell, lookup, q_block, kv_blocks)
     if not tiles.num_tiles:
         return []
@@ -220,8 +227,21 @@ def _band(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) 
             k = (max(0, k[0]), k[1])
             inner = Frame({}, {Q: (0, q[1] - q[0] - 1), K: (0, k[1] - k[0] - 1)})
             part = Cell(geometry.narrowed(q, k), inner.relation(_shifted(relation, q[0], k[0])))
-            found.extend(pieces(part, lookup, bands=False, q_block=q_block, kv_blocks=kv_blocks))
+            found.extend(_end(part, lookup, q_block, kv_blocks))
     return found
+
+
+def _end(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) -> list[Piece]:
+    """What lies before the first or behind the last tile of a band: small, so a mask will do."""
+    triangle = _triangle(cell, lookup)
+    if triangle is not None or cell.relation in (NOTHING, EVERYTHING):
+        return triangle or pieces(cell, lookup, bands=False, sparse=True, q_block=q_block, kv_blocks=kv_blocks) or []
+    if cell.geometry.q.length * cell.geometry.k.length > MAX_MASK:
+        return pieces(cell, lookup, bands=False, sparse=True, q_block=q_block, kv_blocks=kv_blocks) or []
+    mask = _mask(cell.relation, (0, cell.geometry.q.length), (0, cell.geometry.k.length), lookup)
+    if not mask.any():
+        return []
+    return [Piece(cell.geometry, Full() if mask.all() else Masked(mask))]
 
 
 MIN_TILES = 4
@@ -236,7 +256,7 @@ def _tile(period: int, reach: int) -> int:
 
 def _shifted(relation: Relation, q: int, k: int) -> Relation:
     """The relation with positions counted from q and k."""
-    put = {Q: arithmetic("+", Q, Const(q)), K: arithmetic("+", K, Const(k))}
+    put: dict[Var | Param, Index] = {Q: arithmetic("+", Q, Const(q)), K: arithmetic("+", K, Const(k))}
     return Frame(put, {}).relation(relation)
 
 

@@ -17,7 +17,7 @@ from patterndsl.runtime.data import INTEGER_DTYPES
 from patterndsl.sema.bind import Bound, Sizes
 from patterndsl.sema.parameters import MAX_SIZE, integer, integers, shown_integer
 
-BACKENDS = ("auto", "gathered", "flex", "oracle")
+BACKENDS = ("auto", "planned", "gathered", "flex", "oracle")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

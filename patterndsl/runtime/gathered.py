@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, autocast
@@ -16,10 +16,14 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from patterndsl.diagnostics import InputError, input_error
+from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.merge import merge
 
 MAX_SCORES = 1 << 20
 """Scores computed at once (4 MB in float32): small enough to stay in the cache from one operation to the next."""
+Keep: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""May query row q attend key k? int64 tensors that broadcast, to bool."""
+
 MAX_SEGMENT = 4096
 """Keys of one query block handled at once; longer lists are merged segment by segment."""
 
@@ -39,6 +43,16 @@ class BlockLists:
     is_full: Tensor
 
 
+def block_lists(tiles: Tiles, device: torch.device) -> BlockLists:
+    """The tiles of one head as lists on a device."""
+    q_blks, kv_blks, is_full = (
+        torch.as_tensor(part, device=device) for part in (tiles.q_blks, tiles.kv_blks, tiles.is_full)
+    )
+    offsets = torch.zeros(tiles.num_q_blocks + 1, dtype=torch.int64, device=device)
+    offsets[1:] = torch.bincount(q_blks, minlength=tiles.num_q_blocks).cumsum(0)
+    return BlockLists(tiles.q_block, tiles.kv_block, offsets, kv_blks, is_full)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Batch rows and query heads (None: all) that share one pattern.
@@ -49,7 +63,7 @@ class Group:
     rows: tuple[int, ...] | None
     heads: tuple[int, ...] | None
     lists: BlockLists
-    keep: Callable[[Tensor, Tensor], Tensor]
+    keep: Keep
 
 
 def gathered_attention(
@@ -66,6 +80,45 @@ def gathered_attention(
     with autocast(query.device.type, enabled=False):  # what is float32 here is so for a reason
         out, lse = _Gathered.apply(query, key, value, tuple(groups), scale)  # type: ignore[no-untyped-call]
     return out, lse
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, lists: BlockLists, keep: Keep, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, Tq, Dv] and lse [B, H, Tq] of one pattern for all rows and heads, without gradients.
+
+    query: [B, H, Tq, D], key: [B, H, Tk, D], value: [B, H, Tk, Dv]. Computes in float32 at least.
+    """
+    dtype = _compute_dtype(query.dtype)
+    out = torch.zeros(*query.shape[:3], value.shape[-1], dtype=dtype, device=query.device)
+    lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
+    group = Group(None, None, lists, keep)
+    selection = _Selection(None, None, None, 1)
+    careful = not bool(torch.isfinite(value).all())
+    _forward_group(selection, group, query, key, value, scale, careful, out, lse)
+    return out, lse
+
+
+def backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    lists: BlockLists,
+    keep: Keep,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value where `forward` was one of several passes.
+
+    lse: [B, H, Tq] of all passes together; delta: [B, H, Tq], the sum of grad_out times their merged output.
+    """
+    grads = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (query, key, value))
+    saved = (query, key, value, grad_out, lse, delta)
+    selection = _Selection(None, None, None, 1)
+    _backward_group(selection, Group(None, None, lists, keep), saved, scale, (grads[0], grads[1], grads[2]))
+    return grads[0], grads[1], grads[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,8 +20,11 @@ from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
+from patterndsl.lower.costs import machine_of
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.plan import Plan
+from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.row import row_keys
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
 from patterndsl.runtime import flex, oracle, plan
@@ -35,7 +38,8 @@ from patterndsl.runtime.arguments import (
     checked_scale,
 )
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
-from patterndsl.runtime.gathered import BlockLists, Group, gathered_attention
+from patterndsl.runtime.gathered import Group, block_lists, gathered_attention
+from patterndsl.runtime.planned import Planned
 from patterndsl.sema.bind import Bound
 
 MAX_GATHERED = 1 << 28
@@ -58,13 +62,21 @@ class _TileKey:
 class Program:
     """A pattern compiled for lengths, heads and a device; make one with `Pattern.compile`."""
 
-    def __init__(self, bound: Bound, text: str, device: str | torch.device = "cpu", backend: str = "auto") -> None:
+    def __init__(
+        self,
+        bound: Bound,
+        text: str,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        choice: int = 0,
+    ) -> None:
         check_backend(backend)
         self.bound = bound
         self.text = text
         self.device = checked_device(device)
-        self.backend = ("flex" if self.device.type == "cuda" else "gathered") if backend == "auto" else backend
+        self.backend = self._usual_backend() if backend == "auto" else backend
         self._chosen_by_rule = backend == "auto"
+        self._choice = choice
         self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
         self._gathered: tuple[Tiles, ...] | None = None
         self._static_groups: tuple[Group, ...] | None = None
@@ -76,6 +88,12 @@ class Program:
         sizes = self.bound.sizes
         lengths = f"q_len={sizes.q_len}, kv_len={sizes.kv_len}, q_start={sizes.q_start}"
         return f"Program({lengths}, heads={self.bound.num_heads}, device={self.device}, backend={self.backend!r})"
+
+    def _usual_backend(self) -> str:
+        """Plans are made once, so they are for patterns without inputs."""
+        if self.device.type == "cuda":
+            return "flex"
+        return "gathered" if self.bound.inputs else "planned"
 
     # ---- what is attended -----------------------------------------------------------------------------------
 
@@ -213,11 +231,17 @@ class Program:
         more than one batch row.
         """
         sizes, num_heads = self.bound.sizes, self.bound.num_heads
-        for name, at, start, length in (("query", q, sizes.q_start, sizes.q_len), ("head", head, 0, num_heads)):
-            if isinstance(at, bool) or not isinstance(at, int) or not start <= at < start + length:
-                raise input_error("E406", f"there is no {name} {at!r}", f"give an integer in {start}..{start + length}")
-        group = next(group for group in self.bound.groups if head in group.heads)
-        return self._tensor(row_keys(group.relation, sizes, self._host_lookup(inputs), q))
+        at, number = integer(q), integer(head)
+        for name, found, given, start, length in (
+            ("query", at, q, sizes.q_start, sizes.q_len),
+            ("head", number, head, 0, num_heads),
+        ):
+            if found is None or not start <= found < start + length:
+                help = f"give an integer in {start}..{start + length}"
+                raise input_error("E406", f"there is no {name} {given!r}", help)
+        assert at is not None
+        group = next(group for group in self.bound.groups if number in group.heads)
+        return self._tensor(row_keys(group.relation, sizes, self._host_lookup(inputs), at))
 
     def cache_plan(self, inputs: Inputs | None = None) -> tuple[CachePlan, ...]:
         """Which keys a decoder keeps, in which slots, until when: one plan per head group, see `analysis.cache`.
@@ -309,7 +333,7 @@ class Program:
         check_tensors(query, key, value, self.bound, self.device)
         given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
         scale = checked_scale(scale, query.shape[-1])
-        match self._backend_for(query, value):
+        match self._backend_for(query, key, value):
             case "oracle":
                 keep = self._dense(given)
                 output, lse = oracle.attend(query, key, value, keep, scale)
@@ -322,14 +346,36 @@ class Program:
                 if not return_lse or found is None:
                     return output
                 lse = found
+            case "planned":
+                output, lse = self._planned(query, key, value, scale)
             case _:
                 output, lse = gathered_attention(query, key, value, self._groups(given), scale=scale)
         return (output, lse) if return_lse else output
 
-    def _backend_for(self, query: Tensor, value: Tensor) -> str:
-        """FlexAttention has no float64 and no empty sequences; chosen by rule, it then leaves the work to gathered."""
-        unfit = query.dtype == torch.float64 or 0 in query.shape or 0 in value.shape
-        return "gathered" if self.backend == "flex" and self._chosen_by_rule and unfit else self.backend
+    def _backend_for(self, query: Tensor, key: Tensor, value: Tensor) -> str:
+        """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to gathered: FlexAttention has no
+        float64 and no empty sequences; dense kernels have values as wide as keys, and weigh the keys that they mask
+        with 0, which of NaN is NaN."""
+        if self.backend not in ("flex", "planned") or not self._chosen_by_rule:
+            return self.backend
+        unfit = 0 in query.shape or 0 in key.shape or 0 in value.shape
+        if self.backend == "flex":
+            unfit = unfit or query.dtype == torch.float64
+        else:
+            unfit = unfit or query.shape[-1] != value.shape[-1] or not self._planned.takes(key, value)
+        return "gathered" if unfit else self.backend
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The passes that the planned backend runs, and the ways that were rejected; for patterns without inputs."""
+        if self.bound.inputs:
+            help = "its tiles depend on each call's inputs; use backend='gathered' or 'flex'"
+            raise input_error("E505", "a pattern that reads inputs has no plan", help)
+        return make_plan(self.bound, self._static_lookup, machine_of(self.device.type), choice=self._choice)
+
+    @cached_property
+    def _planned(self) -> Planned:
+        return Planned(self.plan, self.device)
 
     def _groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
         """Batch rows and heads that share tiles, as the gathered backend takes them."""
@@ -350,7 +396,7 @@ class Program:
             data = device_data(group.relation, 1, given, self.device).at_row(row or 0)
             heads = group.heads if len(self.bound.groups) > 1 else None
             keep = _Keep(group.relation, self.bound.sizes.q_start, data)
-            groups.append(Group(None if row is None else (row,), heads, self._on_device(tiles), keep))
+            groups.append(Group(None if row is None else (row,), heads, block_lists(tiles, self.device), keep))
         return tuple(groups)
 
     def _gather_tiles(self, lookup: Lookup) -> tuple[Tiles, ...]:
@@ -361,15 +407,6 @@ class Program:
         if not self.bound.inputs:
             self._gathered = found
         return found
-
-    def _on_device(self, tiles: Tiles) -> BlockLists:
-        q_blks = self._tensor(tiles.q_blks)
-        counts = torch.bincount(q_blks, minlength=tiles.num_q_blocks)
-        offsets = torch.zeros(tiles.num_q_blocks + 1, dtype=torch.int64, device=self.device)
-        offsets[1:] = counts.cumsum(0)
-        return BlockLists(
-            tiles.q_block, tiles.kv_block, offsets, self._tensor(tiles.kv_blks), self._tensor(tiles.is_full)
-        )
 
     # ---- data -----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_says_that_it_passed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "causal & window(9)", "-n", "65", "--heads", "2", "--head-dim", "8"]) == 0
     out = capsys.readouterr().out
-    assert "N 65, 2 heads of 8, float32, cpu, gathered" in out
+    assert "N 65, 2 heads of 8, float32, cpu, planned" in out
     assert "checked against float64, every row: passed" in out
     assert "dense SDPA, masked" in out
     assert "gradient" not in out

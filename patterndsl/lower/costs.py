@@ -1,0 +1,78 @@
+"""How long does a piece of a plan take on a device? Work over a rate that depends on its shape, plus what a call costs.
+
+The constants are measured, by `benchmarks/plan_rates.py` on the named machines; they decide between plans, so what
+matters is their order and not their last digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from patterndsl.lower.geometry import Side
+from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle
+
+Kernel: TypeAlias = Literal["sdpa", "flex", "gathered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a device runs a piece with, and how fast. Rates: FLOP/s at head_dim 64; bandwidth: bytes/s; seconds a call.
+
+    bands: whether masks and overlapping views are welcome. q_block, kv_blocks: the tiles of what is block-sparse.
+    short: rows of a group below which a dense kernel loses speed in proportion.
+    """
+
+    name: str
+    bands: bool
+    q_block: int
+    kv_blocks: tuple[int, ...]
+    sparse_kernel: Kernel
+    dense_rate: float
+    masked_rate: float
+    sparse_rate: float
+    bandwidth: float
+    dense_call: float
+    sparse_call: float
+    itemsize: int
+    short: int
+
+
+CPU = Machine("cpu-2-core", True, 64, (64, 8, 1), "gathered", 1.5e11, 1.5e11, 6e10, 1.2e10, 6e-5, 6e-4, 4, 16)
+CUDA = Machine("h200", False, 128, (128,), "flex", 3.0e14, 3.0e14, 2.0e14, 3.0e12, 4e-5, 9e-5, 2, 64)
+
+
+def machine_of(device_type: str) -> Machine:
+    """The built-in constants for a kind of device."""
+    return CUDA if device_type == "cuda" else CPU
+
+
+def kernel_of(piece: Piece, machine: Machine) -> Kernel:
+    """What runs the piece."""
+    return machine.sparse_kernel if isinstance(piece.shape, Sparse) else "sdpa"
+
+
+def seconds(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> float:
+    """The predicted time of a forward pass of one batch row."""
+    geometry, shape = piece.geometry, piece.shape
+    flops = 4.0 * head_dim * piece.num_computed * num_heads
+    calls = geometry.num_groups if isinstance(shape, Band) else 1
+    match shape:
+        case Full() | Triangle():
+            rate, call = machine.dense_rate, machine.dense_call
+        case Band() | Masked():
+            rate, call = machine.masked_rate, machine.dense_call
+        case Sparse():
+            rate, call = machine.sparse_rate, machine.sparse_call
+    rows = shape.tile if isinstance(shape, Band) else geometry.q.length
+    if not isinstance(shape, Sparse):
+        rate *= rows / (rows + machine.short)
+    # the result is merged into that of the other passes: read twice and written once
+    moved = 3.0 * geometry.num_rows
+    if isinstance(shape, Sparse) or _is_copied(geometry.q) or _is_copied(geometry.k):
+        moved += geometry.num_groups * (3.0 * geometry.q.length + 4.0 * geometry.k.length)
+    return calls * call + flops / rate + moved * num_heads * head_dim * machine.itemsize / machine.bandwidth
+
+
+def _is_copied(side: Side) -> bool:
+    return len(side.axes) > 1

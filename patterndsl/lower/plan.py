@@ -1,0 +1,234 @@
+"""Which passes does a pattern run as? Unions are split, each part takes its best layout, and the cheapest plan wins.
+
+Parts are made disjoint before they are laid out: what earlier parts hold is taken out of later ones, exactly, so
+results merge without anything to subtract. Plans are data: frozen, and the same everywhere for the same constants.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, negation
+from patterndsl.lower.costs import Kernel, Machine, kernel_of, seconds
+from patterndsl.lower.geometry import Axis, Geometry, Side
+from patterndsl.lower.layout import Cell, Chain, cells, chains
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, pieces
+from patterndsl.sema.bind import Bound, HeadGroup
+from patterndsl.sema.parameters import Sizes
+
+MAX_TERMS = 8
+"""Parts that a union is split into; a larger one is left whole."""
+MAX_ORDERS = 6
+SMALL = 1 << 26
+"""Pairs up to which block-sparse layouts are counted even where a dense one was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A piece for some heads, the kernel that runs it, and the predicted seconds."""
+
+    heads: tuple[int, ...]
+    piece: Piece
+    kernel: Kernel
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """What it computes, in a line."""
+        return f"{_shape_text(self.piece)}, {_groups_text(self.piece.geometry)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to run a head group: its passes, how it was made, the predicted seconds."""
+
+    text: str
+    passes: tuple[Pass, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of each head group, the cheapest first, and which of them runs: the first, or the one asked for."""
+
+    machine: Machine
+    options: tuple[tuple[Option, ...], ...]
+    choice: int = 0
+
+    @cached_property
+    def chosen(self) -> tuple[Option, ...]:
+        """One option for each head group; a group with fewer options takes its last."""
+        return tuple(group[min(self.choice, len(group) - 1)] for group in self.options)
+
+    @cached_property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes of all head groups in order."""
+        return tuple(item for option in self.chosen for item in option.passes)
+
+    @property
+    def num_choices(self) -> int:
+        """How many different plans there are."""
+        return max((len(group) for group in self.options), default=1)
+
+    @property
+    def seconds(self) -> float:
+        return sum(option.seconds for option in self.chosen)
+
+
+def plan(bound: Bound, lookup: Lookup, machine: Machine, *, head_dim: int = 64, choice: int = 0) -> Plan:
+    """The plans of a pattern without inputs. Work: O(live tiles) of the options that are looked at."""
+    planner = _Planner(bound.sizes, lookup, machine, head_dim)
+    return Plan(machine, tuple(tuple(planner.options(group)) for group in bound.groups), choice)
+
+
+@dataclass
+class _Planner:
+    sizes: Sizes
+    lookup: Lookup
+    machine: Machine
+    head_dim: int
+
+    def options(self, group: HeadGroup) -> list[Option]:
+        """Every way that was found, the cheapest first."""
+        found: list[Option] = []
+        terms = _terms(group.relation)
+        if 1 < len(terms) <= MAX_TERMS:
+            for order in itertools.islice(_orders(terms), MAX_ORDERS):
+                option = self.split(order, group.heads)
+                if all(option.passes != other.passes for other in found):
+                    found.append(option)
+        found.extend(self.whole(group.relation, group.heads, is_alone=not any(map(_is_dense, found))))
+        return sorted(found, key=lambda option: option.seconds)
+
+    def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option:
+        """Each term without those before it, in its best layout; what stays block-sparse as written is one pass."""
+        passes: list[Pass] = []
+        left: list[Relation] = []
+        before: list[Relation] = []
+        for term in terms:
+            part = conjunction((term, *map(negation, before)))
+            before.append(term)
+            best = self.best(part, heads)
+            if any(isinstance(item.piece.shape, Sparse) and not item.piece.geometry.groups for item in best.passes):
+                left.append(part)
+            else:
+                passes.extend(best.passes)
+        if left:
+            passes.extend(self.best(disjunction(left), heads).passes)
+        text = f"{len(terms)} terms apart"
+        return Option(text, tuple(passes), sum(item.seconds for item in passes))
+
+    def best(self, relation: Relation, heads: tuple[int, ...]) -> Option:
+        return min(self.whole(relation, heads, is_alone=True), key=lambda option: option.seconds)
+
+    def whole(self, relation: Relation, heads: tuple[int, ...], *, is_alone: bool) -> list[Option]:
+        """The relation undivided, in every layout that fits. Where a layout is all dense, block-sparse ones are only
+        counted if that is quick; nor are they where something else was found."""
+        dense, rest = [], []
+        for chain in chains(relation, self.sizes):
+            found = cells(relation, self.sizes, chain)
+            if found is None:
+                continue
+            parts = self.pieces(found, sparse=False)
+            if parts is None:
+                rest.append((chain, found))
+            else:
+                dense.append(self.option(chain, parts, heads))
+        if (dense or not is_alone) and self.sizes.q_len * self.sizes.kv_len > SMALL:
+            return dense
+        return dense + [self.option(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
+
+    def pieces(self, found: Sequence[Cell], *, sparse: bool) -> list[Piece] | None:
+        """The pieces of all cells; None where some are block-sparse and that is not wanted."""
+        machine, parts = self.machine, list[Piece]()
+        for cell in found:
+            inside = pieces(
+                cell,
+                self.lookup,
+                bands=machine.bands,
+                sparse=sparse,
+                q_block=machine.q_block,
+                kv_blocks=machine.kv_blocks,
+            )
+            if inside is None:
+                return None
+            parts.extend(inside)
+        return parts
+
+    def option(self, chain: Chain, parts: Sequence[Piece], heads: tuple[int, ...]) -> Option:
+        passes = tuple(
+            Pass(
+                heads,
+                piece,
+                kernel_of(piece, self.machine),
+                seconds(piece, self.machine, num_heads=len(heads), head_dim=self.head_dim),
+            )
+            for piece in parts
+        )
+        text = "as written" if not chain else f"positions by {', '.join(map(str, chain))}"
+        return Option(text, passes, sum(item.seconds for item in passes))
+
+
+def _terms(relation: Relation) -> list[Relation]:
+    """The relation as a union: A & (B | C) is A & B | A & C."""
+    match relation:
+        case Or(terms):
+            return [part for term in terms for part in _terms(term)]
+        case And(terms):
+            choices = [_terms(term) for term in terms]
+            number = 1
+            for choice in choices:
+                number *= len(choice)
+            if number > MAX_TERMS:
+                return [relation]
+            found = (conjunction(chosen) for chosen in itertools.product(*choices))
+            return [term for term in dict.fromkeys(found) if term != NOTHING]
+        case _:
+            return [relation]
+
+
+def _orders(terms: Sequence[Relation]) -> Iterator[Sequence[Relation]]:
+    """Orders to take terms out in: as written, backwards, then the others."""
+    yield terms
+    yield terms[::-1]
+    for order in itertools.permutations(terms):
+        if order not in (tuple(terms), tuple(terms[::-1])):
+            yield order
+
+
+def _is_dense(option: Option) -> bool:
+    return not any(isinstance(item.piece.shape, Sparse) for item in option.passes)
+
+
+# ---- texts
+
+
+def _shape_text(piece: Piece) -> str:
+    match piece.shape:
+        case Full():
+            return "every pair"
+        case Triangle():
+            return "causal"
+        case Band(tile, mask):
+            return f"a band of {mask.shape[1] - tile + 1} keys in tiles of {tile} queries"
+        case Masked():
+            return "masked"
+        case Sparse(tiles):
+            return f"{tiles.num_tiles:,} tiles of {tiles.q_block} x {tiles.kv_block}"
+
+
+def _groups_text(geometry: Geometry) -> str:
+    sides = f"{_side_text(geometry.q)} queries x {_side_text(geometry.k)} keys"
+    return f"{geometry.num_groups:,} groups of {sides}" if geometry.num_groups > 1 else sides
+
+
+def _side_text(side: Side) -> str:
+    step = side.axes[-1].stride
+    return f"{side.length:,}" + (f" in steps of {step}" if len(side.axes) == 1 and step > 1 else "")
+
+
+__all__ = ["Axis", "Option", "Pass", "Plan", "plan"]
