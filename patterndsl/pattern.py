@@ -17,6 +17,8 @@ from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange
 from patterndsl.ir.index import Const
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import (
+    MAX_HEADS,
+    MAX_LAYER,
     MAX_SIZE,
     MAX_VALUE,
     ParamValue,
@@ -24,6 +26,7 @@ from patterndsl.sema.parameters import (
     counted,
     integer,
     integers,
+    too_small,
     unknown_parameter,
 )
 from patterndsl.sema.resolve import resolve
@@ -85,11 +88,14 @@ class Pattern:
     def __hash__(self) -> int:
         return hash(self.text)
 
-    def with_params(self, **values: ParamValue | str) -> Pattern:
+    def with_params(self, *unnamed: object, **values: ParamValue | str) -> Pattern:
         """The same pattern with other defaults: integers, lists, or expressions such as "isqrt(N)".
 
         Raises PatternError (E401, E402) on a name or value that is wrong.
         """
+        if unnamed:
+            help = "with_params(w=256), or with_params(**values)"
+            raise input_error("E304", f"with_params takes names and values, not {_kind(unnamed[0])}", help)
         return _with_params(self, values)
 
     def bind(
@@ -160,6 +166,7 @@ class Pattern:
         if other is not None and not isinstance(other, Pattern):
             raise input_error("E506", f"the other pattern is {_kind(other)}", "parse it first: patterndsl.parse(...)")
         n = None if n is None else counted("n", n, 0, MAX_SIZE)
+        _check_mapping("params", params, '{"w": 256}')
         sides = [side for side in (self, other) if side is not None]
         values = {name: _fixed(name, value, sides) for name, value in dict(params or {}).items()}
         return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
@@ -173,6 +180,7 @@ class Pattern:
         from patterndsl.analysis.pairs import symbolic
         from patterndsl.analysis.policy import cache_policy
 
+        head, layer = counted("head", head, 0, MAX_HEADS - 1), counted("layer", layer, 0, MAX_LAYER)
         return cache_policy(symbolic(self.resolved, head=head, layer=layer))
 
     def reach(
@@ -211,6 +219,7 @@ class Pattern:
         """
         from patterndsl.analysis.lint import lint
 
+        heads, layer = counted("heads", heads, 1, MAX_HEADS), counted("layer", layer, 0, MAX_LAYER)
         if n is not None:
             self.bind(n, heads=heads, layer=layer)
         return lint(self.spec, self.resolved, n, heads=heads, layer=layer)
@@ -249,8 +258,10 @@ def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:
     declared = {item.name: item for side in sides for item in side.resolved.params}
     if name not in declared:
         raise unknown_parameter(name, declared)
-    least = declared[name].minimum
-    return counted(name, value, least.value if isinstance(least, Const) else -MAX_VALUE, MAX_VALUE)
+    found, least = counted(name, value, -MAX_VALUE, MAX_VALUE), declared[name].minimum
+    if isinstance(least, Const) and found < least.value:
+        raise too_small(declared[name], found, least.value)
+    return found
 
 
 def checked_claim(claim: str, has_other: bool) -> Claim:
@@ -377,11 +388,16 @@ def _check_arguments(text: object, params: object, grid: object, inputs: object)
         ("grid", grid, '{"row": 64, "col": 64}'),
         ("inputs", inputs, '{"doc": "int[N]"}'),
     ):
-        if given is not None and not isinstance(given, Mapping):
-            raise input_error("E304", f"{name} is {_kind(given)}, not a mapping", f"for example {name}={example}")
-        for key in given or ():
-            if not isinstance(key, str):
-                raise input_error("E304", f"{name} has the key {key!r}, not a name", f"for example {name}={example}")
+        _check_mapping(name, given, example)
+
+
+def _check_mapping(name: str, given: object, example: str) -> None:
+    """Raises InputError (E304) on what has no names and values."""
+    if given is not None and not isinstance(given, Mapping):
+        raise input_error("E304", f"{name} is {_kind(given)}, not a mapping", f"for example {name}={example}")
+    for key in given or ():
+        if not isinstance(key, str):
+            raise input_error("E304", f"{name} has the key {key!r}, not a name", f"for example {name}={example}")
 
 
 def _kind(value: object) -> str:

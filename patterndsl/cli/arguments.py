@@ -251,7 +251,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     tensors.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random tensors (default 0)")
     how = parser.add_argument_group("execution")
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
-    how.add_argument("--backend", choices=("auto", "planned", "gathered", "flex", "oracle"), default="auto", help="(default auto)")
+    how.add_argument(
+        "--backend", choices=("auto", "planned", "gathered", "flex", "oracle"), default="auto", help="(default auto)"
+    )
     how.add_argument("--backward", action="store_true", help="also check and time the gradients")
     how.add_argument(
         "--sample-rows", type=_block, default=64, metavar="R", help="rows to check where all are too many (64)"
