@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from patterndsl.analysis.budget import check_time
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
@@ -222,6 +222,8 @@ def _without(basic: islpy.BasicSet, name: str) -> islpy.BasicSet:
 def _restricted(basic: islpy.BasicSet, at_least_zero: Iterable[Polynomial]) -> islpy.BasicSet:
     import islpy
 
+    # islpy would convert a plain space itself, and print where a spent context has none
+    space: Any = islpy.LocalSpace.from_space(basic.get_space())
     for value in at_least_zero:
         if value.is_constant:
             if value.constant < 0:
@@ -230,7 +232,7 @@ def _restricted(basic: islpy.BasicSet, at_least_zero: Iterable[Polynomial]) -> i
         factors: dict[str | Literal[1], islpy.Val | int] = {
             name[0] if name else 1: int(factor) for name, factor in value.terms.items()
         }
-        basic = basic.add_constraint(islpy.Constraint.ineq_from_names(basic.get_space(), factors))
+        basic = basic.add_constraint(islpy.Constraint.ineq_from_names(space, factors))
     return basic
 
 

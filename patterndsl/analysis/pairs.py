@@ -40,7 +40,7 @@ from patterndsl.ir.relation import (
     substitute,
 )
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import param_values, sizes_of
+from patterndsl.sema.parameters import MAX_SIZE, param_values, sizes_of
 
 if TYPE_CHECKING:
     import islpy
@@ -120,6 +120,17 @@ def _defaults(resolved: Resolved, fixed: Mapping[str, int], lengths: Iterable[in
         numbers = {name: value for name, value in values.items() if isinstance(value, int)}
         found.append({"N": n, "head": 0, "layer": 0, **numbers})
     return tuple(found)
+
+
+def usual(resolved: Resolved, fixed: Mapping[str, int], n: int | None) -> tuple[Mapping[str, int], ...]:
+    """Parameters at their defaults, at long sequences, some of them multiples of all parameters; at one length where it
+    is given."""
+    if n is not None:
+        return _defaults(resolved, fixed, (n,))
+    found = _defaults(resolved, fixed, TYPICAL)
+    steps = {lcm(*(max(1, value) for name, value in values.items() if name != "N")) for values in found}
+    lengths = sorted({step * times for step in steps for times in (1, 2, 3, 4, 8) if step * times < MAX_SIZE})
+    return (*found, *_defaults(resolved, fixed, lengths))
 
 
 def pairs(pattern: Symbolic) -> Formula | NoFormula:

@@ -7,26 +7,31 @@ refuted by its smallest counterexample, in the pattern's own terms; isl decides 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import prod
 from operator import add
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
+from patterndsl.analysis.budget import check_time, within
 from patterndsl.analysis.conditions import assumptions
 from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.enclosing import enclosed, enclosing
-from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic
-from patterndsl.analysis.radix import NotAffineError, Split, plain_name
-from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, dim_names, limited, regions
+from patterndsl.analysis.formula import digits_at
+from patterndsl.analysis.glance import is_empty
+from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic, usual
+from patterndsl.analysis.radix import NotAffineError, Split
+from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, limited, regions
+from patterndsl.analysis.verdict import Proven, Refuted, Unknown, Verdict, Witness
+from patterndsl.analysis.witness import Claim, Place, allowed, failure, first_failure, least_point
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, NQ, Const, Index, Param, Var
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import (
+    EVERYTHING,
     Compare,
-    Nothing,
     Relation,
     conjunction,
     disjunction,
@@ -37,100 +42,19 @@ from patterndsl.ir.relation import (
 from patterndsl.lower.lookup import Lookup
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import sizes_of
+from patterndsl.sema.parameters import MAX_SIZE, sizes_of
 
-Claim: TypeAlias = Literal["causal", "rows_nonempty", "equals", "within", "symmetric"]
 CLAIMS: tuple[Claim, ...] = ("causal", "rows_nonempty", "equals", "within", "symmetric")
 
 MAX_SMALL = 10
 MAX_SEARCHES = 2000
 """Masks that are looked at before isl is asked."""
 MAX_DENSE = 1 << 22
+MAX_NEAR = 40
+"""Lengths that are all looked at where inputs or draws decide."""
 MAX_INPUTS = 256
 """Inputs of one short length that are looked at: all with values below NUM_VALUES, where they are no more."""
 NUM_VALUES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """Where a claim fails: sizes, parameters and the pair; k is None where a whole row is meant."""
-
-    n: int
-    params: Mapping[str, int]
-    head: int
-    layer: int
-    q: int
-    k: int | None
-    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        sizes = [f"N = {self.n:,}", *(f"{name} = {value}" for name, value in self.params.items())]
-        sizes += [f"head = {self.head}"] * bool(self.head) + [f"layer = {self.layer}"] * bool(self.layer)
-        sizes += [f"{name} = {list(values)}" for name, values in self.inputs.items()]
-        where = f"q = {self.q}" if self.k is None else f"q = {self.q}, k = {self.k}"
-        return f"{where} at {', '.join(sizes)}"
-
-
-class _NoTruthValue:
-    """There are three verdicts: that it is there says nothing."""
-
-    __slots__ = ()
-
-    def __bool__(self) -> NoReturn:
-        raise TypeError(
-            f"a verdict is Proven, Refuted or Unknown, not true or false: {self}; ask isinstance(…, Proven)"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Proven(_NoTruthValue):
-    """The claim holds; `scope` says for which sizes and parameters."""
-
-    claim: str
-    scope: str
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"claim": self.claim, "scope": self.scope}
-
-    def __str__(self) -> str:
-        return f"Proven: {self.claim}, {self.scope}"
-
-
-@dataclass(frozen=True, slots=True)
-class Refuted(_NoTruthValue):
-    """The claim fails, at the smallest sizes that were found; `why` says what the witness does."""
-
-    claim: str
-    witness: Witness
-    why: str
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        at = self.witness
-        place = {"n": at.n, "params": dict(at.params), "head": at.head, "layer": at.layer, "q": at.q, "k": at.k}
-        return {"claim": self.claim, "why": self.why, "witness": {**place, "inputs": dict(at.inputs)}}
-
-    def __str__(self) -> str:
-        return f"Refuted: {self.claim}; {self.why}: {self.witness}"
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown(_NoTruthValue):
-    """Neither a proof nor a counterexample; `reason` says what stands in the way."""
-
-    claim: str
-    reason: str
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"claim": self.claim, "reason": self.reason}
-
-    def __str__(self) -> str:
-        return f"Unknown: {self.claim}; {self.reason}"
-
-
-Verdict: TypeAlias = Proven | Refuted | Unknown
 
 
 def prove(
@@ -147,8 +71,13 @@ def prove(
     or from 0. Parameters of both patterns that have one name have one value. List parameters have their defaults.
     """
     problem = _Problem(claim, pattern, other, n, dict(fixed or {}))
-    found = problem.search()
-    return found if found is not None else problem.decide()
+    with within():
+        try:
+            problem.check_sizes()
+            found = problem.search()
+        except GaveUpError as failed:
+            return Unknown(problem.text, str(failed))
+        return found if found is not None else problem.verdict()
 
 
 def proven(claim: Claim, pattern: Resolved, other: Resolved | None = None, *, operations: int) -> Proven | None:
@@ -193,7 +122,7 @@ class _Problem:
         """Lengths and parameters, small ones first; as many parameters for each length as the effort allows."""
         free = self.free()
         lengths = range(MAX_SMALL + 1) if self.n is None else [self.n]
-        most = max(8, MAX_SEARCHES // (self.effort() * len(lengths)))
+        most = max(8, MAX_SEARCHES // (self.effort() * len(lengths) * max(1, lengths[-1] // MAX_SMALL) ** 2))
         above = islice(sorted(product(range(4), repeat=len(free)), key=lambda steps: (sum(steps), steps)), most)
         values = [dict(zip(free, map(add, free.values(), steps), strict=True)) for steps in above]
         yield from product(lengths, values)
@@ -219,19 +148,21 @@ class _Problem:
                 return found
         return None
 
-    def refuted_at(self, n: int, values: Mapping[str, int]) -> Refuted | None:
+    def refuted_at(
+        self, n: int, values: Mapping[str, int], heads: Sequence[int] = range(4), layers: Sequence[int] = range(2)
+    ) -> Refuted | None:
         """A counterexample at one size, by looking at every pair."""
-        for layer in range(2 if self.uses("layer") else 1):
-            heads = 4 if self.uses("head") else 1
+        heads, layers = heads if self.uses("head") else (0,), layers if self.uses("layer") else (0,)
+        for layer in layers:
             try:
-                bounds = [self.bound(resolved, n, values, heads, layer) for resolved in self.patterns()]
+                bounds = [self.bound(resolved, n, values, heads[-1] + 1, layer) for resolved in self.patterns()]
             except PatternError:
                 continue  # sizes that the spec does not allow
             for inputs in _small_inputs(bounds):
                 lookup = Lookup(inputs)
-                for head in range(heads):
-                    masks = [_mask(bound, head, n, lookup) for bound in bounds]
-                    pair = self.counterexample(*masks)
+                for head in heads:
+                    check_time()
+                    pair = first_failure(self.claim, *(_mask(bound, head, n, lookup) for bound in bounds))
                     if pair is not None:
                         shown = {name: tuple(map(int, array)) for name, array in inputs.items()}
                         witness = Witness(n, {**self.fixed, **values}, head, layer, pair[0], pair[1], shown)
@@ -246,30 +177,46 @@ class _Problem:
         overrides = {name: value for name, value in {**self.fixed, **values}.items() if name in known}
         return bind(resolved, sizes_of(n, None, None, 0), heads, layer, overrides)
 
-    def counterexample(self, mask: Any, other: Any = None) -> tuple[int, int | None, str] | None:
-        """(q, k, what is wrong) of the first pair or row against the claim."""
-        n = mask.shape[0]
-        match self.claim:
-            case "causal":
-                bad, why = mask & (np.arange(n)[:, None] < np.arange(n)), "the query attends a later key"
-            case "rows_nonempty":
-                rows = np.flatnonzero(~mask.any(axis=1))
-                return (int(rows[0]), None, "the query attends no key") if rows.size else None
-            case "within":
-                bad, why = mask & ~other, "only the first has the pair"
-            case "equals":
-                bad, why = mask != other, "only one has the pair"
-            case "symmetric":
-                bad, why = mask & ~mask.T, "the pair is there, its mirror image is not"
-        places = np.argwhere(bad)
-        if not places.size:
-            return None
-        q, k = map(int, places[0])
-        if self.claim == "equals":
-            why = f"only the {'first' if mask[q, k] else 'second'} has the pair"
-        return q, k, why
-
     # ---- all sizes
+
+    def check_sizes(self) -> None:
+        """Raises PatternError where the length and the fixed parameters fit no values of the others."""
+        if self.n is None:
+            return
+        try:
+            given, known = self.given()
+            form = affine([EVERYTHING], given, lengths=LENGTHS, hints=known)
+            with limited(self.operations // 10) as context:
+                is_impossible = regions(context, form)[0].is_empty()
+        except (NotAffineError, GaveUpError):
+            return
+        if is_impossible and self.n:
+            for resolved in self.patterns():
+                self.bound(resolved, self.n, {}, 1, 0)  # says what does not fit
+
+    def verdict(self) -> Verdict:
+        """For all sizes; where that is open, what the default parameters say of it."""
+        found = self.decide()
+        usually = replace(self, fixed={**self.fixed, **self.defaults()})
+        if not isinstance(found, Unknown) or usually.fixed == self.fixed:
+            return found
+        try:
+            settled = usually.search() or usually.decide()
+        except GaveUpError:
+            return found
+        if not isinstance(settled, Proven):
+            return settled if isinstance(settled, Refuted) else found
+        values = ", ".join(f"{name} = {value}" for name, value in self.defaults().items())
+        return Unknown(self.text, f"{found.reason}; at the defaults {values} it is proven for {self.length()}")
+
+    def defaults(self) -> dict[str, int]:
+        """Numbers that free parameters have by default."""
+        declared = (item for resolved in reversed(self.patterns()) for item in resolved.params)
+        return {
+            item.name: item.default.value
+            for item in declared
+            if item.name not in self.fixed and isinstance(item.default, Const)
+        }
 
     def decide(self) -> Verdict:
         reasons = []
@@ -321,7 +268,7 @@ class _Problem:
         *,
         is_bound: bool = False,
     ) -> Verdict:
-        if isinstance(asked, Nothing) and self.claim != "rows_nonempty":
+        if self.claim != "rows_nonempty" and is_empty(asked):
             return Proven(self.text, self.scope(None))
         form = affine([asked], given, lengths=LENGTHS, hints=known, digits=digits, aligned=aligned)
         with limited(self.operations // 3) as context:  # three ways to write it are tried
@@ -329,6 +276,8 @@ class _Problem:
             if self.claim == "rows_nonempty":
                 points = _empty_rows(everywhere, points, form)
             if points.is_empty():
+                if form.assumed and not self.is_usual(form):
+                    raise NotAffineError(f"it would have to assume that {' and '.join(assumptions(form))}")
                 return Proven(self.text, self.scope(form))
             return Unknown(self.text, "a bound decides nothing") if is_bound else self.refuted_by(points, form)
 
@@ -363,29 +312,74 @@ class _Problem:
             case "rows_nonempty":
                 raise AssertionError("rows are decided by projection")
 
+    def is_usual(self, form: Affine) -> bool:
+        """Whether the default parameters fit what the form assumes, at some length."""
+        found: list[dict[str, int]] = [{}]
+        for resolved in self.patterns():
+            known = {item.name for item in resolved.params}
+            values = {name: value for name, value in self.fixed.items() if name in known}
+            found = [{**item, **more} for more in usual(resolved, values, self.n) for item in found[:1]]
+        return not found or any(digits_at(form, values) is not None for values in found)
+
     def refuted_by(self, points: Any, form: Affine) -> Verdict:
-        """A point of isl, taken back to sizes and looked at there."""
+        """The first point of isl, taken back to sizes and looked at there."""
         if self.is_hurried:
             return Unknown(self.text, "counterexamples are not looked for")
-        values = _sample(points, form)
-        if values is not None and values["N"] ** 2 <= MAX_DENSE:
-            for n in range(values["N"] + 1) if self.n is None else [self.n]:
-                found = self.refuted_at(n, {name: values.get(name, least) for name, least in self.free().items()})
+        points.get_ctx().reset_operations()
+        points = allowed(points, form)
+        if points.is_empty():
+            return Proven(self.text, self.scope(form, f"N ≤ 2^{MAX_SIZE.bit_length() - 1}"))
+        place = least_point(points, form)
+        values = {name: place.params.get(name, least) for name, least in self.free().items()}
+        if form.flags:
+            found = self.refuted_near(place, values)
+            return found or Unknown(self.text, "it depends on what the inputs or draws are")
+        found = self.refuted_there(replace(place, params=values))
+        if "N" in form.params and found is not None:
+            return found
+        # its length need not be the least, or it rests on what isl does not know of these parameters
+        there = replace(self, fixed={**self.fixed, **values}).decide() if values else found
+        if isinstance(there, Refuted):
+            return there
+        return found or Unknown(self.text, f"the counterexample of isl is none (N = {place.n:,})")
+
+    def refuted_there(self, place: Place) -> Refuted | None:
+        """The witness, if it is one in the pattern's own terms."""
+        try:
+            bounds = [
+                self.bound(resolved, place.n, place.params, place.head + 1, place.layer) for resolved in self.patterns()
+            ]
+        except PatternError:
+            return None
+        relations = [group.relation for bound in bounds for group in bound.groups if place.head in group.heads]
+        why = failure(self.claim, relations, place)
+        params = {**self.fixed, **place.params}
+        witness = Witness(place.n, params, place.head, place.layer, place.q, place.k)
+        return None if why is None else Refuted(self.text, witness, why)
+
+    def refuted_near(self, place: Place, values: Mapping[str, int]) -> Refuted | None:
+        """A counterexample with some inputs or draws, where a place has one with others."""
+        heads, layers = sorted({*range(4), place.head}), sorted({0, 1, place.layer})
+        shortest = max(place.q, place.k or 0) + 1
+        lengths = sorted({*range(MAX_SMALL + 1, min(place.n, MAX_NEAR) + 1), shortest, place.n})
+        for n in lengths if self.n is None else [self.n]:
+            if n * n <= MAX_DENSE:
+                found = self.refuted_at(n, values, heads, layers)
                 if found is not None:
                     return found
-        if form.flags:
-            return Unknown(self.text, "it depends on what the inputs or draws are")
-        return Unknown(self.text, f"isl has a counterexample too large to look at (N = {values and values['N']})")
+        return None
 
-    def scope(self, form: Affine | None) -> str:
+    def length(self) -> str:
+        return "all N" if self.n is None else f"N = {self.n:,}"
+
+    def scope(self, form: Affine | None, length: str = "") -> str:
         """For which sizes and parameters the proof is."""
-        length = "all N" if self.n is None else f"N = {self.n:,}"
         divisors = {
             name for item in (form.defined if form else ()) if isinstance(item, Split) for name in item.radix.symbols
         }
         free = [f"{name} ≥ {max(least, int(name in divisors))}" for name, least in self.free().items()]
         set_to = [f"{name} = {value}" for name, value in self.fixed.items()]
-        text = f"for {length}" + (f" and all {', '.join(free)}" if free else "")
+        text = f"for {length or self.length()}" + (f" and all {', '.join(free)}" if free else "")
         text += f", with {', '.join(set_to)}" if set_to else ""
         if form and form.assumed:
             text += f", where {' and '.join(assumptions(form))}"
@@ -441,31 +435,6 @@ def _empty_rows(everywhere: Any, points: Any, form: Affine) -> Any:
     every_pair = everywhere.project_out(kind, num_q + num_k, num_flags)
     certain = every_pair.subtract(doubtful).project_out(kind, num_q, num_k)
     return every_pair.project_out(kind, num_q, num_k).subtract(certain)
-
-
-def _sample(points: Any, form: Affine) -> dict[str, int] | None:
-    """Lengths and parameters of some point, with as short a length as isl finds."""
-    import islpy
-
-    lengths = [name for name in form.values["N"].symbols if name in form.params]
-    for bound in (16, 64, 256, 2048, None):
-        part = points
-        for name in lengths:
-            if bound is None:
-                break
-            at = dim_names(part, islpy.dim_type.param).index(name)
-            part = part.upper_bound_val(islpy.dim_type.param, at, islpy.Val(bound, context=points.get_ctx()))
-        point = part.sample_point()
-        if point.is_void():
-            continue
-        names = dim_names(part, islpy.dim_type.param)
-        digits = {name: int(str(point.get_coordinate_val(islpy.dim_type.param, at))) for at, name in enumerate(names)}
-        found = {}
-        for name, value in form.values.items():
-            if name not in ("q", "k") and value.symbols <= digits.keys():
-                found[plain_name(name)] = int(value.at(digits))
-        return found
-    return None
 
 
 __all__ = ["CLAIMS", "Claim", "Proven", "Refuted", "Unknown", "Verdict", "Witness", "prove", "proven"]

@@ -1,0 +1,89 @@
+"""What is said of a claim? Proven, Refuted with a witness, or Unknown with the reason; never a truth value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Where a claim fails: sizes, parameters and the pair; k is None where a whole row is meant."""
+
+    n: int
+    params: Mapping[str, int]
+    head: int
+    layer: int
+    q: int
+    k: int | None
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        sizes = [f"N = {self.n:,}", *(f"{name} = {value}" for name, value in self.params.items())]
+        sizes += [f"head = {self.head}"] * bool(self.head) + [f"layer = {self.layer}"] * bool(self.layer)
+        sizes += [f"{name} = {list(values)}" for name, values in self.inputs.items()]
+        where = f"q = {self.q}" if self.k is None else f"q = {self.q}, k = {self.k}"
+        return f"{where} at {', '.join(sizes)}"
+
+
+class _NoTruthValue:
+    """There are three verdicts: that it is there says nothing."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            f"a verdict is Proven, Refuted or Unknown, not true or false: {self}; ask isinstance(…, Proven)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Proven(_NoTruthValue):
+    """The claim holds; `scope` says for which sizes and parameters."""
+
+    claim: str
+    scope: str
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"claim": self.claim, "scope": self.scope}
+
+    def __str__(self) -> str:
+        return f"Proven: {self.claim}, {self.scope}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refuted(_NoTruthValue):
+    """The claim fails, at the smallest sizes that were found; `why` says what the witness does."""
+
+    claim: str
+    witness: Witness
+    why: str
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        at = self.witness
+        place = {"n": at.n, "params": dict(at.params), "head": at.head, "layer": at.layer, "q": at.q, "k": at.k}
+        return {"claim": self.claim, "why": self.why, "witness": {**place, "inputs": dict(at.inputs)}}
+
+    def __str__(self) -> str:
+        return f"Refuted: {self.claim}; {self.why}: {self.witness}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown(_NoTruthValue):
+    """Neither a proof nor a counterexample; `reason` says what stands in the way."""
+
+    claim: str
+    reason: str
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"claim": self.claim, "reason": self.reason}
+
+    def __str__(self) -> str:
+        return f"Unknown: {self.claim}; {self.reason}"
+
+
+Verdict: TypeAlias = Proven | Refuted | Unknown
