@@ -18,8 +18,9 @@ from patterndsl.ir.relation import And, Or, Random, Relation, children, direct_i
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound, HeadGroup, bind
+from patterndsl.sema.fits import fitting
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import ParamValue, param_values, sized, sizes_of
+from patterndsl.sema.parameters import ParamValue, param_values, sizes_of
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -106,31 +107,13 @@ def sample(resolved: Resolved, n: int | None, heads: int, layer: int) -> Sample 
 def _lengths(resolved: Resolved, n: int | None) -> Iterator[tuple[int, dict[str, ParamValue]]]:
     """Lengths to try, and the parameters that are not at their default there."""
     if n is None:
-        fitting = (_fitting(resolved, length) for length in LENGTHS)
-        yield from ((length, {}) for length in dict.fromkeys(fitting) if length is not None)
+        lengths = (fitting(resolved, length, MAX_LENGTH) for length in LENGTHS)
+        yield from ((length, {}) for length in dict.fromkeys(lengths) if length is not None)
         return
     if n <= MAX_LENGTH:
         yield n, {}
     values: dict[str, ParamValue] = {**param_values(resolved, {}, sizes_of(n, None, None, 0))}
     yield from ((length, values) for length in (MAX_LENGTH, 8192, 4096, 2048, 1024) if length < n)
-
-
-def _fitting(resolved: Resolved, n: int) -> int | None:
-    """n, or a length near it that the grids multiply to."""
-    for _ in range(4):
-        sizes = sizes_of(n, None, None, 0)
-        try:
-            values = param_values(resolved, {}, sizes)
-            grids = [item.value for item in resolved.requirements if item.kind == "grid"]
-            products = {sized(grid, sizes, values) for grid in grids if not isinstance(grid, str)}
-        except PatternError:
-            return None
-        if products <= {n}:
-            return n
-        n = next(iter(products - {n}))
-        if not 0 < n <= MAX_LENGTH:
-            return None
-    return None
 
 
 def _is_alike(symbolic: Relation, bound: Relation, length: int) -> bool:

@@ -29,6 +29,7 @@ from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
 from patterndsl.diagnostics import PatternError, input_error
 from patterndsl.ir.relation import Relation, depends_on
 from patterndsl.sema.bind import Bound, bind
+from patterndsl.sema.fits import misfit
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, counted, param_values, sizes_of
 
@@ -221,6 +222,8 @@ def report(
     layer = counted("layer", layer, 0, MAX_LAYER)
     about = _about(resolved, heads, layer)
     if n is None:
+        if (wrong := misfit(resolved, heads, layer)) is not None:
+            raise wrong
         groups = tuple(_head_report(resolved, members, layer) for members in _alike(resolved, heads, layer))
         return _report(resolved, name, about, groups, None, None, block)
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)

@@ -210,7 +210,7 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
     _pattern_options(parser)
     parser.add_argument("-n", type=_length, metavar="N", help="also check that the specs fit this length, and cost it")
-    parser.add_argument("--heads", type=_heads, default=8, metavar="H", help="heads (default 8)")
+    parser.add_argument("--heads", type=_heads, metavar="H", help="heads (default 8)")
     advice = parser.add_mutually_exclusive_group()
     advice.add_argument("--strict", action="store_true", help="warnings are errors")
     advice.add_argument("--no-lint", action="store_true", help="look for errors only")

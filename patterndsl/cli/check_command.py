@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from patterndsl.cli.output import report, say, say_json
-from patterndsl.cli.specs import pattern_of
+from patterndsl.cli.specs import DEFAULT_HEADS, pattern_of
 from patterndsl.diagnostics import Diagnostic, PatternError
+from patterndsl.pattern import Pattern
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,16 +40,33 @@ def _checked(spec: str, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _found(spec: str, arguments: argparse.Namespace) -> Sequence[Diagnostic]:
+    heads = DEFAULT_HEADS if arguments.heads is None else arguments.heads
     try:
         pattern = pattern_of(spec, arguments)
         if arguments.n is not None:
-            pattern.bind(arguments.n, heads=arguments.heads)
+            pattern.bind(arguments.n, heads=heads)
+        else:
+            _check_constants(pattern, arguments.heads or 1)
     except PatternError as failed:
-        return failed.diagnostics
+        return [_with_heads(item, heads) for item in failed.diagnostics]
     if arguments.no_lint:
         return ()
-    warnings = pattern.lint(arguments.n, heads=arguments.heads)
+    warnings = pattern.lint(arguments.n, heads=heads)
     return [replace(item, is_strict=True) for item in warnings] if arguments.strict else warnings
+
+
+def _check_constants(pattern: Pattern, num_heads: int) -> None:
+    """Raises PatternError with what is wrong at every length."""
+    from patterndsl.sema.fits import misfit
+
+    wrong = misfit(pattern.resolved, num_heads)
+    if wrong is not None:
+        raise wrong
+
+
+def _with_heads(item: Diagnostic, num_heads: int) -> Diagnostic:
+    """A list that is too short may be right for fewer heads than were asked about."""
+    return replace(item, help=f"{item.help}; fewer heads than {num_heads}: --heads") if item.code == "E405" else item
 
 
 def _counted(warnings: Sequence[Diagnostic]) -> str:

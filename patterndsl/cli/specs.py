@@ -29,6 +29,7 @@ def pattern_of(spec: str, arguments: argparse.Namespace) -> Pattern:
     """The pattern of a SPEC with --set, --grid and --declare. Raises PatternError with everything that is wrong."""
     params = {name: _param_value(name, text) for name, text in _pairs("--set", arguments.params).items()}
     if not is_path(spec):
+        _check_used(params, spec, arguments)
         grid = {name: _param_number(text) for name, text in _pairs("--grid", _axes(arguments.grid)).items()}
         return parse(spec, params, grid or None, _pairs("--declare", arguments.declare) or None)
     for option, given in (("--grid", arguments.grid), ("--declare", arguments.declare)):
@@ -36,6 +37,18 @@ def pattern_of(spec: str, arguments: argparse.Namespace) -> Pattern:
             raise error("E701", f"{option} is for expressions; {spec} is a file", None, f"change it in {spec}")
     pattern = load(spec)
     return pattern.with_params(**params) if params else pattern
+
+
+def _check_used(params: Mapping[str, object], spec: str, arguments: argparse.Namespace) -> None:
+    """Raises PatternError (E401) on a parameter that no expression has."""
+    other = getattr(arguments, "other", None)
+    if other is not None and is_path(other):
+        return
+    values = (text.partition("=")[2] for text in arguments.params)
+    used = set(re.findall(r"[A-Za-z_]\w*", " ".join((spec, other or "", arguments.grid or "", *values))))
+    for name in params:
+        if name not in used:
+            raise error("E401", f"`{spec}` has no parameter `{name}`", None, f"leave out --set {name}")
 
 
 def is_path(spec: str) -> bool:

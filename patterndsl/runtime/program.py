@@ -41,6 +41,7 @@ from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_d
 from patterndsl.runtime.gathered import Group, block_lists, gathered_attention
 from patterndsl.runtime.planned import Planned
 from patterndsl.sema.bind import Bound
+from patterndsl.sema.parameters import integer
 
 MAX_GATHERED = 1 << 28
 

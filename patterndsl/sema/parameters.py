@@ -144,8 +144,13 @@ def _check_minimum(
     least = sized(param.minimum, sizes, values)
     smallest = min(value) if isinstance(value, tuple) else value
     if smallest < least:
-        message = f"parameter `{param.name}` is {smallest}, and must be at least {least}"
-        raise error("E402", message, param.place, f"give {param.name}={least} or more")
+        raise too_small(param, smallest, least)
+
+
+def too_small(param: ParamDeclaration, value: int, least: int) -> PatternError:
+    """What to say to a value below the declared minimum."""
+    message = f"parameter `{param.name}` is {value}, and must be at least {least}"
+    return error("E402", message, param.place, f"give {param.name}={least} or more")
 
 
 def sized(index: Index, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> int:

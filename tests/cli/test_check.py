@@ -135,3 +135,39 @@ def test_paths_that_nearly_are(tmp_path: Path, capsys: pytest.CaptureFixture[str
     binary.write_bytes(b"\xff\xfe\x00")
     assert main(["check", str(binary)]) == 1
     assert "E601" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("params: {w: {default: 3, min: 5}}\nattend: recent(w)\n", "parameter `w` is 3, and must be at least 5"),
+        ("params: {w: 0, b: 0}\nattend: causal & (recent(w) | block(b))\n", "division by 0"),
+        ("params: {w: [1, 2], b: 0}\nattend: causal & recent(w[layer]) & block(b)\n", "division by 0"),
+    ],
+)
+def test_constants_are_checked_without_a_length(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert main(["check", str(tmp_path / "wrong.yaml")]) == 1
+    err = capsys.readouterr().err
+    assert said in err and "^" in err
+    assert main(["report", str(tmp_path / "wrong.yaml")]) == 1
+
+
+def test_a_list_that_is_too_short_for_the_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "recent(w[head])", "--set", "w=[1,2]"]
+    assert main(words) == 0  # nobody said how many heads there are
+    for given in (["-n", "64"], ["--heads", "3"]):
+        assert main([*words, *given]) == 1
+        assert "--heads" in capsys.readouterr().err
+    assert main([*words, "-n", "64", "--heads", "2"]) == 0
+
+
+def test_a_parameter_that_an_expression_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["check", "causal"], ["report", "causal"], ["prove", "causal", "causal"], ["show", "causal"]):
+        assert main([*command, "--set", "zz=3"]) == 1
+        assert "error[E401]: `causal` has no parameter `zz`" in capsys.readouterr().err
+    assert main(["prove", "causal", "within", "all & k < N + w", "--set", "w=3"]) == 0
+    assert main(["check", "window(w)", "--set", "w=b + 1", "--set", "b=3"]) in (0, 1)  # one may name the other
+    assert "E401" not in capsys.readouterr().err

@@ -84,6 +84,17 @@ def attend(query: torch.Tensor = X, key: torch.Tensor = X, value: torch.Tensor =
 CALLS: dict[str, Callable[[], object]] = {
     "E401-unknown-parameter": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(v=8),
     "E402-list-for-an-integer": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(w=[1, 2]),
+    "E304-mapping-without-names": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params({"w": 3}),
+    "E304-number-for-parameters": lambda: CAUSAL.prove("causal", params=3),  # type: ignore[arg-type]
+    "E402-fixed-below-the-minimum": lambda: patterndsl.parse(
+        "params: {w: {default: 3, min: 1}}\nattend: recent(w)"
+    ).prove("causal", params={"w": 0}),
+    "E403-divisor-of-no-length": lambda: patterndsl.parse("block(b)", params={"b": 0}).report(),
+    "E406-negative-layer-of-advice": lambda: CAUSAL.lint(layer=-1),
+    "E406-negative-head-of-a-cache": lambda: CAUSAL.cache_policy(head=-1),
+    "E406-text-for-a-layer": lambda: CAUSAL.cache_policy(layer="x"),  # type: ignore[arg-type]
+    "E406-text-on-a-path": lambda: CAUSAL.reach(16).path("a", 3),  # type: ignore[arg-type]
+    "E506-dead-terms": lambda: CAUSAL.prove("dead-terms"),
     "E406-negative-length": lambda: CAUSAL.compile(-1),
     "E406-no-length": lambda: CAUSAL.compile(),
     "E406-queries-outside": lambda: CAUSAL.compile(10, q_len=8, q_start=4),
