@@ -69,6 +69,13 @@ class Sample:
     lookup: Lookup
     is_as_asked: bool
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether pairs are too many to list, and few for their tiles: a shorter text shows the same."""
+        return all(
+            group.pairs is None and 4 * group.num_pairs <= len(group.q_blks) * BLOCK * BLOCK for group in self.groups
+        )
+
     def relations(self, resolved: Resolved) -> dict[int, Relation] | None:
         """Another pattern of the same parameters at the same sizes, by head; None where it does not fit them."""
         try:
@@ -82,12 +89,15 @@ class Sample:
         return np.broadcast_to(member(relation, Point(q, k, 0, self.lookup)), np.broadcast_shapes(q.shape, k.shape))
 
 
-def sample(resolved: Resolved, n: int | None, heads: int, layer: int) -> Sample | None:
+def sample(resolved: Resolved, n: int | None, heads: int, layer: int, *, below: int | None = None) -> Sample | None:
     """The pattern at n, or where none is given at a length that it fits. None where it cannot be looked at.
 
-    A length that would be too much work is halved, and the parameters keep the values that they have at n.
+    A length that would be too much work is halved, and the parameters keep the values that they have at n. below: so
+    long it must not be either.
     """
     for length, params in _lengths(resolved, n):
+        if below is not None and length >= below:
+            continue
         try:
             bound = bind(resolved, sizes_of(length, None, None, 0), heads, layer, params)
         except PatternError:

@@ -16,7 +16,7 @@ from patterndsl.analysis.advice import block_and_order, ragged
 from patterndsl.analysis.kept import LENGTHS, Integers, Kept, Sample, sample
 from patterndsl.analysis.names import conventions, unused
 from patterndsl.analysis.proof import proven
-from patterndsl.analysis.redundancy import dead_terms
+from patterndsl.analysis.redundancy import redundancy
 from patterndsl.analysis.terms import Term, at, in_heads, queries, terms_of
 from patterndsl.diagnostics import MAX_ERRORS, Diagnostic, PatternError
 from patterndsl.ir.draws import draw
@@ -30,6 +30,8 @@ from patterndsl.syntax import tree as ast
 OPERATIONS = 300_000
 """Of isl, in one proof; some 0.1 s."""
 MAX_PROOFS = 4
+SECONDS = 1.5
+"""For terms that change nothing."""
 SOME_LENGTHS, SOME_HEADS = (256, 1024), 4
 """Where two specs are compared before a proof that they are equal is tried."""
 
@@ -46,7 +48,7 @@ def lint(
         found.extend(_empty_rows(spec, resolved, seen))
         found.extend(_almost_causal(spec, seen, terms))
         found.extend(_draws(seen))
-        found.extend(block_and_order(spec, seen, terms))
+        found.extend(_costs(spec, resolved, seen, terms, n))
         found.extend(ragged(spec, seen) if n is not None else ())
     return tuple(sorted(dict.fromkeys(found), key=_order)[:MAX_ERRORS])
 
@@ -72,6 +74,17 @@ def _is_causal(resolved: Resolved, seen: Sample | None) -> bool:
     if seen is not None:
         return not any(group.later.any() for group in seen.groups)
     return proven("causal", resolved, operations=OPERATIONS) is not None
+
+
+def _costs(
+    spec: ast.Spec, resolved: Resolved, seen: Sample, terms: tuple[Term, ...], n: int | None
+) -> Iterator[Diagnostic]:
+    """What is told from a list of all pairs: of a shorter text where they are too many."""
+    listed: Sample | None = seen
+    while listed is not None and listed.is_too_long:
+        listed = sample(resolved, n, listed.num_heads, listed.layer, below=listed.n)
+    if listed is not None:
+        yield from block_and_order(spec, listed, terms if listed is seen else terms_of(spec, listed))
 
 
 # ---- what is kept -------------------------------------------------------------------------------------------
@@ -135,7 +148,7 @@ def _dead(spec: ast.Spec) -> Iterator[Diagnostic]:
         proof = proven("equals", whole, part, operations=OPERATIONS)
         return None if proof is None else proof.scope
 
-    for term in dead_terms(spec, same):
+    for term in redundancy(spec, same, SECONDS).dead:
         yield Diagnostic("W302", str(term), term.place, f"drop it ({term.scope})")
 
 

@@ -219,3 +219,10 @@ def test_random_specs(case: Case) -> None:
         number = re.match(r"(?:the (?:first|last) )?(\d+)", said[0])
         assert number is not None
         assert int(number[1]) == most
+
+
+@pytest.mark.parametrize(("n", "shown"), [(4096, 4096), (8192, 4096), (16_384, 4096), (65_536, 4096)])
+def test_a_text_with_too_many_pairs_is_told_from_a_shorter_one(n: int, shown: int) -> None:
+    found = patterndsl.parse("causal & (block(16) | columns(16, 2))").lint(n, heads=1)
+    (advice,) = (item for item in found if item.code == "W401")
+    assert advice.message.endswith(f"(N = {shown:,})")
