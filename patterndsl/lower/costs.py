@@ -38,7 +38,7 @@ class Machine:
     short: int
 
 
-CPU = Machine("cpu-2-core", True, 64, (64, 8, 1), "gathered", 1.5e11, 1.5e11, 6e10, 1.2e10, 6e-5, 6e-4, 4, 16)
+CPU = Machine("cpu-2-core", True, 64, (64, 8, 1), "gathered", 1.5e11, 1.45e11, 6e10, 1.2e10, 6e-5, 6e-4, 4, 16)
 CUDA = Machine("h200", False, 128, (128,), "flex", 3.0e14, 3.0e14, 2.0e14, 3.0e12, 4e-5, 9e-5, 2, 64)
 
 

@@ -87,14 +87,30 @@ def cells(relation: Relation, sizes: Sizes, chain: Chain) -> list[Cell] | None:
     terms = inside.terms if isinstance(inside, And) else (inside,)
     if inside == NOTHING:
         return []
-    groups = frozenset(at for at in range(digits.number) if _equal(at) in terms)
     boxes = tuple(_box(terms, side, digits.number) for side in ("q", "k"))
+    groups = frozenset(at for at in range(digits.number) if _equal(at) in terms)
+    if groups:
+        found = _cells(relation, digits, (q_span, k_span), groups, boxes, sizes.q_start)
+        if found is not None:
+            return found
     is_thinned = any(box != UNBOUNDED for side in boxes for box in side[:-1])
-    if chain and not groups and not is_thinned:
+    if chain and not is_thinned:
         return None
+    return _cells(relation, digits, (q_span, k_span), frozenset(), boxes, sizes.q_start)
+
+
+def _cells(
+    relation: Relation,
+    digits: _Digits,
+    spans: tuple[Span, Span],
+    groups: frozenset[int],
+    boxes: Sequence[tuple[Span, ...]],
+    q_start: int,
+) -> list[Cell] | None:
+    """The cells with these digits as groups; None where groups differ from each other, or ends are too many."""
     found: list[Cell] = []
-    for parts in _parts(digits, 0, q_span, k_span, groups, boxes):
-        cell = _cell(relation, parts, digits, groups, sizes.q_start)
+    for parts in _parts(digits, 0, *spans, groups, boxes):
+        cell = _cell(relation, parts, digits, groups, q_start)
         if cell is None:
             return None
         if cell.relation != NOTHING:

@@ -1,0 +1,124 @@
+"""Do the passes of every plan hold each pair of the pattern once, and no other? Written out as masks of N x N."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+
+import patterndsl
+from patterndsl.ir.meaning import Point, member
+from patterndsl.lower.costs import CPU, CUDA, Machine
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.plan import Option, Plan, plan
+from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle
+from tests.strategies import Case, cases, many
+
+
+def times_held(pieces: list[Piece], shape: tuple[int, int], lookup: Lookup) -> Any:
+    """int [q_len, kv_len]: how many of the pieces hold each pair."""
+    held = np.zeros(shape, dtype=int)
+    for piece in pieces:
+        geometry = piece.geometry
+        for moved in geometry.group_starts():
+            rows, keys = geometry.q.places() + moved, geometry.k.places() + moved
+            held[np.ix_(rows, keys)] += inside(piece, len(rows), len(keys), lookup)
+    return held
+
+
+def inside(piece: Piece, q_len: int, kv_len: int, lookup: Lookup) -> Any:
+    kept = np.zeros((q_len, kv_len), dtype=bool)
+    match piece.shape:
+        case Full():
+            kept[:] = True
+        case Triangle():
+            assert q_len == kv_len
+            kept = np.tri(q_len, dtype=bool)
+        case Masked(mask):
+            kept = mask
+        case Band(tile, mask):
+            assert q_len % tile == 0
+            for first in range(0, q_len, tile):
+                kept[first : first + tile, first : first + mask.shape[1]] = mask
+        case Sparse(tiles, relation):
+            point = Point(np.arange(q_len)[:, None], np.arange(kv_len), 0, lookup)
+            holds = np.broadcast_to(member(relation, point), kept.shape)
+            for q_blk, kv_blk, is_full in zip(tiles.q_blks, tiles.kv_blks, tiles.is_full, strict=True):
+                rows = slice(q_blk * tiles.q_block, (q_blk + 1) * tiles.q_block)
+                keys = slice(kv_blk * tiles.kv_block, (kv_blk + 1) * tiles.kv_block)
+                kept[rows, keys] = True if is_full else holds[rows, keys]
+            assert (kept == holds).all(), "a pair outside the live tiles"
+    return kept
+
+
+def planned(text: str, n: int, machine: Machine = CPU, **sizes: int) -> Plan:
+    return plan(patterndsl.parse(text).bind(n, **sizes), Lookup(), machine)
+
+
+def shapes_of(option: Option) -> list[str]:
+    return [type(item.piece.shape).__name__ for item in option.passes]
+
+
+@pytest.mark.parametrize("machine", [CPU, CUDA], ids=lambda machine: machine.name)
+@many(6)
+@given(case=cases())
+def test_every_plan_holds_each_pair_once(case: Case, machine: Machine) -> None:
+    assume(not case.inputs)
+    pattern = case.pattern()
+    bound, keep, lookup = case.bound(pattern), case.keep(pattern), Lookup()
+    found = plan(bound, lookup, machine)
+    for group, options in zip(bound.groups, found.options, strict=True):
+        for option in options:
+            held = times_held([item.piece for item in option.passes], keep.shape[1:], lookup)
+            assert (held == keep[group.heads[0]]).all(), option
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "shapes"),
+    [
+        ("causal", 1000, ["Triangle"]),
+        ("all", 1000, ["Full"]),
+        ("causal & strided(16)", 1024, ["Triangle"]),
+        ("causal & strided(16)", 1000, ["Triangle", "Triangle"]),
+        ("causal & block(50)", 1000, ["Triangle"]),
+        ("recent(128)", 6400, ["Band", "Triangle"]),
+        ("causal & dilated(63, 4)", 8192, ["Band", "Triangle"]),
+        ("causal & (recent(64) | strided(64))", 8192, ["Band", "Triangle", "Triangle"]),
+        ("window(100) | global(5)", 8192, ["Full", "Full", "Band", "Masked", "Masked"]),
+        ("blocks(64, window(1))", 8192, ["Band", "Full", "Full"]),
+        ("grid: {row: 64, col: 64}\nattend: q.row == k.row\n", 4096, ["Full"]),
+        ("grid: {row: 64, col: 64}\nattend: q.col == k.col\n", 4096, ["Full"]),
+        ("grid: {row: 64, col: 64}\nattend: q.col // 8 == k.col // 8 & q.row // 8 == k.row // 8\n", 4096, ["Full"]),
+    ],
+)
+def test_structure_is_found_whatever_it_is_called(text: str, n: int, shapes: list[str]) -> None:
+    (options,) = planned(text, n).options
+    assert shapes_of(options[0]) == shapes
+
+
+def test_little_more_is_computed_than_is_kept() -> None:
+    """What reordering is for: tiles as written compute 26 times the pairs that a stride keeps."""
+    text, n = "causal & (recent(128) | strided(128))", 16_384
+    (options,) = planned(text, n).options
+    kept = sum(min(q + 1, 128) + q // 128 - (q >= 0) + 1 - (q % 128 < 0) for q in range(n))
+    computed = sum(item.piece.num_computed for item in options[0].passes)
+    assert computed < 1.6 * kept
+
+
+def test_plans_are_the_same_twice() -> None:
+    text = "causal & (recent(64) | strided(64)) | blocks(32, random(2))"
+    first, second = (planned(text, 2000) for _ in range(2))
+    assert [option.text for option in first.options[0]] == [option.text for option in second.options[0]]
+    texts = [[item.text for item in found.passes] for found in (first, second)]
+    assert texts[0] == texts[1]
+
+
+def test_work_follows_the_pattern_and_not_the_square() -> None:
+    """A plan of a million positions is made of views: nothing in it has a million entries."""
+    found = planned("causal & (recent(1024) | strided(1024))", 1 << 20)
+    for item in found.passes:
+        assert not isinstance(item.piece.shape, Sparse)
+        if isinstance(item.piece.shape, Band | Masked):
+            assert item.piece.shape.mask.size < 1 << 21
