@@ -205,7 +205,7 @@ class Pattern:
     def dead_terms(self) -> tuple[DeadTerm, ...]:
         """Terms of unions that the others cover, and differences that remove nothing, for every N; each with its place.
 
-        Work: one proof per term.
+        Work: one proof per term, until 5 s are over; terms after that are not among them.
         """
         from patterndsl.analysis.redundancy import dead_terms
 
@@ -371,6 +371,18 @@ def parse(
     pattern = _checked(spec, found)
     overrides = {key: value for key, value in (params or {}).items() if key in declared}
     return _with_params(pattern, overrides) if overrides else pattern
+
+
+def parse_beside(text: str, pattern: Pattern, params: Mapping[str, ParamValue], *, name: str) -> Pattern:
+    """The pattern of an expression that may use what another pattern declares: parameters, grid, inputs, definitions.
+
+    params: values of further parameters, or of these. name: what diagnostics call the text. Raises PatternError.
+    """
+    theirs = pattern.spec
+    spec, found = read_expression(text, name)
+    added = tuple(_param(key, value, found) for key, value in params.items())
+    params_of_both = (*(item for item in theirs.params if item.name not in params), *added)
+    return _checked(replace(theirs, attend=spec.attend, params=params_of_both, name=None, place=spec.place), found)
 
 
 _SPEC_SUFFIXES = (".yaml", ".yml")

@@ -17,6 +17,7 @@ from patterndsl.analysis.formula import Formula
 from patterndsl.analysis.pairs import NoFormula, row_lengths
 from patterndsl.analysis.policy import CachePolicy, Policy
 from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import indices
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound, HeadGroup
@@ -25,6 +26,8 @@ Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 MAX_COUNTED = 1 << 24
 """Pairs of partial tiles that are looked at one by one."""
+FEW = 256
+"""Indices of a relation up to which a pair is looked at in the usual time."""
 CHUNK = 1 << 20
 EFFORT = 1 << 16
 MAX_LENGTH = 1 << 24
@@ -116,7 +119,9 @@ def _counted(group: HeadGroup, bound: Bound, lookup: Lookup, tiles: Tiles) -> tu
     """The pairs, and the keys of each query: int64 [n], None where only some tiles were looked at."""
     n, full = bound.sizes.total, tiles.is_full
     partial = np.flatnonzero(~full)
-    most = MAX_COUNTED // (tiles.q_block * tiles.kv_block)
+    most = max(
+        1, int(MAX_COUNTED / (tiles.q_block * tiles.kv_block) / max(1.0, sum(1 for _ in indices(group.relation)) / FEW))
+    )
     looked = partial
     if len(partial) > most:
         looked = np.sort(np.random.default_rng(0).choice(partial, most, replace=False))

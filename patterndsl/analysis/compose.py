@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from patterndsl.analysis.sets import GaveUpError, limited
-from patterndsl.ir.index import Arithmetic, Const, Function, Index, Var
+from patterndsl.analysis.budget import check_time
+from patterndsl.analysis.sets import GaveUpError, limited, weigh
+from patterndsl.ir.index import Arithmetic, Const, Function, Index, Var, operands
 from patterndsl.ir.relation import And, Compare, Everything, Not, Nothing, Or, Relation
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ MAX_FLOORS = 4
 its coalescing has crashed on 88 pieces with 14 floors; what people write stays within these."""
 MAX_TEXT = 4_000
 """Characters of a composed relation: numbers that double in length with each square are not counted either."""
+MAX_NESTED = 4
+"""Floors inside one another: each takes isl four times as long to read."""
+MAX_READ = 20_000
+"""Characters of a relation."""
 MAX_SQUARES = 5
 """Of one layer, where the answer is to hold for every length: more than 2^5 layers are taken to grow with it."""
 MAX_ROUNDS = 64
@@ -50,9 +55,12 @@ def composed(layers: Sequence[Relation], n: int | None) -> Composed:
     Raises GaveUpError where a relation is not affine or isl has to work too hard.
     """
     texts = [_text(layer) for layer in layers]
+    if any(len(text) > MAX_READ for text in texts):
+        raise GaveUpError("its formula is too long")
     if n is not None and not n:
         return Composed(0, "all", True)
     with limited(OPERATIONS) as context:
+        weigh(context, 3 + max(text.count("floor(") + text.count(" mod ") for text in texts))
         maps = [_map(context, f"q = k or {text}", n) for text in texts]
         same = _map(context, "q = k", n)
         num_layers, closure = _of_one(maps[0], same, n) if len(maps) == 1 else _of_several(maps, same)
@@ -101,6 +109,8 @@ def _coalesced(relation: islpy.Map) -> islpy.Map:
     """The same in fewer pieces. Raises GaveUpError where it is too large to work with, before and after."""
     import islpy
 
+    check_time()
+
     def check(relation: islpy.Map, most_pieces: int) -> None:
         pieces = relation.get_basic_maps()
         if len(pieces) > most_pieces or any(piece.dim(islpy.dim_type.div) > MAX_FLOORS for piece in pieces):
@@ -145,6 +155,18 @@ def _text(relation: Relation) -> str:
 
 
 def _index(index: Index) -> str:
+    if _num_nested(index) > MAX_NESTED:
+        raise GaveUpError("it has too many divisions inside one another")
+    return _written(index)
+
+
+def _num_nested(index: Index) -> int:
+    """Divisions inside one another."""
+    inside = max(map(_num_nested, operands(index)), default=0)
+    return inside + (isinstance(index, Arithmetic) and index.op in ("//", "%"))
+
+
+def _written(index: Index) -> str:
     match index:
         case Const(value):
             return f"({value})"
@@ -153,17 +175,17 @@ def _index(index: Index) -> str:
         case Var("Nq") | Var("Nk"):
             return "N"
         case Arithmetic("+" | "-" as op, left, right):
-            return f"({_index(left)} {op} {_index(right)})"
+            return f"({_written(left)} {op} {_written(right)})"
         case Arithmetic("*", Const(factor), other) | Arithmetic("*", other, Const(factor)):
-            return f"({factor} * {_index(other)})"
+            return f"({factor} * {_written(other)})"
         case Arithmetic("//", left, Const(divisor)):
-            return f"floor({_index(left)} / {divisor})"
+            return f"floor({_written(left)} / {divisor})"
         case Arithmetic("%", left, Const(divisor)):
-            return f"({_index(left)} mod {divisor})"
+            return f"({_written(left)} mod {divisor})"
         case Function("min" | "max" as name, arguments):
-            return f"{name}({', '.join(map(_index, arguments))})"
+            return f"{name}({', '.join(map(_written, arguments))})"
         case Function("abs", (argument,)):
-            return f"max({_index(argument)}, -{_index(argument)})"
+            return f"max({_written(argument)}, -{_written(argument)})"
         case _:
             raise GaveUpError("it is not affine, or reads an input")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from patterndsl.analysis.at_length import EFFORT, area
+from patterndsl.analysis.budget import GaveUpError, check_time, within
 from patterndsl.analysis.cost import Device, Shape, forward_flops, least_bytes, predicted
 from patterndsl.analysis.figure import Figure
 from patterndsl.analysis.pairs import draws_of
@@ -15,6 +16,7 @@ from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound
 
 BLOCK, SHORTEST, LONGEST = 128, 128, 65_536
+SECONDS = 2.0
 MAX_DRAWN = 1 << 16
 """Keys that are drawn for the longest sequence; to draw more takes seconds."""
 
@@ -24,8 +26,9 @@ def overtakes(
 ) -> dict[str, Figure | None]:
     """The least length, to a multiple of 128, from which on the pattern is predicted to be faster than dense.
 
-    Expected, per device; None where it is not by 65,536 positions. Dense attention computes half of the pairs where the
-    pattern is causal. Lengths that the spec does not allow are passed over. Work: a tile descent for each length tried.
+    Expected, per device; None where it is not by 65,536 positions. No device where that takes longer than 2 s. Dense
+    attention computes half of the pairs where the pattern is causal. Lengths that the spec does not allow are passed
+    over. Work: a tile descent for each length tried.
     """
     work: dict[int, tuple[float, float] | None] = {}
 
@@ -34,7 +37,11 @@ def overtakes(
             work[n] = _flops(bind, n, shape.head_dim, is_causal)
         return work[n]
 
-    return {device.name: _first(flops, shape, device) for device in devices}
+    try:
+        with within(SECONDS):
+            return {device.name: _first(flops, shape, device) for device in devices}
+    except GaveUpError:
+        return {}
 
 
 def is_quick(bound: Bound) -> bool:
@@ -48,6 +55,7 @@ def is_quick(bound: Bound) -> bool:
 
 def _flops(bind: Callable[[int], Bound], n: int, head_dim: int, is_causal: bool) -> tuple[float, float] | None:
     """Forward work over all heads: of the pattern's live tiles, and of dense attention."""
+    check_time()
     try:
         bound = bind(n)
     except PatternError:

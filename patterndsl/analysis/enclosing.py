@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TypeAlias
 
+from patterndsl.analysis.budget import GaveUpError
 from patterndsl.analysis.digits import affine
 from patterndsl.analysis.pairs import LENGTHS
 from patterndsl.analysis.radix import NotAffineError
@@ -61,7 +62,7 @@ def _affine_test(given: Sequence[Relation], hints: Mapping[str, int]) -> Test:
         for digits in (False, True):
             try:
                 affine((relation,), given, lengths=LENGTHS, hints=hints, digits=digits)
-            except NotAffineError:
+            except (NotAffineError, GaveUpError):
                 continue
             return True
         return False

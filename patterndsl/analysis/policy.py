@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from patterndsl.analysis.budget import within
 from patterndsl.analysis.conditions import condition, shown_names
 from patterndsl.analysis.count import Cell, count, equalities, reduced
 from patterndsl.analysis.digits import Affine, affine
@@ -141,6 +142,7 @@ EFFORT = COUNTING // 2
 Policy: TypeAlias = CachePolicy | LooksAhead | NoFormula
 
 
+@within()
 def cache_policy(pattern: Symbolic) -> Policy:
     """The policy of one head for every length, or why there is none. Work: bounded, some tenths of a second."""
     if _is_seen_ahead(pattern):

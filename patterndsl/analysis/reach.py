@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from patterndsl.analysis.budget import GaveUpError, within
 from patterndsl.analysis.compose import Closure, Composed, composed
 from patterndsl.analysis.figure import Certainty, Figure
 from patterndsl.analysis.flow import (
@@ -37,10 +38,9 @@ from patterndsl.analysis.flow import (
     without_partner,
 )
 from patterndsl.analysis.inputs import checked_inputs
-from patterndsl.analysis.sets import GaveUpError
 from patterndsl.diagnostics import error
 from patterndsl.ir.index import Const, Index, Param, Var
-from patterndsl.ir.relation import Relation, at_head, depends_on, disjunction, substitute
+from patterndsl.ir.relation import Relation, at_head, depends_on, disjunction, indices, substitute
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import bind
 from patterndsl.sema.model import Resolved
@@ -48,6 +48,8 @@ from patterndsl.sema.parameters import MAX_LAYER, counted, integer, sizes_of
 
 MAX_POSITIONS = 1 << 14
 """Of so many positions all are followed, in 32 MB for each different layer."""
+MAX_PAIR_WORK = 1 << 32
+"""Index expressions of single pairs: some 4 s."""
 MAX_BLOCKS = 1 << 10
 MAX_PERIOD = 32
 """Layers of a pattern that uses `layer`, where nobody says how many there are."""
@@ -214,7 +216,8 @@ def reach(
     shapes = {shape.name: shape for layer in range(period) for shape in layer_of(layer).inputs}
     stack = Stack(layer_of, period, checked_inputs(shapes.values(), inputs or {}), on_event)
     known = _composed([stack.relation(layer) for layer in range(period)], stack.n)
-    block = 1 if stack.n <= MAX_POSITIONS else 1 << (-(-stack.n // MAX_BLOCKS) - 1).bit_length()
+    is_followed = stack.n <= MAX_POSITIONS and _pair_work(stack) <= MAX_PAIR_WORK
+    block = 1 if is_followed else 1 << (-(-stack.n // MAX_BLOCKS) - 1).bit_length()
     is_causal = known.is_causal if known is not None else not any(looks_ahead(stack, it) for it in stack.relations())
     starts = np.arange(0, stack.n, block)
     complete = first_columns(np.arange(len(starts)) + 1 if is_causal else np.full(len(starts), len(starts)))
@@ -241,6 +244,16 @@ def reach(
         block,
         stack,
     )
+
+
+def _pair_work(stack: Stack) -> int:
+    """What it takes to look at every pair of the partial tiles, in index expressions."""
+    found = 0
+    for relation in stack.relations():
+        tiles = stack.rows(relation).tiles
+        num_indices = sum(1 for _ in indices(relation))
+        found += int((~tiles.is_full).sum()) * tiles.q_block * tiles.kv_block * num_indices
+    return found
 
 
 def _growth(stack: Stack, lengths: Integers, complete: Bits, known: Composed | None, block: int) -> Growth:
@@ -289,7 +302,8 @@ def _at_every_length(resolved: Resolved, num_heads: int, period: int) -> Compose
 def _composed(layers: Sequence[Relation], n: int | None) -> Composed | None:
     """What isl says, if it can."""
     try:
-        return composed(layers if len(set(layers)) > 1 else layers[:1], n)
+        with within():
+            return composed(layers if len(set(layers)) > 1 else layers[:1], n)
     except GaveUpError:
         return None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
+from patterndsl.analysis.budget import SECONDS, GaveUpError, check_time, within
 from patterndsl.analysis.proof import proven
 from patterndsl.diagnostics import PatternError, SourceRange
 from patterndsl.sema.resolve import resolve
@@ -20,7 +21,7 @@ OPERATIONS = 1_500_000
 """Of isl, in one proof: there may be many terms."""
 
 Same: TypeAlias = Callable[[ast.Spec, ast.Spec], str | None]
-"""The scope within which two specs are equal; None where that is not known."""
+"""The scope within which two specs are equal; None where that is not known. Raises GaveUpError when time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +37,48 @@ class DeadTerm:
         return f"`{self.text}` is {self.why}" if self.why.startswith("covered") else f"`- {self.text}` {self.why}"
 
 
-def dead_terms(spec: ast.Spec, same: Same | None = None) -> tuple[DeadTerm, ...]:
+@dataclass(frozen=True, slots=True)
+class Redundancy:
+    """What was found to be dead. num_open: parts that there was no time to look at."""
+
+    dead: tuple[DeadTerm, ...]
+    num_open: int
+
+
+def redundancy(spec: ast.Spec, same: Same | None = None, seconds: float = SECONDS) -> Redundancy:
     """What can be dropped from `attend` and the definitions, one after the other: of two equal terms the later one.
 
     same: where two specs are known to be equal; by default where they are proven to be.
-    Work: one proof for each term of a union and each difference.
+    Work: one proof for each term of a union and each difference, until the time is over.
     """
     found: list[DeadTerm] = []
-    searching = True
-    while searching:
-        searching = False
-        for shorter, part, why in _shorter(spec):
-            scope = (same or _same)(spec, shorter)
-            if scope is not None:
-                found.append(DeadTerm(render_expression(part), why, scope, part.place))
-                spec, searching = shorter, True
-                break
-    return tuple(found)
+    with within(seconds):
+        while (step := _step(spec, same or _same)) is not None:
+            if isinstance(step, int):
+                return Redundancy(tuple(found), step)
+            spec, term = step
+            found.append(term)
+    return Redundancy(tuple(found), 0)
+
+
+def dead_terms(spec: ast.Spec, same: Same | None = None) -> tuple[DeadTerm, ...]:
+    """Those of `redundancy`."""
+    return redundancy(spec, same).dead
+
+
+def _step(spec: ast.Spec, same: Same) -> tuple[ast.Spec, DeadTerm] | int | None:
+    """The spec without its first dead part, and that part; None where there is none, and how many parts are open where
+    the time is over."""
+    parts = list(_shorter(spec))
+    for tried, (shorter, part, why) in enumerate(parts):
+        try:
+            check_time()
+            scope = same(spec, shorter)
+        except GaveUpError:
+            return len(parts) - tried
+        if scope is not None:
+            return shorter, DeadTerm(render_expression(part), why, scope, part.place)
+    return None
 
 
 def _same(spec: ast.Spec, shorter: ast.Spec) -> str | None:

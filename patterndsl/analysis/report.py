@@ -9,6 +9,7 @@ from math import log2
 from typing import Any
 
 from patterndsl.analysis.at_length import HeadFigures, head_figures
+from patterndsl.analysis.budget import within
 from patterndsl.analysis.cost import (
     DEVICES,
     Shape,
@@ -199,6 +200,7 @@ class Report:
 FIGURES = ("pairs", "efficiency", "density", "flops", "backward_flops", "memory", "saved", "intensity", "state")
 
 
+@within()
 def report(
     resolved: Resolved,
     name: str,

@@ -12,6 +12,8 @@ from patterndsl.analysis.radix import FALSE, TRUE, Digits, NotAffineError, both,
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Select, Var
 
 MAX_CASES = 64
+MAX_INSIDE = 16
+"""Floors inside a floor that is left to isl, which takes seconds to read some more."""
 
 Case: TypeAlias = tuple[str, Polynomial]
 """A guard and the value under it; the guards of an expression cover everything once."""
@@ -159,6 +161,8 @@ class Values(Digits):
 
     def native_floor(self, value: Polynomial, divisor: int) -> Polynomial:
         text = f"floor(({self.text(value)})/{divisor})"
+        if text.count("floor(") > MAX_INSIDE:
+            raise NotAffineError("it has too many divisions inside one another")
         name = next((key for key, known in self.floors.items() if known == text), f"floor{len(self.floors)}")
         self.floors[name] = text
         return symbol(name)

@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from patterndsl.analysis.difference import difference
 
-    first, second = pattern_of(arguments.spec, arguments), other_of(arguments.other, arguments)
+    first = pattern_of(arguments.spec, arguments)
+    second = other_of(arguments.other, arguments, first)
     params = fixed_params(arguments)
     verdicts = [
         first.prove("equals", second, params=params),
@@ -34,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     n = DEFAULT_N if arguments.n is None else arguments.n
     found = difference(first.bind(n, layer=arguments.layer or 0), second.bind(n, layer=arguments.layer or 0))
+    if suffix is not None:
+        title = f"{first.name or arguments.spec} | {second.name or arguments.other}"
+        write_atomically(arguments.output, _image(found, title, suffix), arguments.force, "--force")
     if arguments.json:
         names = ("equals", "first_within_second", "second_within_first")
         said = {
@@ -55,8 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     if suffix is None:
         say(_picture(found, unicode=shows_unicode(sys.stdout)))
     else:
-        title = f"{first.name or arguments.spec} | {second.name or arguments.other}"
-        write_atomically(arguments.output, _image(found, title, suffix), arguments.force, "--force")
         say(f"drawn to {arguments.output}")
     return int(found.differs)
 
