@@ -132,6 +132,8 @@ def _comparison(
     if item.constant and not strict:
         sides[item.constant < 0].append(str(abs(item.constant)))
     left, right = (" + ".join(side) or "0" for side in sides)
+    if left.isdigit() and not item.is_equality:  # N ≤ 7 and not 7 ≥ N
+        return f"{right} ≤ {left}"
     return f"{left} {'=' if item.is_equality else '>' if strict else '≥'} {right}"
 
 
@@ -141,7 +143,7 @@ def _of_remainder(is_equality: bool, floor: Floor, sign: int, beyond: int, shown
         plain = _written(_inside(floor) - floor.constant, shown)
         return f"{_whole(plain)} % {floor.divisor} = {(-sign * beyond - floor.constant) % floor.divisor}"
     text = f"{_whole(_written(_inside(floor), shown))} % {floor.divisor}"
-    return f"{text} ≥ {-beyond}" if sign > 0 else f"{beyond} ≥ {text}"
+    return f"{text} ≥ {-beyond}" if sign > 0 else f"{text} ≤ {beyond}"
 
 
 def _solved(item: Constraint, shown: Mapping[str, str], name: str, sign: int) -> str:

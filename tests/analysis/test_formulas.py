@@ -197,6 +197,7 @@ def test_assumptions_are_said_once(name: str, assumed: tuple[str, ...]) -> None:
         ("causal & 2 * k + 1 >= q", ["N % 2 = 1", "N % 2 = 0"]),
         ("q // 2 <= N - k", ["N % 2 = 1 and N // 2 ≥ 1", "N % 2 = 1 and N // 2 = 0", "N % 2 = 0"]),
         ("k * w <= q", ["always"]),
+        ("causal & q - k < 4", ["N ≥ 4", "N ≤ 3"]),
         ("k <= w // 2 + N % 3", ["3·(N // 3) ≥ w // 2 + 2", "w // 2 + 1 ≥ 3·(N // 3)"]),
     ],
 )
