@@ -362,7 +362,7 @@ def _state(held: Sequence[Figure | None], shape: Shape, n: int) -> Figure | None
         return None
     num_keys = min(n, int(sum(figure.value for figure in known)))
     certain = known[0].certainty if len(known) == 1 else "UpperBound"
-    how = f"{num_keys:,} keys of each head, {known[0].how}"
+    how = f"{num_keys:,} key{'s' * (num_keys != 1)} of each head, {known[0].how}"
     return Figure(state_bytes(shape, num_keys), certain, "bytes", how)
 
 

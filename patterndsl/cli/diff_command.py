@@ -48,9 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
         return int(found.differs)
     labels = ("the two are equal", "the first is within the second", "the second is within the first")
     for label, verdict in zip(labels, verdicts, strict=True):
-        say(f"{label}: {verdict}")
+        say(f"{label}: {str(verdict).replace(f': {verdict.claim}', '', 1)}")
+    pairs = "pair" if found.both == 1 else "pairs"
     say(
-        f"at N = {n:,}: {found.both:,} pairs in both, {found.only_first:,} only in the first, "
+        f"at N = {n:,}: {found.both:,} {pairs} in both, {found.only_first:,} only in the first, "
         f"{found.only_second:,} only in the second"
     )
     for name, pair in (("first", found.first_example), ("second", found.second_example)):

@@ -156,6 +156,8 @@ def test_a_difference_is_counted_and_drawn(capsys: pytest.CaptureFixture[str]) -
     assert main(["diff", "recent(3)", "window(3, 0)", "-n", "6"]) == 1
     out = capsys.readouterr().out
     assert "at N = 6: 15 pairs in both, 0 only in the first, 3 only in the second" in out
+    assert "the two are equal: Refuted; only the second has the pair: q = 3, k = 0 at N = 4\n" in out
+    assert "the first is within the second: Proven, for all N\n" in out
     assert "only in the second: q = 3, k = 0" in out
     picture = [line for line in out.splitlines() if re.fullmatch(r"[█·12X]{6}", line)]
     assert picture == ["█·····", "██····", "███···", "2███··", "·2███·", "··2███"]
