@@ -12,21 +12,23 @@ from typing import Literal, TypeAlias
 from patterndsl.lower.geometry import Side
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle
 
-Kernel: TypeAlias = Literal["sdpa", "flex", "gathered"]
+Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What a device runs a piece with, and how fast. Rates: FLOP/s at head_dim 64; bandwidth: bytes/s; seconds a call.
 
-    bands: whether masks and overlapping views are welcome. q_block, kv_blocks: the tiles of what is block-sparse.
-    short: rows of a group below which a dense kernel loses speed in proportion.
+    bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
+    to fine; a finer one must compute less by `saving`.
+    short: rows of a group below which a dense kernel loses speed in proportion. units: of the device, that work on one
+    row of tiles each: the longest row is a tail.
     """
 
     name: str
     bands: bool
-    q_block: int
-    kv_blocks: tuple[int, ...]
+    blocks: tuple[tuple[int, int], ...]
+    saving: float
     sparse_kernel: Kernel
     dense_rate: float
     masked_rate: float
@@ -36,10 +38,41 @@ class Machine:
     sparse_call: float
     itemsize: int
     short: int
+    units: int
 
 
-CPU = Machine("cpu-2-core", True, 64, (64, 8, 1), "gathered", 1.5e11, 1.45e11, 6e10, 1.2e10, 6e-5, 6e-4, 4, 16)
-CUDA = Machine("h200", False, 128, (128,), "flex", 3.0e14, 3.0e14, 2.0e14, 3.0e12, 4e-5, 9e-5, 2, 64)
+CPU = Machine(
+    name="cpu-2-core",
+    bands=True,
+    blocks=((64, 64), (64, 8), (64, 1)),
+    saving=2.0,
+    sparse_kernel="gathered",
+    dense_rate=1.5e11,
+    masked_rate=1.45e11,
+    sparse_rate=6e10,
+    bandwidth=1.2e10,
+    dense_call=6e-5,
+    sparse_call=6e-4,
+    itemsize=4,
+    short=16,
+    units=1,
+)
+CUDA = Machine(
+    name="h200",
+    bands=False,
+    blocks=((128, 128), (64, 64)),
+    saving=1.06,
+    sparse_kernel="flex",
+    dense_rate=3.6e14,
+    masked_rate=3.6e14,
+    sparse_rate=2.8e14,
+    bandwidth=3.0e12,
+    dense_call=3e-5,
+    sparse_call=6e-5,
+    itemsize=2,
+    short=64,
+    units=132,
+)
 
 
 def machine_of(device_type: str) -> Machine:
@@ -49,7 +82,9 @@ def machine_of(device_type: str) -> Machine:
 
 def kernel_of(piece: Piece, machine: Machine) -> Kernel:
     """What runs the piece."""
-    return machine.sparse_kernel if isinstance(piece.shape, Sparse) else "sdpa"
+    if isinstance(piece.shape, Sparse):
+        return machine.sparse_kernel
+    return "single" if piece.geometry.q.length == piece.geometry.k.length == 1 else "sdpa"
 
 
 def seconds(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> float:
@@ -64,6 +99,11 @@ def seconds(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) ->
             rate, call = machine.masked_rate, machine.dense_call
         case Sparse():
             rate, call = machine.sparse_rate, machine.sparse_call
+    if kernel_of(piece, machine) == "single":
+        return call + 12.0 * geometry.num_rows * num_heads * head_dim * machine.itemsize / machine.bandwidth
+    if isinstance(shape, Sparse):
+        longest = 4.0 * head_dim * shape.longest_row * machine.units
+        flops = max(flops, longest)
     rows = shape.tile if isinstance(shape, Band) else geometry.q.length
     if not isinstance(shape, Sparse):
         rate *= rows / (rows + machine.short)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal, overload
 
 from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, negation
 from patterndsl.lower.costs import Kernel, Machine, kernel_of, seconds
@@ -29,17 +30,20 @@ SMALL = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A piece for some heads, the kernel that runs it, and the predicted seconds."""
+    """A piece for some heads, the kernel that runs it, and the predicted seconds. sign: -1 for pairs that other passes
+    hold twice, and which are taken out again."""
 
     heads: tuple[int, ...]
     piece: Piece
     kernel: Kernel
     seconds: float
+    sign: int = 1
 
     @property
     def text(self) -> str:
         """What it computes, in a line."""
-        return f"{_shape_text(self.piece)}, {_groups_text(self.piece.geometry)}"
+        taken = "less " if self.sign < 0 else ""
+        return f"{taken}{_shape_text(self.piece)}, {_groups_text(self.piece.geometry)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,10 @@ class _Planner:
         before: list[Relation] = []
         for term in terms:
             part = conjunction((term, *map(negation, before)))
-            before.append(term)
             best = self.best(part, heads)
+            if not _is_dense(best) and before and (twice := self.counted_twice(term, before, heads)) is not None:
+                best = min(best, twice, key=lambda option: option.seconds)
+            before.append(term)
             if any(isinstance(item.piece.shape, Sparse) and not item.piece.geometry.groups for item in best.passes):
                 left.append(part)
             else:
@@ -122,8 +128,25 @@ class _Planner:
         text = f"{len(terms)} terms apart"
         return Option(text, tuple(passes), sum(item.seconds for item in passes))
 
-    def best(self, relation: Relation, heads: tuple[int, ...]) -> Option:
-        return min(self.whole(relation, heads, is_alone=True), key=lambda option: option.seconds)
+    def counted_twice(self, term: Relation, before: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
+        """The whole term, and what it shares with those before it taken out again; None unless both are dense."""
+        whole = self.best(term, heads, sparse=False)
+        shared = self.best(conjunction((term, disjunction(before))), heads, sparse=False)
+        if whole is None or shared is None:
+            return None
+        passes = (*whole.passes, *(replace(item, sign=-1) for item in shared.passes))
+        return Option("", passes, whole.seconds + shared.seconds)
+
+    @overload
+    def best(self, relation: Relation, heads: tuple[int, ...]) -> Option: ...
+
+    @overload
+    def best(self, relation: Relation, heads: tuple[int, ...], *, sparse: Literal[False]) -> Option | None: ...
+
+    def best(self, relation: Relation, heads: tuple[int, ...], *, sparse: bool = True) -> Option | None:
+        found = self.whole(relation, heads, is_alone=True)
+        fitting = found if sparse else list(filter(_is_dense, found))
+        return min(fitting, key=lambda option: option.seconds, default=None)
 
     def whole(self, relation: Relation, heads: tuple[int, ...], *, is_alone: bool) -> list[Option]:
         """The relation undivided, in every layout that fits. Where a layout is all dense, block-sparse ones are only
@@ -151,8 +174,8 @@ class _Planner:
                 self.lookup,
                 bands=machine.bands,
                 sparse=sparse,
-                q_block=machine.q_block,
-                kv_blocks=machine.kv_blocks,
+                blocks=machine.blocks,
+                saving=machine.saving,
             )
             if inside is None:
                 return None

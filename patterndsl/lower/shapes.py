@@ -33,6 +33,7 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_runs
 from patterndsl.lower.tiles import Tiles, find_tiles
 
+Blocks: TypeAlias = tuple[tuple[int, int], ...]
 Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 MAX_PERIOD = 256
@@ -76,6 +77,12 @@ class Sparse:
     tiles: Tiles
     relation: Relation
 
+    @property
+    def longest_row(self) -> int:
+        """Pairs in the most tiles that a block of queries has."""
+        most = int(np.bincount(self.tiles.q_blks).max(initial=0))
+        return most * self.tiles.q_block * self.tiles.kv_block
+
 
 Shape: TypeAlias = Full | Triangle | Band | Masked | Sparse
 
@@ -102,12 +109,12 @@ class Piece:
 
 
 def pieces(
-    cell: Cell, lookup: Lookup, *, bands: bool, sparse: bool, q_block: int, kv_blocks: tuple[int, ...]
+    cell: Cell, lookup: Lookup, *, bands: bool, sparse: bool, blocks: Blocks, saving: float
 ) -> list[Piece] | None:
     """The cell as pieces that hold each of its pairs once; None where some are block-sparse and not `sparse`.
 
-    bands: whether masks and views that overlap are welcome. q_block, kv_blocks: the tiles of what is block-sparse,
-    coarse to fine. Work: O(live tiles).
+    bands: whether masks and views that overlap are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
+    to fine; a finer one is taken where it computes less by the factor `saving`. Work: O(live tiles).
     """
     geometry, relation = cell.geometry, cell.relation
     if relation == NOTHING:
@@ -116,7 +123,7 @@ def pieces(
         return [Piece(geometry, Full())]
     found = _triangle(cell, lookup)
     if found is None and bands:
-        found = _band(cell, lookup, q_block, kv_blocks)
+        found = _band(cell, lookup, blocks, saving)
     if found is not None:
         return found if sparse or not any(isinstance(piece.shape, Sparse) for piece in found) else None
     if geometry.q.length * geometry.k.length <= MAX_MASK:
@@ -129,21 +136,23 @@ def pieces(
             return [Piece(geometry, Masked(mask))]
     if not sparse:
         return None
-    tiles = _tiles(cell, lookup, q_block, kv_blocks)
+    tiles = _tiles(cell, lookup, blocks, saving)
     if not tiles.num_tiles:
         return []
     return [Piece(geometry, Sparse(tiles, relation))]
 
 
-def _tiles(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) -> Tiles:
-    """Tiles by the unit of keys that suits the pattern: a finer one must halve what is computed."""
-    best = find_tiles(cell.relation, cell.sizes, lookup, q_block, kv_blocks[0])
-    for kv_block in kv_blocks[1:]:
+def _tiles(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> Tiles:
+    """Tiles of the size that suits the pattern."""
+    best = find_tiles(cell.relation, cell.sizes, lookup, *blocks[0])
+    for q_block, kv_block in blocks[1:]:
         num_partial = best.num_tiles - int(best.is_full.sum())
-        if num_partial * 2 < best.num_tiles or num_partial * (best.kv_block // kv_block) > MAX_FINE_TILES:
+        finer_each = best.q_block * best.kv_block // (q_block * kv_block)
+        # what finer tiles can save lies in the partial ones
+        if num_partial * saving < best.num_tiles * (saving - 1) or num_partial * finer_each > MAX_FINE_TILES:
             return best
         finer = find_tiles(cell.relation, cell.sizes, lookup, q_block, kv_block)
-        if finer.num_tiles * kv_block * 2 > best.num_tiles * best.kv_block:
+        if finer.num_tiles * saving > best.num_tiles * finer_each:
             return best
         best = finer
     return best
@@ -199,7 +208,7 @@ def _offset(cell: Cell, lookup: Lookup) -> int | None:
 # ---- bands
 
 
-def _band(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) -> list[Piece] | None:
+def _band(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> list[Piece] | None:
     """Tiles of one mask where the relation repeats along the diagonal, and what lies at both ends."""
     relation, geometry = cell.relation, cell.geometry
     period = _period(relation)
@@ -210,7 +219,7 @@ def _band(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) 
     if reach is None:
         return None
     left, right = reach
-    if not _is_within(cell, lookup, period, (left, right), q_block):
+    if not _is_within(cell, lookup, period, (left, right)):
         return None
     tile = _tile(period, left + right)
     left = -(-left // period) * period  # whole periods, so that tiles start where masks do
@@ -227,17 +236,17 @@ def _band(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) 
             k = (max(0, k[0]), k[1])
             inner = Frame({}, {Q: (0, q[1] - q[0] - 1), K: (0, k[1] - k[0] - 1)})
             part = Cell(geometry.narrowed(q, k), inner.relation(_shifted(relation, q[0], k[0])))
-            found.extend(_end(part, lookup, q_block, kv_blocks))
+            found.extend(_end(part, lookup, blocks, saving))
     return found
 
 
-def _end(cell: Cell, lookup: Lookup, q_block: int, kv_blocks: tuple[int, ...]) -> list[Piece]:
+def _end(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> list[Piece]:
     """What lies before the first or behind the last tile of a band: small, so a mask will do."""
     triangle = _triangle(cell, lookup)
     if triangle is not None or cell.relation in (NOTHING, EVERYTHING):
-        return triangle or pieces(cell, lookup, bands=False, sparse=True, q_block=q_block, kv_blocks=kv_blocks) or []
+        return triangle or pieces(cell, lookup, bands=False, sparse=True, blocks=blocks, saving=saving) or []
     if cell.geometry.q.length * cell.geometry.k.length > MAX_MASK:
-        return pieces(cell, lookup, bands=False, sparse=True, q_block=q_block, kv_blocks=kv_blocks) or []
+        return pieces(cell, lookup, bands=False, sparse=True, blocks=blocks, saving=saving) or []
     mask = _mask(cell.relation, (0, cell.geometry.q.length), (0, cell.geometry.k.length), lookup)
     if not mask.any():
         return []
@@ -306,13 +315,13 @@ def _reach(cell: Cell, lookup: Lookup, period: int) -> tuple[int, int] | None:
     return None if left == -(1 << 40) else (left, right)
 
 
-def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int], q_block: int) -> bool:
+def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int]) -> bool:
     """Whether no query at all reaches further than those that were looked at."""
     start = arithmetic("*", arithmetic("//", Q, Const(period)), Const(period))
     below = Compare("<=", arithmetic("+", K, Const(reach[0] + 1)), start)
     above = Compare("<=", arithmetic("+", start, Const(period + reach[1])), K)
     beyond = conjunction((cell.relation, disjunction((below, above))))
-    return find_tiles(beyond, cell.sizes, lookup, q_block, q_block, tell_full=False).num_tiles == 0
+    return find_tiles(beyond, cell.sizes, lookup, 64, 64, tell_full=False).num_tiles == 0
 
 
 __all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "pieces"]

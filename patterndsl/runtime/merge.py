@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,3 +17,35 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     lse = torch.logaddexp(lse_a, lse_b)
     shift = torch.where(lse == -torch.inf, 0.0, lse)  # exp(-inf - 0) = 0 where -inf - -inf would be NaN
     return out_a * torch.exp(lse_a - shift)[..., None] + out_b * torch.exp(lse_b - shift)[..., None], lse
+
+
+def merge_(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """`merge` in place, into out and lse; the parts may have another floating dtype."""
+    # the share of the new part; of two empty rows it is -inf - -inf, and neither has any
+    share = torch.sigmoid(part_lse - lse).nan_to_num_(0.0)
+    out.lerp_(part_out.to(out.dtype), share.unsqueeze(-1).to(out.dtype))
+    torch.logaddexp(lse, part_lse, out=lse)
+
+
+def unmerge_(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """The inverse of `merge_`: takes keys out again that were counted twice.
+
+    What is left is at least as much as what is taken, so at most a factor of two in precision is lost; a row without
+    keys stays one.
+    """
+    share = torch.exp(part_lse - lse).nan_to_num_(0.0)
+    rest = 1.0 - share
+    out.lerp_(part_out.to(out.dtype), (-share / rest).unsqueeze(-1).to(out.dtype))
+    lse.add_(rest.log())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """What all passes gave together, and its gradient: out, grad_out [B, H, Tq, D], lse, grad_lse [B, H, Tq].
+
+    lse: +inf where a row is empty, so that its weights are 0; grad_lse is None where nobody asks for it.
+    """
+
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor

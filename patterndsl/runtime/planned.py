@@ -1,14 +1,14 @@
 """How does a plan run? Pass by pass, each on its positions and heads, their results merged in place.
 
-Passes hold disjoint pairs, so outputs and log-sum-exps merge by the monoid of `runtime.merge`, and each backward pass
-starts from the merged result. A row that no pass reaches yields 0 and -inf.
+Outputs and log-sum-exps merge by the monoid of `runtime.merge`, and each backward pass starts from the merged result. A
+row that no pass reaches yields 0 and -inf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, autocast
@@ -16,58 +16,58 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from patterndsl.diagnostics import input_error
-from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import Relation
-from patterndsl.lower.geometry import Geometry
+from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.plan import Pass, Plan
 from patterndsl.lower.shapes import Sparse
-from patterndsl.runtime import gathered
-from patterndsl.runtime.data import DeviceData, device_data
-from patterndsl.runtime.gathered import BlockLists, block_lists
-from patterndsl.runtime.sdpa import DensePass, Launch, add_to_keys, add_to_queries
-from patterndsl.runtime.views import Part, grouped, parts, places, split
+from patterndsl.runtime.merge import Merged, merge_, unmerge_
+from patterndsl.runtime.sdpa import DensePass
+from patterndsl.runtime.single import SinglePass
+from patterndsl.runtime.tiled import FlexPass, GatheredPass
+from patterndsl.runtime.views import Launch, Part, is_everything, parts, places, split
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SparsePass:
-    """A block-sparse piece made ready: its tiles on the device, and its relation in local positions."""
+class Kernel(Protocol):
+    """A piece made ready for a device. The tensors of its calls are a part of the heads: query [B, H, Tq, D], key and
+    value [B, H, Tk, D], as many heads each."""
 
-    launch: Launch
-    lists: BlockLists
-    keep: Callable[[Tensor, Tensor], Tensor]
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """The calls that it takes."""
 
-    @staticmethod
-    def of(geometry: Geometry, shape: Sparse, device: torch.device) -> SparsePass:
-        launch = Launch(geometry.groups, geometry.groups, geometry.q, geometry.k, False)
-        data = device_data(shape.relation, 1, {}, device)
-        return SparsePass(launch, block_lists(shape.tiles, device), Keep(shape.relation, data))
+    def forward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
+    ) -> tuple[Tensor, Tensor, object]:
+        """Output [B * H, groups, length, D], lse [B * H, groups, length], and what its backward needs of them."""
 
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Membership in local positions."""
-
-    relation: Relation
-    data: DeviceData
-
-    def __call__(self, q: Tensor, k: Tensor) -> Tensor:
-        return torch.as_tensor(member(self.relation, Point(q, k, 0, self.data)), device=q.device)
+    def backward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, saved: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the launch's queries, keys and values, [B * H, groups, length, D], from what all passes gave."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadyPass:
-    """A pass made ready for a device."""
+    """A pass made ready for a device. sign: -1 where its pairs were counted twice, and are taken out again."""
 
     heads: tuple[int, ...]
-    work: DensePass | SparsePass
+    kernel: Kernel
+    sign: int
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether it is one call that reaches every query in order, so that others may merge into its result."""
+        (launch, *more) = self.kernel.launches
+        return not more and self.sign > 0 and not launch.q_groups and launch.q.axes[0].stride == 1
 
 
 class Planned:
     """A plan made ready for a device; call it with tensors."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        self.passes = tuple(_ready(item, device) for item in plan.passes)
-        self.must_be_finite = any(isinstance(item.work, DensePass) and item.work.is_masked for item in self.passes)
+        ready = [ReadyPass(item.heads, _kernel(item, device), item.sign) for item in plan.passes]
+        # what the others merge into comes first, what is taken out again last
+        self.passes = tuple(sorted(ready, key=lambda item: (item.sign < 0, not item.is_everything)))
+        self.must_be_finite = any(isinstance(item.kernel, DensePass) and item.kernel.is_masked for item in ready)
 
     def takes(self, key: Tensor, value: Tensor) -> bool:
         """Whether masked keys are harmless: a kernel that masks weighs their values with 0, and 0 x NaN is NaN."""
@@ -81,41 +81,136 @@ class Planned:
         return out, lse
 
 
-def _ready(item: Pass, device: torch.device) -> ReadyPass:
-    shape = item.piece.shape
-    if isinstance(shape, Sparse):
-        return ReadyPass(item.heads, SparsePass.of(item.piece.geometry, shape, device))
-    return ReadyPass(item.heads, DensePass(item.piece, device))
+def _kernel(item: Pass, device: torch.device) -> Kernel:
+    geometry, shape = item.piece.geometry, item.piece.shape
+    match item.kernel:
+        case "single":
+            return SinglePass(geometry)
+        case "sdpa":
+            return DensePass(item.piece, device)
+        case "flex":
+            assert isinstance(shape, Sparse)
+            return FlexPass(geometry, shape, device)
+        case "gathered":
+            assert isinstance(shape, Sparse)
+            return GatheredPass(geometry, shape, device)
+
+
+# ---- sums of parts
+
+
+@dataclass
+class _Result:
+    """The merged output and lse so far."""
+
+    query: Tensor
+    width: int
+    out: Tensor | None = None
+    lse: Tensor | None = None
+
+    def add(self, part: Part, launch: Launch, part_out: Tensor, part_lse: Tensor, sign: int) -> None:
+        found = part.of_queries(self.query)
+        new_out, new_lse = (split(x, found, launch.q_groups, launch.q) for x in (part_out, part_lse))
+        is_first = self.out is None and sign > 0 and found.shape == self.query.shape
+        if is_first and is_everything(launch.q_groups, launch.q, found.shape[2]) and new_out.dtype == self.dtype():
+            self.out, self.lse = new_out, new_lse.contiguous()
+            return
+        out, lse = self.tensors()
+        axes = (*launch.q_groups, *launch.q.axes)
+        into = [places(part.of_queries(x), axes, launch.q.start) for x in (out, lse)]
+        (merge_ if sign > 0 else unmerge_)(into[0], into[1], new_out, new_lse)
+
+    def dtype(self) -> torch.dtype:
+        """Float32 at least on the CPU; on CUDA that of the query, as memory is what merging costs there."""
+        query = self.query
+        return query.dtype if query.dtype == torch.float64 or query.device.type == "cuda" else torch.float32
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        if self.out is None or self.lse is None:
+            query, dtype = self.query, self.dtype()
+            self.out = torch.zeros((*query.shape[:3], self.width), dtype=dtype, device=query.device)
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            self.lse = torch.full(query.shape[:3], -torch.inf, dtype=wide, device=query.device)
+        return self.out, self.lse
+
+
+@dataclass
+class _Gradient:
+    """The gradient of one tensor so far, a sum over passes."""
+
+    of: Tensor
+    total: Tensor | None = None
+
+    def add(self, groups: Sequence[Axis], side: Side, part: Tensor, slices: tuple[slice, slice], sign: int) -> None:
+        found = self.of[slices]
+        grad = split(part, found, groups, side)
+        is_first = self.total is None and sign > 0 and grad.shape == self.of.shape
+        if is_first and is_everything(groups, side, self.of.shape[2]) and grad.dtype == self.dtype():
+            self.total = grad
+            return
+        if self.total is None:
+            self.total = torch.zeros(self.of.shape, dtype=self.dtype(), device=self.of.device)
+        seen = places(self.total[slices], (*groups, *side.axes), side.start)[..., : grad.shape[-1]]
+        seen.add_(grad.to(seen.dtype), alpha=sign)
+
+    def dtype(self) -> torch.dtype:
+        of = self.of
+        return of.dtype if of.dtype == torch.float64 or of.device.type == "cuda" else torch.float32
+
+    def result(self, width: int) -> Tensor:
+        return (
+            torch.zeros_like(self.of)[..., :width] if self.total is None else self.total[..., :width].to(self.of.dtype)
+        )
+
+
+# ---- forward and backward
+
+
+@dataclass
+class _Saved:
+    """What passes keep for their backward, in order."""
+
+    items: list[object] = field(default_factory=list)
 
 
 class _Planned(Function):
     @staticmethod
     def forward(
-        query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        out = torch.zeros((*query.shape[:3], value.shape[-1]), dtype=dtype, device=query.device)
-        lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
+        train = any(ctx.needs_input_grad)
+        result, saved = _Result(query, value.shape[-1]), _Saved()
         for ready in passes:
             for part in parts(ready.heads, query, key, value):
                 tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-                into = part.of_queries(out), part.of_queries(lse)
-                _forward(ready.work, *tensors, *into, scale)
-        return out.to(query.dtype), lse
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, ctx.passes, ctx.scale = inputs
+                for launch in ready.kernel.launches:
+                    out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
+                    result.add(part, launch, out, lse, ready.sign)
+                    saved.items.append(kept)
+        found, lse = result.tensors()
+        found = found.to(query.dtype)
+        ctx.passes, ctx.scale, ctx.kept = passes, scale, saved
         ctx.set_materialize_grads(False)  # most callers use no lse, and its gradient costs
-        ctx.save_for_backward(query, key, value, *output)
+        ctx.save_for_backward(query, key, value, found, lse)
+        return found, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_out is None:
             grad_out = torch.zeros_like(ctx.saved_tensors[3])
         with autocast(grad_out.device.type, enabled=False):
-            grads = _Gradients.apply(*ctx.saved_tensors, grad_out, grad_lse, ctx.passes, ctx.scale)  # type: ignore[no-untyped-call]
+            grads = _Gradients.apply(  # type: ignore[no-untyped-call]
+                *ctx.saved_tensors, grad_out, grad_lse, ctx.passes, ctx.scale, ctx.kept
+            )
         return *grads, None, None
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise input_error("E505", "attention under torch.vmap", "put the mapped dimension into the batch dimension")
+
+    @staticmethod
+    def jvp(*_: Any) -> Any:
+        raise input_error("E505", "forward-mode derivatives of planned attention", _DENSE_CURE)
 
 
 class _Gradients(Function):
@@ -123,6 +218,7 @@ class _Gradients(Function):
 
     @staticmethod
     def forward(
+        ctx: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -132,27 +228,32 @@ class _Gradients(Function):
         grad_lse: Tensor | None,
         passes: Sequence[ReadyPass],
         scale: float,
+        saved: _Saved,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head_dim = query.shape[-1]
+        head_dim, kept = query.shape[-1], iter(saved.items)
         if grad_lse is not None:
             query, key, value, out, grad_out = _with_lse_gradient(query, key, value, out, grad_out, grad_lse)
-        grads = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (query, key, value))
-        merged = _Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
+        totals = [_Gradient(x) for x in (query, key, value)]
+        merged = Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
         for ready in passes:
             for part in parts(ready.heads, query, key, value):
                 tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-                into = part.of_queries(grads[0]), part.of_keys(grads[1]), part.of_keys(grads[2])
-                _backward(ready.work, *tensors, merged.of(part), into, scale)
-        grad_query, grad_key, grad_value = (grad[..., :head_dim].to(query.dtype) for grad in grads)
+                mine = Merged(*(part.of_queries(x) for x in (merged.out, merged.lse, merged.grad_out)))
+                for launch in ready.kernel.launches:
+                    grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
+                    totals[0].add(launch.q_groups, launch.q, grads[0], (part.rows, part.q_heads), ready.sign)
+                    for total, grad in zip(totals[1:], grads[1:], strict=True):
+                        for strip, side in launch.strips():
+                            total.add(launch.k_groups, side, grad[:, :, strip], (part.rows, part.kv_heads), ready.sign)
+        grad_query, grad_key, grad_value = (total.result(head_dim) for total in totals)
         return grad_query, grad_key, grad_value
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise input_error("E505", "second derivatives of planned attention", "use backend='oracle', for small sizes")
+        raise input_error("E505", "second derivatives of planned attention", _DENSE_CURE)
+
+
+_DENSE_CURE = "use backend='oracle', which is dense and for small sizes"
 
 
 def _with_lse_gradient(
@@ -167,77 +268,3 @@ def _with_lse_gradient(
     wide[3][..., -1] = -grad_lse
     wide[4][..., -1] = 1.0
     return tuple(wide)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Merged:
-    """What all passes gave together, and its gradient. lse: +inf where a row is empty."""
-
-    out: Tensor
-    lse: Tensor
-    grad_out: Tensor
-
-    def of(self, part: Part) -> _Merged:
-        return _Merged(part.of_queries(self.out), part.of_queries(self.lse), part.of_queries(self.grad_out))
-
-
-def _forward(
-    work: DensePass | SparsePass, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> None:
-    """Runs a pass and merges its result into out [B, H, Tq, D] and lse [B, H, Tq]."""
-    if isinstance(work, DensePass):
-        for launch in work.launches:
-            _merge(launch, *work.forward(launch, query, key, value, scale), out, lse)
-        return
-    launch = work.launch
-    q = _as_rows(grouped(query, launch.q_groups, launch.q))
-    k, v = (_as_rows(grouped(x, launch.k_groups, launch.k)) for x in (key, value))
-    part_out, part_lse = gathered.forward(q, k, v, work.lists, work.keep, scale)
-    shape = (out.shape[0] * out.shape[1], -1, launch.q.length)
-    _merge(launch, part_out.reshape(*shape, out.shape[-1]), part_lse.reshape(shape), out, lse)
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """[B * H, groups, L, D] to [B * H * groups, 1, L, D]."""
-    return x.reshape(-1, 1, *x.shape[2:])
-
-
-def _merge(launch: Launch, part_out: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Merges the launch's result into that of all; see `runtime.merge`, which says the same of whole tensors."""
-    axes = (*launch.q_groups, *launch.q.axes)
-    known, total = places(out, axes, launch.q.start), places(lse, axes, launch.q.start)
-    new_out, new_lse = (split(x, out, launch.q_groups, launch.q) for x in (part_out, part_lse))
-    # the share of the new part; of two empty rows it is -inf - -inf, and neither has any
-    share = torch.sigmoid(new_lse - total).nan_to_num_(0.0)
-    known.lerp_(new_out.to(known.dtype), share.unsqueeze(-1))
-    torch.logaddexp(total, new_lse, out=total)
-
-
-def _backward(
-    work: DensePass | SparsePass,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    merged: _Merged,
-    into: tuple[Tensor, Tensor, Tensor],
-    scale: float,
-) -> None:
-    """Adds the gradients of a pass to those of query, key and value."""
-    if isinstance(work, DensePass):
-        for launch in work.launches:
-            found = work.backward(launch, query, key, value, merged.out, merged.lse, merged.grad_out, scale)
-            add_to_queries(into[0], launch, found[0])
-            add_to_keys(into[1], launch, found[1])
-            add_to_keys(into[2], launch, found[2])
-        return
-    launch = work.launch
-    q, out, grad_out, lse = (
-        _as_rows(grouped(x, launch.q_groups, launch.q)) for x in (query, merged.out, merged.grad_out, merged.lse)
-    )
-    k, v = (_as_rows(grouped(x, launch.k_groups, launch.k)) for x in (key, value))
-    delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-    found = gathered.backward(q, k, v, grad_out, lse, delta, work.lists, work.keep, scale)
-    rows = (query.shape[0] * query.shape[1], -1)
-    add_to_queries(into[0], launch, found[0].reshape(*rows, *found[0].shape[2:]))
-    add_to_keys(into[1], launch, found[1].reshape(*rows, *found[1].shape[2:]))
-    add_to_keys(into[2], launch, found[2].reshape(*rows, *found[2].shape[2:]))

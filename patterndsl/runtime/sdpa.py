@@ -8,7 +8,6 @@ Liu et al. 2023, Ring Attention, arXiv 2310.01889).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -16,29 +15,19 @@ from torch import Tensor
 
 from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle
-from patterndsl.runtime.views import grouped, places, split
+from patterndsl.runtime.merge import Merged
+from patterndsl.runtime.views import Launch, grouped
 
 aten: Any = torch.ops.aten
 
 Dense: TypeAlias = Full | Triangle | Band | Masked
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What one call of the kernel sees: groups of queries, and of keys, which overlap where a band is cut in tiles."""
-
-    q_groups: tuple[Axis, ...]
-    k_groups: tuple[Axis, ...]
-    q: Side
-    k: Side
-    keys_overlap: bool
-
-
 def launches(piece: Piece) -> Iterator[Launch]:
     """The calls that a piece takes: one, but for bands in groups, which take one for each group."""
     geometry = piece.geometry
     if not isinstance(piece.shape, Band):
-        yield Launch(geometry.groups, geometry.groups, geometry.q, geometry.k, False)
+        yield Launch.of(geometry)
         return
     tile, width = piece.shape.mask.shape
     ((q_axis,), (k_axis,)) = geometry.q.axes, geometry.k.axes
@@ -72,63 +61,56 @@ class DensePass:
         """Whether pairs are computed that are not kept, so that what their keys hold must be finite."""
         return self.is_causal or self._kept is not None
 
-    def forward(self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [B * H, groups, length, D] in the inputs' dtype and lse [B * H, groups, length], float32 or float64.
-
-        query: [B, H, Tq, D], key, value: [B, H, Tk, D]. A row whose mask keeps nothing yields 0 and -inf.
-        """
+    def forward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
+    ) -> tuple[Tensor, Tensor, object]:
+        """See `runtime.planned.Kernel`. A row whose mask keeps nothing yields 0 and -inf."""
         q = grouped(query, launch.q_groups, launch.q)
         k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
         if query.device.type != "cpu":
-            found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, self.is_causal, scale=scale)
-            return found[0], found[1]
+            return *self._forward_cuda(q, k, v, scale), None
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, self.is_causal, attn_mask=self._bias(q.dtype), scale=scale
         )
         # the kernel says 0 of a row without keys
-        return out, lse if self._empty is None else lse.masked_fill(self._empty, -torch.inf)
+        return out, lse if self._empty is None else lse.masked_fill(self._empty, -torch.inf), None
 
     def backward(
-        self,
-        launch: Launch,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        scale: float,
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, _: object
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the launch's queries and keys, [B * H, groups, length, D], from the merged out, lse, grad_out.
-
-        lse: +inf instead of -inf where a row is empty, so that its weights are 0.
-        """
-        q, merged, d_out = (grouped(x, launch.q_groups, launch.q) for x in (query, out, grad_out))
+        """See `runtime.planned.Kernel`."""
+        rows = (query, merged.out, merged.grad_out, merged.lse)
+        q, out, grad_out, lse = (grouped(x, launch.q_groups, launch.q) for x in rows)
         k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
-        rows = grouped(lse, launch.q_groups, launch.q)
-        if query.device.type == "cpu":
-            found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                d_out, q, k, v, merged, rows, 0.0, self.is_causal, attn_mask=self._bias(q.dtype), scale=scale
-            )
-            return cast("tuple[Tensor, Tensor, Tensor]", found)
-        seed = torch.zeros((), dtype=torch.int64, device=q.device)
-        lengths = (q.shape[2], k.shape[2])
-        found = aten._scaled_dot_product_flash_attention_backward(
-            d_out,
-            q,
-            k,
-            v,
-            merged,
-            rows.contiguous(),
-            None,
-            None,
-            *lengths,
-            0.0,
-            self.is_causal,
-            seed,
-            seed,
-            scale=scale,
+        if query.device.type != "cpu":
+            return self._backward_cuda(grad_out, q, k, v, out, lse, scale)
+        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out, q, k, v, out, lse, 0.0, self.is_causal, attn_mask=self._bias(q.dtype), scale=scale
         )
+        return cast("tuple[Tensor, Tensor, Tensor]", found)
+
+    def _forward_cuda(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        if _is_cudnn_better(q):
+            found = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, self.is_causal, scale=scale)
+            return found[0], found[1].reshape(q.shape[:3])
+        found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, self.is_causal, scale=scale)
+        return found[0], found[1]
+
+    def _backward_cuda(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of dropout, which there is none of
+        lengths = (q.shape[2], k.shape[2])
+        if _is_cudnn_better(q):
+            saved = (grad_out, q, k, v, out, lse.contiguous().unsqueeze(-1))
+            found = aten._scaled_dot_product_cudnn_attention_backward(
+                *saved, seed, seed, None, None, None, *lengths, 0.0, self.is_causal, scale=scale
+            )
+        else:
+            saved = (grad_out, q, k, v, out, lse.contiguous())
+            found = aten._scaled_dot_product_flash_attention_backward(
+                *saved, None, None, *lengths, 0.0, self.is_causal, seed, seed, scale=scale
+            )
         return cast("tuple[Tensor, Tensor, Tensor]", found)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
@@ -141,21 +123,9 @@ class DensePass:
         return self._biases[dtype]
 
 
-def add_to_queries(into: Tensor, launch: Launch, part: Tensor) -> None:
-    """Adds gradients of the launch's queries to those of all, [B, H, Tq, D]."""
-    seen = places(into, (*launch.q_groups, *launch.q.axes), launch.q.start)
-    seen.add_(split(part, into, launch.q_groups, launch.q))
+MIN_CUDNN_ROWS = 128
+"""With fewer queries flash is faster: it splits the keys among multiprocessors."""
 
 
-def add_to_keys(into: Tensor, launch: Launch, part: Tensor) -> None:
-    """Adds gradients of the launch's keys to those of all, [B, H, Tk, D]; keys of a band are in several tiles."""
-    if not launch.keys_overlap:
-        seen = places(into, (*launch.k_groups, *launch.k.axes), launch.k.start)
-        seen.add_(split(part, into, launch.k_groups, launch.k))
-        return
-    ((tiles,), (axis,)) = launch.k_groups, launch.k.axes
-    tile = tiles.stride // axis.stride
-    for first in range(0, axis.size, tile):  # strips of a tile's width do not overlap
-        strip = Side(launch.k.start + first * axis.stride, (Axis(min(tile, axis.size - first), axis.stride),))
-        seen = places(into, (tiles, *strip.axes), strip.start)
-        seen.add_(split(part[:, :, first : first + strip.length], into, launch.k_groups, strip))
+def _is_cudnn_better(q: Tensor) -> bool:
+    return q.shape[2] >= MIN_CUDNN_ROWS and q.shape[3] <= 128 and q.shape[3] % 8 == 0

@@ -13,7 +13,7 @@ from math import prod
 
 from torch import Tensor
 
-from patterndsl.lower.geometry import Axis, Side
+from patterndsl.lower.geometry import Axis, Geometry, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,38 @@ def _runs(heads: tuple[int, ...], kv_group: int) -> Iterator[tuple[slice, slice]
 def _is_one_dimension(part: Part, query: Tensor, key: Tensor, value: Tensor) -> bool:
     seen = part.of_queries(query), part.of_keys(key), part.of_keys(value)
     return all(x.shape[1] == 1 or x.stride(0) == x.shape[1] * x.stride(1) for x in seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What one call of a kernel sees: groups of queries and of keys. keys_overlap: the groups share keys, as the tiles
+    of a band do."""
+
+    q_groups: tuple[Axis, ...]
+    k_groups: tuple[Axis, ...]
+    q: Side
+    k: Side
+    keys_overlap: bool = False
+
+    @staticmethod
+    def of(geometry: Geometry) -> Launch:
+        return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)
+
+    def strips(self) -> Iterator[tuple[slice, Side]]:
+        """The keys of all groups in parts that do not overlap: which of a group's keys, and where they lie."""
+        if not self.keys_overlap:
+            yield slice(None), self.k
+            return
+        ((tiles,), (axis,)) = self.k_groups, self.k.axes
+        width = tiles.stride // axis.stride
+        for first in range(0, axis.size, width):
+            size = min(width, axis.size - first)
+            yield slice(first, first + size), Side(self.k.start + first * axis.stride, (Axis(size, axis.stride),))
+
+
+def is_everything(groups: Sequence[Axis], side: Side, length: int) -> bool:
+    """Whether the positions are all there are, in their own order."""
+    return not groups and side == Side(0, (Axis(length, 1),))
 
 
 def places(x: Tensor, axes: Sequence[Axis], first: int) -> Tensor:

@@ -26,8 +26,8 @@ def check(program: patterndsl.Program, keep: Tensor, kv_group: int, seed: int, b
     key, value = (drawn(heads // kv_group, sizes.kv_len) for _ in range(2))
     weight, lse_weight = torch.randn(query.shape, generator=random), torch.randn(query.shape[:3], generator=random)
 
-    shared = (part.repeat_interleave(kv_group, dim=1) for part in (key, value))
-    expected, expected_lse = attend(query, *shared, keep)
+    shared_key, shared_value = (part.repeat_interleave(kv_group, dim=1) for part in (key, value))
+    expected, expected_lse = attend(query, shared_key, shared_value, keep)
     output, lse = program(query, key, value, return_lse=True)
     assert_close(output, expected)
     assert_close(lse, expected_lse)
@@ -112,9 +112,10 @@ def test_errors_are_at_most_twice_those_of_dense_attention(text: str, dtype: tor
         return [output, *torch.autograd.grad((output * weight.to(output.dtype)).sum(), tensors)]
 
     exact_inputs = [part.detach().double().requires_grad_() for part in low]
-    exact = gradients(attend(*exact_inputs, keep)[0], exact_inputs)
-    ours = gradients(program(*low), low)
-    dense = gradients(torch.nn.functional.scaled_dot_product_attention(*low, attn_mask=keep), low)
+    exact = gradients(attend(exact_inputs[0], exact_inputs[1], exact_inputs[2], keep)[0], exact_inputs)
+    ours = gradients(program(low[0], low[1], low[2]), low)
+    theirs_out = torch.nn.functional.scaled_dot_product_attention(low[0], low[1], low[2], attn_mask=keep)
+    dense = gradients(theirs_out, low)
     for found, theirs, wanted in zip(ours, dense, exact, strict=True):
         rounding = torch.finfo(dtype).eps * wanted.abs().max()
         limit = 2 * (theirs.double().nan_to_num() - wanted).abs().max() + rounding
@@ -132,6 +133,11 @@ def test_what_is_not_attended_may_be_anything() -> None:
 
 def test_the_same_bits_each_time() -> None:
     program = patterndsl.parse("causal & (recent(64) | strided(64)) | blocks(16, random(3))").compile(900, heads=2)
-    tensors = [torch.randn(1, 2, 900, 8, requires_grad=True) for _ in range(3)]
-    first, second = ([out := program(*tensors), *torch.autograd.grad(out.square().sum(), tensors)] for _ in range(2))
+    query, key, value = (torch.randn(1, 2, 900, 8, requires_grad=True) for _ in range(3))
+
+    def run() -> list[Tensor]:
+        out = program(query, key, value)
+        return [out, *torch.autograd.grad(out.square().sum(), (query, key, value))]
+
+    first, second = run(), run()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

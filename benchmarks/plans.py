@@ -1,0 +1,126 @@
+"""Every plan of some patterns, measured: does the cost model put them in the order in which they are?
+
+    python benchmarks/plans.py                         # two CPU cores, float32, N = 16,384, 4 heads
+    python benchmarks/plans.py --device cuda           # bfloat16, N = 65,536, 16 heads
+
+Writes benchmarks/results/plans_<device>.json: for each pattern the plans with predicted and measured seconds, forward
+and backward, the median of a few runs, and how far each output is from the first plan's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import patterndsl
+from patterndsl.runtime.program import Program
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def patterns(n: int) -> dict[str, str]:
+    side = int(n**0.5)
+    small = n < 65_536
+    stride = 128 if small else 256
+    return {
+        "strided": f"causal & (recent({stride}) | strided({stride}))",
+        "fixed": "causal & (block(256) | columns(256, 8))",
+        "axial": f"grid: {{row: {side}, col: {side}}}\nattend: q.row == k.row | q.col == k.col\n",
+        "dilated": f"causal & dilated({255 if small else 511}, 4)",
+        "longformer": "window(256) | global(64)",
+        "recent": f"recent({256 if small else 512})",
+        "sinks": f"recent({256 if small else 512}) | causal & first(4)",
+        "bigbird": "blocks(64, window(1) | global(1) | random(3))",
+        "heads": f"causal & (head % 2 == 0 & recent({stride}) | head % 2 == 1 & strided({stride}))",
+        "windows-2d": (
+            f"grid: {{row: {side}, col: {side}}}\nattend: q.row // 8 == k.row // 8 & q.col // 8 == k.col // 8\n"
+        ),
+    }
+
+
+def timer(device: torch.device, repeats: int) -> Callable[[Callable[[], object]], float]:
+    """Median seconds of a call."""
+
+    def on_host(run: Callable[[], object]) -> float:
+        run()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
+
+    def on_device(run: Callable[[], object]) -> float:
+        from triton.testing import do_bench
+
+        return float(do_bench(run, warmup=25, rep=100, return_mode="median")) / 1e3
+
+    return on_device if device.type == "cuda" else on_host
+
+
+def measured(program: Program, tensors: list[torch.Tensor], clock: Callable[[Callable[[], object]], float]) -> dict:
+    query, key, value = tensors
+    trained = [x.detach().requires_grad_() for x in tensors]
+    out = program(*trained)
+    grad = torch.ones_like(out)
+    backward = clock(lambda: torch.autograd.grad(out, trained, grad, retain_graph=True))
+    with torch.no_grad():
+        forward = clock(lambda: program(query, key, value))
+    return {"forward_s": forward, "backward_s": backward}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("-n", type=int)
+    parser.add_argument("--heads", type=int)
+    parser.add_argument("--most", type=int, default=4, help="plans of each pattern")
+    parser.add_argument("--only", nargs="*", help="names of patterns")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    n, heads = arguments.n or (65_536 if on_gpu else 16_384), arguments.heads or (16 if on_gpu else 4)
+    torch.manual_seed(0)
+    shape, dtype = (1, heads, n, 64), torch.bfloat16 if on_gpu else torch.float32
+    tensors = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
+    clock = timer(device, arguments.repeats)
+    found = []
+    for name, text in patterns(n).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        pattern = patterndsl.parse(text)
+        start = time.perf_counter()
+        plan = pattern.compile(n, heads=heads, device=device, backend="planned").plan
+        planning = time.perf_counter() - start
+        plans, first = [], None
+        for choice in range(min(plan.num_choices, arguments.most)):
+            program = pattern.compile(n, heads=heads, device=device, backend="planned", plan=choice)
+            passes = [f"{item.kernel}: {item.text}" for item in program.plan.passes]
+            out = program(*tensors)
+            first = out if first is None else first
+            away = ((out - first).float().norm() / first.float().norm()).item()
+            figures = measured(program, tensors, clock)
+            plans.append({"passes": passes, "predicted_s": program.plan.seconds, **figures, "away": away})
+            print(f"{name} {choice}: predicted {program.plan.seconds * 1e3:.2f} ms,", end=" ")
+            print(
+                f"forward {figures['forward_s'] * 1e3:.2f}, backward {figures['backward_s'] * 1e3:.2f}, {passes}",
+                flush=True,
+            )
+        found.append({"pattern": name, "text": text, "planning_s": planning, "plans": plans})
+    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    where = {"device": machine, "torch": torch.__version__, "n": n, "heads": heads, "head_dim": 64, "dtype": str(dtype)}
+    path = arguments.out or RESULTS / f"plans_{device.type}.json"
+    path.write_text(json.dumps({**where, "patterns": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

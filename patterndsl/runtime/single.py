@@ -1,0 +1,46 @@
+"""How does a query attend one key? Its output is that key's value, and its lse the one score: no kernel is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patterndsl.lower.geometry import Geometry
+from patterndsl.runtime.merge import Merged
+from patterndsl.runtime.views import Launch, grouped
+
+
+class SinglePass:
+    """Groups of one query and one key, such as the diagonal."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.launches = (Launch.of(geometry),)
+
+    def forward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
+    ) -> tuple[Tensor, Tensor, object]:
+        """See `runtime.planned.Kernel`."""
+        q, k, v = _rows(launch, query, key, value)
+        score = torch.linalg.vecdot(q.to(_wide(q)), k.to(_wide(q))) * scale
+        return v.clone(), score, None  # results are merged into in place
+
+    def backward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, _: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `runtime.planned.Kernel`."""
+        q, k, v = (x.to(_wide(x)) for x in _rows(launch, query, key, value))
+        rows = (merged.out, merged.grad_out, merged.lse)
+        out, grad_out, lse = (grouped(x, launch.q_groups, launch.q).to(q.dtype) for x in rows)
+        weight = torch.exp(torch.linalg.vecdot(q, k) * scale - lse)
+        d_score = weight * torch.linalg.vecdot(grad_out, v - out) * scale
+        return d_score[..., None] * k, d_score[..., None] * q, weight[..., None] * grad_out
+
+
+def _rows(launch: Launch, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B * H, groups, 1, D] each."""
+    k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
+    return grouped(query, launch.q_groups, launch.q), k, v
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,131 @@
+"""How does a block-sparse piece of a plan run? On its tiles, gathered in plain PyTorch or by FlexAttention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Relation
+from patterndsl.lower.geometry import Geometry
+from patterndsl.lower.shapes import Sparse
+from patterndsl.runtime import flex, gathered
+from patterndsl.runtime.data import DeviceData, device_data
+from patterndsl.runtime.merge import Merged
+from patterndsl.runtime.views import Launch, grouped
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Membership in local positions."""
+
+    relation: Relation
+    data: DeviceData
+
+    def __call__(self, q: Tensor, k: Tensor) -> Tensor:
+        return torch.as_tensor(member(self.relation, Point(q, k, 0, self.data)), device=q.device)
+
+
+class GatheredPass:
+    """Tiles whose keys are gathered; the groups are so many more rows of the batch."""
+
+    def __init__(self, geometry: Geometry, shape: Sparse, device: torch.device) -> None:
+        self.launches = (Launch.of(geometry),)
+        self.lists = gathered.block_lists(shape.tiles, device)
+        self.keep = Keep(shape.relation, device_data(shape.relation, 1, {}, device))
+
+    def forward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
+    ) -> tuple[Tensor, Tensor, object]:
+        """See `runtime.planned.Kernel`."""
+        q = _as_rows(grouped(query, launch.q_groups, launch.q))
+        k, v = (_as_rows(grouped(x, launch.k_groups, launch.k)) for x in (key, value))
+        out, lse = gathered.forward(q, k, v, self.lists, self.keep, scale)
+        rows = (query.shape[0] * query.shape[1], -1, launch.q.length)
+        return out.reshape(*rows, out.shape[-1]), lse.reshape(rows), None
+
+    def backward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, _: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `runtime.planned.Kernel`."""
+        rows = (query, merged.out, merged.grad_out, merged.lse)
+        q, out, grad_out, lse = (_as_rows(grouped(x, launch.q_groups, launch.q)) for x in rows)
+        k, v = (_as_rows(grouped(x, launch.k_groups, launch.k)) for x in (key, value))
+        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
+        found = gathered.backward(q, k, v, grad_out, lse, delta, self.lists, self.keep, scale)
+        shape = (query.shape[0] * query.shape[1], -1)
+        grad_q, grad_k, grad_v = (x.reshape(*shape, *x.shape[2:]) for x in found)
+        return grad_q, grad_k, grad_v
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """[B * H, groups, L, ...] to [B * H * groups, 1, L, ...]."""
+    return x.reshape(-1, 1, *x.shape[2:])
+
+
+class FlexPass:
+    """Tiles that FlexAttention runs; the groups are its heads."""
+
+    def __init__(self, geometry: Geometry, shape: Sparse, device: torch.device) -> None:
+        self.launches = (Launch.of(geometry),)
+        self.shape = shape
+        self.device = device
+        self.lengths = (geometry.q.length, geometry.k.length)
+        self.attend = flex.compiled_flex()
+
+    @cached_property
+    def mask(self) -> BlockMask:
+        """The tiles with the generated mask_mod, [1, 1, ...]."""
+        tiles, relation = self.shape.tiles, self.shape.relation
+        keep = Keep(relation, device_data(relation, 1, {}, self.device))
+
+        def mod(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return keep(q_idx, kv_idx)
+
+        listed = [torch.as_tensor(part, device=self.device) for part in (tiles.q_blks, tiles.kv_blks, tiles.is_full)]
+        return flex.block_mask(
+            [[(listed[0], listed[1], listed[2])]],
+            (tiles.q_block, tiles.kv_block),
+            (tiles.num_q_blocks, tiles.num_kv_blocks),
+            self.lengths,
+            mod,
+        )
+
+    def forward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
+    ) -> tuple[Tensor, Tensor, object]:
+        """See `runtime.planned.Kernel`. In training the graph of the pass is kept for its backward."""
+        q = grouped(query, launch.q_groups, launch.q)
+        k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
+        if not train:
+            return *self._run(q, k, v, scale), None
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            out, lse = self._run(leaves[0], leaves[1], leaves[2], scale)
+        return out.detach(), lse.detach(), (leaves, out, lse)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        out, lse = flex.flex(self.attend, q, k, v, self.mask, scale=scale, want_lse=True)
+        assert lse is not None
+        return out, lse
+
+    def backward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, saved: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `runtime.planned.Kernel`. The pass has a softmax of its own, whose share in the merged one is
+        exp(lse - merged lse): so the gradients of its output and lse follow from those of the merged output."""
+        leaves, out, lse = saved
+        rows = (merged.out, merged.grad_out, merged.lse)
+        whole, grad_out, whole_lse = (grouped(x, launch.q_groups, launch.q) for x in rows)
+        share = torch.exp(lse.detach() - whole_lse)
+        grad, width = grad_out.float(), out.shape[-1]  # the merged ones may be wider, by the gradient of the lse
+        d_out = (grad[..., :width] * share[..., None]).to(out.dtype)
+        own = torch.linalg.vecdot(grad[..., :width], out.detach().float())
+        d_lse = share * (own - torch.linalg.vecdot(grad, whole.float()))
+        found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse))
+        return found[0], found[1], found[2]
