@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
+from patterndsl.analysis.latex import Shown
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, input_error, nearest
 from patterndsl.ir.index import Const
 from patterndsl.sema.model import Resolved
@@ -52,7 +53,7 @@ Claim: TypeAlias = Literal["causal", "rows_nonempty", "equals", "within", "symme
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pattern:
+class Pattern(Shown):
     """A checked attention pattern, symbolic in N and its parameters.
 
     `str()` is its canonical text: the bare expression where nothing is declared, a YAML spec otherwise, with imported

@@ -8,9 +8,11 @@ from patterndsl.analysis.at_length import EFFORT, area
 from patterndsl.analysis.budget import GaveUpError, check_time, within
 from patterndsl.analysis.cost import Device, Shape, forward_flops, least_bytes, predicted
 from patterndsl.analysis.figure import Figure
+from patterndsl.analysis.kept import without_seeds
 from patterndsl.analysis.pairs import draws_of
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const
+from patterndsl.ir.relation import Relation
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound
@@ -61,9 +63,13 @@ def _flops(bind: Callable[[int], Bound], n: int, head_dim: int, is_causal: bool)
     except PatternError:
         return None
     computed = 0
-    for group in bound.groups:
-        tiles = find_tiles(group.relation, bound.sizes, Lookup({}), BLOCK, BLOCK, tell_full=False, effort=EFFORT)
-        computed += area(tiles, n) * len(group.heads)
+    num_heads: dict[Relation, int] = {}
+    for group in bound.groups:  # other draws are about as many tiles
+        alike = without_seeds(group.relation)
+        num_heads[alike] = num_heads.get(alike, 0) + len(group.heads)
+    for relation, number in num_heads.items():
+        tiles = find_tiles(relation, bound.sizes, Lookup({}), BLOCK, BLOCK, tell_full=False, effort=EFFORT)
+        computed += area(tiles, n) * number
     dense = (n * (n + 1) // 2 if is_causal else n * n) * bound.num_heads
     return forward_flops(computed, head_dim), forward_flops(dense, head_dim)
 

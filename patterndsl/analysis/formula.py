@@ -1,14 +1,13 @@
-"""How does a count read? Piecewise polynomials in digits, back in N and the parameters: text, LaTeX, order, value.
+"""How does a count read? Piecewise polynomials in digits, back in N and the parameters: text, LaTeX, value.
 
 The one owner of sympy, which arranges the terms. A formula states its domain: a case per cell, and what it assumes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import product
 from math import isqrt, lcm
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,9 @@ from patterndsl.analysis.cells import joined
 from patterndsl.analysis.conditions import assumptions, condition, shown_names
 from patterndsl.analysis.count import Cell
 from patterndsl.analysis.digits import Affine, resolved
-from patterndsl.analysis.polynomial import Monomial, Polynomial
+from patterndsl.analysis.latex import Shown, words
+from patterndsl.analysis.order import SUPERSCRIPTS
+from patterndsl.analysis.polynomial import Polynomial
 from patterndsl.analysis.radix import Named, plain_name, safe_name
 from patterndsl.analysis.sets import dim_names
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Formula:
+class Formula(Shown):
     """An exact function of N and the parameters. `cells` are disjoint and cover the domain; the first is the one that
     holds for long sequences, of which `typical` has the digits of some."""
 
@@ -71,6 +72,24 @@ class Formula:
 
         return str(sympy.latex(self.expression(cell)))
 
+    def latex_cases(self, lead: str = "", most: int = 4) -> str:
+        """The formula in LaTeX with its cases and where each holds, the first so many of them. lead: `P = `."""
+        rows = [
+            rf"{self.latex(cell)} & {words(self.where(cell).strip())}" if len(self.cells) > 1 else self.latex(cell)
+            for cell in self.cells[:most]
+        ]
+        if len(self.cells) == 1:
+            return lead + rows[0] + (rf"\quad{words(self.where())}" if self.where() else "")
+        if len(self.cells) > most:
+            rows.append(rf"\ldots & {words(f'in {len(self.cells) - most} more cases')}")
+        return lead + r"\begin{cases} " + r" \\ ".join(rows) + r" \end{cases}"
+
+    def __str__(self) -> str:
+        return self.text() + self.where()
+
+    def _repr_latex_(self) -> str:
+        return f"$${self.latex_cases()}$$"
+
     def python(self, cell: Cell | None = None) -> str:
         """The formula as an expression of Python's integers, for machines: `(N * N + N) // 2`."""
         return _integral((cell or self.cells[0]).value, self.affine)
@@ -83,6 +102,14 @@ class Formula:
     def condition(self, cell: Cell) -> str:
         """Where the cell holds, beyond what holds of all cells."""
         return condition(cell.domain.gist(self.context), shown_names(self.affine))
+
+    def where(self, cell: Cell | None = None) -> str:
+        """Where a cell holds, the first where none is given, with what is assumed: ` for N ≥ 4`, or nothing."""
+        stated, assumed = self.stated(cell), list(self.assumes)
+        if stated == "always":
+            return f" for {' and '.join(assumed)}" if assumed else ""
+        text = f"({stated})" if assumed and " or " in stated else stated
+        return f" for {' and '.join([*assumed, text])}"
 
     def stated(self, cell: Cell | None = None) -> str:
         """The condition of a cell, of the first where none is given. Of a long list the part that typical sequences are
@@ -157,102 +184,6 @@ def _contains(domain: islpy.Set, digits: Mapping[str, int]) -> bool:
     for at, name in enumerate(dim_names(domain, kind)):
         domain = domain.fix_val(kind, at, islpy.Val(digits[name], context=domain.get_ctx()))
     return not domain.is_empty()
-
-
-# ---- order
-
-
-LOG = "log N"
-
-
-def order(value: Polynomial, affine: Affine, growth: Mapping[str, Fraction] | None = None) -> str:
-    """Θ(...) of the formula for long sequences: its largest terms where 1 <= every parameter <= N.
-
-    growth: what power of N a parameter grows as; with it the order is a power of N.
-    """
-    powers = _powers(value, affine)
-    if growth is not None:
-        powers = [_in_n(item, growth) for item in powers]
-    kept = [item for item in powers if not any(_below(item, other) for other in powers if other is not item)]
-    names = sorted({name for item in kept for name in item if name != "N"})
-    unique = {tuple(sorted(item.items())) for item in kept}
-    written = sorted((_monomial(dict(item), names) for item in unique), key=lambda text: (len(text), text))
-    return f"Θ({' + '.join(written) or '1'})"
-
-
-def _in_n(powers: Mapping[str, Fraction], growth: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    """The parameters as the powers of N that they grow as; the others are constant."""
-    rates = {"N": Fraction(1), **growth}
-    total_power = sum((power * rates.get(name, 0) for name, power in powers.items()), Fraction(0))
-    found = {"N": total_power, LOG: powers.get(LOG, Fraction(0))}
-    return {name: power for name, power in found.items() if power}
-
-
-def _powers(value: Polynomial, affine: Affine) -> list[dict[str, Fraction]]:
-    """The exponents of every term once each digit is replaced by its size: N // l by N / l, N % l by l, w % l by w."""
-    sizes: dict[str, dict[str, Fraction]] = {}
-
-    def size(name: str) -> dict[str, Fraction]:
-        return sizes.get(name, {plain_name(name): Fraction(1)})
-
-    def largest(monomials: Iterable[Monomial]) -> dict[str, Fraction]:
-        return _times(*(size(name) for name in next((monomial for monomial in monomials if monomial), ())))
-
-    lengths = {"N"}
-    for item in resolved(affine):
-        if isinstance(item, Named):
-            inside = largest(item.value.terms)
-            if item.operation == "isqrt":
-                inside = {name: power / 2 for name, power in inside.items()}
-            sizes[item.name] = {LOG: Fraction(1)} if item.operation == "log2" else inside
-            continue
-        radix = largest(item.radix.terms)
-        sizes[item.quotient] = _times(size(item.name), {name: -power for name, power in radix.items()})
-        if item.name in lengths:
-            lengths |= {item.quotient, item.remainder or item.quotient}
-        if item.remainder is not None:
-            sizes[item.remainder] = radix if item.name in lengths else size(item.name)
-    found = [_times(*(size(name) for name in monomial)) for monomial in value.terms]
-    return [{name: power for name, power in item.items() if power} for item in found]
-
-
-def _times(*factors: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    result: dict[str, Fraction] = {}
-    for factor in factors:
-        for name, power in factor.items():
-            result[name] = result.get(name, Fraction(0)) + power
-    return result
-
-
-def _below(item: Mapping[str, Fraction], other: Mapping[str, Fraction]) -> bool:
-    """item <= other wherever 1 <= every parameter <= N, and not the same."""
-    if item == other:
-        return False
-    names = sorted((item.keys() | other.keys()) - {"N"})
-    for corner in product((0, 1), repeat=len(names)):
-        here = dict(zip(names, corner, strict=True)) | {"N": 1}
-        if sum(p * here[name] for name, p in item.items()) > sum(p * here[name] for name, p in other.items()):
-            return False
-    return True
-
-
-def _monomial(powers: Mapping[str, Fraction], names: Sequence[str]) -> str:
-    above = [_raised(name, powers[name]) for name in ("N", *names) if powers.get(name, 0) > 0]
-    below = [_raised(name, -powers[name]) for name in ("N", *names) if powers.get(name, 0) < 0]
-    text = "·".join(above) or "1"
-    return f"{text}/{'·'.join(below)}" if below else text
-
-
-_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _raised(name: str, power: Fraction) -> str:
-    """name², √name, name√name."""
-    whole, part = divmod(power, 1)
-    if part not in (0, Fraction(1, 2)):
-        return f"{name}^({power})"
-    plain = {0: "", 1: name}.get(int(whole), f"{name}{str(whole).translate(_SUPERSCRIPTS)}")
-    return plain + (f"√{name}" if part else "")
 
 
 # ---- text
@@ -361,7 +292,7 @@ def _pretty(text: str) -> str:
     """Multiplication as a dot, small powers raised, floors in brackets."""
     import re
 
-    text = re.sub(r"\*\*(\d+)", lambda match: match[1].translate(_SUPERSCRIPTS), text)
+    text = re.sub(r"\*\*(\d+)", lambda match: match[1].translate(SUPERSCRIPTS), text)
     text = text.replace("*", "·")
     while "floor(" in text:
         at = text.index("floor(")

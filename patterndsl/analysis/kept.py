@@ -151,7 +151,7 @@ def _listed(bound: Bound, n: int, lookup: Lookup) -> tuple[Kept, ...] | None:
     looked_at = []
     alike: dict[Relation, list[HeadGroup]] = {}
     for group in bound.groups:
-        alike.setdefault(_without_seeds(group.relation), []).append(group)
+        alike.setdefault(without_seeds(group.relation), []).append(group)
     members = list(alike.values())[:MAX_GROUPS]
     groups = [first for first, *_ in members]
     drawn = [node for group in groups for node in draws_of(group.relation)]
@@ -172,13 +172,13 @@ def _listed(bound: Bound, n: int, lookup: Lookup) -> tuple[Kept, ...] | None:
     )
 
 
-def _without_seeds(relation: Relation) -> Relation:
+def without_seeds(relation: Relation) -> Relation:
     """Heads that only draw other keys are alike."""
     match relation:
         case And(terms):
-            return And(tuple(map(_without_seeds, terms)))
+            return And(tuple(map(without_seeds, terms)))
         case Or(terms):
-            return Or(tuple(map(_without_seeds, terms)))
+            return Or(tuple(map(without_seeds, terms)))
         case Random():
             return replace(relation, seed=Const(0))
     return relation

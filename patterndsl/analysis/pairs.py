@@ -6,7 +6,7 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm, prod
@@ -133,25 +133,35 @@ def usual(resolved: Resolved, fixed: Mapping[str, int], n: int | None) -> tuple[
     return (*found, *_defaults(resolved, fixed, lengths))
 
 
+Way: TypeAlias = Mapping[str, bool]
+WAYS: tuple[Way, ...] = ({}, {"bounded": True}, {"aligned": True}, {"digits": False})
+"""How a pattern is written for counting, see `digits.affine`."""
+
+
 def pairs(pattern: Symbolic) -> Formula | NoFormula:
-    """The number of pairs of a self-attention of N positions, one head, exact in N and the parameters that are free.
+    """The number of pairs of a self-attention of N positions, one head, exact in N and the parameters that are free."""
+    return pairs_by(pattern, WAYS)[0]
+
+
+def pairs_by(pattern: Symbolic, ways: Sequence[Way]) -> tuple[Formula | NoFormula, Sequence[Way]]:
+    """The same by the first way that succeeds, and the ways from that one on: patterns that are alike go the same way.
 
     Where everything symbolic is too much, the relation itself may keep positions below N, or N is assumed to be a
     multiple of what divides it (`Formula.assumes`); and where digits do not help, constant divisors are left to isl,
     and the formula has cases by residues.
     """
     reasons, tried = [], []
-    for way in ({}, {"bounded": True}, {"aligned": True}, {"digits": False}):
+    for at, way in enumerate(ways):
         try:
             form = _form(pattern, **way)
             if form.flags:
                 raise NotAffineError("it depends on an input or on draws")
             if form not in tried:
                 tried.append(form)
-                return _counted(pattern, form)
+                return _counted(pattern, form), ways[at:]
         except (NotAffineError, GaveUpError) as failed:
             reasons.append(str(failed))
-    return NoFormula(reasons[0])
+    return NoFormula(reasons[0]), ways
 
 
 def most_pairs(pattern: Symbolic) -> Formula | NoFormula:

@@ -23,6 +23,7 @@ from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.enclosing import enclosing
 from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, digits_at, formula
+from patterndsl.analysis.latex import Shown
 from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, draws_of, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
 from patterndsl.analysis.radix import NotAffineError, Split
@@ -55,7 +56,7 @@ class LooksAhead:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CachePolicy:
+class CachePolicy(Shown):
     """What step t holds, its own key included, for every t and all values of the parameters.
 
     kind: "bounded" where the number of keys does not grow with t; `unless` says for which parameters it does even so.

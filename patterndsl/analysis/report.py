@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import log2
 from typing import Any
 
-from patterndsl.analysis.at_length import HeadFigures, head_figures
+from patterndsl.analysis.at_length import head_figures
 from patterndsl.analysis.budget import within
 from patterndsl.analysis.cost import (
     DEVICES,
@@ -23,12 +21,22 @@ from patterndsl.analysis.cost import (
 )
 from patterndsl.analysis.crossover import is_quick, overtakes
 from patterndsl.analysis.figure import Certainty, Figure, readable
-from patterndsl.analysis.formula import Formula, order
+from patterndsl.analysis.formula import Formula
+from patterndsl.analysis.heads import (
+    PAIRS,
+    PAIRS_AT_MOST,
+    HeadReport,
+    alike,
+    figure_dict,
+    group_dict,
+    group_lines,
+    head_reports,
+)
 from patterndsl.analysis.inputs import checked_inputs
-from patterndsl.analysis.pairs import NoFormula, Symbolic, most_pairs, pairs, symbolic
-from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
-from patterndsl.diagnostics import PatternError, input_error
-from patterndsl.ir.relation import Relation, depends_on
+from patterndsl.analysis.pairs import NoFormula
+from patterndsl.analysis.policy import CachePolicy
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.relation import depends_on
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.fits import misfit
 from patterndsl.sema.model import Resolved
@@ -36,19 +44,6 @@ from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, counted, param_valu
 
 MAX_DOMAIN = 60
 """Characters of a condition beside a formula in a table."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadReport:
-    """One group of equal heads: its formula and order, its cache policy, its figures at the length asked for."""
-
-    heads: tuple[int, ...]
-    formula: Formula | NoFormula
-    upper: Formula | None
-    order: str | None
-    order_at_defaults: str | None
-    cache: Policy
-    figures: HeadFigures | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +96,18 @@ class Report:
             "about": list(self.about),
             "missing": list(self.missing),
             "params": {name: list(value) if isinstance(value, tuple) else value for name, value in self.params.items()},
-            "groups": [_group_dict(group) for group in self.groups],
-            **{name: _figure_dict(getattr(self, name)) for name in FIGURES},
+            "groups": [group_dict(group) for group in self.groups],
+            **{name: figure_dict(getattr(self, name)) for name in FIGURES},
             "times": {name: figure.to_dict() for name, figure in self.times.items()},
             "dense_times": {name: figure.to_dict() for name, figure in self.dense_times.items()},
-            "overtakes": {name: _figure_dict(figure) for name, figure in self.overtakes.items()},
+            "overtakes": {name: figure_dict(figure) for name, figure in self.overtakes.items()},
         }
 
     def lines(self) -> list[str]:
         """For a terminal."""
         found = [", ".join([self.name, *self.about])]
         for group in self.groups:
-            found.extend(f"  {line}" for line in _group_lines(group, len(self.groups) > 1))
+            found.extend(f"  {line}" for line in group_lines(group, len(self.groups) > 1))
         if self.n is None or self.shape is None:
             return [*found, "  figures: give a length, -n 65536"]
         values = ", ".join(f"{name} = {value}" for name, value in self.params.items())
@@ -176,7 +171,7 @@ class Report:
         if shown is None:
             assert isinstance(group.formula, NoFormula)
             return group.formula.reason
-        domain = _where(shown.stated(), shown)
+        domain = shown.where()
         if len(domain) > MAX_DOMAIN:
             domain = f" in the first of {len(shown.cells):,} cases" if len(shown.cells) > 1 else " for some lengths"
         lead = "" if shown is group.formula else "≤ "
@@ -184,8 +179,13 @@ class Report:
 
     def latex(self) -> str:
         """The formulas in LaTeX with their domains, one per group of heads."""
-        shown = [group.formula if isinstance(group.formula, Formula) else group.upper for group in self.groups]
-        return r" \\ ".join(formula.latex() + _latex_domain(formula) for formula in shown if formula is not None)
+        found = []
+        for group in self.groups:
+            if isinstance(group.formula, Formula):
+                found.append(group.formula.latex_cases(PAIRS))
+            elif group.upper is not None:
+                found.append(group.upper.latex_cases(PAIRS_AT_MOST))
+        return r" \\ ".join(found)
 
     def _repr_latex_(self) -> str | None:
         shown = self.latex()
@@ -226,11 +226,11 @@ def report(
     if n is None:
         if (wrong := misfit(resolved, heads, layer)) is not None:
             raise wrong
-        groups = tuple(_head_report(resolved, members, layer) for members in _alike(resolved, heads, layer))
+        groups = head_reports(resolved, alike(resolved, heads, layer), layer)
         return _report(resolved, name, about, groups, None, None, block)
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
     shape = Shape(n, n, heads, kv_heads, head_dim, dtype)
-    plain = tuple(_head_report(resolved, group.heads, layer) for group in bound.groups)
+    plain = head_reports(resolved, [group.heads for group in bound.groups], layer)
     if bound.inputs and not inputs:
         missing = tuple(item.name for item in bound.inputs)
         return _report(resolved, name, about, plain, n, shape, block, missing=missing)
@@ -258,41 +258,6 @@ def _about(resolved: Resolved, heads: int, layer: int) -> tuple[str, ...]:
     if depends_on(resolved.relation, "layer"):
         found.append(f"layer {layer}")
     return tuple(found)
-
-
-def _alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
-    groups: dict[Relation, list[int]] = {}
-    for head in range(heads):
-        groups.setdefault(symbolic(resolved, head=head, layer=layer).relation, []).append(head)
-    return [tuple(members) for members in groups.values()]
-
-
-def _head_report(resolved: Resolved, members: tuple[int, ...], layer: int) -> HeadReport:
-    pattern = symbolic(resolved, head=members[0], layer=layer)
-    found = pairs(pattern)
-    upper = most_pairs(pattern) if isinstance(found, NoFormula) else None
-    bound = upper if isinstance(upper, Formula) else None
-    shown = found if isinstance(found, Formula) else bound
-    plain = at_defaults = None
-    if shown is not None:
-        plain = order(shown.cells[0].value, shown.affine)
-        at_defaults = order(shown.cells[0].value, shown.affine, _growth(resolved))
-    return HeadReport(members, found, bound, plain, at_defaults, cache_policy(pattern), None)
-
-
-def _growth(resolved: Resolved) -> dict[str, Fraction]:
-    """What power of N each parameter's default grows as, seen at two large lengths."""
-    small, large = 2**20, 2**36
-    try:
-        first, second = (param_values(resolved, {}, sizes_of(n, None, None, 0)) for n in (small, large))
-    except PatternError:
-        return {}
-    found = {}
-    for name, value in first.items():
-        later = second[name]
-        if isinstance(value, int) and isinstance(later, int) and value > 0 and later > 0:
-            found[name] = Fraction(round(4 * log2(later / value) / 16), 4)
-    return found
 
 
 def _values(resolved: Resolved, n: int) -> dict[str, int]:
@@ -378,91 +343,4 @@ def _least_certain(figures: Sequence[Figure]) -> Certainty:
     return next((certainty for certainty in ("Expected", "UpperBound") if certainty in found), "Exact")
 
 
-def _group_lines(group: HeadReport, several: bool) -> list[str]:
-    if not several:
-        return _lines_of(group)
-    first, *others = _lines_of(group)
-    return [f"head{'s' * (len(group.heads) > 1)} {_ranges(group.heads)}: {first}", *(f"  {line}" for line in others)]
-
-
-def _lines_of(group: HeadReport) -> list[str]:
-    if isinstance(group.formula, NoFormula):
-        lines = [f"pairs: no formula, {group.formula.reason}"]
-        if (upper := group.upper) is not None:
-            domain = _where(upper.stated(), upper)
-            lines.append(f"  at most {upper.text()}  (UpperBound, {group.order}{',' * bool(domain)}{domain})")
-        return [*lines, _cache_line(group.cache)]
-    formula = group.formula
-    first, *others = formula.shown(4)
-    lines = [f"pairs = {first[0]}  (Exact{_where(first[1], formula)})"]
-    lines.extend(f"  {text}  where {condition}" for text, condition in others)
-    if len(formula.cells) > 4:
-        lines.append(f"  and {len(formula.cells) - 4} more cases of short sequences or large parameters")
-    at_defaults = (
-        "" if group.order_at_defaults in (group.order, None) else f"; {group.order_at_defaults} at the defaults"
-    )
-    return [*lines, f"order {group.order}{at_defaults}", _cache_line(group.cache)]
-
-
-def _cache_line(policy: Policy) -> str:
-    if isinstance(policy, NoFormula):
-        return f"cache: no formula, {policy.reason}"
-    certain = f" ({policy.certainty})" if isinstance(policy, CachePolicy) else ""
-    return f"cache: {policy}{certain}"
-
-
-def _where(condition: str, formula: Formula) -> str:
-    assumed = list(formula.assumes)
-    if condition == "always":
-        return f" for {' and '.join(assumed)}" if assumed else ""
-    text = f"({condition})" if assumed and " or " in condition else condition
-    return f" for {' and '.join([*assumed, text])}"
-
-
-def _latex_domain(formula: Formula) -> str:
-    """The domain as words of LaTeX."""
-    text = _where(formula.stated(), formula)
-    for sign, written in {"%": r"\%", "_": r"\_", "≥": r"$\ge$", "≤": r"$\le$", "·": r"$\cdot$"}.items():
-        text = text.replace(sign, written)
-    return rf"\quad\text{{{text}}}" if text else ""
-
-
-def _ranges(heads: tuple[int, ...]) -> str:
-    return ", ".join(map(str, heads[:6])) + (", ..." if len(heads) > 6 else "")
-
-
-def _policy_dict(policy: Policy) -> dict[str, object]:
-    return {"kind": "unknown", "reason": policy.reason} if isinstance(policy, NoFormula) else policy.to_dict()
-
-
-def _figure_dict(figure: Figure | None) -> dict[str, object] | None:
-    return None if figure is None else figure.to_dict()
-
-
-def _group_dict(group: HeadReport) -> dict[str, object]:
-    formula: dict[str, object]
-    if isinstance(group.formula, Formula):
-        cases = [
-            {"pairs": text, "where": condition, "expr": group.formula.python(cell)}
-            for cell, (text, condition) in zip(group.formula.cells, group.formula.cases(), strict=True)
-        ]
-        latex = group.formula.latex()
-        formula = {"certainty": "Exact", "cases": cases, "latex": latex, "assumes": list(group.formula.assumes)}
-    else:
-        formula = {"certainty": "Unknown", "reason": group.formula.reason}
-        if group.upper is not None:
-            formula["upper_bound"] = group.upper.text()
-            formula["upper_bound_where"] = group.upper.condition(group.upper.cells[0])
-            formula["upper_bound_expr"] = group.upper.python()
-    figures = ("pairs", "least_row", "greatest_row", "tiles", "computed", "cache")
-    return {
-        "heads": list(group.heads),
-        "formula": formula,
-        "order": group.order,
-        "order_at_defaults": group.order_at_defaults,
-        "cache_policy": _policy_dict(group.cache),
-        **{name: _figure_dict(getattr(group.figures, name, None)) for name in figures},
-    }
-
-
-__all__ = ["HeadReport", "Report", "Symbolic", "report"]
+__all__ = ["HeadReport", "Report", "report"]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
+from patterndsl.analysis.latex import Shown
+
 
 @dataclass(frozen=True, slots=True)
 class Witness:
@@ -27,8 +29,8 @@ class Witness:
         return f"{where} at {', '.join(sizes)}"
 
 
-class _NoTruthValue:
-    """There are three verdicts: that it is there says nothing."""
+class _Verdict(Shown):
+    """There are three: that one is there says nothing."""
 
     __slots__ = ()
 
@@ -39,7 +41,7 @@ class _NoTruthValue:
 
 
 @dataclass(frozen=True, slots=True)
-class Proven(_NoTruthValue):
+class Proven(_Verdict):
     """The claim holds; `scope` says for which sizes and parameters."""
 
     claim: str
@@ -54,7 +56,7 @@ class Proven(_NoTruthValue):
 
 
 @dataclass(frozen=True, slots=True)
-class Refuted(_NoTruthValue):
+class Refuted(_Verdict):
     """The claim fails, at the smallest sizes that were found; `why` says what the witness does."""
 
     claim: str
@@ -72,7 +74,7 @@ class Refuted(_NoTruthValue):
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown(_NoTruthValue):
+class Unknown(_Verdict):
     """Neither a proof nor a counterexample; `reason` says what stands in the way."""
 
     claim: str

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import patterndsl
-from patterndsl.analysis.formula import Formula, order
+from patterndsl.analysis.formula import Formula
+from patterndsl.analysis.order import order
 from patterndsl.analysis.pairs import NoFormula, pairs, row_lengths, symbolic
 from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.lookup import Lookup

@@ -1,0 +1,214 @@
+"""What is known of the heads of a pattern at every length? For each group of equal heads its formula, order and cache.
+
+Here they are also written, as lines and as data; what a pattern costs at one length is `report.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import log2
+
+from patterndsl.analysis.at_length import HeadFigures
+from patterndsl.analysis.figure import Figure
+from patterndsl.analysis.formula import Formula
+from patterndsl.analysis.kept import without_seeds
+from patterndsl.analysis.order import leading, order
+from patterndsl.analysis.pairs import WAYS, NoFormula, Symbolic, Way, draws_of, most_pairs, pairs_by, symbolic
+from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
+from patterndsl.diagnostics import PatternError
+from patterndsl.ir.index import Const
+from patterndsl.ir.relation import Relation, inputs_read
+from patterndsl.sema.model import Resolved
+from patterndsl.sema.parameters import param_values, sizes_of
+
+MOST_CASES = 4
+PAIRS, PAIRS_AT_MOST = r"\text{pairs} = ", r"\text{pairs} \le "
+
+
+@dataclass(frozen=True, slots=True)
+class HeadReport:
+    """One group of equal heads: its formula and order, its cache policy, its figures at the length asked for.
+
+    leading: the largest terms of the formula with their factors, where these are known. at: the parameters that the
+    formula is for, where there is none for all their values; `reason` is why. upper: what bounds the pairs where there
+    is no formula at all.
+    """
+
+    heads: tuple[int, ...]
+    formula: Formula | NoFormula
+    upper: Formula | None
+    order: str | None
+    order_at_defaults: str | None
+    cache: Policy
+    figures: HeadFigures | None
+    leading: str | None = None
+    at: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def at_text(self) -> str:
+        """`s = 4, t = 6`."""
+        return ", ".join(f"{name} = {value:,}" for name, value in self.at.items())
+
+
+def alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
+    """The groups of heads that have the same pattern."""
+    groups: dict[Relation, list[int]] = {}
+    for head in range(heads):
+        groups.setdefault(symbolic(resolved, head=head, layer=layer).relation, []).append(head)
+    return [tuple(members) for members in groups.values()]
+
+
+def head_reports(resolved: Resolved, groups: Sequence[tuple[int, ...]], layer: int) -> tuple[HeadReport, ...]:
+    """What is known of each group. Groups that only draw other keys share it, and one is counted as the one before."""
+    known: dict[Relation, HeadReport] = {}
+    found = []
+    ways: Sequence[Way] = WAYS
+    for heads in groups:
+        pattern = symbolic(resolved, head=heads[0], layer=layer)
+        key = without_seeds(pattern.relation)
+        if key not in known:
+            known[key], ways = _head_report(resolved, pattern, heads, layer, ways)
+        found.append(replace(known[key], heads=heads))
+    return tuple(found)
+
+
+def _head_report(
+    resolved: Resolved, pattern: Symbolic, heads: tuple[int, ...], layer: int, ways: Sequence[Way]
+) -> tuple[HeadReport, Sequence[Way]]:
+    """The report of a group, and the ways to count that are left."""
+    found, ways = pairs_by(pattern, ways)
+    if isinstance(found, NoFormula) and len(ways) < len(WAYS):
+        found, ways = pairs_by(pattern, WAYS)
+    cache, at, reason = cache_policy(pattern), {}, ""
+    upper: Formula | NoFormula | None = None
+    if isinstance(found, NoFormula):
+        upper = most_pairs(pattern)
+        values = {} if inputs_read(pattern.relation) or any(draws_of(pattern.relation)) else _constants(resolved)
+        there = pairs_by(symbolic(resolved, head=heads[0], layer=layer, fixed=values), WAYS)[0] if values else found
+        if isinstance(there, Formula):
+            at, reason, found = values, found.reason, there
+    bound = upper if isinstance(upper, Formula) else None
+    shown = found if isinstance(found, Formula) else bound
+    if shown is None:
+        return HeadReport(heads, found, bound, None, None, cache, None), ways
+    value, affine = shown.cells[0].value, shown.affine
+    plain, at_defaults = order(value, affine), order(value, affine, _growth(resolved))
+    return HeadReport(heads, found, bound, plain, at_defaults, cache, None, leading(value, affine), at, reason), ways
+
+
+def _constants(resolved: Resolved) -> dict[str, int]:
+    """The parameters that are numbers by default."""
+    return {item.name: item.default.value for item in resolved.params if isinstance(item.default, Const)}
+
+
+def _growth(resolved: Resolved) -> dict[str, Fraction]:
+    """What power of N each parameter's default grows as, seen at two large lengths."""
+    small, large = 2**20, 2**36
+    try:
+        first, second = (param_values(resolved, {}, sizes_of(n, None, None, 0)) for n in (small, large))
+    except PatternError:
+        return {}
+    found = {}
+    for name, value in first.items():
+        later = second[name]
+        if isinstance(value, int) and isinstance(later, int) and value > 0 and later > 0:
+            found[name] = Fraction(round(4 * log2(later / value) / 16), 4)
+    return found
+
+
+# ---- as text --------------------------------------------------------------------------------------------------
+
+
+def group_lines(group: HeadReport, several: bool) -> list[str]:
+    """For a terminal; the heads are named where there are several groups."""
+    if not several:
+        return _lines_of(group)
+    first, *others = _lines_of(group)
+    return [f"head{'s' * (len(group.heads) > 1)} {_ranges(group.heads)}: {first}", *(f"  {line}" for line in others)]
+
+
+def _lines_of(group: HeadReport) -> list[str]:
+    if isinstance(group.formula, NoFormula):
+        lines = [f"pairs: no formula, {group.formula.reason}"]
+        if group.upper is not None:
+            bound = _case_lines(group.upper, "at most ", f"UpperBound, {group.order}", ",")
+            lines.extend(f"  {line}" for line in bound)
+        return [*lines, _cache_line(group.cache)]
+    certain = f"Exact, at {group.at_text}" if group.at else "Exact"
+    lines = _case_lines(group.formula, "pairs = ", certain, "," if group.at else "")
+    if group.at:
+        lines.append(f"  for every value: no formula, {group.reason}")
+    orders = [f"order {group.order}"]
+    if group.order_at_defaults not in (group.order, None) and not group.at:
+        orders.append(f"{group.order_at_defaults} at the defaults")
+    if group.leading is not None:
+        orders.append(f"leading {group.leading}")
+    return [*lines, "; ".join(orders), _cache_line(group.cache)]
+
+
+def _case_lines(formula: Formula, lead: str, certain: str, comma: str) -> list[str]:
+    """The cases and where they hold, the first few of them."""
+    (first, _), *others = formula.shown(MOST_CASES)
+    domain = formula.where()
+    lines = [f"{lead}{first}  ({certain}{comma * bool(domain)}{domain})"]
+    lines.extend(f"  {text}  where {condition}" for text, condition in others)
+    more = len(formula.cells) - MOST_CASES
+    if more > 0:
+        lines.append(f"  and {more} more case{'s' * (more > 1)} of short sequences or large parameters")
+    return lines
+
+
+def _cache_line(policy: Policy) -> str:
+    if isinstance(policy, NoFormula):
+        return f"cache: no formula, {policy.reason}"
+    certain = f" ({policy.certainty})" if isinstance(policy, CachePolicy) else ""
+    return f"cache: {policy}{certain}"
+
+
+def _ranges(heads: tuple[int, ...]) -> str:
+    return ", ".join(map(str, heads[:6])) + (", ..." if len(heads) > 6 else "")
+
+
+# ---- as data --------------------------------------------------------------------------------------------------
+
+
+def group_dict(group: HeadReport) -> dict[str, object]:
+    """For JSON."""
+    formula: dict[str, object]
+    if isinstance(group.formula, Formula):
+        formula = {"certainty": "Exact", **_cases_dict(group.formula, PAIRS), "at": dict(group.at)}
+        formula |= {"reason": group.reason} if group.at else {}
+    else:
+        formula = {"certainty": "Unknown", "reason": group.formula.reason}
+        if group.upper is not None:
+            formula["upper_bound"] = _cases_dict(group.upper, PAIRS_AT_MOST)
+    figures = ("pairs", "least_row", "greatest_row", "tiles", "computed", "cache")
+    return {
+        "heads": list(group.heads),
+        "formula": formula,
+        "order": group.order,
+        "order_at_defaults": group.order_at_defaults,
+        "leading": group.leading,
+        "cache_policy": _policy_dict(group.cache),
+        **{name: figure_dict(getattr(group.figures, name, None)) for name in figures},
+    }
+
+
+def _cases_dict(formula: Formula, lead: str) -> dict[str, object]:
+    cases = [
+        {"pairs": text, "where": condition, "expr": formula.python(cell)}
+        for cell, (text, condition) in zip(formula.cells, formula.cases(), strict=True)
+    ]
+    return {"cases": cases, "latex": formula.latex_cases(lead), "assumes": list(formula.assumes)}
+
+
+def _policy_dict(policy: Policy) -> dict[str, object]:
+    return {"kind": "unknown", "reason": policy.reason} if isinstance(policy, NoFormula) else policy.to_dict()
+
+
+def figure_dict(figure: Figure | None) -> dict[str, object] | None:
+    """For JSON."""
+    return None if figure is None else figure.to_dict()
