@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import islpy
 
 MAX_RESIDUES = 64
+MAX_DEPTH = 16
+"""Residues of what already is one residue of something."""
 MAX_PIECES = 3000
 MAX_CELLS = 500
 
@@ -109,7 +111,8 @@ def _put(cells: dict[Polynomial, islpy.Set], value: Polynomial, domain: islpy.Se
 class _Counter:
     """Sums basic sets over their dimensions; `found` collects polynomials with their parameter domains."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
         self.found: list[tuple[islpy.Set, Polynomial]] = []
         self.num_pieces = 0
 
@@ -160,6 +163,8 @@ class _Counter:
         """Bounds such as 2 x <= y are whole where the residue of y is known: one piece for each."""
         import islpy
 
+        if self.depth == MAX_DEPTH:
+            raise GaveUpError("its residues have residues without end")
         modulus = lcm(*(abs(dict(item.factors)[name]) for item in mixed))
         others = sorted(
             {other for item in mixed for other, factor in item.factors if other != name and factor % modulus}
@@ -178,7 +183,7 @@ class _Counter:
                 put = put.put({other: symbol(part) * modulus + residue})
                 if other in params:
                     back.append((other, part, residue))
-            inner = _Counter()
+            inner = _Counter(self.depth + 1)
             inner.num_pieces = self.num_pieces
             inner.add(piece, put)
             self.num_pieces = inner.num_pieces

@@ -6,7 +6,7 @@ The one owner of sympy, which arranges the terms. A formula states its domain: a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import isqrt, lcm
 from typing import TYPE_CHECKING, Any
@@ -28,15 +28,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, eq=False)
 class Formula(Shown):
     """An exact function of N and the parameters. `cells` are disjoint and cover the domain; the first is the one that
-    holds for long sequences, of which `typical` has the digits of some."""
+    holds for long sequences, of which `typical` has the digits of some.
+
+    fixed: parameters of which it knows one value.
+    """
 
     cells: tuple[Cell, ...]
     affine: Affine
     context: islpy.Set
     typical: tuple[Mapping[str, int], ...] = ()
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, values: Mapping[str, int]) -> int | None:
         """The value; None outside the domain (where something assumed to divide does not)."""
+        if any(values.get(name, number) != number for name, number in self.fixed.items()):
+            return None
         if values["N"] == 0:
             return 0  # the cells are those of patterns with a position
         digits = digits_at(self.affine, values)
@@ -106,10 +112,12 @@ class Formula(Shown):
     def where(self, cell: Cell | None = None) -> str:
         """Where a cell holds, the first where none is given, with what is assumed: ` for N ≥ 4`, or nothing."""
         stated, assumed = self.stated(cell), list(self.assumes)
+        known = ", ".join(f"{name} = {value:,}" for name, value in self.fixed.items())
+        at = f" at {known}" if known else ""
         if stated == "always":
-            return f" for {' and '.join(assumed)}" if assumed else ""
+            return at + (f" for {' and '.join(assumed)}" if assumed else "")
         text = f"({stated})" if assumed and " or " in stated else stated
-        return f" for {' and '.join([*assumed, text])}"
+        return f"{at} for {' and '.join([*assumed, text])}"
 
     def stated(self, cell: Cell | None = None) -> str:
         """The condition of a cell, of the first where none is given. Of a long list the part that typical sequences are

@@ -5,8 +5,8 @@ Here they are also written, as lines and as data; what a pattern costs at one le
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import log2
 
@@ -16,7 +16,7 @@ from patterndsl.analysis.formula import Formula
 from patterndsl.analysis.kept import without_seeds
 from patterndsl.analysis.order import leading, order
 from patterndsl.analysis.pairs import WAYS, NoFormula, Symbolic, Way, draws_of, most_pairs, pairs_by, symbolic
-from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
+from patterndsl.analysis.policy import ATTEMPTS, Attempt, CachePolicy, Policy, policy_by
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const
 from patterndsl.ir.relation import Relation, inputs_read
@@ -31,9 +31,8 @@ PAIRS, PAIRS_AT_MOST = r"\text{pairs} = ", r"\text{pairs} \le "
 class HeadReport:
     """One group of equal heads: its formula and order, its cache policy, its figures at the length asked for.
 
-    leading: the largest terms of the formula with their factors, where these are known. at: the parameters that the
-    formula is for, where there is none for all their values; `reason` is why. upper: what bounds the pairs where there
-    is no formula at all.
+    leading: the largest terms of the formula with their factors, where these are known. reason: why the formula is for
+    given parameters only (`Formula.fixed`). upper: what bounds the pairs where there is no formula for all of them.
     """
 
     heads: tuple[int, ...]
@@ -44,13 +43,7 @@ class HeadReport:
     cache: Policy
     figures: HeadFigures | None
     leading: str | None = None
-    at: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
-
-    @property
-    def at_text(self) -> str:
-        """`s = 4, t = 6`."""
-        return ", ".join(f"{name} = {value:,}" for name, value in self.at.items())
 
 
 def alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
@@ -64,39 +57,51 @@ def alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
 def head_reports(resolved: Resolved, groups: Sequence[tuple[int, ...]], layer: int) -> tuple[HeadReport, ...]:
     """What is known of each group. Groups that only draw other keys share it, and one is counted as the one before."""
     known: dict[Relation, HeadReport] = {}
-    found = []
-    ways: Sequence[Way] = WAYS
+    found, attempts = [], _Attempts(WAYS, ATTEMPTS)
     for heads in groups:
         pattern = symbolic(resolved, head=heads[0], layer=layer)
         key = without_seeds(pattern.relation)
         if key not in known:
-            known[key], ways = _head_report(resolved, pattern, heads, layer, ways)
+            known[key], attempts = _head_report(resolved, pattern, heads, layer, attempts)
         found.append(replace(known[key], heads=heads))
     return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempts:
+    """How to count pairs and how to find policies, without what failed for another group."""
+
+    ways: Sequence[Way]
+    policies: Sequence[Attempt]
+
+
 def _head_report(
-    resolved: Resolved, pattern: Symbolic, heads: tuple[int, ...], layer: int, ways: Sequence[Way]
-) -> tuple[HeadReport, Sequence[Way]]:
-    """The report of a group, and the ways to count that are left."""
-    found, ways = pairs_by(pattern, ways)
+    resolved: Resolved, pattern: Symbolic, heads: tuple[int, ...], layer: int, attempts: _Attempts
+) -> tuple[HeadReport, _Attempts]:
+    """The report of a group, and the attempts for the next one."""
+    found, ways = pairs_by(pattern, attempts.ways)
     if isinstance(found, NoFormula) and len(ways) < len(WAYS):
         found, ways = pairs_by(pattern, WAYS)
-    cache, at, reason = cache_policy(pattern), {}, ""
+    cache, policies = policy_by(pattern, attempts.policies)
+    if isinstance(cache, NoFormula) and len(policies) < len(ATTEMPTS):
+        cache, policies = policy_by(pattern, ATTEMPTS)
+    attempts = _Attempts(ways, policies)
+    reason = ""
     upper: Formula | NoFormula | None = None
     if isinstance(found, NoFormula):
         upper = most_pairs(pattern)
         values = {} if inputs_read(pattern.relation) or any(draws_of(pattern.relation)) else _constants(resolved)
         there = pairs_by(symbolic(resolved, head=heads[0], layer=layer, fixed=values), WAYS)[0] if values else found
         if isinstance(there, Formula):
-            at, reason, found = values, found.reason, there
+            reason, found = found.reason, replace(there, fixed=values)
     bound = upper if isinstance(upper, Formula) else None
     shown = found if isinstance(found, Formula) else bound
     if shown is None:
-        return HeadReport(heads, found, bound, None, None, cache, None), ways
+        return HeadReport(heads, found, bound, None, None, cache, None), attempts
     value, affine = shown.cells[0].value, shown.affine
     plain, at_defaults = order(value, affine), order(value, affine, _growth(resolved))
-    return HeadReport(heads, found, bound, plain, at_defaults, cache, None, leading(value, affine), at, reason), ways
+    report = HeadReport(heads, found, bound, plain, at_defaults, cache, None, leading(value, affine), reason)
+    return report, attempts
 
 
 def _constants(resolved: Resolved) -> dict[str, int]:
@@ -134,26 +139,25 @@ def _lines_of(group: HeadReport) -> list[str]:
     if isinstance(group.formula, NoFormula):
         lines = [f"pairs: no formula, {group.formula.reason}"]
         if group.upper is not None:
-            bound = _case_lines(group.upper, "at most ", f"UpperBound, {group.order}", ",")
+            bound = _case_lines(group.upper, "at most ", f"UpperBound, {group.order},")
             lines.extend(f"  {line}" for line in bound)
         return [*lines, _cache_line(group.cache)]
-    certain = f"Exact, at {group.at_text}" if group.at else "Exact"
-    lines = _case_lines(group.formula, "pairs = ", certain, "," if group.at else "")
-    if group.at:
+    lines = _case_lines(group.formula, "pairs = ", "Exact")
+    if group.reason:
         lines.append(f"  for every value: no formula, {group.reason}")
     orders = [f"order {group.order}"]
-    if group.order_at_defaults not in (group.order, None) and not group.at:
+    if group.order_at_defaults not in (group.order, None):
         orders.append(f"{group.order_at_defaults} at the defaults")
     if group.leading is not None:
         orders.append(f"leading {group.leading}")
     return [*lines, "; ".join(orders), _cache_line(group.cache)]
 
 
-def _case_lines(formula: Formula, lead: str, certain: str, comma: str) -> list[str]:
+def _case_lines(formula: Formula, lead: str, certain: str) -> list[str]:
     """The cases and where they hold, the first few of them."""
     (first, _), *others = formula.shown(MOST_CASES)
     domain = formula.where()
-    lines = [f"{lead}{first}  ({certain}{comma * bool(domain)}{domain})"]
+    lines = [f"{lead}{first}  ({(certain + domain).removesuffix(',')})"]
     lines.extend(f"  {text}  where {condition}" for text, condition in others)
     more = len(formula.cells) - MOST_CASES
     if more > 0:
@@ -179,8 +183,8 @@ def group_dict(group: HeadReport) -> dict[str, object]:
     """For JSON."""
     formula: dict[str, object]
     if isinstance(group.formula, Formula):
-        formula = {"certainty": "Exact", **_cases_dict(group.formula, PAIRS), "at": dict(group.at)}
-        formula |= {"reason": group.reason} if group.at else {}
+        formula = {"certainty": "Exact", **_cases_dict(group.formula, PAIRS)}
+        formula |= {"reason": group.reason} if group.reason else {}
     else:
         formula = {"certainty": "Unknown", "reason": group.formula.reason}
         if group.upper is not None:
@@ -202,7 +206,12 @@ def _cases_dict(formula: Formula, lead: str) -> dict[str, object]:
         {"pairs": text, "where": condition, "expr": formula.python(cell)}
         for cell, (text, condition) in zip(formula.cells, formula.cases(), strict=True)
     ]
-    return {"cases": cases, "latex": formula.latex_cases(lead), "assumes": list(formula.assumes)}
+    return {
+        "cases": cases,
+        "latex": formula.latex_cases(lead),
+        "assumes": list(formula.assumes),
+        "at": dict(formula.fixed),
+    }
 
 
 def _policy_dict(policy: Policy) -> dict[str, object]:

@@ -143,16 +143,26 @@ EFFORT = COUNTING // 2
 Policy: TypeAlias = CachePolicy | LooksAhead | NoFormula
 
 
-@within()
+Attempt: TypeAlias = tuple[bool, bool]
+ATTEMPTS: tuple[Attempt, ...] = ((True, False), (False, False), (True, True))
+"""How a pattern is written: `digits` and `aligned`, see `digits.affine`."""
+
+
 def cache_policy(pattern: Symbolic) -> Policy:
     """The policy of one head for every length, or why there is none. Work: bounded, some tenths of a second."""
+    return policy_by(pattern, ATTEMPTS)[0]
+
+
+@within()
+def policy_by(pattern: Symbolic, attempts: Sequence[Attempt]) -> tuple[Policy, Sequence[Attempt]]:
+    """The same by the first attempt that succeeds, and the attempts from that one on: for patterns that are alike."""
     if _is_seen_ahead(pattern):
-        return LooksAhead("Exact")
+        return LooksAhead("Exact"), attempts
     reasons = []
     num_given_up = 0
-    for digits, aligned in ((True, False), (False, False), (True, True)):
+    for at, (digits, aligned) in enumerate(attempts):
         try:
-            return _policy(pattern, digits, aligned)
+            return _policy(pattern, digits, aligned), attempts[at:]
         except NotAffineError as failed:
             reasons.append(str(failed))
         except GaveUpError as failed:
@@ -161,7 +171,7 @@ def cache_policy(pattern: Symbolic) -> Policy:
             if num_given_up == 2:
                 break
     bound = None if num_given_up == 2 else _bound(pattern)
-    return NoFormula(reasons[0]) if bound is None else bound
+    return NoFormula(reasons[0]) if bound is None else bound, attempts
 
 
 def _bound(pattern: Symbolic) -> CachePolicy | None:

@@ -201,7 +201,8 @@ class _Problem:
         if not isinstance(found, Unknown) or usually.fixed == self.fixed:
             return found
         try:
-            settled = usually.search() or usually.decide()
+            counterexample = usually.search()
+            settled = usually.decide() if counterexample is None else counterexample
         except GaveUpError:
             return found
         if not isinstance(settled, Proven):
@@ -333,7 +334,7 @@ class _Problem:
         values = {name: place.params.get(name, least) for name, least in self.free().items()}
         if form.flags:
             found = self.refuted_near(place, values)
-            return found or Unknown(self.text, "it depends on what the inputs or draws are")
+            return Unknown(self.text, "it depends on what the inputs or draws are") if found is None else found
         found = self.refuted_there(replace(place, params=values))
         if "N" in form.params and found is not None:
             return found
@@ -341,7 +342,7 @@ class _Problem:
         there = replace(self, fixed={**self.fixed, **values}).decide() if values else found
         if isinstance(there, Refuted):
             return there
-        return found or Unknown(self.text, f"the counterexample of isl is none (N = {place.n:,})")
+        return Unknown(self.text, f"the counterexample of isl is none (N = {place.n:,})") if found is None else found
 
     def refuted_there(self, place: Place) -> Refuted | None:
         """The witness, if it is one in the pattern's own terms."""

@@ -68,3 +68,8 @@ def test_hard_patterns_end(text: str) -> None:
     pattern.lint()
     assert time.process_time() - start < 60  # no race with the clock: a hang
     assert not isinstance(pattern.prove("causal"), Proven) or text is TERMS
+
+
+def test_residues_of_residues_end() -> None:
+    pattern = patterndsl.parse("causal & ~((shifted(k <= q // 3, 1) - (q + k < N | q % 2 == k % 2)))")
+    assert pattern.report(48).pairs is not None

@@ -69,13 +69,14 @@ def test_a_formula_at_the_given_parameters() -> None:
     pattern = patterndsl.parse("causal & (strided(s) | strided(t))", params={"s": 4, "t": 6})
     (group,) = pattern.report().groups
     assert isinstance(group.formula, Formula)
-    assert dict(group.at) == {"s": 4, "t": 6}
+    assert dict(group.formula.fixed) == {"s": 4, "t": 6}
     assert group.reason == "neither of `s` and `t` divides the other"
-    assert "(Exact, at s = 4, t = 6" in group_lines(group, False)[0]
+    assert "(Exact at s = 4, t = 6 for " in group_lines(group, False)[0]
     for n in (24, 48, 120):
         q, k = np.arange(n)[:, None], np.arange(n)
         kept = (k <= q) & (((q - k) % 4 == 0) | ((q - k) % 6 == 0))
         assert group.formula.at({"N": n, "s": 4, "t": 6}) == kept.sum()
+    assert group.formula.at({"N": 24, "s": 4, "t": 7}) is None
 
 
 def test_heads_that_draw_other_keys_share_what_is_known() -> None:

@@ -82,3 +82,19 @@ def test_terms_that_both_have_need_no_arithmetic(text: str, claim: Claim, other:
     params = {"s": 4, "t": 6}
     second = None if other is None else patterndsl.parse(other, params=params)
     assert isinstance(patterndsl.parse(text, params=params).prove(claim, second), Proven)
+
+
+def test_the_defaults_may_refute_what_is_open_for_all() -> None:
+    pattern = patterndsl.parse("strided(s) & strided(t) & q - k == 12", params={"s": 4, "t": 6})
+    verdict = pattern.prove("within", patterndsl.parse("none"))
+    assert isinstance(verdict, Refuted), str(verdict)
+    assert (verdict.witness.n, verdict.witness.q, verdict.witness.k) == (13, 12, 0)
+
+
+def test_inputs_far_away() -> None:
+    pattern = patterndsl.parse("causal | (q.doc == k.doc & k - q == 30)", inputs={"doc": "int[N]"})
+    verdict = pattern.prove("causal")
+    assert isinstance(verdict, Refuted), str(verdict)
+    assert (verdict.witness.n, verdict.witness.q, verdict.witness.k) == (31, 0, 30)
+    hidden = patterndsl.parse("causal | (q.doc == 777 & k - q == 30)", inputs={"doc": "int[N]"})
+    assert isinstance(hidden.prove("causal"), Unknown)
