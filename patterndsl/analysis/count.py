@@ -50,7 +50,8 @@ def count(points: islpy.Set, context: islpy.Set) -> tuple[Cell, ...]:
     """
     counter = _Counter()
     for basic in points.make_disjoint().get_basic_sets():
-        counter.add(_lifted(basic), constant(1))
+        for part in _lifted(basic):
+            counter.add(part, constant(1))
     return combined(counter.found, context)
 
 
@@ -241,13 +242,22 @@ def _restricted(basic: islpy.BasicSet, at_least_zero: Iterable[Polynomial]) -> i
     return basic
 
 
-def _lifted(basic: islpy.BasicSet) -> islpy.BasicSet:
-    """Existential dimensions as dimensions: each is a quotient that the others determine, so no point is added."""
+def _lifted(basic: islpy.BasicSet) -> list[islpy.BasicSet]:
+    """Existential dimensions as dimensions: each is a quotient that the others determine, so no point is added. Where
+    the quotients differ there are several parts, which are disjoint."""
     import islpy
 
     if basic.dim(islpy.dim_type.div) == 0:
-        return basic
-    (basic,) = basic.compute_divs().get_basic_sets()
+        return [basic]
+    parts = basic.compute_divs()
+    if parts.n_basic_set() > 1:
+        parts = parts.make_disjoint()
+    return [_with_dims(part) for part in parts.get_basic_sets()]
+
+
+def _with_dims(basic: islpy.BasicSet) -> islpy.BasicSet:
+    import islpy
+
     before = basic.dim(islpy.dim_type.set)
     names = dim_names(basic, islpy.dim_type.set)
     lifted = basic.lift().flatten()

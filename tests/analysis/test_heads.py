@@ -111,3 +111,11 @@ def test_what_a_notebook_shows() -> None:
         bundle = item._repr_mimebundle_()  # type: ignore[union-attr]
         assert bundle["text/plain"] == str(item)
         assert re.fullmatch(r"\$.*\$", bundle["text/latex"])
+
+
+def test_quotients_that_differ_by_part() -> None:
+    pattern = patterndsl.parse("causal & ((q + k < N & columns(4, 2)) - (q % 2 == k % 2 - q + k < N))")
+    formula = pattern.report().formula
+    assert isinstance(formula, Formula)
+    for n in (1, 7, 8, 13, 30, 47):
+        assert formula.at({"N": n}) == int(pattern.compile(n=n, backend="oracle").mask().sum())
