@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,15 +66,40 @@ def timer(device: torch.device, repeats: int) -> Callable[[Callable[[], object]]
     return on_device if device.type == "cuda" else on_host
 
 
-def measured(program: Program, tensors: list[torch.Tensor], clock: Callable[[Callable[[], object]], float]) -> dict:
+def measured(
+    program: Program,
+    tensors: list[torch.Tensor],
+    clock: Callable[[Callable[[], object]], float],
+    train: bool = True,
+) -> dict:
     query, key, value = tensors
-    trained = [x.detach().requires_grad_() for x in tensors]
-    out = program(*trained)
-    grad = torch.ones_like(out)
-    backward = clock(lambda: torch.autograd.grad(out, trained, grad, retain_graph=True))
     with torch.no_grad():
-        forward = clock(lambda: program(query, key, value))
-    return {"forward_s": forward, "backward_s": backward}
+        figures = {"forward_s": clock(lambda: program(query, key, value))}
+    if train:
+        trained = [x.detach().requires_grad_() for x in tensors]
+        out = program(*trained)
+        grad = torch.ones_like(out)
+        figures["backward_s"] = clock(lambda: torch.autograd.grad(out, trained, grad, retain_graph=True))
+    return figures
+
+
+def flex_alone(
+    pattern: patterndsl.Pattern,
+    n: int,
+    heads: int,
+    tensors: list[torch.Tensor],
+    clock: Callable[[Callable[[], object]], float],
+) -> dict:
+    """FlexAttention on the whole pattern, by blocks of 128 and 64."""
+    found = {}
+    for block in (128, 64):  # its backward takes no blocks of 64
+        program = pattern.compile(n, heads=heads, device=tensors[0].device, backend="flex")
+        program.block_mask = partial(program.block_mask, block)  # type: ignore[method-assign]
+        found[str(block)] = measured(program, tensors, clock, train=block == 128)
+        print(
+            f"  flex {block}: " + ", ".join(f"{key} {value * 1e3:.2f} ms" for key, value in found[str(block)].items())
+        )
+    return found
 
 
 def main() -> None:
@@ -102,20 +128,25 @@ def main() -> None:
         plan = pattern.compile(n, heads=heads, device=device, backend="planned").plan
         planning = time.perf_counter() - start
         plans, first = [], None
+        peers = flex_alone(pattern, n, heads, tensors, clock) if on_gpu else {}
         for choice in range(min(plan.num_choices, arguments.most)):
             program = pattern.compile(n, heads=heads, device=device, backend="planned", plan=choice)
             passes = [f"{item.kernel}: {item.text}" for item in program.plan.passes]
-            out = program(*tensors)
+            try:
+                out = program(*tensors)
+                figures = measured(program, tensors, clock)
+            except Exception as failed:  # noqa: BLE001 - the others are still of interest
+                print(f"{name} {choice}: {type(failed).__name__} {str(failed)[:300]}", passes)
+                continue
             first = out if first is None else first
             away = ((out - first).float().norm() / first.float().norm()).item()
-            figures = measured(program, tensors, clock)
             plans.append({"passes": passes, "predicted_s": program.plan.seconds, **figures, "away": away})
             print(f"{name} {choice}: predicted {program.plan.seconds * 1e3:.2f} ms,", end=" ")
             print(
                 f"forward {figures['forward_s'] * 1e3:.2f}, backward {figures['backward_s'] * 1e3:.2f}, {passes}",
                 flush=True,
             )
-        found.append({"pattern": name, "text": text, "planning_s": planning, "plans": plans})
+        found.append({"pattern": name, "text": text, "planning_s": planning, "flex": peers, "plans": plans})
     machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     where = {"device": machine, "torch": torch.__version__, "n": n, "heads": heads, "head_dim": 64, "dtype": str(dtype)}
     path = arguments.out or RESULTS / f"plans_{device.type}.json"

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Literal, overload
 
 from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, negation
@@ -24,8 +25,8 @@ from patterndsl.sema.parameters import Sizes
 MAX_TERMS = 8
 """Parts that a union is split into; a larger one is left whole."""
 MAX_ORDERS = 6
-SMALL = 1 << 26
-"""Pairs up to which block-sparse layouts are counted even where a dense one was found."""
+SMALL = 1 << 20
+"""Finest tiles of the whole square, up to which block-sparse layouts are counted even where a dense one was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,8 @@ class _Planner:
                 rest.append((chain, found))
             else:
                 dense.append(self.option(chain, parts, heads))
-        if (dense or not is_alone) and self.sizes.q_len * self.sizes.kv_len > SMALL:
+        pairs = self.sizes.q_len * self.sizes.kv_len / prod(self.machine.blocks[-1])
+        if (dense or not is_alone) and pairs > SMALL:
             return dense
         return dense + [self.option(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
 

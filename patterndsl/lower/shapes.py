@@ -32,6 +32,7 @@ from patterndsl.lower.layout import Cell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_runs
 from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.sema.parameters import Sizes
 
 Blocks: TypeAlias = tuple[tuple[int, int], ...]
 Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
@@ -136,22 +137,22 @@ def pieces(
             return [Piece(geometry, Masked(mask))]
     if not sparse:
         return None
-    tiles = _tiles(cell, lookup, blocks, saving)
+    tiles = fitting_tiles(cell.relation, cell.sizes, lookup, blocks, saving)
     if not tiles.num_tiles:
         return []
     return [Piece(geometry, Sparse(tiles, relation))]
 
 
-def _tiles(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> Tiles:
-    """Tiles of the size that suits the pattern."""
-    best = find_tiles(cell.relation, cell.sizes, lookup, *blocks[0])
+def fitting_tiles(relation: Relation, sizes: Sizes, lookup: Lookup, blocks: Blocks, saving: float) -> Tiles:
+    """Tiles of the size that suits the pattern: see `pieces`."""
+    best = find_tiles(relation, sizes, lookup, *blocks[0])
     for q_block, kv_block in blocks[1:]:
         num_partial = best.num_tiles - int(best.is_full.sum())
         finer_each = best.q_block * best.kv_block // (q_block * kv_block)
         # what finer tiles can save lies in the partial ones
         if num_partial * saving < best.num_tiles * (saving - 1) or num_partial * finer_each > MAX_FINE_TILES:
             return best
-        finer = find_tiles(cell.relation, cell.sizes, lookup, q_block, kv_block)
+        finer = find_tiles(relation, sizes, lookup, q_block, kv_block)
         if finer.num_tiles * saving > best.num_tiles * finer_each:
             return best
         best = finer

@@ -123,9 +123,26 @@ def compiled_flex() -> Attend:
     return compiled
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, gqa: bool, lse: bool) -> Any:
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scale: float,
+    gqa: bool,
+    lse: bool,
+    options: dict[str, int] | None,
+) -> Any:
     attend: Any = flex_attention  # its overloads take no plain bool
-    return attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse)
+    return attend(
+        query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse, kernel_options=options
+    )
+
+
+def _options(mask: BlockMask) -> dict[str, int] | None:
+    """Kernel tiles that divide the blocks of the mask; PyTorch's own choice where those are large."""
+    small = min(mask.BLOCK_SIZE)
+    return None if small >= 128 else {f"fwd_{name}": small for name in ("BLOCK_M", "BLOCK_N")}
 
 
 def flex(
@@ -146,7 +163,9 @@ def flex(
         if want_lse:
             raise input_error("E505", "FlexAttention returns no lse on the CPU", "use backend='gathered'")
     with torch.autocast(query.device.type, enabled=False):
-        result = attend(query, key, value, mask, scale, query.shape[1] != key.shape[1], want_lse)
+        shared = query.shape[1] != key.shape[1]
+        options = _options(mask) if query.device.type == "cuda" else None
+        result = attend(query, key, value, mask, scale, shared, want_lse, options)
     if not want_lse:
         return cast("Tensor", result), None
     output, lse = result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +20,12 @@ from patterndsl.diagnostics import input_error
 from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.plan import Pass, Plan
 from patterndsl.lower.shapes import Sparse
-from patterndsl.runtime.merge import Merged, merge_, unmerge_
+from patterndsl.runtime.fused import merge_into
+from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
 from patterndsl.runtime.tiled import FlexPass, GatheredPass
-from patterndsl.runtime.views import Launch, Part, is_everything, parts, places, split
+from patterndsl.runtime.views import Launch, Part, adopted, parts, places, split
 
 
 class Kernel(Protocol):
@@ -54,6 +56,11 @@ class ReadyPass:
     sign: int
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether the output is a new tensor; that of a single key is a view of the values."""
+        return not isinstance(self.kernel, SinglePass)
+
+    @property
     def is_everything(self) -> bool:
         """Whether it is one call that reaches every query in order, so that others may merge into its result."""
         (launch, *more) = self.kernel.launches
@@ -76,7 +83,12 @@ class Planned:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
+        (first, *more) = self.passes or (None,)
         with autocast(query.device.type, enabled=False):
+            if not more and first is not None and isinstance(first.kernel, FlexPass):
+                found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
+                if found is not None:
+                    return found
             out, lse = _Planned.apply(query, key, value, self.passes, scale)  # type: ignore[no-untyped-call]
         return out, lse
 
@@ -108,17 +120,29 @@ class _Result:
     out: Tensor | None = None
     lse: Tensor | None = None
 
-    def add(self, part: Part, launch: Launch, part_out: Tensor, part_lse: Tensor, sign: int) -> None:
+    def add(self, part: Part, launch: Launch, part_out: Tensor, part_lse: Tensor, sign: int, may_keep: bool) -> None:
+        """Merges the result of a launch. may_keep: it is a tensor of its own, which others may be merged into."""
         found = part.of_queries(self.query)
         new_out, new_lse = (split(x, found, launch.q_groups, launch.q) for x in (part_out, part_lse))
-        is_first = self.out is None and sign > 0 and found.shape == self.query.shape
-        if is_first and is_everything(launch.q_groups, launch.q, found.shape[2]) and new_out.dtype == self.dtype():
-            self.out, self.lse = new_out, new_lse.contiguous()
+        axes = (*launch.q_groups, *launch.q.axes)
+        num_rows = launch.q.length * prod(axis.size for axis in launch.q_groups)
+        if self.out is None and sign > 0 and found.shape[:2] == self.query.shape[:2] and num_rows == found.shape[2]:
+            self._start(launch, axes, new_out, new_lse, may_keep)
             return
         out, lse = self.tensors()
-        axes = (*launch.q_groups, *launch.q.axes)
         into = [places(part.of_queries(x), axes, launch.q.start) for x in (out, lse)]
-        (merge_ if sign > 0 else unmerge_)(into[0], into[1], new_out, new_lse)
+        merge_into(into[0], into[1], new_out, new_lse, sign)
+
+    def _start(self, launch: Launch, axes: Sequence[Axis], out: Tensor, lse: Tensor, may_keep: bool) -> None:
+        """The first result, of all rows: kept as it is where it lies in memory as the query does, else copied."""
+        query = self.query
+        kept = may_keep and out.dtype == self.dtype()
+        self.out = adopted(out, query, launch.q_groups, launch.q) if kept else None
+        if self.out is None:
+            self.out = torch.empty((*query.shape[:3], self.width), dtype=self.dtype(), device=query.device)
+            places(self.out, axes, launch.q.start).copy_(out)
+        self.lse = torch.empty(query.shape[:3], dtype=lse.dtype, device=lse.device)
+        places(self.lse, axes, launch.q.start).copy_(lse)
 
     def dtype(self) -> torch.dtype:
         """Float32 at least on the CPU; on CUDA that of the query, as memory is what merging costs there."""
@@ -144,10 +168,10 @@ class _Gradient:
     def add(self, groups: Sequence[Axis], side: Side, part: Tensor, slices: tuple[slice, slice], sign: int) -> None:
         found = self.of[slices]
         grad = split(part, found, groups, side)
-        is_first = self.total is None and sign > 0 and grad.shape == self.of.shape
-        if is_first and is_everything(groups, side, self.of.shape[2]) and grad.dtype == self.dtype():
-            self.total = grad
-            return
+        if self.total is None and sign > 0 and grad.dtype == self.dtype() and grad.shape[-1] == self.of.shape[-1]:
+            self.total = adopted(grad, self.of, groups, side)
+            if self.total is not None:
+                return
         if self.total is None:
             self.total = torch.zeros(self.of.shape, dtype=self.dtype(), device=self.of.device)
         seen = places(self.total[slices], (*groups, *side.axes), side.start)[..., : grad.shape[-1]]
@@ -185,7 +209,7 @@ class _Planned(Function):
                 tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
                 for launch in ready.kernel.launches:
                     out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
-                    result.add(part, launch, out, lse, ready.sign)
+                    result.add(part, launch, out, lse, ready.sign, kept is None and ready.is_fresh)
                     saved.items.append(kept)
         found, lse = result.tensors()
         found = found.to(query.dtype)

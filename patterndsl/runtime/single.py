@@ -22,7 +22,7 @@ class SinglePass:
         """See `runtime.planned.Kernel`."""
         q, k, v = _rows(launch, query, key, value)
         score = torch.linalg.vecdot(q.to(_wide(q)), k.to(_wide(q))) * scale
-        return v.clone(), score, None  # results are merged into in place
+        return v, score, None
 
     def backward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, _: object

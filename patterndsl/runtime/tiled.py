@@ -13,11 +13,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.geometry import Geometry
-from patterndsl.lower.shapes import Sparse
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.shapes import Sparse, fitting_tiles
+from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime import flex, gathered
 from patterndsl.runtime.data import DeviceData, device_data
+from patterndsl.runtime.fused import share_of_gradient
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, grouped
+from patterndsl.runtime.views import Launch, by_group, from_groups, grouped, is_everything
+from patterndsl.sema.parameters import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,9 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, 1, *x.shape[2:])
 
 
+FINE, SAVING = (64, 64), 1.06
+
+
 class FlexPass:
     """Tiles that FlexAttention runs; the groups are its heads."""
 
@@ -75,14 +82,24 @@ class FlexPass:
         self.launches = (Launch.of(geometry),)
         self.shape = shape
         self.device = device
-        self.lengths = (geometry.q.length, geometry.k.length)
+        self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
         self.attend = flex.compiled_flex()
 
     @cached_property
-    def mask(self) -> BlockMask:
-        """The tiles with the generated mask_mod, [1, 1, ...]."""
-        tiles, relation = self.shape.tiles, self.shape.relation
-        keep = Keep(relation, device_data(relation, 1, {}, self.device))
+    def training_mask(self) -> BlockMask:
+        """The tiles with the generated mask_mod, [1, 1, ...]. FlexAttention's backward wants blocks of 128."""
+        return self._mask(self.shape.tiles)
+
+    @cached_property
+    def inference_mask(self) -> BlockMask:
+        """The same by smaller blocks, where that saves."""
+        tiles = self.shape.tiles
+        coarse = (tiles.q_block, tiles.kv_block)
+        finer = fitting_tiles(self.shape.relation, self.sizes, Lookup(), (coarse, FINE), SAVING)
+        return self.training_mask if (finer.q_block, finer.kv_block) == coarse else self._mask(finer)
+
+    def _mask(self, tiles: Tiles) -> BlockMask:
+        keep = Keep(self.shape.relation, device_data(self.shape.relation, 1, {}, self.device))
 
         def mod(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return keep(q_idx, kv_idx)
@@ -92,7 +109,7 @@ class FlexPass:
             [[(listed[0], listed[1], listed[2])]],
             (tiles.q_block, tiles.kv_block),
             (tiles.num_q_blocks, tiles.num_kv_blocks),
-            self.lengths,
+            (self.sizes.q_len, self.sizes.kv_len),
             mod,
         )
 
@@ -103,14 +120,32 @@ class FlexPass:
         q = grouped(query, launch.q_groups, launch.q)
         k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
         if not train:
-            return *self._run(q, k, v, scale), None
+            return *self._run(q, k, v, self.inference_mask, scale), None
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            out, lse = self._run(leaves[0], leaves[1], leaves[2], scale)
+            out, lse = self._run(leaves[0], leaves[1], leaves[2], self.training_mask, scale)
         return out.detach(), lse.detach(), (leaves, out, lse)
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = flex.flex(self.attend, q, k, v, self.mask, scale=scale, want_lse=True)
+    def alone(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+        """Output and lse of all heads, [B, Hq, Tq, ...], by PyTorch's own derivatives, for a plan of this pass alone;
+        None where its groups are no plain views. Nothing is merged then."""
+        (launch,) = self.launches
+        if launch.q_groups != launch.k_groups or launch.q != launch.k:
+            return None
+        train = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        mask = self.training_mask if train else self.inference_mask
+        if is_everything(launch.q_groups, launch.q, query.shape[2]) and query.shape[2] == key.shape[2]:
+            return self._run(query, key, value, mask, scale)
+        if query.shape[1] != key.shape[1]:
+            return None
+        q, k, v = (by_group(x, launch.q_groups, launch.q) for x in (query, key, value))
+        if q is None or k is None or v is None:
+            return None
+        out, lse = self._run(q, k, v, mask, scale)
+        return from_groups(out, launch.q_groups, query.shape[:2]), from_groups(lse, launch.q_groups, query.shape[:2])
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]:
+        out, lse = flex.flex(self.attend, q, k, v, mask, scale=scale, want_lse=True)
         assert lse is not None
         return out, lse
 
@@ -122,10 +157,6 @@ class FlexPass:
         leaves, out, lse = saved
         rows = (merged.out, merged.grad_out, merged.lse)
         whole, grad_out, whole_lse = (grouped(x, launch.q_groups, launch.q) for x in rows)
-        share = torch.exp(lse.detach() - whole_lse)
-        grad, width = grad_out.float(), out.shape[-1]  # the merged ones may be wider, by the gradient of the lse
-        d_out = (grad[..., :width] * share[..., None]).to(out.dtype)
-        own = torch.linalg.vecdot(grad[..., :width], out.detach().float())
-        d_lse = share * (own - torch.linalg.vecdot(grad, whole.float()))
-        found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse))
+        d_out, d_lse = share_of_gradient(out.detach(), lse.detach(), whole, whole_lse, grad_out)
+        found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse), retain_graph=True)
         return found[0], found[1], found[2]

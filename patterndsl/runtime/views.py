@@ -10,7 +10,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from patterndsl.lower.geometry import Axis, Geometry, Side
@@ -117,3 +119,41 @@ def split(x: Tensor, like: Tensor, groups: Sequence[Axis], side: Side) -> Tensor
     """[B, H, *groups, *axes, ...] of [B * H, groups, length, ...], the form of `places`. like: any [B, H, ...]."""
     sizes = [axis.size for axis in itertools.chain(groups, side.axes)]
     return x.reshape(*like.shape[:2], *sizes, *x.shape[3:])
+
+
+def by_group(x: Tensor, groups: Sequence[Axis], side: Side) -> Tensor | None:
+    """`grouped` where one axis of groups and one of steps hold all positions, by views that have derivatives; else
+    None. x: [B, H, T, ...]."""
+    if len(groups) != 1 or len(side.axes) != 1 or side.start or x.shape[0] * x.shape[1] == 0:
+        return None
+    (group,), (axis,) = groups, side.axes
+    if group.size * axis.size != x.shape[2] or {group.stride, axis.stride} not in ({1, group.size}, {1, axis.size}):
+        return None
+    rows: Any = x.flatten(0, 1)
+    seen: Tensor
+    if group.stride == 1:
+        seen = rows.unflatten(1, (axis.size, group.size)).transpose(1, 2)
+    else:
+        seen = rows.unflatten(1, (group.size, axis.size))
+    return seen
+
+
+def from_groups(x: Tensor, groups: Sequence[Axis], heads: Sequence[int]) -> Tensor:
+    """The inverse: [B * H, groups, L, ...] to [B, H, T, ...]."""
+    rows: Any = (x.transpose(1, 2) if groups[0].stride == 1 else x).flatten(1, 2)
+    found: Tensor = rows.unflatten(0, tuple(heads))
+    return found
+
+
+def adopted(x: Tensor, like: Tensor, groups: Sequence[Axis], side: Side) -> Tensor | None:
+    """A part of all positions, [B, H, *groups, *axes, ...], as [B, H, T, ...] without a copy, where it lies in memory
+    as that would; else None. like: [B, H, T, ...] of the same sizes."""
+    num_rows = side.length * prod(axis.size for axis in groups)
+    if side.start or num_rows != like.shape[2] or x.shape[:2] != like.shape[:2] or x.numel() == 0:
+        return None
+    rest = x.shape[2 + len(groups) + len(side.axes) :]
+    shape = (*like.shape[:3], *rest)
+    plain = torch.empty(shape, device="meta")
+    if places(plain, (*groups, *side.axes), 0).stride() != x.stride():
+        return None
+    return x.as_strided(shape, plain.stride())
