@@ -140,12 +140,11 @@ def main() -> None:
                 continue
             first = out if first is None else first
             away = ((out - first).float().norm() / first.float().norm()).item()
-            plans.append({"passes": passes, "predicted_s": program.plan.seconds, **figures, "away": away})
-            print(f"{name} {choice}: predicted {program.plan.seconds * 1e3:.2f} ms,", end=" ")
-            print(
-                f"forward {figures['forward_s'] * 1e3:.2f}, backward {figures['backward_s'] * 1e3:.2f}, {passes}",
-                flush=True,
-            )
+            predicted = program.plan.cost
+            times = {"predicted_forward_s": predicted.forward, "predicted_backward_s": predicted.backward, **figures}
+            plans.append({"passes": passes, **times, "away": away})
+            shown = ", ".join(f"{key.removesuffix('_s')} {seconds * 1e3:.2f}" for key, seconds in times.items())
+            print(f"{name} {choice}: {shown} ms, {passes}", flush=True)
         found.append({"pattern": name, "text": text, "planning_s": planning, "flex": peers, "plans": plans})
     machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     where = {"device": machine, "torch": torch.__version__, "n": n, "heads": heads, "head_dim": 64, "dtype": str(dtype)}

@@ -236,7 +236,7 @@ class Pattern(Shown):
         layer: int = 0,
         device: str | torch.device = "cpu",
         backend: str = "auto",
-        plan: int = 0,
+        plan: int | None = None,
     ) -> Program:
         """An executable program for these sizes.
 
@@ -244,14 +244,14 @@ class Pattern(Shown):
         [q_start, q_start + q_len), keys [0, kv_len). Inside the pattern N is `n` where given, else q_start + q_len.
         heads: query heads; heads that agree share their tiles. layer: what `layer` is in the pattern.
         backend: auto, planned (dense passes on reordered positions), gathered (CPU and GPU, trains), flex (GPU;
-        inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs, the
-        one predicted to be fastest by default.
+        inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs; by
+        default the one predicted to be fastest, for inference or for training.
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
         from patterndsl.runtime.program import Program
 
         bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
-        return Program(bound, self.text, device, backend, counted("plan", plan, 0, MAX_SIZE))
+        return Program(bound, self.text, device, backend, None if plan is None else counted("plan", plan, 0, MAX_SIZE))
 
 
 def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:

@@ -10,19 +10,41 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from patterndsl.lower.geometry import Side
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Full, Piece, Sparse, Triangle
 
 Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
 
 
+BACKWARD = 2.5
+"""Products of a backward pass to those of a forward pass: scores again, dV, dP, dQ, dK to scores and output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Predicted seconds of a forward and of a backward pass, for one batch row."""
+
+    forward: float
+    backward: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.forward + other.forward, self.backward + other.backward)
+
+    def of(self, train: bool) -> float:
+        """What counts: forward alone, or both."""
+        return self.forward + self.backward if train else self.forward
+
+
+NO_COST = Cost(0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a device runs a piece with, and how fast. Rates: FLOP/s at head_dim 64; bandwidth: bytes/s; seconds a call.
+    """What a device runs a piece with, and how fast. Rates are FLOP/s at head_dim 64, bandwidth bytes/s, calls seconds.
 
     bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
-    to fine; a finer one must compute less by `saving`.
-    short: rows of a group below which a dense kernel loses speed in proportion. units: of the device, that work on one
-    row of tiles each: the longest row is a tail.
+    to fine; a finer one must compute less by `saving`. partial: the work of a tile that is masked, to one that is not.
+    short: rows of a group below which a dense kernel loses speed in proportion; grain: positions that causal kernels
+    skip at once. units: of the device, that work on one row of tiles each, so that the longest row is a tail.
     """
 
     name: str
@@ -33,11 +55,14 @@ class Machine:
     dense_rate: float
     masked_rate: float
     sparse_rate: float
+    backward_rate: float
+    partial: float
     bandwidth: float
     dense_call: float
     sparse_call: float
     itemsize: int
     short: int
+    grain: int
     units: int
 
 
@@ -47,14 +72,17 @@ CPU = Machine(
     blocks=((64, 64), (64, 8), (64, 1)),
     saving=2.0,
     sparse_kernel="gathered",
-    dense_rate=1.5e11,
-    masked_rate=1.45e11,
+    dense_rate=1.7e11,
+    masked_rate=1.65e11,
     sparse_rate=6e10,
+    backward_rate=0.75,
+    partial=1.0,
     bandwidth=1.2e10,
     dense_call=6e-5,
     sparse_call=6e-4,
     itemsize=4,
-    short=16,
+    short=8,
+    grain=128,
     units=1,
 )
 CUDA = Machine(
@@ -63,14 +91,17 @@ CUDA = Machine(
     blocks=((128, 128),),
     saving=1.06,
     sparse_kernel="flex",
-    dense_rate=3.6e14,
-    masked_rate=3.6e14,
-    sparse_rate=2.8e14,
-    bandwidth=3.0e12,
-    dense_call=3e-5,
-    sparse_call=6e-5,
+    dense_rate=4.2e14,
+    masked_rate=4.2e14,
+    sparse_rate=3.5e14,
+    backward_rate=0.7,
+    partial=1.5,
+    bandwidth=3.1e12,
+    dense_call=1e-5,
+    sparse_call=2e-5,
     itemsize=2,
     short=64,
+    grain=128,
     units=132,
 )
 
@@ -87,31 +118,51 @@ def kernel_of(piece: Piece, machine: Machine) -> Kernel:
     return "single" if piece.geometry.q.length == piece.geometry.k.length == 1 else "sdpa"
 
 
-def seconds(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> float:
-    """The predicted time of a forward pass of one batch row."""
-    geometry, shape = piece.geometry, piece.shape
-    flops = 4.0 * head_dim * piece.num_computed * num_heads
-    calls = geometry.num_groups if isinstance(shape, Band) else 1
-    match shape:
-        case Full() | Triangle():
-            rate, call = machine.dense_rate, machine.dense_call
-        case Band() | Masked():
-            rate, call = machine.masked_rate, machine.dense_call
-        case Sparse():
-            rate, call = machine.sparse_rate, machine.sparse_call
+def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Cost:
+    """The predicted time of a piece, and of merging what it gives."""
+    geometry = piece.geometry
+    rows = num_heads * head_dim * machine.itemsize / machine.bandwidth  # seconds to read a position of all heads once
+    # the result is merged into that of the other passes, and gradients are added: two read and one written
+    q_rows, k_rows = geometry.num_rows, geometry.num_groups * geometry.k.length
+    merging = Cost(3.0 * rows * q_rows, 3.0 * rows * (q_rows + 2 * k_rows))
     if kernel_of(piece, machine) == "single":
-        return call + 12.0 * geometry.num_rows * num_heads * head_dim * machine.itemsize / machine.bandwidth
-    if isinstance(shape, Sparse):
-        longest = 4.0 * head_dim * shape.longest_row * machine.units
-        flops = max(flops, longest)
-    rows = shape.tile if isinstance(shape, Band) else geometry.q.length
-    if not isinstance(shape, Sparse):
-        rate *= rows / (rows + machine.short)
-    # the result is merged into that of the other passes: read twice and written once
-    moved = 3.0 * geometry.num_rows
-    if isinstance(shape, Sparse) or _is_copied(geometry.q) or _is_copied(geometry.k):
-        moved += geometry.num_groups * (3.0 * geometry.q.length + 4.0 * geometry.k.length)
-    return calls * call + flops / rate + moved * num_heads * head_dim * machine.itemsize / machine.bandwidth
+        return Cost(machine.dense_call + 8.0 * rows * q_rows, machine.dense_call + 16.0 * rows * q_rows) + merging
+    if isinstance(piece.shape, Sparse):
+        return _sparse(piece, piece.shape, machine, num_heads, head_dim) + merging
+    rate = machine.dense_rate if isinstance(piece.shape, Full | Triangle) else machine.masked_rate
+    tall = piece.shape.tile if isinstance(piece.shape, Band) else geometry.q.length
+    calls = geometry.num_groups if isinstance(piece.shape, Band) else 1
+    work = 4.0 * head_dim * _computed(piece, machine) * num_heads / (rate * tall / (tall + machine.short))
+    found = Cost(
+        calls * machine.dense_call + work, calls * machine.dense_call + BACKWARD * work / machine.backward_rate
+    )
+    if _is_copied(geometry.q) or _is_copied(geometry.k):
+        copied = 4.0 * rows * (q_rows + 2.0 * k_rows)  # read and written, far from the order of memory
+        found = found + Cost(copied, 2.0 * copied)
+    return found + merging
+
+
+def _computed(piece: Piece, machine: Machine) -> float:
+    """Pairs that a dense kernel computes: causal ones skip what lies whole grains ahead."""
+    if not isinstance(piece.shape, Triangle):
+        return float(piece.num_computed)
+    length = piece.geometry.q.length
+    return piece.geometry.num_groups * length * min(length, (length + machine.grain) / 2)
+
+
+def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_dim: int) -> Cost:
+    """The work of all tiles, but no less than that of the longest row, and backward of the longest column too."""
+    tiles, geometry = shape.tiles, piece.geometry
+    num_full = int(tiles.is_full.sum())
+    tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
+    work = tile * (num_full + machine.partial * (tiles.num_tiles - num_full)) * geometry.num_groups * num_heads
+    row, column = (tile * most * machine.units for most in (shape.longest_row, shape.longest_column))
+    backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
+    found = Cost(max(work, row), backward * (max(work, row) + max(work, column)) + work / machine.backward_rate)
+    if machine.sparse_kernel == "gathered":
+        rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
+        found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)
+    return found + Cost(machine.sparse_call, machine.sparse_call)
 
 
 def _is_copied(side: Side) -> bool:

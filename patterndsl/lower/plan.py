@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Literal, overload
 
 from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, negation
-from patterndsl.lower.costs import Kernel, Machine, kernel_of, seconds
-from patterndsl.lower.geometry import Axis, Geometry, Side
+from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_of
+from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, pieces
@@ -31,13 +31,13 @@ SMALL = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A piece for some heads, the kernel that runs it, and the predicted seconds. sign: -1 for pairs that other passes
-    hold twice, and which are taken out again."""
+    """A piece for some heads, the kernel that runs it, and what that costs. sign: -1 for pairs that other passes hold
+    twice, and which are taken out again."""
 
     heads: tuple[int, ...]
     piece: Piece
     kernel: Kernel
-    seconds: float
+    cost: Cost
     sign: int = 1
 
     @property
@@ -49,42 +49,66 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to run a head group: its passes, how it was made, the predicted seconds."""
+    """One way to run a head group: its passes, and how it was made."""
 
     text: str
     passes: tuple[Pass, ...]
-    seconds: float
+
+    @property
+    def cost(self) -> Cost:
+        return sum((item.cost for item in self.passes), NO_COST)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing in it is block-sparse."""
+        return not any(isinstance(item.piece.shape, Sparse) for item in self.passes)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The options of each head group, the cheapest first, and which of them runs: the first, or the one asked for."""
+    """The options of each head group, the cheapest forward pass first, and which of them runs.
+
+    choice: the place of an option that is asked for; None takes the cheapest for the purpose, `forward` for inference
+    and `training` for both passes.
+    """
 
     machine: Machine
     options: tuple[tuple[Option, ...], ...]
-    choice: int = 0
+    choice: int | None = None
 
     @cached_property
-    def chosen(self) -> tuple[Option, ...]:
-        """One option for each head group; a group with fewer options takes its last."""
-        return tuple(group[min(self.choice, len(group) - 1)] for group in self.options)
+    def forward(self) -> tuple[Option, ...]:
+        """An option for each head group; a group with fewer options than asked for takes its last."""
+        return tuple(group[min(self.choice or 0, len(group) - 1)] for group in self.options)
 
     @cached_property
+    def training(self) -> tuple[Option, ...]:
+        """The same for training."""
+        if self.choice is not None:
+            return self.forward
+        return tuple(min(group, key=lambda option: option.cost.of(train=True)) for group in self.options)
+
+    @property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes of all head groups in order."""
-        return tuple(item for option in self.chosen for item in option.passes)
+        """Those of a forward pass, over all head groups."""
+        return passes_of(self.forward)
+
+    @property
+    def cost(self) -> Cost:
+        return sum((option.cost for option in self.forward), NO_COST)
 
     @property
     def num_choices(self) -> int:
         """How many different plans there are."""
         return max((len(group) for group in self.options), default=1)
 
-    @property
-    def seconds(self) -> float:
-        return sum(option.seconds for option in self.chosen)
+
+def passes_of(options: Sequence[Option]) -> tuple[Pass, ...]:
+    """The passes of all options in order."""
+    return tuple(item for option in options for item in option.passes)
 
 
-def plan(bound: Bound, lookup: Lookup, machine: Machine, *, head_dim: int = 64, choice: int = 0) -> Plan:
+def plan(bound: Bound, lookup: Lookup, machine: Machine, *, head_dim: int = 64, choice: int | None = None) -> Plan:
     """The plans of a pattern without inputs. Work: O(live tiles) of the options that are looked at."""
     planner = _Planner(bound.sizes, lookup, machine, head_dim)
     return Plan(machine, tuple(tuple(planner.options(group)) for group in bound.groups), choice)
@@ -104,21 +128,23 @@ class _Planner:
         if 1 < len(terms) <= MAX_TERMS:
             for order in itertools.islice(_orders(terms), MAX_ORDERS):
                 option = self.split(order, group.heads)
-                if all(option.passes != other.passes for other in found):
+                if option is not None and all(_texts(option) != _texts(other) for other in found):
                     found.append(option)
-        found.extend(self.whole(group.relation, group.heads, is_alone=not any(map(_is_dense, found))))
-        return sorted(found, key=lambda option: option.seconds)
+        is_alone = not any(option.is_dense for option in found)
+        found.extend(self.whole(group.relation, group.heads, is_alone=is_alone))
+        return sorted(found, key=lambda option: option.cost.forward)
 
-    def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option:
-        """Each term without those before it, in its best layout; what stays block-sparse as written is one pass."""
+    def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
+        """Each term without those before it, in its best layout; what stays block-sparse as written is one pass. None
+        where all of it is that."""
         passes: list[Pass] = []
         left: list[Relation] = []
         before: list[Relation] = []
         for term in terms:
             part = conjunction((term, *map(negation, before)))
             best = self.best(part, heads)
-            if not _is_dense(best) and before and (twice := self.counted_twice(term, before, heads)) is not None:
-                best = min(best, twice, key=lambda option: option.seconds)
+            if not best.is_dense and before and (twice := self.counted_twice(term, before, heads)) is not None:
+                best = min(best, twice, key=lambda option: option.cost.forward)
             before.append(term)
             if any(isinstance(item.piece.shape, Sparse) and not item.piece.geometry.groups for item in best.passes):
                 left.append(part)
@@ -126,8 +152,7 @@ class _Planner:
                 passes.extend(best.passes)
         if left:
             passes.extend(self.best(disjunction(left), heads).passes)
-        text = f"{len(terms)} terms apart"
-        return Option(text, tuple(passes), sum(item.seconds for item in passes))
+        return Option(f"{len(terms)} terms apart", tuple(passes)) if len(left) < len(terms) else None
 
     def counted_twice(self, term: Relation, before: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
         """The whole term, and what it shares with those before it taken out again; None unless both are dense."""
@@ -136,7 +161,7 @@ class _Planner:
         if whole is None or shared is None:
             return None
         passes = (*whole.passes, *(replace(item, sign=-1) for item in shared.passes))
-        return Option("", passes, whole.seconds + shared.seconds)
+        return Option("", passes)
 
     @overload
     def best(self, relation: Relation, heads: tuple[int, ...]) -> Option: ...
@@ -146,8 +171,8 @@ class _Planner:
 
     def best(self, relation: Relation, heads: tuple[int, ...], *, sparse: bool = True) -> Option | None:
         found = self.whole(relation, heads, is_alone=True)
-        fitting = found if sparse else list(filter(_is_dense, found))
-        return min(fitting, key=lambda option: option.seconds, default=None)
+        fitting = [option for option in found if sparse or option.is_dense]
+        return min(fitting, key=lambda option: option.cost.forward, default=None)
 
     def whole(self, relation: Relation, heads: tuple[int, ...], *, is_alone: bool) -> list[Option]:
         """The relation undivided, in every layout that fits. Where a layout is all dense, block-sparse ones are only
@@ -185,17 +210,9 @@ class _Planner:
         return parts
 
     def option(self, chain: Chain, parts: Sequence[Piece], heads: tuple[int, ...]) -> Option:
-        passes = tuple(
-            Pass(
-                heads,
-                piece,
-                kernel_of(piece, self.machine),
-                seconds(piece, self.machine, num_heads=len(heads), head_dim=self.head_dim),
-            )
-            for piece in parts
-        )
-        text = "as written" if not chain else f"positions by {', '.join(map(str, chain))}"
-        return Option(text, passes, sum(item.seconds for item in passes))
+        price = partial(cost, machine=self.machine, num_heads=len(heads), head_dim=self.head_dim)
+        passes = tuple(Pass(heads, piece, kernel_of(piece, self.machine), price(piece)) for piece in parts)
+        return Option("as written" if not chain else f"positions by {', '.join(map(str, chain))}", passes)
 
 
 def _terms(relation: Relation) -> list[Relation]:
@@ -225,8 +242,8 @@ def _orders(terms: Sequence[Relation]) -> Iterator[Sequence[Relation]]:
             yield order
 
 
-def _is_dense(option: Option) -> bool:
-    return not any(isinstance(item.piece.shape, Sparse) for item in option.passes)
+def _texts(option: Option) -> list[str]:
+    return [item.text for item in option.passes]
 
 
 # ---- texts
@@ -254,6 +271,3 @@ def _groups_text(geometry: Geometry) -> str:
 def _side_text(side: Side) -> str:
     step = side.axes[-1].stride
     return f"{side.length:,}" + (f" in steps of {step}" if len(side.axes) == 1 and step > 1 else "")
-
-
-__all__ = ["Axis", "Option", "Pass", "Plan", "plan"]

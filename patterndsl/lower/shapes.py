@@ -80,9 +80,13 @@ class Sparse:
 
     @property
     def longest_row(self) -> int:
-        """Pairs in the most tiles that a block of queries has."""
-        most = int(np.bincount(self.tiles.q_blks).max(initial=0))
-        return most * self.tiles.q_block * self.tiles.kv_block
+        """The most tiles that a block of queries has."""
+        return int(np.bincount(self.tiles.q_blks).max(initial=0))
+
+    @property
+    def longest_column(self) -> int:
+        """The most tiles that a block of keys has."""
+        return int(np.bincount(self.tiles.kv_blks).max(initial=0))
 
 
 Shape: TypeAlias = Full | Triangle | Band | Masked | Sparse

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from patterndsl.diagnostics import input_error
 from patterndsl.lower.geometry import Axis, Side
-from patterndsl.lower.plan import Pass, Plan
+from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.fused import merge_into
 from patterndsl.runtime.merge import Merged
@@ -61,19 +61,19 @@ class ReadyPass:
         return not isinstance(self.kernel, SinglePass)
 
     @property
-    def is_everything(self) -> bool:
-        """Whether it is one call that reaches every query in order, so that others may merge into its result."""
-        (launch, *more) = self.kernel.launches
-        return not more and self.sign > 0 and not launch.q_groups and launch.q.axes[0].stride == 1
+    def num_rows(self) -> int:
+        """Queries that its first call reaches: where that is all of them, others may merge into its result."""
+        launch = self.kernel.launches[0]
+        return launch.q.length * prod(axis.size for axis in launch.q_groups)
 
 
 class Planned:
-    """A plan made ready for a device; call it with tensors."""
+    """Passes made ready for a device; call it with tensors."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        ready = [ReadyPass(item.heads, _kernel(item, device), item.sign) for item in plan.passes]
+    def __init__(self, passes: Sequence[Pass], device: torch.device) -> None:
+        ready = [ReadyPass(item.heads, _kernel(item, device), item.sign) for item in passes]
         # what the others merge into comes first, what is taken out again last
-        self.passes = tuple(sorted(ready, key=lambda item: (item.sign < 0, not item.is_everything)))
+        self.passes = tuple(sorted(ready, key=lambda item: (item.sign < 0, -item.num_rows)))
         self.must_be_finite = any(isinstance(item.kernel, DensePass) and item.kernel.is_masked for item in ready)
 
     def takes(self, key: Tensor, value: Tensor) -> bool:
@@ -267,8 +267,8 @@ class _Gradients(Function):
                     grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
                     totals[0].add(launch.q_groups, launch.q, grads[0], (part.rows, part.q_heads), ready.sign)
                     for total, grad in zip(totals[1:], grads[1:], strict=True):
-                        for strip, side in launch.strips():
-                            total.add(launch.k_groups, side, grad[:, :, strip], (part.rows, part.kv_heads), ready.sign)
+                        for groups, side, some in launch.key_gradients(grad):
+                            total.add(groups, side, some, (part.rows, part.kv_heads), ready.sign)
         grad_query, grad_key, grad_value = (total.result(head_dim) for total in totals)
         return grad_query, grad_key, grad_value
 

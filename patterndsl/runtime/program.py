@@ -23,7 +23,7 @@ from patterndsl.ir.relation import Relation
 from patterndsl.lower.costs import machine_of
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.plan import Plan
+from patterndsl.lower.plan import Plan, passes_of
 from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.row import row_keys
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
@@ -69,7 +69,7 @@ class Program:
         text: str,
         device: str | torch.device = "cpu",
         backend: str = "auto",
-        choice: int = 0,
+        choice: int | None = None,
     ) -> None:
         check_backend(backend)
         self.bound = bound
@@ -348,7 +348,7 @@ class Program:
                     return output
                 lse = found
             case "planned":
-                output, lse = self._planned(query, key, value, scale)
+                output, lse = self._planned_for(query, key, value)(query, key, value, scale)
             case _:
                 output, lse = gathered_attention(query, key, value, self._groups(given), scale=scale)
         return (output, lse) if return_lse else output
@@ -363,7 +363,8 @@ class Program:
         if self.backend == "flex":
             unfit = unfit or query.dtype == torch.float64
         else:
-            unfit = unfit or query.shape[-1] != value.shape[-1] or not self._planned.takes(key, value)
+            planned = self._planned_for(query, key, value)
+            unfit = unfit or query.shape[-1] != value.shape[-1] or not planned.takes(key, value)
         return "gathered" if unfit else self.backend
 
     @cached_property
@@ -374,9 +375,18 @@ class Program:
             raise input_error("E505", "a pattern that reads inputs has no plan", help)
         return make_plan(self.bound, self._static_lookup, machine_of(self.device.type), choice=self._choice)
 
+    def _planned_for(self, *tensors: Tensor) -> Planned:
+        train = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        return self._training if train else self._inference
+
     @cached_property
-    def _planned(self) -> Planned:
-        return Planned(self.plan, self.device)
+    def _inference(self) -> Planned:
+        return Planned(passes_of(self.plan.forward), self.device)
+
+    @cached_property
+    def _training(self) -> Planned:
+        plan = self.plan
+        return self._inference if plan.training == plan.forward else Planned(passes_of(plan.training), self.device)
 
     def _groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
         """Batch rows and heads that share tiles, as the gathered backend takes them."""

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from patterndsl.lower.geometry import Axis, Side
+from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle
 from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.views import Launch, grouped
@@ -23,9 +23,22 @@ aten: Any = torch.ops.aten
 Dense: TypeAlias = Full | Triangle | Band | Masked
 
 
-def launches(piece: Piece) -> Iterator[Launch]:
-    """The calls that a piece takes: one, but for bands in groups, which take one for each group."""
+FEW_KEYS = 256
+
+
+def row_chunk(device: torch.device) -> int | None:
+    """Queries that attend a few keys are taken in groups of so many on CUDA, where the backward pass would else leave
+    each block of keys to one multiprocessor."""
+    return 2048 if device.type == "cuda" else None
+
+
+def launches(piece: Piece, chunk: int | None) -> Iterator[Launch]:
+    """The calls that a piece takes: one, but for bands in groups, which take one for each group, and few keys with many
+    queries, which take one for whole chunks of these and one for the rest."""
     geometry = piece.geometry
+    if isinstance(piece.shape, Full) and chunk and _is_hot_column(geometry, chunk):
+        yield from _chunks(geometry, chunk)
+        return
     if not isinstance(piece.shape, Band):
         yield Launch.of(geometry)
         return
@@ -42,11 +55,26 @@ def launches(piece: Piece) -> Iterator[Launch]:
         )
 
 
+def _is_hot_column(geometry: Geometry, chunk: int) -> bool:
+    is_plain = not geometry.groups and len(geometry.q.axes) == 1
+    return is_plain and geometry.k.length <= FEW_KEYS and geometry.q.length >= 2 * chunk
+
+
+def _chunks(geometry: Geometry, chunk: int) -> Iterator[Launch]:
+    (axis,) = geometry.q.axes
+    whole, rest = divmod(axis.size, chunk)
+    queries = Side(geometry.q.start, (Axis(chunk, axis.stride),))
+    yield Launch((Axis(whole, chunk * axis.stride),), (Axis(whole, 0),), queries, geometry.k)
+    if rest:
+        start = geometry.q.start + whole * chunk * axis.stride
+        yield Launch((), (), Side(start, (Axis(rest, axis.stride),)), geometry.k)
+
+
 class DensePass:
     """A dense piece made ready: its launches, and its mask as a bias on a device."""
 
     def __init__(self, piece: Piece, device: torch.device) -> None:
-        self.launches = tuple(launches(piece))
+        self.launches = tuple(launches(piece, row_chunk(device)))
         self.is_causal = isinstance(piece.shape, Triangle)
         self._kept: Tensor | None = None
         self._empty: Tensor | None = None

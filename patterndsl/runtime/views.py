@@ -70,8 +70,8 @@ def _is_one_dimension(part: Part, query: Tensor, key: Tensor, value: Tensor) -> 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What one call of a kernel sees: groups of queries and of keys. keys_overlap: the groups share keys, as the tiles
-    of a band do."""
+    """What one call of a kernel sees: groups of queries and of keys. keys_overlap: groups share keys with the next, as the
+    tiles of a band do."""
 
     q_groups: tuple[Axis, ...]
     k_groups: tuple[Axis, ...]
@@ -83,16 +83,20 @@ class Launch:
     def of(geometry: Geometry) -> Launch:
         return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)
 
-    def strips(self) -> Iterator[tuple[slice, Side]]:
-        """The keys of all groups in parts that do not overlap: which of a group's keys, and where they lie."""
+    def key_gradients(self, grad: Tensor) -> Iterator[tuple[tuple[Axis, ...], Side, Tensor]]:
+        """Gradients of the keys [B * H, groups, length, D] in parts that hold no key twice: groups, keys, gradients."""
+        if self.k_groups and self.k_groups[0].stride == 0:  # all groups have the same keys
+            yield (), self.k, grad.sum(1, keepdim=True)
+            return
         if not self.keys_overlap:
-            yield slice(None), self.k
+            yield self.k_groups, self.k, grad
             return
         ((tiles,), (axis,)) = self.k_groups, self.k.axes
         width = tiles.stride // axis.stride
         for first in range(0, axis.size, width):
             size = min(width, axis.size - first)
-            yield slice(first, first + size), Side(self.k.start + first * axis.stride, (Axis(size, axis.stride),))
+            strip = Side(self.k.start + first * axis.stride, (Axis(size, axis.stride),))
+            yield self.k_groups, strip, grad[:, :, first : first + size]
 
 
 def is_everything(groups: Sequence[Axis], side: Side, length: int) -> bool:
