@@ -70,8 +70,8 @@ def _is_one_dimension(part: Part, query: Tensor, key: Tensor, value: Tensor) -> 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What one call of a kernel sees: groups of queries and of keys. keys_overlap: groups share keys with the next, as the
-    tiles of a band do."""
+    """What one call of a kernel sees: groups of queries and of keys. keys_overlap: groups share keys with the next one,
+    as the tiles of a band do."""
 
     q_groups: tuple[Axis, ...]
     k_groups: tuple[Axis, ...]
