@@ -320,7 +320,12 @@ def _is_expression(text: str) -> bool:
 
 
 def load_program(path: str | PathLike[str], *, device: str | torch.device = "cpu", backend: str = "auto") -> Program:
-    """The program of a plan file, with its tiles. Raises PatternError: E601 unreadable, E603 damaged or no plan."""
+    """The program of a plan file, with the passes or tiles in it: nothing is planned again.
+
+    backend: by default that of the program that was saved. On another kind of device, or with another backend, the
+    pattern is the same and what that needs is found when it runs. Raises PatternError: E601 unreadable, E603 damaged or
+    no plan.
+    """
     from patterndsl.runtime import plan
 
     _check_path("load_program", path)
@@ -334,9 +339,9 @@ def load_program(path: str | PathLike[str], *, device: str | torch.device = "cpu
         heads=stored.num_heads,
         layer=stored.layer,
         device=device,
-        backend=backend,
+        backend=stored.backend if backend == "auto" and stored.device_type == str(device).split(":")[0] else backend,
     )
-    program.adopt(stored.tiles)
+    program.adopt(stored)
     return program
 
 

@@ -1,6 +1,7 @@
-"""How does a plan become a file, and a file the same plan? safetensors: tile lists, and the text in the metadata.
+"""How does a plan become a file, and a file the same plan? safetensors: masks and tile lists, all else in the metadata.
 
-A file is trusted only after its digest was recomputed. What makes a program of a plan stands above.
+A file is trusted only after its digest was recomputed. What makes a program of a plan stands above; how passes become
+data, in `lower.stored`.
 """
 
 from __future__ import annotations
@@ -20,50 +21,58 @@ from safetensors.numpy import save as save_tensors
 
 from patterndsl.diagnostics import error
 from patterndsl.files import write_atomically
+from patterndsl.lower.plan import Option
+from patterndsl.lower.stored import Arrays, read_option, read_tiles, written_option, written_tiles
 from patterndsl.lower.tiles import Tiles
 from patterndsl.sema.parameters import Sizes
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "patterndsl"
 _CURE = "compile the pattern again: patterndsl compile SPEC -n N -o FILE"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """A compiled pattern as data: what it is, for which sizes, and the tiles of each head group (none where they
-    depend on inputs)."""
+class StoredPlan:
+    """A compiled pattern as data: what it is, for which sizes and what kind of device, and what its backend found.
+
+    backend: as it was asked for. options: of each head group the ways to run it that were chosen, for inference first
+    and for training where that is another. tiles: of each head group, for backends without passes. Both are empty where
+    tiles depend on inputs.
+    """
 
     text: str
     sizes: Sizes
     num_heads: int
     layer: int
-    tiles: tuple[Tiles, ...]
+    device_type: str
+    backend: str
+    options: tuple[tuple[Option, ...], ...] = ()
+    tiles: tuple[Tiles, ...] = ()
 
 
-def write(plan: Plan, path: str | PathLike[str], *, overwrite: bool) -> None:
+def write(plan: StoredPlan, path: str | PathLike[str], *, overwrite: bool) -> None:
     """Writes the plan's file. Raises PatternError (E602) where it exists or cannot be written."""
     write_atomically(Path(path), plan_bytes(plan), overwrite=overwrite)
 
 
-def plan_bytes(plan: Plan) -> bytes:
+def plan_bytes(plan: StoredPlan) -> bytes:
     """The plan file's bytes, the same for the same plan: one metadata key, as the order of several is not kept."""
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for at, tiles in enumerate(plan.tiles):
-        tensors[f"{at}.q_blks"] = np.ascontiguousarray(tiles.q_blks, dtype=np.int32)
-        tensors[f"{at}.kv_blks"] = np.ascontiguousarray(tiles.kv_blks, dtype=np.int32)
-        tensors[f"{at}.is_full"] = np.ascontiguousarray(tiles.is_full, dtype=np.uint8)
+    arrays = Arrays()
     body = json.dumps(
         {
             "pattern": plan.text,
             "sizes": asdict(plan.sizes),
             "heads": plan.num_heads,
             "layer": plan.layer,
-            "groups": [{"q_block": tiles.q_block, "kv_block": tiles.kv_block} for tiles in plan.tiles],
+            "device": plan.device_type,
+            "backend": plan.backend,
+            "options": [[written_option(option, arrays) for option in group] for group in plan.options],
+            "tiles": [written_tiles(tiles, arrays) for tiles in plan.tiles],
         },
         sort_keys=True,
     )
-    header = {"format": FORMAT, "digest": _digest(body, tensors), "body": body}
-    return save_tensors(tensors, {_KEY: json.dumps(header, sort_keys=True)})
+    header = {"format": FORMAT, "digest": _digest(body, arrays.named), "body": body}
+    return save_tensors(arrays.named, {_KEY: json.dumps(header, sort_keys=True)})
 
 
 def _digest(body: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
@@ -74,7 +83,7 @@ def _digest(body: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
     return digest.hexdigest()
 
 
-def read(path: str | PathLike[str]) -> Plan:
+def read(path: str | PathLike[str]) -> StoredPlan:
     """The plan in a file. Raises PatternError: E601 unreadable, E603 damaged or not a plan."""
     shown = str(path)
     try:
@@ -99,23 +108,14 @@ def _metadata(data: bytes) -> dict[str, str]:
     return cast("dict[str, str]", json.loads(data[8 : 8 + length])["__metadata__"])
 
 
-def _plan(body: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
-    sizes = body["sizes"]
-    tiles = tuple(_tiles(at, group, sizes, tensors) for at, group in enumerate(body["groups"]))
-    return Plan(body["pattern"], Sizes(**sizes), body["heads"], body["layer"], tiles)
-
-
-def _tiles(
-    at: int, group: Mapping[str, int], sizes: Mapping[str, int], tensors: Mapping[str, np.ndarray[Any, Any]]
-) -> Tiles:
-    q_block, kv_block = group["q_block"], group["kv_block"]
-    return Tiles(
-        q_block,
-        kv_block,
-        -(-sizes["q_len"] // q_block),
-        -(-sizes["kv_len"] // kv_block),
-        tensors[f"{at}.q_blks"].astype(np.int64),
-        tensors[f"{at}.kv_blks"].astype(np.int64),
-        tensors[f"{at}.is_full"].astype(bool),
-        0,
+def _plan(body: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> StoredPlan:
+    return StoredPlan(
+        body["pattern"],
+        Sizes(**body["sizes"]),
+        body["heads"],
+        body["layer"],
+        body["device"],
+        body["backend"],
+        tuple(tuple(read_option(option, tensors) for option in group) for group in body["options"]),
+        tuple(read_tiles(tiles, tensors) for tiles in body["tiles"]),
     )

@@ -26,8 +26,9 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Plan, passes_of
 from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.row import row_keys
+from patterndsl.lower.stored import chosen
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
-from patterndsl.runtime import flex, oracle, plan
+from patterndsl.runtime import flex, oracle
 from patterndsl.runtime.arguments import (
     as_autocast,
     check_backend,
@@ -39,6 +40,8 @@ from patterndsl.runtime.arguments import (
 )
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, block_lists, gathered_attention
+from patterndsl.runtime.plan import StoredPlan
+from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import integer
@@ -435,19 +438,33 @@ class Program:
         return torch.as_tensor(array, device=self.device)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes the plan as safetensors: tiles, and the canonical text in the metadata. See `load_program`.
+        """Writes the plan as safetensors: the passes that run, or the tiles, and the canonical text in the metadata.
+        See `load_program`.
 
         Raises PatternError (E602) where the file exists, unless overwrite, or cannot be written.
         """
         if not isinstance(path, str | PathLike):
             raise input_error("E602", f"a plan is written to a path, not {type(path).__name__}", "give a file's name")
         bound = self.bound
-        tiles = () if bound.inputs else self._gather_tiles(Lookup())
-        plan.write(plan.Plan(self.text, bound.sizes, bound.num_heads, bound.layer, tiles), path, overwrite=overwrite)
+        has_passes = self.backend == "planned" and not bound.inputs
+        stored = StoredPlan(
+            self.text,
+            bound.sizes,
+            bound.num_heads,
+            bound.layer,
+            self.device.type,
+            "auto" if self._chosen_by_rule else self.backend,
+            chosen(self.plan) if has_passes else (),
+            () if has_passes or bound.inputs else self._gather_tiles(Lookup()),
+        )
+        write_plan(stored, path, overwrite=overwrite)
 
-    def adopt(self, tiles: tuple[Tiles, ...]) -> None:
-        """Takes the tiles of a plan instead of finding them again."""
-        self._gathered = tiles
+    def adopt(self, stored: StoredPlan) -> None:
+        """Takes what a plan of the same pattern and device holds instead of finding it again."""
+        if stored.tiles:
+            self._gathered = stored.tiles
+        if stored.options and stored.device_type == self.device.type:
+            self.plan = Plan(machine_of(self.device.type), stored.options)
 
 
 @dataclass(frozen=True, slots=True)

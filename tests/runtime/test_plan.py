@@ -4,40 +4,140 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import patterndsl
 from patterndsl import PatternError
+from patterndsl.lower.plan import Option
+from patterndsl.lower.shapes import Band, Full, Masked, Sparse, Triangle
 
-PATTERN = "causal & (recent(100) | strided(d[head])) | random(2, seed = head)"
+PATTERN = "causal & (recent(40) | head < 2 & strided(d[head]) | head == 2 & k in 8..9) | random(1, seed = head // 2)"
 PARAMS = {"d": [7, 7, 16]}
+SIZES: dict[str, Any] = {"n": 300, "q_len": 200, "q_start": 70, "heads": 3, "layer": 2}
 
 
+@cache
 def program() -> patterndsl.Program:
-    return patterndsl.parse(PATTERN, params=PARAMS).compile(700, q_len=500, q_start=100, heads=3, layer=2)
+    return compiled("auto")
 
 
-def test_loads_back_to_the_same_program(tmp_path: Path) -> None:
+def compiled(backend: str) -> patterndsl.Program:
+    return patterndsl.parse(PATTERN, params=PARAMS).compile(**SIZES, backend=backend)
+
+
+@pytest.fixture
+def planning_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds passes and tiles is out of order."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("planned again")
+
+    for place in ("make_plan", "gather_tiles", "find_tiles"):
+        monkeypatch.setattr(f"patterndsl.runtime.program.{place}", forbidden)
+
+
+def results(of: patterndsl.Program) -> list[torch.Tensor]:
+    """Output, without and with gradients, and these."""
+    torch.manual_seed(0)
+    sizes = of.bound.sizes
+    query, key, value = (torch.randn(1, 3, length, 16) for length in (sizes.q_len, sizes.kv_len, sizes.kv_len))
+    trained = [x.clone().requires_grad_() for x in (query, key, value)]
+    out = of(trained[0], trained[1], trained[2])
+    return [of(query, key, value), out, *torch.autograd.grad(out.square().sum(), trained)]
+
+
+@pytest.mark.parametrize("backend", ["auto", "gathered"])
+def test_loads_back_to_the_same_program(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> None:
+    path, again = tmp_path / "plan.safetensors", tmp_path / "again.safetensors"
+    stored = (
+        program() if backend == "auto" else patterndsl.parse(PATTERN, params=PARAMS).compile(**SIZES, backend=backend)
+    )
+    stored.save(path)
+    expected = results(stored)
+    request.getfixturevalue("planning_is_forbidden")
+    loaded = patterndsl.load_program(path)
+    assert (loaded.text, loaded.bound, loaded.backend) == (stored.text, stored.bound, stored.backend)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(results(loaded), expected, strict=True))
+    loaded.save(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_passes_are_the_chosen_ones(tmp_path: Path) -> None:
     path = tmp_path / "plan.safetensors"
-    stored = program()
+    program().save(path)
+    stored, loaded = program().plan, patterndsl.load_program(path).plan
+    for mine, theirs in ((loaded.forward, stored.forward), (loaded.training, stored.training)):
+        assert [option.cost for option in mine] == [option.cost for option in theirs]
+        assert texts(mine) == texts(theirs)
+
+
+def texts(options: Sequence[Option]) -> list[tuple[str, list[str]]]:
+    return [(option.text, [item.text for item in option.passes]) for option in options]
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("causal & (recent(64) | strided(32))", {Band, Triangle}),
+        ("window(40) | global(3)", {Full, Band, Masked}),
+        ("blocks(16, random(2, seed = 3))", {Sparse}),
+        ("none", set()),
+    ],
+)
+def test_every_shape_is_kept(tmp_path: Path, text: str, shapes: set[type]) -> None:
+    path = tmp_path / "plan.safetensors"
+    stored = patterndsl.parse(text).compile(1024, heads=3)
+    assert {type(item.piece.shape) for item in stored.plan.passes} == shapes
     stored.save(path)
     loaded = patterndsl.load_program(path)
-    assert (loaded.text, loaded.bound) == (stored.text, stored.bound)
-    query, key = torch.randn(1, 3, 500, 16), torch.randn(1, 3, 700, 16)
-    assert torch.equal(loaded(query, key, key), stored(query, key, key))
-    loaded.save(tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert loaded.plan.num_choices <= 2
+    assert all(torch.equal(found, wanted) for found, wanted in zip(results(loaded), results(stored), strict=True))
+
+
+def test_a_plan_asked_for_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "plan.safetensors"
+    stored = patterndsl.parse("causal & (recent(64) | strided(32))").compile(1024, heads=3, plan=1)
+    stored.save(path)
+    loaded = patterndsl.load_program(path)
+    assert texts(loaded.plan.training) == texts(loaded.plan.forward) == texts(stored.plan.forward)
+
+
+def test_a_file_grows_with_the_plan_and_not_with_the_sequence(tmp_path: Path) -> None:
+    path = tmp_path / "plan.safetensors"
+    patterndsl.parse("causal & (recent(256) | strided(256))").compile(1 << 18).save(path)
+    assert path.stat().st_size < 100_000
+
+
+def test_another_backend_finds_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "plan.safetensors"
+    program().save(path)
+    loaded = patterndsl.load_program(path, backend="gathered")
+    for found, wanted in zip(results(loaded), results(program()), strict=True):
+        torch.testing.assert_close(found, wanted)
+    loaded.save(path, overwrite=True)
+    assert patterndsl.load_program(path).backend == "gathered"
+
+
+def test_an_older_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plan.safetensors"
+    monkeypatch.setattr("patterndsl.runtime.plan.FORMAT", 1)
+    program().save(path)
+    monkeypatch.undo()
+    with pytest.raises(PatternError, match=r"E603.*format 1"):
+        patterndsl.load_program(path)
 
 
 def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
     program().save(here)
     script = (
-        f"import patterndsl; patterndsl.parse({PATTERN!r}, params={PARAMS!r})"
-        f".compile(700, q_len=500, q_start=100, heads=3, layer=2).save({str(there)!r})"
+        f"import patterndsl; patterndsl.parse({PATTERN!r}, params={PARAMS!r}).compile(**{SIZES!r}).save({str(there)!r})"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     assert here.read_bytes() == there.read_bytes()
