@@ -66,6 +66,16 @@ examples:
 The output is compared with float64 attention straight from the predicate: every row where that is small, some rows
 otherwise. The error may be twice that of PyTorch's dense attention in the same dtype. Exit code 1 if it is larger.
 """,
+    "bench": """
+examples:
+  patterndsl bench 'causal & (recent(128) | strided(128))' -n 16384 --heads 4
+  patterndsl bench examples/longformer.yaml --backward -o longformer.svg
+  patterndsl bench examples/*.yaml -n 65536 --dtype bfloat16 --device cuda --backward -o h200.json
+
+Each pattern beside dense attention (causal where it is; on CUDA the best kernel) and FlexAttention (the better of
+blocks of 128 and 64): the same tensors, in turns, each checked against float64 first. A ratio is the median over rounds
+of a rival's time over ours. Memory is the peak beyond the tensors. Exit code 1 if the pattern's own result is wrong.
+""",
     "report": """
 examples:
   patterndsl report examples/longformer.yaml                 formulas in N and the parameters
@@ -198,6 +208,7 @@ def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]
     _show_options(command("show", "draw a pattern: in the terminal, or as PNG, SVG or HTML"))
     _compile_options(command("compile", "write the plan of a pattern at given sizes to a file"))
     _run_options(command("run", "execute a pattern, check it against the oracle, time it against dense attention"))
+    _bench_options(command("bench", "time patterns beside dense attention and FlexAttention, in one run"))
     _report_options(command("report", "say what patterns cost, for every length and at one"))
     _prove_options(command("prove", "prove or refute a claim about a pattern for every length"))
     _diff_options(command("diff", "say what one pattern has and another lacks"))
@@ -262,6 +273,32 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--dense-limit", type=_seconds, default=20.0, metavar="S", help="skip dense attention beyond S seconds (20)"
     )
     how.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    group = parser.add_argument_group("sizes")
+    group.add_argument("-n", type=_length, metavar="N", help="length of the sequence (default 4096)")
+    group.add_argument("--heads", type=_heads, metavar="H", help="query heads (default 8)")
+    group.add_argument("--kv-heads", type=_heads, metavar="H", help="key and value heads (default: as many as heads)")
+    group.add_argument("--head-dim", type=_tensor_size, metavar="D", help="size of a head (default 64)")
+    group.add_argument("--batch", type=_tensor_size, metavar="B", help="batch size (default 1)")
+    group.add_argument("--layer", type=_layer, metavar="L", help="what `layer` is in the pattern (default 0)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default float32)")
+    group.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random tensors (default 0)")
+    _input_options(parser)
+    how = parser.add_argument_group("execution")
+    how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
+    how.add_argument(
+        "--backend", choices=("auto", "planned", "gathered", "flex", "oracle"), default="auto", help="(default auto)"
+    )
+    how.add_argument("--backward", action="store_true", help="also time forward and backward together")
+    how.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of rounds for each pattern (10)")
+    how.add_argument("--limit", type=_seconds, default=20.0, metavar="S", help="skip whoever takes longer a call (20)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write FILE: .json, or a chart as .png or .svg")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _report_options(parser: argparse.ArgumentParser) -> None:

@@ -5,11 +5,9 @@ It prints nothing and decides nothing: what is measured is returned.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -24,6 +22,7 @@ from patterndsl.ir.relation import Compare, Everything
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import oracle
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.measure import timed
 from patterndsl.runtime.program import Program
 from patterndsl.sema.parameters import Sizes
 
@@ -46,6 +45,10 @@ class Tensors:
     def trainable(self) -> Tensors:
         """Copies that gather gradients."""
         return Tensors(*(part.detach().clone().requires_grad_() for part in (self.query, self.key, self.value)))
+
+
+Attend: TypeAlias = Callable[[Tensors], Tensor]
+"""Attention of some kind: [B, Hq, Tq, Dv]."""
 
 
 def random_tensors(
@@ -146,9 +149,11 @@ def check(
     backward: bool = False,
     seed: int = 0,
     on_event: OnEvent | None = None,
+    attend: Attend | None = None,
 ) -> Check:
     """The program's output, and gradients, against the oracle: every row where pairs are few, else some.
 
+    attend: other attention, which should compute what the program does, to check instead of it.
     Work: O(rows x B x Hq x Tk x D) in float64, in memory of PAIRS_AT_ONCE scores and one head of keys and values.
     """
     rows = _checked_rows(program.bound.sizes, tensors.query.shape, sample_rows, seed)
@@ -159,13 +164,14 @@ def check(
     if backward:
         drawn = torch.randn((*shape[:2], len(rows), shape[3]), generator=generator)
         upstream[:, :, rows] = drawn.to(upstream.device, upstream.dtype)
-    ours = _results(program, tensors, inputs, upstream if backward else None, rows)
+    attend = attend or attend_of(program, inputs)
+    found = _results(attend, tensors, upstream if backward else None, rows)
     expected, dense = _reference(program, tensors, inputs, upstream if backward else None, rows, on_event)
     epsilon = torch.finfo(value.dtype).eps
     names = ("output", "query gradient", "key gradient", "value gradient")
     deviations = [
         Deviation(name, _largest(mine.double() - exact), _largest(rough - exact), epsilon * _largest(exact))
-        for name, mine, exact, rough in zip(names, ours, expected, dense, strict=False)
+        for name, mine, exact, rough in zip(names, found, expected, dense, strict=False)
     ]
     return Check(len(rows), len(rows) == program.bound.sizes.q_len, tuple(deviations))
 
@@ -183,15 +189,18 @@ def _checked_rows(sizes: Sizes, shape: torch.Size, sample_rows: int, seed: int) 
     return torch.tensor(sorted({0, *drawn.tolist(), sizes.q_len - 1}))
 
 
-def _results(
-    program: Program, tensors: Tensors, inputs: Inputs | None, upstream: Tensor | None, rows: Tensor
-) -> list[Tensor]:
-    """The program's output at the rows, and its gradients: query's at the rows, all of key's and value's."""
+def attend_of(program: Program, inputs: Inputs | None) -> Attend:
+    """The program as attention of the tensors alone."""
+    return lambda tensors: _output(program, tensors, inputs)
+
+
+def _results(attend: Attend, tensors: Tensors, upstream: Tensor | None, rows: Tensor) -> list[Tensor]:
+    """The output at the rows, and its gradients: query's at the rows, all of key's and value's."""
     if upstream is None:
         with torch.no_grad():
-            return [_output(program, tensors, inputs)[:, :, rows]]
+            return [attend(tensors)[:, :, rows]]
     leaves = tensors.trainable()
-    output = _output(program, leaves, inputs)
+    output = attend(leaves)
     torch.autograd.backward(output, upstream)
     gradients = [leaf.grad for leaf in (leaves.query, leaves.key, leaves.value)]
     assert gradients[0] is not None and gradients[1] is not None and gradients[2] is not None
@@ -307,7 +316,7 @@ def cost_of_program(
     program: Program, tensors: Tensors, inputs: Inputs | None = None, *, backward: bool = False
 ) -> Cost:
     """A call of the program, with its backward pass or without."""
-    return _cost(_calls(lambda parts: _output(program, parts, inputs), tensors, backward), tensors.query.device)
+    return _cost(_calls(attend_of(program, inputs), tensors, backward), tensors.query.device)
 
 
 def dense_rival(
@@ -331,7 +340,7 @@ def dense_rival(
             value=tensors.value.repeat_interleave(kv_group, dim=1),
         )
     device = tensors.query.device
-    expected = _expected_seconds(tensors, options, backward)
+    expected = expected_seconds(tensors, options, backward)
     if expected > limit_seconds:
         limit = f"beyond the limit of {limit_seconds:g} s"
         return Rival(label, note, skipped=f"a call would take about {expected:,.0f} s, {limit}")
@@ -356,15 +365,20 @@ def _dense_options(program: Program, inputs: Inputs | None) -> tuple[str, str | 
     if relation == Compare("<=", K, Q) and square:
         return "dense SDPA, causal", None, {"is_causal": True}
     try:
-        return "dense SDPA, masked", None, {"attn_mask": program.mask(inputs)}
+        return "dense SDPA, masked", None, {"attn_mask": four_dimensional(program.mask(inputs))}
     except InputError:
         note = f"without the pattern's mask, whose {sizes.q_len:,} x {sizes.kv_len:,} would not fit"
-        if square and _looks_causal(program, inputs):
+        if square and looks_causal(program, inputs):
             return "dense SDPA, causal", note, {"is_causal": True}
         return "dense SDPA, all pairs", note, {}
 
 
-def _looks_causal(program: Program, inputs: Inputs | None) -> bool:
+def four_dimensional(mask: Tensor) -> Tensor:
+    """The mask as [B or 1, H or 1, Tq, Tk]: the quick kernel of the CPU takes no three dimensions."""
+    return mask if mask.dim() == 4 else mask[None]
+
+
+def looks_causal(program: Program, inputs: Inputs | None) -> bool:
     """Whether no sampled query sees a later key: enough to choose what to compare with."""
     sizes = program.bound.sizes
     positions = torch.linspace(0, max(0, sizes.q_len - 1), 16, dtype=torch.float64).long()[: sizes.q_len]
@@ -372,7 +386,7 @@ def _looks_causal(program: Program, inputs: Inputs | None) -> bool:
     return not any(program.rows([q], inputs=inputs)[..., q + 1 :].any() for q in positions.tolist())
 
 
-def _expected_seconds(tensors: Tensors, options: Mapping[str, Any], backward: bool) -> float:
+def expected_seconds(tensors: Tensors, options: Mapping[str, Any], backward: bool) -> float:
     """Seconds of a call by rule of three, from the first queries and keys; 0 where they are all."""
     q_len, kv_len = tensors.query.shape[2], tensors.key.shape[2]
     q_part, kv_part = min(q_len, _PROBE), min(kv_len, _PROBE)
@@ -388,7 +402,7 @@ def _expected_seconds(tensors: Tensors, options: Mapping[str, Any], backward: bo
 
     call = _calls(attend, part, backward)
     call()
-    seconds, _ = _timed(call, tensors.query.device)
+    seconds, _ = timed(call, tensors.query.device)
     return seconds * (q_len / q_part) * (kv_len / kv_part)
 
 
@@ -408,55 +422,14 @@ def _calls(attend: Callable[[Tensors], Tensor], tensors: Tensors, backward: bool
 
 
 def _cost(call: Callable[[], object], device: torch.device) -> Cost:
-    first, first_peak = _timed(call, device)
-    once, peak = _timed(call, device)
+    first, first_peak = timed(call, device)
+    once, peak = timed(call, device)
     seconds = [once]
     while len(seconds) < MAX_REPEATS and sum(seconds) + once < TIMING_SECONDS:
-        seconds.append(_timed(call, device)[0])
+        seconds.append(timed(call, device)[0])
     # a later call finds memory that the first one left to the process
     peaks = [bytes_ for bytes_ in (first_peak, peak) if bytes_ is not None]
     return Cost(statistics.median(seconds), first, max(peaks, default=None))
-
-
-def _timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
-    """Seconds, and peak memory in bytes beyond what was held."""
-    held = _reset_peak(device)
-    began = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - began
-    peak = _peak(device)
-    del result
-    return seconds, None if held is None or peak is None else max(0, peak - held)
-
-
-def _reset_peak(device: torch.device) -> int | None:
-    """Starts a new peak; what is held now."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what the heap keeps back would hide what the call takes
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # Linux: the peak of the resident set becomes what it is now
-    except (OSError, AttributeError, TypeError):
-        return None
-    return _status_bytes("VmRSS")
-
-
-def _peak(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
-
-
-def _status_bytes(name: str) -> int | None:
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith(f"{name}:"))
-    except (OSError, StopIteration):
-        return None
-    return int(line.split()[1]) * 1024
 
 
 def device_of(name: str) -> torch.device:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from xml.sax.saxutils import escape
 
 from patterndsl.sema.parameters import Sizes
@@ -17,6 +18,9 @@ from patterndsl.show.axis import ticks
 from patterndsl.show.cells import Caption, Cells, figures, fitting_cell
 from patterndsl.show.palette import DARK, LIGHT, Tone, fills
 from patterndsl.show.quadtree import EMPTY, FULL, PARTIAL
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 PNG_CELLS, SVG_CELLS = 512, 256
 """Cells along the longer side, at most."""
@@ -181,14 +185,11 @@ def _legend(look: Look, y: int) -> tuple[list[Words], list[Rect]]:
 
 
 def _painted_png(scene: Scene) -> bytes:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (scene.width, scene.height), LIGHT["page"])
     draw = ImageDraw.Draw(image)
-    for rect in scene.rects:
-        if rect.width and rect.height:
-            box = (rect.x, rect.y, rect.x + rect.width - 1, rect.y + rect.height - 1)
-            draw.rectangle(box, fill=LIGHT[rect.tone])
+    draw_rects(draw, scene.rects)
     states, pixel = scene.cells.states, scene.pixel
     if states.size:
         tones: dict[int, Tone] = {state: tone for state, tone, _ in scene.look.states}
@@ -197,13 +198,34 @@ def _painted_png(scene: Scene) -> bytes:
         plot.putpalette([channel for color in colors for channel in bytes.fromhex(color[1:])])
         size = (states.shape[1] * pixel, states.shape[0] * pixel)
         image.paste(plot.resize(size, Image.Resampling.NEAREST).convert("RGB"), (scene.left, scene.top))
-    for rect in _grid(scene):
-        draw.rectangle((rect.x, rect.y, rect.x + rect.width - 1, rect.y + rect.height - 1), fill=LIGHT[rect.tone])
+    draw_rects(draw, _grid(scene))
+    draw_words(draw, scene.words)
+    return png_bytes(image)
+
+
+def draw_rects(draw: ImageDraw.ImageDraw, rects: Iterable[Rect]) -> None:
+    """The rectangles that have an area."""
+    for rect in rects:
+        if rect.width and rect.height:
+            box = (rect.x, rect.y, rect.x + rect.width - 1, rect.y + rect.height - 1)
+            draw.rectangle(box, fill=LIGHT[rect.tone])
+
+
+def draw_words(draw: ImageDraw.ImageDraw, texts: Iterable[Words]) -> None:
+    """Text in Pillow's own font."""
+    from PIL import ImageFont
+
     anchors = {"start": "ls", "middle": "ms", "end": "rs"}
-    for words in scene.words:
+    for words in texts:
         font = ImageFont.load_default(words.size)
         text = words.text.replace("×", "x")  # which Pillow's own font has not
         draw.text((words.x, words.y), text, fill=LIGHT[words.tone], font=font, anchor=anchors[words.anchor])
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A small file."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -224,15 +246,7 @@ def _grid(scene: Scene) -> list[Rect]:
 
 
 def _painted_svg(scene: Scene) -> str:
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{scene.width}" height="{scene.height}" '
-        f'viewBox="0 0 {scene.width} {scene.height}" shape-rendering="crispEdges" '
-        'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">',
-        f"<title>{escape(scene.words[0].text)}</title>",
-        f"<style>{fills(LIGHT)} @media (prefers-color-scheme: dark) {{ {fills(DARK)} }}</style>",
-        f'<path class="page" d="M0 0h{scene.width}v{scene.height}H0z"/>',
-    ]
-    parts += [f'<path class="{rect.tone}" d="{_outline(rect)}"/>' for rect in scene.rects]
+    parts = [*svg_start(scene.width, scene.height, scene.words[0].text), *map(rect_svg, scene.rects)]
     parts.append(f'<g transform="translate({scene.left} {scene.top}) scale({scene.pixel})">')
     for state, tone, _ in sorted(scene.look.states):
         outlines = "".join(f"M{x} {y}h{w}v{h}h-{w}z" for x, y, w, h in merged_runs(scene.cells, state))
@@ -242,11 +256,31 @@ def _painted_svg(scene: Scene) -> str:
     lines = "".join(_outline(rect) for rect in _grid(scene))
     if lines:
         parts.append(f'<path class="page" d="{lines}"/>')
-    for words in scene.words:
-        place = f'x="{words.x}" y="{words.y}" font-size="{words.size}"'
-        anchor = f' text-anchor="{words.anchor}"' if words.anchor != "start" else ""
-        parts.append(f'<text class="{words.tone}" {place}{anchor}>{escape(words.text)}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return "\n".join([*parts, *map(words_svg, scene.words), "</svg>"]) + "\n"
+
+
+def svg_start(width: int, height: int, title: str) -> tuple[str, ...]:
+    """The first lines of a file that follows the reader's theme, with an empty page."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" shape-rendering="crispEdges" '
+        'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{fills(LIGHT)} @media (prefers-color-scheme: dark) {{ {fills(DARK)} }}</style>",
+        f'<path class="page" d="M0 0h{width}v{height}H0z"/>',
+    )
+
+
+def rect_svg(rect: Rect) -> str:
+    """A line of the file."""
+    return f'<path class="{rect.tone}" d="{_outline(rect)}"/>'
+
+
+def words_svg(words: Words) -> str:
+    """A line of the file."""
+    place = f'x="{words.x}" y="{words.y}" font-size="{words.size}"'
+    anchor = f' text-anchor="{words.anchor}"' if words.anchor != "start" else ""
+    return f'<text class="{words.tone}" {place}{anchor}>{escape(words.text)}</text>'
 
 
 def _outline(rect: Rect) -> str:

@@ -1,0 +1,179 @@
+"""`patterndsl bench`: is a pattern faster here than dense SDPA and FlexAttention, and by how much?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from patterndsl.cli.output import picture_format, progress, say, say_json, table
+from patterndsl.cli.specs import heads_of, inputs_of, pattern_of
+from patterndsl.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+    from patterndsl.cli.output import OnEvent
+    from patterndsl.runtime.bench import Comparison
+    from patterndsl.runtime.contest import Entry, Timing
+
+DEFAULT_N = 4096
+FORMATS = (".json", ".png", ".svg")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks, times in turns; 1 where a pattern's own result is wrong."""
+    suffix = picture_format(arguments, FORMATS)
+    patterns = [pattern_of(spec, arguments) for spec in arguments.specs]
+    with progress() as on_event:
+        from patterndsl.runtime.bench import surroundings
+        from patterndsl.runtime.trial import device_of
+
+        device = device_of(arguments.device)
+        sizes = _sizes(arguments)
+        options: dict[str, Any] = {"n": sizes["n"], "heads": sizes["heads"], "layer": arguments.layer or 0}
+        found = []
+        for spec, pattern in zip(arguments.specs, patterns, strict=True):
+            program = pattern.compile(**options, device=device, backend=arguments.backend)
+            found.append(_compared(program, arguments, device, on_event))
+            if not arguments.json:
+                _say(spec, found[-1], arguments)
+    data = {**surroundings(device), **sizes, "patterns": list(map(_data, arguments.specs, found))}
+    if suffix is not None:
+        written = _file(suffix, data)
+        write_atomically(arguments.output, written, arguments.force, "--force")
+    if arguments.json:
+        say_json(data)
+    elif suffix is not None:
+        say(f"{arguments.output}: {len(written):,} bytes")
+    return 0 if all(item.contest.entries[0].skipped is None for item in found) else 1
+
+
+def _compared(program: Any, arguments: argparse.Namespace, device: torch.device, on_event: OnEvent) -> Comparison:
+    from patterndsl.runtime.bench import compare
+    from patterndsl.runtime.contest import Limits
+    from patterndsl.runtime.trial import as_inputs, random_tensors
+
+    heads = program.bound.num_heads
+    tensors = random_tensors(
+        program.bound.sizes,
+        batch=arguments.batch or 1,
+        heads=heads,
+        kv_heads=arguments.kv_heads or heads,
+        head_dim=arguments.head_dim or 64,
+        dtype=arguments.dtype or "float32",
+        device=device,
+        seed=arguments.seed,
+    )
+    return compare(
+        program,
+        tensors,
+        as_inputs(inputs_of(program.bound, arguments), device) or None,
+        backward=arguments.backward,
+        limits=Limits(arguments.seconds, arguments.limit),
+        on_event=on_event,
+    )
+
+
+def _sizes(arguments: argparse.Namespace) -> dict[str, object]:
+    return {
+        "n": DEFAULT_N if arguments.n is None else arguments.n,
+        "batch": arguments.batch or 1,
+        "heads": heads_of(arguments),
+        "kv_heads": arguments.kv_heads or heads_of(arguments),
+        "head_dim": arguments.head_dim or 64,
+        "dtype": arguments.dtype or "float32",
+        "device": arguments.device,
+    }
+
+
+# ---- words --------------------------------------------------------------------------------------------------
+
+
+def _say(spec: str, found: Comparison, arguments: argparse.Namespace) -> None:
+    sizes = _sizes(arguments)
+    say(
+        f"{spec}: N {sizes['n']:,}, {sizes['heads']} heads of {sizes['head_dim']}, {sizes['dtype']}, "
+        f"{arguments.device}, {found.backend}"
+    )
+    say("")
+    entries = found.contest.entries
+    measures = ("forward", "training") if arguments.backward else ("forward",)
+    rows = [["", *(cell for measure in measures for cell in (_TITLES[measure], "spread", "ratio", "memory"))]]
+    for entry in entries:
+        if entry.skipped is None:
+            rows.append([entry.label, *(cell for measure in measures for cell in _cells(entry, measure))])
+    say(table(rows, range(1, len(rows[0]))))
+    for line in _remarks(found):
+        say(line)
+    say("")
+
+
+_TITLES = {"forward": "forward", "training": "with backward"}
+
+
+def _cells(entry: Entry, measure: str) -> list[str]:
+    timing: Timing | None = getattr(entry, measure)
+    peak: int | None = getattr(entry, f"{measure}_bytes")
+    if timing is None:
+        return ["", "", "", ""]
+    spread = timing.seconds
+    around = f"{_short(spread.low)} to {_short(spread.high)}" if timing.num_rounds > 1 else "once"
+    ratio = "" if timing.ratio is None else f"{timing.ratio.median:.2f}x"
+    return [_seconds(spread.median), around, ratio, "" if peak is None else f"{peak / 2**20:,.1f} MiB"]
+
+
+def _remarks(found: Comparison) -> list[str]:
+    """What the table has no room for."""
+    lines = []
+    ours = found.contest.entries[0]
+    if ours.check is not None:
+        rows = "every row" if ours.check.every_row else f"{ours.check.num_rows} rows"
+        lines.append(f"checked against float64 before timing, {rows}: largest error {_largest(ours):.1e}")
+    for entry in found.contest.entries:
+        variants = {t.variant for t in (entry.forward, entry.training) if t is not None and t.variant}
+        if variants and entry is not ours:
+            lines.append(f"{entry.label}: {' and '.join(sorted(variants))}")
+        if entry.skipped:
+            lines.append(f"{entry.label} was not run: {entry.skipped}")
+        elif entry.note:
+            lines.append(f"{entry.label}: {entry.note}")
+        lines += [f"{entry.label}, left out: {failure}" for failure in entry.failures]
+    before = found.preparation
+    built = f"{_seconds(before.create_block_mask)} by create_block_mask" if before.create_block_mask else ""
+    built = built or f"create_block_mask was not timed, {before.skipped}"
+    lines.append(f"mask: {built}; {_seconds(before.block_mask)} by program.block_mask; plan: {_seconds(before.plan)}")
+    others = found.contest.cores_of_others
+    if others is not None and others > 0.25:
+        lines.append(f"other processes kept {others:.1f} cores busy meanwhile")
+    return lines
+
+
+def _largest(entry: Entry) -> float:
+    return max((d.error for d in entry.check.deviations), default=0.0) if entry.check else 0.0
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds * 1e3:.2f}"
+
+
+# ---- data and pictures --------------------------------------------------------------------------------------
+
+
+def _file(suffix: str, data: dict[str, object]) -> bytes:
+    from patterndsl.runtime.bench_chart import chart
+    from patterndsl.show import bars
+
+    if suffix == ".json":
+        return (json.dumps(data, indent=2) + "\n").encode()
+    return bars.png(chart(data)) if suffix == ".png" else bars.svg(chart(data))
+
+
+def _data(spec: str, found: Comparison) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {"spec": spec, **asdict(found)}
