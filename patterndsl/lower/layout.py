@@ -74,8 +74,10 @@ def _divided_by(index: Index) -> int:
     return scale
 
 
-def cells(relation: Relation, sizes: Sizes, chain: Chain) -> list[Cell] | None:
+def cells(relation: Relation, sizes: Sizes, chain: Chain, *, narrow: bool = True) -> list[Cell] | None:
     """The relation by groups in the digits of the chain, its empty parts left out; None where the chain does not help.
+
+    narrow: leave out what a term says of one side alone, such as the first rows in `q >= 64`.
 
     Together the cells hold each pair of the relation once. relation: bound, of one head. Work: a few rewritings.
     """
@@ -87,7 +89,8 @@ def cells(relation: Relation, sizes: Sizes, chain: Chain) -> list[Cell] | None:
     terms = inside.terms if isinstance(inside, And) else (inside,)
     if inside == NOTHING:
         return []
-    boxes = tuple(_box(terms, side, digits.number) for side in ("q", "k"))
+    said = terms if narrow else ()
+    boxes = tuple(_box(said, side, digits.number) for side in ("q", "k"))
     groups = frozenset(at for at in range(digits.number) if _equal(at) in terms)
     if groups:
         found = _cells(relation, digits, (q_span, k_span), groups, boxes, sizes.q_start)

@@ -19,6 +19,17 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor, sig
     (merge_ if sign > 0 else unmerge_)(out, lse, part_out, part_lse)
 
 
+def add_into(total: Tensor, part: Tensor, sign: int) -> None:
+    """total += sign * part, both [B, H, ..., D], in float32 at least before it is rounded."""
+    if _has_kernel(total, part) and part.dim() <= 5 and part.numel():
+        from patterndsl.runtime.row_kernels import add_rows
+
+        shape = [*part.shape[:2], *[1] * (5 - part.dim()), *part.shape[2:-1]]
+        add_rows(_as(total, shape), _as(part, shape), sign)
+        return
+    total.add_(part.to(total.dtype), alpha=sign)
+
+
 def share_of_gradient(
     out: Tensor, lse: Tensor, merged_out: Tensor, merged_lse: Tensor, grad_out: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,32 @@ def _share_kernel(  # type: ignore[no-untyped-def]
     tl.store(d_lse + _row_offsets(rows, heads, groups, length, sb, sh, sg, sl), difference, mask=live)
 
 
+@triton.jit
+def _add_kernel(  # type: ignore[no-untyped-def]
+    into, part, num_rows, heads, groups, length,
+    ob, oh, og, ol, pb, ph, pg, pl,
+    width: tl.constexpr, padded: tl.constexpr, sign: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
+    channels = tl.arange(0, padded)
+    cells = (rows < num_rows)[:, None] & (channels < width)[None, :]
+    into_at = into + _row_offsets(rows, heads, groups, length, ob, oh, og, ol)[:, None] + channels[None, :]
+    part_at = part + _row_offsets(rows, heads, groups, length, pb, ph, pg, pl)[:, None] + channels[None, :]
+    total = tl.load(into_at, mask=cells, other=0.0).to(tl.float32)
+    total += sign * tl.load(part_at, mask=cells, other=0.0).to(tl.float32)
+    tl.store(into_at, total.to(into.dtype.element_ty), mask=cells)
+
+
+def add_rows(into: Tensor, part: Tensor, sign: int) -> None:
+    """Adds sign * part to into, both [B, H, G, L, D], in place."""
+    _, heads, groups, length, width = part.shape
+    num_rows = part.numel() // width
+    _add_kernel[(triton.cdiv(num_rows, BLOCK_ROWS),)](
+        into, part, num_rows, heads, groups, length, *into.stride()[:4], *part.stride()[:4],
+        width=width, padded=triton.next_power_of_2(width), sign=sign, block=BLOCK_ROWS,
+    )  # fmt: skip
+
+
 def merge_rows(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor, sign: int) -> None:
     """Merges into out [B, H, G, L, D] and lse [B, H, G, L], float32, in place; sign -1 takes out again. The parts have
     the same sizes; channels are consecutive in memory."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patterndsl.runtime.fused import share_of_gradient
 from patterndsl.runtime.merge import merge_, unmerge_
-from patterndsl.runtime.row_kernels import merge_rows, share_rows
+from patterndsl.runtime.row_kernels import add_rows, merge_rows, share_rows
 
 torch.manual_seed(0)
 
@@ -47,4 +47,12 @@ for permuted, more in itertools.product((False, True), (0, 8)):
     share_rows(out, lse, whole, whole_lse, upstream, d_out, d_lse)
     torch.testing.assert_close(d_out, wanted)
     torch.testing.assert_close(d_lse, wanted_lse)
+    print("ok")
+
+for permuted, sign in itertools.product((False, True), (1, -1)):
+    total, part = torch.randn(2, 3, 20, 5), torch.randn(2, 3, 4, 5, 5)
+    wanted = total.clone()
+    rows_of(wanted, permuted).add_(part, alpha=sign)
+    add_rows(rows_of(total, permuted), part, sign)
+    torch.testing.assert_close(total, wanted)
     print("ok")

@@ -25,4 +25,4 @@ def test_in_the_interpreter() -> None:
         cwd=SCRIPT.parents[2],
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("ok") == 12
+    assert run.stdout.count("ok") == 16
