@@ -356,7 +356,7 @@ def table(data: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for pattern in data["patterns"]:
         ours = pattern["contest"]["entries"][0]
-        cells = [f"`{pattern['name']}`" if "," not in pattern["name"].split(")")[-1] else pattern["name"]]
+        cells = [f"`{pattern['name']}`".replace("|", "\\|")]
         for measure, rivals in (("forward", ("FlexAttention", "dense SDPA")), ("training", ("dense SDPA",))):
             cells.append(_milliseconds(ours[measure]))
             cells += [_times(ratio_of(pattern, rival, measure)) for rival in rivals]
