@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from patterndsl.diagnostics import input_error
 from patterndsl.pattern import Pattern, parse
-from patterndsl.runtime.arguments import check_backend
+from patterndsl.runtime import ops
+from patterndsl.runtime.arguments import as_autocast, check_backend
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
@@ -89,12 +91,55 @@ def attention(
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
-    checked = as_pattern(pattern)
     check_backend(backend)
+    if torch.compiler.is_compiling():
+        return _traced(
+            query,
+            key,
+            value,
+            pattern,
+            inputs,
+            ops.Call(layer, q_start, -1 if n is None else n),
+            scale,
+            backend,
+            return_lse,
+        )
     sizes = sizes_of(n, query.shape[2], key.shape[2], q_start)
     layer = counted("layer", layer, 0, MAX_LAYER)
-    program = _program(checked, sizes, query.shape[1], layer, query.device, backend)
+    program = _program(as_pattern(pattern), sizes, query.shape[1], layer, query.device, backend)
     return program(query, key, value, inputs=inputs, scale=scale, return_lse=return_lse)
+
+
+def _traced(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | str,
+    inputs: Inputs | None,
+    call: ops.Call,
+    scale: float | None,
+    backend: str,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same in a graph of torch.compile, which finds a program for the sizes of each call, so that new ones do not
+    compile it again."""
+    text = pattern if isinstance(pattern, str) else as_pattern(pattern).text
+    query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
+    address = f"pattern:{backend}:{text}"
+    output, lse = ops.traced(query, key, value, inputs, address, scale, call, want_lse=return_lse)
+    return (output, lse) if return_lse else output
+
+
+def _found(address: str, query: Tensor, key: Tensor, call: ops.Call) -> Program:
+    """What a graph asks for."""
+    backend, _, text = address.partition(":")
+    n = None if call.n == -1 else call.n
+    sizes = sizes_of(n, query.shape[2], key.shape[2], call.q_start)
+    layer = counted("layer", call.layer, 0, MAX_LAYER)
+    return _program(as_pattern(text), sizes, query.shape[1], layer, query.device, backend)
+
+
+ops.finders["pattern"] = _found
 
 
 def as_pattern(pattern: object) -> Pattern:
@@ -102,12 +147,17 @@ def as_pattern(pattern: object) -> Pattern:
     if isinstance(pattern, Pattern):
         return pattern
     if isinstance(pattern, str):
-        return parse(pattern)
+        return _parsed(pattern)
     if isinstance(pattern, Program):
         help = "a program is called itself: program(query, key, value)"
         raise input_error("E304", "a Program stands where a pattern belongs", help)
     kind = "None" if pattern is None else type(pattern).__name__
     raise input_error("E304", f"the pattern is {kind}", 'give text such as "causal & window(256)", or a Pattern')
+
+
+@lru_cache(maxsize=MAX_PROGRAMS)
+def _parsed(text: str) -> Pattern:
+    return parse(text)
 
 
 def _program(pattern: Pattern, sizes: Sizes, heads: int, layer: int, device: torch.device, backend: str) -> Program:

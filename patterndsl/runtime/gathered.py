@@ -354,7 +354,7 @@ class _Gradients(Function):
         out: Tensor,
         lse: Tensor,
         grad_out: Tensor,
-        grad_lse: Tensor,
+        grad_lse: Tensor | None,
         groups: tuple[Group, ...],
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -363,7 +363,8 @@ class _Gradients(Function):
         grad_key = torch.zeros(key.shape, dtype=dtype, device=key.device)
         grad_value = torch.zeros(value.shape, dtype=dtype, device=key.device)
         # the softmax's own correction, and what comes through lse itself
-        delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1) - grad_lse
+        delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
+        delta = delta if grad_lse is None else delta - grad_lse
         for group in groups:
             selection = _Selection.of(group, query.shape[1], key.shape[1], query.device)
             saved = (query, key, value, grad_out, lse, delta)
@@ -382,6 +383,9 @@ class _Gradients(Function):
     def vmap(*_: Any) -> Any:
         raise _no_vmap()
 
+
+gradients = _Gradients.forward
+"""The same for who has no graph."""
 
 _DENSE_CURE = "use backend='oracle', which is dense and for small sizes"
 

@@ -6,8 +6,9 @@ row that no pass reaches yields 0 and -inf.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from patterndsl.diagnostics import input_error
 from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
-from patterndsl.runtime.fused import merge_into
+from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
@@ -175,7 +176,7 @@ class _Gradient:
         if self.total is None:
             self.total = torch.zeros(self.of.shape, dtype=self.dtype(), device=self.of.device)
         seen = places(self.total[slices], (*groups, *side.axes), side.start)[..., : grad.shape[-1]]
-        seen.add_(grad.to(seen.dtype), alpha=sign)
+        add_into(seen, grad, sign)
 
     def dtype(self) -> torch.dtype:
         of = self.of
@@ -190,11 +191,52 @@ class _Gradient:
 # ---- forward and backward
 
 
-@dataclass
-class _Saved:
-    """What passes keep for their backward, in order."""
+def results(
+    query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float, train: bool
+) -> tuple[Tensor, Tensor, list[object]]:
+    """Output, lse, and what each launch keeps for its backward."""
+    result, saved = _Result(query, value.shape[-1]), list[object]()
+    for ready in passes:
+        for part in parts(ready.heads, query, key, value):
+            tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
+            for launch in ready.kernel.launches:
+                out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
+                result.add(part, launch, out, lse, ready.sign, kept is None and ready.is_fresh)
+                saved.append(kept)
+    found, lse = result.tensors()
+    return found.to(query.dtype), lse, saved
 
-    items: list[object] = field(default_factory=list)
+
+def gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    passes: Sequence[ReadyPass],
+    scale: float,
+    saved: Sequence[object] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value. out, lse, saved: `results`; what was not saved is computed again."""
+    head_dim, kept = query.shape[-1], itertools.repeat(None) if saved is None else iter(saved)
+    if grad_lse is not None:
+        query, key, value, out, grad_out = _with_lse_gradient(query, key, value, out, grad_out, grad_lse)
+    totals = [_Gradient(x) for x in (query, key, value)]
+    merged = Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
+    for ready in passes:
+        for part in parts(ready.heads, query, key, value):
+            tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
+            mine = Merged(*(part.of_queries(x) for x in (merged.out, merged.lse, merged.grad_out)))
+            for launch in ready.kernel.launches:
+                grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
+                totals[0].add(launch.q_groups, launch.q, grads[0], (part.rows, part.q_heads), ready.sign)
+                for total, grad in zip(totals[1:], grads[1:], strict=True):
+                    for groups, side, some in launch.key_gradients(grad):
+                        total.add(groups, side, some, (part.rows, part.kv_heads), ready.sign)
+    grad_query, grad_key, grad_value = (total.result(head_dim) for total in totals)
+    return grad_query, grad_key, grad_value
 
 
 class _Planned(Function):
@@ -202,21 +244,11 @@ class _Planned(Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float
     ) -> tuple[Tensor, Tensor]:
-        train = any(ctx.needs_input_grad)
-        result, saved = _Result(query, value.shape[-1]), _Saved()
-        for ready in passes:
-            for part in parts(ready.heads, query, key, value):
-                tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-                for launch in ready.kernel.launches:
-                    out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
-                    result.add(part, launch, out, lse, ready.sign, kept is None and ready.is_fresh)
-                    saved.items.append(kept)
-        found, lse = result.tensors()
-        found = found.to(query.dtype)
-        ctx.passes, ctx.scale, ctx.kept = passes, scale, saved
+        out, lse, ctx.kept = results(query, key, value, passes, scale, any(ctx.needs_input_grad))
+        ctx.passes, ctx.scale = passes, scale
         ctx.set_materialize_grads(False)  # most callers use no lse, and its gradient costs
-        ctx.save_for_backward(query, key, value, found, lse)
-        return found, lse
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -241,36 +273,8 @@ class _Gradients(Function):
     """The first derivatives, as a function of its own so that asking for the second ones is understood."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        passes: Sequence[ReadyPass],
-        scale: float,
-        saved: _Saved,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        head_dim, kept = query.shape[-1], iter(saved.items)
-        if grad_lse is not None:
-            query, key, value, out, grad_out = _with_lse_gradient(query, key, value, out, grad_out, grad_lse)
-        totals = [_Gradient(x) for x in (query, key, value)]
-        merged = Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
-        for ready in passes:
-            for part in parts(ready.heads, query, key, value):
-                tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-                mine = Merged(*(part.of_queries(x) for x in (merged.out, merged.lse, merged.grad_out)))
-                for launch in ready.kernel.launches:
-                    grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
-                    totals[0].add(launch.q_groups, launch.q, grads[0], (part.rows, part.q_heads), ready.sign)
-                    for total, grad in zip(totals[1:], grads[1:], strict=True):
-                        for groups, side, some in launch.key_gradients(grad):
-                            total.add(groups, side, some, (part.rows, part.kv_heads), ready.sign)
-        grad_query, grad_key, grad_value = (total.result(head_dim) for total in totals)
-        return grad_query, grad_key, grad_value
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return gradients(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:

@@ -18,8 +18,6 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
 from patterndsl.diagnostics import PatternError, error, input_error
-from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import Relation
 from patterndsl.lower.costs import machine_of
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
@@ -28,7 +26,7 @@ from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.row import row_keys
 from patterndsl.lower.stored import chosen
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
-from patterndsl.runtime import flex, oracle
+from patterndsl.runtime import flex, ops, oracle
 from patterndsl.runtime.arguments import (
     as_autocast,
     check_backend,
@@ -39,7 +37,8 @@ from patterndsl.runtime.arguments import (
     checked_scale,
 )
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
-from patterndsl.runtime.gathered import Group, block_lists, gathered_attention
+from patterndsl.runtime.gathered import Group, gathered_attention
+from patterndsl.runtime.groups import groups_of_row, lookups_of_rows, num_rows_of
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned
@@ -87,6 +86,7 @@ class Program:
         self._data: DeviceData | None = None
         self._flex: flex.Attend | None = None
         self._block_masks: dict[int, BlockMask] = {}
+        self._address = ops.register(self)
 
     def __repr__(self) -> str:
         sizes = self.bound.sizes
@@ -107,11 +107,11 @@ class Program:
         Straight from membership, O(q_len x kv_len). Raises InputError (E504) above oracle.MAX_PAIRS pairs.
         """
         given = self._inputs(inputs)
-        keep = self._dense(given)
-        return keep if _num_rows(given) is not None else keep[0]
+        keep = self.dense(given)
+        return keep if num_rows_of(given) is not None else keep[0]
 
-    def _dense(self, given: dict[str, Tensor]) -> Tensor:
-        num_rows = _num_rows(given)
+    def dense(self, given: dict[str, Tensor]) -> Tensor:
+        num_rows = num_rows_of(given)
         num_rows = 1 if num_rows is None else num_rows
         return oracle.dense_mask(self.bound, self._device_data(given), num_rows, self.device)
 
@@ -122,7 +122,7 @@ class Program:
         on others, E504 above oracle.MAX_PAIRS pairs.
         """
         given = self._inputs(inputs)
-        num_rows = _num_rows(given)
+        num_rows = num_rows_of(given)
         found = checked_positions(positions, self.bound.sizes).to(self.device)
         keep = oracle.membership_rows(self.bound, self._device_data(given), found, 1 if num_rows is None else num_rows)
         return keep if num_rows is not None else keep[0]
@@ -142,7 +142,7 @@ class Program:
         key = _TileKey(checked_block(q_block), checked_block(q_block if kv_block is None else kv_block))
         given = self._inputs(inputs)
         if given:
-            return [self._find(key, lookup, on_event) for lookup in _lookups(given)]
+            return [self._find(key, lookup, on_event) for lookup in lookups_of_rows(given)]
         if key not in self._tiles:
             self._tiles[key] = self._find(key, Lookup(), on_event)
         return [self._tiles[key]]
@@ -183,7 +183,7 @@ class Program:
         """The keys that each block of q_block queries needs. Raises InputError (E504) where there are too many."""
         given, q_block = self._inputs(inputs), checked_block(q_block)
         per_row = []
-        for lookup in _lookups(given) if given else [Lookup()]:
+        for lookup in lookups_of_rows(given) if given else [Lookup()]:
             key = _TileKey(q_block, 1)
             found = self._find(key, lookup, None, tell_full=False)
             per_row.append([(self._tensor(tiles.q_blks), self._tensor(tiles.kv_blks)) for tiles in found])
@@ -205,7 +205,7 @@ class Program:
             group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
             order = [group_of[head] for head in range(self.bound.num_heads)]
             indices, counts = indices[:, order], counts[:, order]
-        if _num_rows(given) is None:
+        if num_rows_of(given) is None:
             indices, counts = indices[0], counts[0]
         return GatherIndices(indices, counts)
 
@@ -267,7 +267,7 @@ class Program:
         given = self._inputs(inputs)
         if not given:
             return self._static_lookup
-        num_rows = _num_rows(given)
+        num_rows = num_rows_of(given)
         if num_rows not in (None, 1):
             raise input_error("E502", f"inputs of {num_rows} batch rows", "give those of one row: rows may differ")
         return Lookup({name: values.reshape(-1).cpu().numpy() for name, values in given.items()})
@@ -333,30 +333,49 @@ class Program:
         gradient 0. Under autocast the three are cast as for scaled_dot_product_attention. Work: O(live tiles x D).
         Raises InputError (E501, E502, E503, E505).
         """
-        query, key, value = (as_autocast(tensor) for tensor in (query, key, value))
+        query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
+        output: Tensor
+        lse: Tensor | None
+        if torch.compiler.is_compiling():
+            output, lse = ops.traced(query, key, value, inputs, self._address, scale, want_lse=return_lse)
+        else:
+            train = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+            output, lse = self.attend(query, key, value, inputs, scale, train=train, want_lse=return_lse)
+        if not return_lse:
+            return output
+        assert lse is not None
+        return output, lse
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        inputs: Inputs | None,
+        scale: float | None,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output and lse, eagerly; lse may be None where it is not wanted. train: whether a backward pass follows."""
         check_tensors(query, key, value, self.bound, self.device)
         given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
         scale = checked_scale(scale, query.shape[-1])
-        match self._backend_for(query, key, value):
+        match self.backend_for(query, key, value, train=train):
             case "oracle":
-                keep = self._dense(given)
-                output, lse = oracle.attend(query, key, value, keep, scale)
-                output, lse = output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
+                output, lse = oracle.attend(query, key, value, self.dense(given), scale)
+                return output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
             case "flex":
                 mask = self.block_mask(inputs=inputs)
                 if self._flex is None:
                     self._flex = flex.compiled_flex()
-                output, found = flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=return_lse)
-                if not return_lse or found is None:
-                    return output
-                lse = found
+                return flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=want_lse)
             case "planned":
-                output, lse = self._planned_for(query, key, value)(query, key, value, scale)
+                return self.planned(train=train)(query, key, value, scale)
             case _:
-                output, lse = gathered_attention(query, key, value, self._groups(given), scale=scale)
-        return (output, lse) if return_lse else output
+                return gathered_attention(query, key, value, self.groups(given), scale=scale)
 
-    def _backend_for(self, query: Tensor, key: Tensor, value: Tensor) -> str:
+    def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
         """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to gathered: FlexAttention has no
         float64 and no empty sequences; dense kernels have values as wide as keys, and weigh the keys that they mask
         with 0, which of NaN is NaN."""
@@ -366,8 +385,7 @@ class Program:
         if self.backend == "flex":
             unfit = unfit or query.dtype == torch.float64
         else:
-            planned = self._planned_for(query, key, value)
-            unfit = unfit or query.shape[-1] != value.shape[-1] or not planned.takes(key, value)
+            unfit = unfit or query.shape[-1] != value.shape[-1] or not self.planned(train=train).takes(key, value)
         return "gathered" if unfit else self.backend
 
     @cached_property
@@ -378,8 +396,8 @@ class Program:
             raise input_error("E505", "a pattern that reads inputs has no plan", help)
         return make_plan(self.bound, self._static_lookup, machine_of(self.device.type), choice=self._choice)
 
-    def _planned_for(self, *tensors: Tensor) -> Planned:
-        train = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    def planned(self, *, train: bool) -> Planned:
+        """The passes made ready, for training or for inference."""
         return self._training if train else self._inference
 
     @cached_property
@@ -391,27 +409,21 @@ class Program:
         plan = self.plan
         return self._inference if plan.training == plan.forward else Planned(passes_of(plan.training), self.device)
 
-    def _groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
+    def groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
         """Batch rows and heads that share tiles, as the gathered backend takes them."""
         if not given:
             if self._static_groups is None:
-                self._static_groups = self._groups_of_row(Lookup(), given, None)
+                tiles = self._gather_tiles(self._static_lookup)
+                self._static_groups = tuple(groups_of_row(self.bound, tiles, given, None, self.device))
             return self._static_groups
-        rows = list(enumerate(_lookups(given)))
+        rows = list(enumerate(lookups_of_rows(given)))
         return tuple(
             group
             for row, lookup in rows
-            for group in self._groups_of_row(lookup, given, row if len(rows) > 1 else None)
+            for group in groups_of_row(
+                self.bound, self._gather_tiles(lookup), given, row if len(rows) > 1 else None, self.device
+            )
         )
-
-    def _groups_of_row(self, lookup: Lookup, given: dict[str, Tensor], row: int | None) -> tuple[Group, ...]:
-        groups = []
-        for group, tiles in zip(self.bound.groups, self._gather_tiles(lookup), strict=True):
-            data = device_data(group.relation, 1, given, self.device).at_row(row or 0)
-            heads = group.heads if len(self.bound.groups) > 1 else None
-            keep = _Keep(group.relation, self.bound.sizes.q_start, data)
-            groups.append(Group(None if row is None else (row,), heads, block_lists(tiles, self.device), keep))
-        return tuple(groups)
 
     def _gather_tiles(self, lookup: Lookup) -> tuple[Tiles, ...]:
         """The tiles that the gathered backend runs on; those of a pattern without inputs are found once."""
@@ -467,19 +479,6 @@ class Program:
             self.plan = Plan(machine_of(self.device.type), stored.options)
 
 
-@dataclass(frozen=True, slots=True)
-class _Keep:
-    """Membership of one head group and batch row, with queries counted from the program's first."""
-
-    relation: Relation
-    q_start: int
-    data: DeviceData
-
-    def __call__(self, q: Tensor, k: Tensor) -> Tensor:
-        holds = member(self.relation, Point(q + self.q_start, k, 0, self.data))
-        return torch.as_tensor(holds, device=q.device)
-
-
 def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:
     start, stop = found.decodable_from, bound.sizes.q_start + bound.sizes.q_len
     heads = f" in head {found.heads[0]}" if len(bound.groups) > 1 else ""
@@ -488,21 +487,3 @@ def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:
     if start < stop:
         help += f", or compile with q_start={start}: from there on no query looks ahead, what is before is prefilled"
     return error("E505", message, None, help)
-
-
-def _num_rows(given: dict[str, Tensor]) -> int | None:
-    """Rows of batched inputs; None where no input has a batch dimension."""
-    return max((values.shape[0] for values in given.values() if values.dim() == 2), default=None)
-
-
-def _lookups(given: dict[str, Tensor]) -> Sequence[Lookup]:
-    """One lookup per batch row of the inputs, on their device."""
-    num_rows = _num_rows(given)
-
-    def at(values: Tensor, row: int) -> Tensor:
-        return values if values.dim() == 1 else values[0 if values.shape[0] == 1 else row]
-
-    return [
-        Lookup({name: at(values, row) for name, values in given.items()})
-        for row in range(1 if num_rows is None else num_rows)
-    ]
