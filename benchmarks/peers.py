@@ -4,9 +4,9 @@
     python benchmarks/peers.py --only strided    # one pattern; the others stay as they are in the file
     python benchmarks/peers.py --draw            # only draws the file's picture and prints its table again
 
-All contestants of a pattern run in turns in one process, each checked against float64 first. Before a pattern the
-script waits for a quiet moment, measures how busy other processes kept the cores, and repeats what was disturbed:
-the quietest attempt is kept. Writes benchmarks/results/peers_cpu.json and peers_cpu.svg.
+All contestants of a pattern run in turns in one process, each checked against float64 first. A round counts where other
+processes left the cores alone; quiet moments are waited for, and where there are too few, the quietest rounds count and
+the file says how busy others were. Writes benchmarks/results/peers_cpu.json and peers_cpu.svg.
 
 The libraries are extras of this script alone; what is not there is said and left out:
 
@@ -33,7 +33,6 @@ import patterndsl
 from patterndsl.runtime.bench import compare, surroundings
 from patterndsl.runtime.bench_chart import chart
 from patterndsl.runtime.contest import Contestant, Limits, Variant
-from patterndsl.runtime.measure import cores_of_others, usage
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.trial import Tensors, random_tensors
 from patterndsl.show import bars
@@ -264,22 +263,6 @@ def cases(n: int) -> dict[str, Case]:
 # ---- runs
 
 
-def run_case(name: str, case: Case, n: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The quietest of a few attempts."""
-    best: dict[str, Any] | None = None
-    for attempt in range(arguments.attempts):
-        waited = wait_until_quiet(arguments.patience)
-        found = measured(name, case, n, arguments)
-        disturbed = found["contest"]["cores_of_others"]
-        print(f"{name}, attempt {attempt + 1}: others kept {_shown(disturbed)} cores busy; waited {waited:.0f} s")
-        if best is None or (disturbed or 0.0) < (best["contest"]["cores_of_others"] or 0.0):
-            best = found
-        if disturbed is None or disturbed < QUIET:
-            break
-    assert best is not None
-    return best
-
-
 def measured(name: str, case: Case, n: int, arguments: argparse.Namespace) -> dict[str, Any]:
     is_file = case.text.endswith(".yaml")
     pattern = patterndsl.load(case.text) if is_file else patterndsl.parse(case.text)
@@ -300,23 +283,12 @@ def measured(name: str, case: Case, n: int, arguments: argparse.Namespace) -> di
         device=torch.device("cpu"),
         seed=0,
     )
-    found = compare(
-        program, tensors, backward=True, others=others, limits=Limits(arguments.seconds, 60.0), on_event=None
-    )
+    limits = Limits(arguments.seconds, 60.0, QUIET, arguments.patience)
+    began = time.monotonic()
+    found = compare(program, tensors, backward=True, others=others, limits=limits)
+    print(f"{name}: others kept {_shown(found.contest.cores_of_others)} cores busy; {time.monotonic() - began:.0f} s")
     passes = [f"{item.kernel}: {item.text}" for item in program.plan.passes] if program.backend == "planned" else []
     return {"name": case.shown, "spec": name, "passes": passes, "load": os.getloadavg()[0], **asdict(found)}
-
-
-def wait_until_quiet(patience: float) -> float:
-    """Sleeps until other processes leave the cores alone, for so many seconds at most; how long it was."""
-    began = time.monotonic()
-    while time.monotonic() - began < patience:
-        before = usage()
-        time.sleep(2.0)
-        others = cores_of_others(before, usage())
-        if others is None or others < QUIET:
-            break
-    return time.monotonic() - began
 
 
 # ---- words
@@ -416,8 +388,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=16_384)
     parser.add_argument("--only", nargs="*", help="names of patterns")
     parser.add_argument("--seconds", type=float, default=15.0, help="of rounds for each pattern")
-    parser.add_argument("--attempts", type=int, default=3, help="for a pattern that others disturb")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a quiet moment")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for quiet moments, a pattern")
     parser.add_argument("--draw", action="store_true", help="measure nothing; draw and print what the file holds")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers_cpu.json")
     arguments = parser.parse_args()
@@ -430,7 +401,7 @@ def main() -> None:
         kept = {pattern["spec"]: pattern for pattern in held["patterns"]} if arguments.only else {}
         for name, case in cases(arguments.n).items():
             if not arguments.only or name in arguments.only:
-                kept[name] = run_case(name, case, arguments.n, arguments)
+                kept[name] = measured(name, case, arguments.n, arguments)
             data["patterns"] = [kept[other] for other in cases(arguments.n) if other in kept]
             write(data, arguments.out)
     write(data, arguments.out)

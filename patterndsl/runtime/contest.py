@@ -6,6 +6,7 @@ before it is timed; one that is wrong, fails or would take too long is said to b
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -122,10 +123,16 @@ class _Racer:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds that the rounds of a contest take, roughly, and that a call may take."""
+    """rounds: seconds that the rounds of a contest take, roughly; call: seconds that a call may take.
+
+    quiet: a round counts where other processes kept at most so many cores busy; it is waited for, and repeated, for
+    `patience` seconds in all, after which the quietest rounds count. None: every round counts.
+    """
 
     rounds: float = 10.0
     call: float = 20.0
+    quiet: float | None = None
+    patience: float = 0.0
 
 
 def contest(
@@ -146,9 +153,7 @@ def contest(
         entry, found = _tried(place, contestant, tensors, backward, limits)
         entries.append(entry)
         racers += found
-    before = usage()
-    _race(racers, tensors.query.device, limits.rounds, on_event)
-    others = cores_of_others(before, usage())
+    others = _race(racers, tensors.query.device, limits, on_event)
     for racer in racers:
         rival = next((r for r in racers if r.contestant == 0 and r.measure == racer.measure), None)
         entries[racer.contestant] = _with_timings(entries[racer.contestant], racer, rival)
@@ -292,19 +297,52 @@ def _training_steps(attend: Attend, tensors: Tensors) -> _Steps:
     return forward, backward
 
 
-def _race(racers: Sequence[_Racer], device: torch.device, seconds: float, on_event: OnEvent | None) -> None:
-    """Rounds until the time is up; each begins with another racer."""
-    began = time.perf_counter()
-    done = 0
-    while racers and done < MOST_ROUNDS and (done < FEWEST_ROUNDS or time.perf_counter() - began < seconds):
+def _race(racers: Sequence[_Racer], device: torch.device, limits: Limits, on_event: OnEvent | None) -> float | None:
+    """Rounds until the time is up, each begun by another racer; the cores that others kept busy in those that count."""
+    began, spent = time.perf_counter(), 0.0
+    quiet = math.inf if limits.quiet is None else limits.quiet
+    disturbed: list[float] = []
+    while racers:
+        num_quiet = sum(others <= quiet for others in disturbed)
+        patience_ends = began + spent + limits.patience
+        is_patient = time.perf_counter() < patience_ends
+        if num_quiet >= MOST_ROUNDS or (num_quiet >= FEWEST_ROUNDS and spent >= limits.rounds):
+            break
+        if limits.quiet is not None and len(disturbed) >= FEWEST_ROUNDS and not is_patient:
+            break
         if on_event:
-            on_event("timing in turns", min(int(time.perf_counter() - began), int(seconds)), int(seconds))
-        turn = done % len(racers)
-        for racer in (*racers[turn:], *racers[:turn]):
-            repeats = max(1, min(MOST_REPEATS, int(SAMPLE_SECONDS / max(racer.once, 1e-9))))
-            found = step_seconds(racer.steps, device, repeats)
-            racer.rounds.append([statistics.median(step) for step in zip(*found, strict=True)])
-        done += 1
+            on_event("timing in turns", min(int(spent), int(limits.rounds)), max(1, int(limits.rounds)))
+        if limits.quiet is not None and is_patient:
+            _wait_until_quiet(quiet, patience_ends)
+        seconds, others = _round(racers, len(disturbed) % len(racers), device)
+        disturbed.append(others)
+        spent += seconds if others <= quiet else 0.0
+    count = max(FEWEST_ROUNDS, sum(others <= quiet for others in disturbed))
+    counted = sorted(sorted(range(len(disturbed)), key=disturbed.__getitem__)[:count])
+    for racer in racers:
+        racer.rounds = [racer.rounds[at] for at in counted]
+    return None if usage() is None or not counted else statistics.mean(disturbed[at] for at in counted)
+
+
+def _round(racers: Sequence[_Racer], turn: int, device: torch.device) -> tuple[float, float]:
+    """Each racer once, for a while; the seconds that it took, and the cores that others kept busy: 0 where that is not
+    known."""
+    before, began = usage(), time.perf_counter()
+    for racer in (*racers[turn:], *racers[:turn]):
+        repeats = max(1, min(MOST_REPEATS, int(SAMPLE_SECONDS / max(racer.once, 1e-9))))
+        found = step_seconds(racer.steps, device, repeats)
+        racer.rounds.append([statistics.median(step) for step in zip(*found, strict=True)])
+    return time.perf_counter() - began, cores_of_others(before, usage()) or 0.0
+
+
+def _wait_until_quiet(cores: float, until: float) -> None:
+    """Sleeps until other processes leave the cores alone."""
+    while time.perf_counter() < until:
+        before = usage()
+        time.sleep(0.5)
+        others = cores_of_others(before, usage())
+        if others is None or others <= cores:
+            return
 
 
 def _with_timings(entry: Entry, racer: _Racer, rival: _Racer | None) -> Entry:
