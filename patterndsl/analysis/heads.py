@@ -75,6 +75,10 @@ class _Attempts:
     policies: Sequence[Attempt]
 
 
+ALIGNED = WAYS.index({"aligned": True})
+"""The ways of counting before this one assume nothing of lengths."""
+
+
 def _head_report(
     resolved: Resolved, pattern: Symbolic, heads: tuple[int, ...], layer: int, attempts: _Attempts
 ) -> tuple[HeadReport, _Attempts]:
@@ -82,8 +86,10 @@ def _head_report(
     found, ways = pairs_by(pattern, attempts.ways)
     if isinstance(found, NoFormula) and len(ways) < len(WAYS):
         found, ways = pairs_by(pattern, WAYS)
-    cache, policies = policy_by(pattern, attempts.policies)
-    if isinstance(cache, NoFormula) and len(policies) < len(ATTEMPTS):
+    # what is counted only where lengths are multiples has no policy in free digits either
+    is_free = len(ways) > len(WAYS) - ALIGNED
+    cache, policies = policy_by(pattern, attempts.policies if is_free else attempts.policies[-2:])
+    if isinstance(cache, NoFormula) and len(attempts.policies) < len(ATTEMPTS):
         cache, policies = policy_by(pattern, ATTEMPTS)
     attempts = _Attempts(ways, policies)
     reason = ""
