@@ -57,6 +57,7 @@ CODES: dict[str, str] = {
     "E601": "file that cannot be read",
     "E602": "file that cannot be written",
     "E603": "damaged or foreign plan file",
+    "E604": "damaged or foreign file of a machine's constants",
     # E7: the command line
     "E701": "wrong command line",
     # W2: names

@@ -39,11 +39,14 @@ from patterndsl.syntax.spec import check_name, read_expression, read_file, read_
 if TYPE_CHECKING:
     import torch
 
+    from patterndsl.analysis.explain import Explanation
     from patterndsl.analysis.policy import Policy
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.report import Report
+    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.machine import Constants
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.program import Program
     from patterndsl.sema.bind import Bound
@@ -237,6 +240,7 @@ class Pattern(Shown):
         device: str | torch.device = "cpu",
         backend: str = "auto",
         plan: int | None = None,
+        machine: Machine | str | PathLike[str] | None = None,
     ) -> Program:
         """An executable program for these sizes.
 
@@ -245,13 +249,59 @@ class Pattern(Shown):
         heads: query heads; heads that agree share their tiles. layer: what `layer` is in the pattern.
         backend: auto, planned (dense passes on reordered positions), gathered (CPU and GPU, trains), flex (GPU;
         inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs; by
-        default the one predicted to be fastest, for inference or for training.
+        default the one predicted to be fastest, for inference or for training. machine: the constants of that
+        prediction, by a built-in name ("cpu-2-core", "h200") or a calibration's file; by default those that
+        `patterndsl calibrate` stored for this device, else built-in ones.
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
         from patterndsl.runtime.program import Program
 
         bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
-        return Program(bound, self.text, device, backend, None if plan is None else counted("plan", plan, 0, MAX_SIZE))
+        choice = None if plan is None else counted("plan", plan, 0, MAX_SIZE)
+        return Program(bound, self.text, device, backend, choice, machine)
+
+    def explain(
+        self,
+        n: int | None = None,
+        *,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        q_start: int = 0,
+        heads: int = 1,
+        layer: int = 0,
+        head_dim: int = 64,
+        device: str | PathLike[str] = "cpu",
+        train: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Explanation:
+        """Which plan runs, pass by pass with predicted times, what was rejected, and when something else runs.
+
+        What `Program.explain` says, without PyTorch. device: cpu or cuda, with the constants that a program has there;
+        or those of another machine, by a built-in name ("cpu-2-core", "h200") or a calibration's file.
+        Raises PatternError: E4xx where the sizes do not fit, E505, E601 and E604 on the device.
+        """
+        from patterndsl.analysis.explain import explained
+
+        bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
+        head_dim = counted("head_dim", head_dim, 1, MAX_SIZE)
+        constants = _constants(device)
+        return explained(bound, self.title, constants, head_dim=head_dim, train=train, on_event=on_event)
+
+
+def _constants(device: str | PathLike[str]) -> Constants:
+    """Those that plans for a device are made with. PyTorch is asked for the GPU's name where a calibration of it is
+    stored."""
+    from patterndsl.lower.machine import constants_named, constants_of, cpu_name, stored_path
+
+    if device == "cpu":
+        return constants_of("cpu", cpu_name())
+    if device != "cuda":
+        return constants_named(device)
+    if not stored_path("cuda").is_file():
+        return constants_of("cuda", None)
+    from patterndsl.runtime.constants import name_of_type
+
+    return constants_of("cuda", name_of_type("cuda"))
 
 
 def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:

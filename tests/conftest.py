@@ -6,6 +6,8 @@ test some thirty times longer than the reproducible default.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -18,6 +20,14 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the expected texts of golden tests")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Plans are those of the built-in constants, whatever was measured on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture

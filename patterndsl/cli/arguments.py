@@ -116,6 +116,24 @@ examples:
 Heads of a layer are united, and each layer keeps a position's own content. Exact: so it is. UpperBound, LowerBound:
 not more, not less. --path shows where the content of K is after 0, 1, 2, ... layers on a shortest way to Q.
 """,
+    "explain": """
+examples:
+  patterndsl explain 'causal & (recent(256) | strided(256))' -n 65536 --heads 16
+  patterndsl explain examples/longformer.yaml -n 65536 --heads 16 --device h200 --train
+  patterndsl explain examples/axial.yaml -n 4096 --device machine.json --json
+
+Expected: what the cost model predicts, for one layer and one batch row. A rejected plan runs with compile(plan=NUMBER).
+--device cpu and cuda take the constants that `patterndsl calibrate` stored for this machine, where they fit.
+""",
+    "calibrate": """
+examples:
+  patterndsl calibrate                            two CPU cores take half a minute
+  patterndsl calibrate --device cuda
+  patterndsl calibrate -o machine.json            for `patterndsl explain --device machine.json`
+
+Without -o the constants are stored for this user, in $XDG_CONFIG_HOME or ~/.config, and plans on this device are made
+with them until PyTorch has another version. Where other work kept the CPU busy, nothing is stored unless --force.
+""",
     "schema": """
 example:
   patterndsl schema > pattern.schema.json
@@ -213,6 +231,8 @@ def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]
     _prove_options(command("prove", "prove or refute a claim about a pattern for every length"))
     _diff_options(command("diff", "say what one pattern has and another lacks"))
     _reach_options(command("reach", "say what can reach a position through several layers"))
+    _explain_options(command("explain", "say which plan runs, what it should take, and what was rejected"))
+    _calibrate_options(command("calibrate", "measure the constants of this machine that plans are made with"))
     command("schema", "print the JSON Schema of spec files, for editors")
     return parser, made
 
@@ -351,6 +371,28 @@ def _reach_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     parser.add_argument("--query", type=_length, metavar="Q", help="say what reaches this position")
     parser.add_argument("--path", type=_length, nargs=2, metavar=("Q", "K"), help="show a shortest way from K to Q")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _explain_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    _pattern_options(parser)
+    _size_options(parser, "length of the sequence")
+    parser.add_argument("--head-dim", type=_tensor_size, metavar="D", help="size of a head (default 64)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="cpu, cuda; or h200, cpu-2-core or a calibration's .json file, on any machine (default cpu)",
+    )
+    parser.add_argument("--train", action="store_true", help="show the plan for training, not the one for inference")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write FILE, .json, and store nothing")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE; store even what other work disturbed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -1,7 +1,7 @@
 """How long does a piece of a plan take on a device? Work over a rate that depends on its shape, plus what a call costs.
 
-The constants are measured, by `benchmarks/plan_rates.py` on the named machines; they decide between plans, so what
-matters is their order and not their last digit.
+The constants below are of the named machines; those of another one are measured by `runtime.calibrate`, and
+`lower.machine` says which are taken. They decide between plans: what matters is their order and not their last digit.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ class Cost:
 
 
 NO_COST = Cost(0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Predicted bytes that a forward and a backward pass read and write, for one batch row."""
+
+    forward: int
+    backward: int
+
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(self.forward + other.forward, self.backward + other.backward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +117,8 @@ CUDA = Machine(
 )
 
 
-def machine_of(device_type: str) -> Machine:
-    """The built-in constants for a kind of device."""
+def built_in(device_type: str) -> Machine:
+    """The constants that are the same everywhere, for a kind of device."""
     return CUDA if device_type == "cuda" else CPU
 
 
@@ -132,7 +143,7 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
     rate = machine.dense_rate if isinstance(piece.shape, Full | Triangle) else machine.masked_rate
     tall = piece.shape.tile if isinstance(piece.shape, Band) else geometry.q.length
     calls = geometry.num_groups if isinstance(piece.shape, Band) else 1
-    work = 4.0 * head_dim * _computed(piece, machine) * num_heads / (rate * tall / (tall + machine.short))
+    work = 4.0 * head_dim * computed_pairs(piece, machine) * num_heads / (rate * tall / (tall + machine.short))
     found = Cost(
         calls * machine.dense_call + work, calls * machine.dense_call + BACKWARD * work / machine.backward_rate
     )
@@ -142,8 +153,24 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
     return found + merging
 
 
-def _computed(piece: Piece, machine: Machine) -> float:
-    """Pairs that a dense kernel computes: causal ones skip what lies whole grains ahead."""
+def moved(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Moved:
+    """The bytes of a piece: what each group reads and writes, once, and the merge of what it gives.
+
+    Forward query, key, value and output; backward these, the output's gradient and three more. A key that several
+    groups or tiles read counts once for each group, and for the tiles of a band once.
+    """
+    geometry = piece.geometry
+    row = num_heads * head_dim * machine.itemsize
+    q_rows, k_rows = geometry.num_rows, geometry.num_groups * geometry.k.length
+    forward, backward = 2 * q_rows + 2 * k_rows, 4 * q_rows + 4 * k_rows
+    merged, added = 3 * q_rows, 3 * (q_rows + 2 * k_rows)
+    if kernel_of(piece, machine) == "sdpa" and (_is_copied(geometry.q) or _is_copied(geometry.k)):
+        forward, backward = forward + 2 * (q_rows + 2 * k_rows), backward + 4 * (q_rows + 2 * k_rows)
+    return Moved(row * (forward + merged), row * (backward + added))
+
+
+def computed_pairs(piece: Piece, machine: Machine) -> float:
+    """Pairs that a kernel computes, over all groups: causal ones skip what lies whole grains ahead."""
     if not isinstance(piece.shape, Triangle):
         return float(piece.num_computed)
     length = piece.geometry.q.length

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import prod
+from math import factorial, prod
 from typing import Literal, overload
 
 from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, negation
@@ -19,6 +19,7 @@ from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, pieces
+from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
 
@@ -108,10 +109,47 @@ def passes_of(options: Sequence[Option]) -> tuple[Pass, ...]:
     return tuple(item for option in options for item in option.passes)
 
 
-def plan(bound: Bound, lookup: Lookup, machine: Machine, *, head_dim: int = 64, choice: int | None = None) -> Plan:
+HEAD_DIM = 64
+"""Channels of a head that plans are made for, whatever the tensors of a call have."""
+
+
+def plan(
+    bound: Bound,
+    lookup: Lookup,
+    machine: Machine,
+    *,
+    head_dim: int = HEAD_DIM,
+    choice: int | None = None,
+    on_event: OnEvent | None = None,
+) -> Plan:
     """The plans of a pattern without inputs. Work: O(live tiles) of the options that are looked at."""
-    planner = _Planner(bound.sizes, lookup, machine, head_dim)
-    return Plan(machine, tuple(tuple(planner.options(group)) for group in bound.groups), choice)
+    planner = _Planner(bound.sizes, lookup, machine, head_dim, _Steps(len(bound.groups), on_event))
+    return Plan(machine, tuple(tuple(planner.options(at, group)) for at, group in enumerate(bound.groups)), choice)
+
+
+@dataclass
+class _Steps:
+    """How far planning is: head groups done, and of the next one the share of orders and digit systems."""
+
+    num_groups: int
+    on_event: OnEvent | None
+    group: int = 0
+    done: int = 0
+    total: int = 1
+
+    def begin(self, group: int, total: int) -> None:
+        self.group, self.done, self.total = group, 0, max(1, total)
+
+    def step(self) -> None:
+        """One way more was looked at."""
+        self.done = min(self.done + 1, self.total)
+        if self.on_event is not None:
+            at = PARTS * self.group + PARTS * self.done // self.total
+            self.on_event("planning", at, PARTS * self.num_groups)
+
+
+PARTS = 100
+"""Of a head group, in what is said of progress."""
 
 
 @dataclass
@@ -120,11 +158,13 @@ class _Planner:
     lookup: Lookup
     machine: Machine
     head_dim: int
+    steps: _Steps
 
-    def options(self, group: HeadGroup) -> list[Option]:
+    def options(self, at: int, group: HeadGroup) -> list[Option]:
         """Every way that was found, the cheapest first."""
         found: list[Option] = []
         terms = _terms(group.relation)
+        self.steps.begin(at, _num_steps(group.relation, terms, self.sizes))
         if 1 < len(terms) <= MAX_TERMS:
             for order in itertools.islice(_orders(terms), MAX_ORDERS):
                 option = self.split(order, group.heads)
@@ -179,18 +219,26 @@ class _Planner:
         counted if that is quick; nor are they where something else was found."""
         dense, rest = [], []
         for chain in chains(relation, self.sizes):
+            self.steps.step()
             found = cells(relation, self.sizes, chain)
             if found is None:
                 continue
             parts = self.pieces(found, sparse=False)
             if parts is None:
-                rest.append((chain, found))
+                rest.append((chain, self.unnarrowed(relation) if not chain else found))
             else:
                 dense.append(self.option(chain, parts, heads))
         pairs = self.sizes.q_len * self.sizes.kv_len / prod(self.machine.blocks[-1])
         if (dense or not is_alone) and pairs > SMALL:
             return dense
         return dense + [self.option(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
+
+    def unnarrowed(self, relation: Relation) -> list[Cell]:
+        """The relation as written, with rows that it leaves without keys: a block-sparse kernel passes over them for
+        nothing, and results of all rows need no place found for them."""
+        found = cells(relation, self.sizes, (), narrow=False)
+        assert found is not None, "the identity fits every relation"
+        return found
 
     def pieces(self, found: Sequence[Cell], *, sparse: bool) -> list[Piece] | None:
         """The pieces of all cells; None where some are block-sparse and that is not wanted."""
@@ -231,6 +279,14 @@ def _terms(relation: Relation) -> list[Relation]:
             return [term for term in dict.fromkeys(found) if term != NOTHING]
         case _:
             return [relation]
+
+
+def _num_steps(relation: Relation, terms: Sequence[Relation], sizes: Sizes) -> int:
+    """About how many digit systems are tried: those of the whole, and fewer for each term of each order."""
+    whole = len(chains(relation, sizes))
+    if not 1 < len(terms) <= MAX_TERMS:
+        return whole
+    return whole + (1 + len(terms)) * min(MAX_ORDERS, factorial(len(terms))) * max(1, whole // 2)
 
 
 def _orders(terms: Sequence[Relation]) -> Iterator[Sequence[Relation]]:

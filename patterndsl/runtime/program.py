@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
+from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
-from patterndsl.lower.costs import machine_of
+from patterndsl.lower.costs import Machine
+from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.machine import Constants
 from patterndsl.lower.plan import Plan, passes_of
 from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.row import row_keys
@@ -36,6 +39,7 @@ from patterndsl.runtime.arguments import (
     checked_positions,
     checked_scale,
 )
+from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_rows, num_rows_of
@@ -72,14 +76,16 @@ class Program:
         device: str | torch.device = "cpu",
         backend: str = "auto",
         choice: int | None = None,
+        machine: Machine | str | PathLike[str] | None = None,
     ) -> None:
         check_backend(backend)
         self.bound = bound
         self.text = text
         self.device = checked_device(device)
-        self.backend = self._usual_backend() if backend == "auto" else backend
+        self.backend = usual_backend(self.device.type, bool(bound.inputs)) if backend == "auto" else backend
         self._chosen_by_rule = backend == "auto"
         self._choice = choice
+        self._constants = None if machine is None else given_constants(machine, self.device)
         self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
         self._gathered: tuple[Tiles, ...] | None = None
         self._static_groups: tuple[Group, ...] | None = None
@@ -92,12 +98,6 @@ class Program:
         sizes = self.bound.sizes
         lengths = f"q_len={sizes.q_len}, kv_len={sizes.kv_len}, q_start={sizes.q_start}"
         return f"Program({lengths}, heads={self.bound.num_heads}, device={self.device}, backend={self.backend!r})"
-
-    def _usual_backend(self) -> str:
-        """Plans are made once, so they are for patterns without inputs."""
-        if self.device.type == "cuda":
-            return "flex"
-        return "gathered" if self.bound.inputs else "planned"
 
     # ---- what is attended -----------------------------------------------------------------------------------
 
@@ -376,17 +376,45 @@ class Program:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
 
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
-        """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to gathered: FlexAttention has no
-        float64 and no empty sequences; dense kernels have values as wide as keys, and weigh the keys that they mask
-        with 0, which of NaN is NaN."""
+        """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to gathered: see
+        `lower.fallback`."""
         if self.backend not in ("flex", "planned") or not self._chosen_by_rule:
             return self.backend
-        unfit = 0 in query.shape or 0 in key.shape or 0 in value.shape
-        if self.backend == "flex":
-            unfit = unfit or query.dtype == torch.float64
-        else:
-            unfit = unfit or query.shape[-1] != value.shape[-1] or not self.planned(train=train).takes(key, value)
-        return "gathered" if unfit else self.backend
+        is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
+        call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
+        if leaves(self.backend, self.device.type, call) is not None:
+            return FALLBACK
+        if self.backend == "planned" and not self.planned(train=train).takes(key, value):
+            return FALLBACK
+        return self.backend
+
+    @cached_property
+    def constants(self) -> Constants:
+        """The machine that plans are made for, and where its constants come from."""
+        return self._constants or constants_for(self.device)
+
+    def explain(self, *, head_dim: int = 64, train: bool = False, on_event: OnEvent | None = None) -> Explanation:
+        """The plan pass by pass with predicted times, the ways that were rejected, and when another backend runs.
+
+        `str()` shows the plan for inference, or the one for training; `to_dict()` is all of it for JSON. head_dim: of
+        the predictions; the plan itself is the one that runs, made for heads of 64.
+        """
+        if "plan" not in self.__dict__ and not self.bound.inputs:
+            self.plan = self._made_plan(on_event)
+        # a spec's text begins with its name, an expression is one line
+        title = self.text.splitlines()[0].removeprefix("name: ")
+        return explanation(
+            self.bound,
+            title,
+            None if self.bound.inputs else self.plan,
+            self._static_lookup,
+            constants=self.constants,
+            device_type=self.device.type,
+            backend=self.backend,
+            is_by_rule=self._chosen_by_rule,
+            head_dim=head_dim,
+            train=train,
+        )
 
     @cached_property
     def plan(self) -> Plan:
@@ -394,7 +422,11 @@ class Program:
         if self.bound.inputs:
             help = "its tiles depend on each call's inputs; use backend='gathered' or 'flex'"
             raise input_error("E505", "a pattern that reads inputs has no plan", help)
-        return make_plan(self.bound, self._static_lookup, machine_of(self.device.type), choice=self._choice)
+        return self._made_plan(None)
+
+    def _made_plan(self, on_event: OnEvent | None) -> Plan:
+        machine, lookup = self.constants.machine, self._static_lookup
+        return make_plan(self.bound, lookup, machine, choice=self._choice, on_event=on_event)
 
     def planned(self, *, train: bool) -> Planned:
         """The passes made ready, for training or for inference."""
@@ -476,7 +508,7 @@ class Program:
         if stored.tiles:
             self._gathered = stored.tiles
         if stored.options and stored.device_type == self.device.type:
-            self.plan = Plan(machine_of(self.device.type), stored.options)
+            self.plan = Plan(self.constants.machine, stored.options)
 
 
 def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:

@@ -1,0 +1,80 @@
+"""Which backend runs a pattern, and which calls does it leave to another one? The rules that the runtime follows.
+
+They are data, so that what is explained is what happens. A backend that was asked for by name never falls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Backend: TypeAlias = Literal["planned", "gathered", "flex", "oracle"]
+
+FALLBACK: Backend = "gathered"
+"""Plain PyTorch, in any dtype and shape on any device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the tensors of a call are. is_empty: a dimension of one of them is 0."""
+
+    dtype: str
+    head_dim: int
+    value_dim: int
+    is_empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A call that these backends leave to `gathered` on these kinds of devices. when: which, in words."""
+
+    backends: tuple[Backend, ...]
+    device_types: tuple[str, ...]
+    when: str
+    holds: Callable[[Call], bool] = field(compare=False)
+
+
+EVERYWHERE = ("cpu", "cuda")
+FLASH_DTYPES = ("float16", "bfloat16")
+RULES = (
+    Rule(("flex", "planned"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
+    Rule(("flex",), EVERYWHERE, "float64", lambda call: call.dtype == "float64"),
+    Rule(
+        ("planned",),
+        EVERYWHERE,
+        "values of another width than the keys",
+        lambda call: call.head_dim != call.value_dim,
+    ),
+    Rule(
+        ("planned",),
+        ("cuda",),
+        "any dtype but float16 and bfloat16, which flash and cuDNN take",
+        lambda call: call.dtype not in FLASH_DTYPES,
+    ),
+    Rule(
+        ("planned",),
+        ("cuda",),
+        "a head_dim that is no multiple of 8, or above 256",
+        lambda call: call.head_dim % 8 != 0 or call.head_dim > 256,
+    ),
+)
+NOT_FINITE = "keys or values with NaN or infinity, where a pass masks some: 0 x NaN is NaN"
+"""The one rule that must look at the numbers; it is of the planned backend."""
+
+
+def usual_backend(device_type: str, has_inputs: bool) -> Backend:
+    """What `auto` means. Plans are made once, so they are for patterns without inputs."""
+    if device_type == "cuda":
+        return "flex"
+    return "gathered" if has_inputs else "planned"
+
+
+def rules_of(backend: str, device_type: str) -> Iterable[Rule]:
+    """Those that a backend chosen by `auto` has on this kind of device."""
+    return (rule for rule in RULES if backend in rule.backends and device_type in rule.device_types)
+
+
+def leaves(backend: str, device_type: str, call: Call) -> Rule | None:
+    """The first rule by which the backend leaves this call to `gathered`."""
+    return next((rule for rule in rules_of(backend, device_type) if rule.holds(call)), None)

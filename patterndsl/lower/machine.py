@@ -1,0 +1,226 @@
+"""Which constants does a device have? Those measured on it, where they are stored and fit, else built-in ones.
+
+A stored file is a calibration: the constants, and what they were measured with. Another device, PyTorch or format does
+not fit, and then the built-in constants hold; the reason is said and nothing is changed. Measuring stands above.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+from patterndsl.diagnostics import PatternError, error, nearest
+from patterndsl.files import write_atomically
+from patterndsl.lower.costs import CPU, CUDA, Kernel, Machine, built_in
+
+FORMAT = 1
+"""Of the file; it changes where the constants of a machine do."""
+NAMED = {machine.name: machine for machine in (CPU, CUDA)}
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Constants as they were measured. device: its name; torch: PyTorch's version; threads: of the measurement."""
+
+    machine: Machine
+    device_type: str
+    device: str
+    torch: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """The machine that plans are made for, and in words where its constants come from."""
+
+    machine: Machine
+    source: str
+
+
+def device_type_of(machine: Machine) -> str:
+    """The kind of device that it describes: only there FlexAttention trains, so only there it is the sparse kernel."""
+    return "cuda" if machine.sparse_kernel == "flex" else "cpu"
+
+
+# ---- which constants
+
+
+def constants_of(device_type: str, device: str | None) -> Constants:
+    """The stored constants of this kind of device where they fit, else the built-in ones.
+
+    device: the name of the device, which a calibration must be of; None where there is none here. Never raises: a file
+    that is damaged does not fit.
+    """
+    usual, path = built_in(device_type), stored_path(device_type)
+    if not path.is_file():
+        cure = f"patterndsl calibrate{_option(device_type)}"
+        return Constants(usual, f"built-in constants; `{cure}` measures those of a device")
+    try:
+        found = calibration_from(path)
+    except PatternError:
+        return Constants(usual, f"built-in constants: {path} is damaged; measure again: patterndsl calibrate")
+    misfit = _misfit(found, device_type, device)
+    if misfit:
+        return Constants(usual, f"built-in constants: those of {path} are {misfit}")
+    return Constants(found.machine, f"measured with torch {found.torch}, {path}")
+
+
+def _option(device_type: str) -> str:
+    return "" if device_type == "cpu" else f" --device {device_type}"
+
+
+def _misfit(found: Calibration, device_type: str, device: str | None) -> str | None:
+    """Why a calibration does not fit, if it does not."""
+    if found.device_type != device_type:
+        return f"of a {found.device_type} device"
+    if found.device != device:
+        return f"of {found.device}, not {device or 'a device that is here'}"
+    if found.torch != torch_version():
+        return f"of torch {found.torch}, not {torch_version()}"
+    return None
+
+
+def machine_of(device_type: str, device: str | None) -> Machine:
+    """The machine of `constants_of`."""
+    return constants_of(device_type, device).machine
+
+
+def constants_named(name: str | PathLike[str]) -> Constants:
+    """Built-in constants by their name, or those of a calibration's file. Raises PatternError (E505, E601, E604)."""
+    if isinstance(name, str) and name in NAMED:
+        return Constants(NAMED[name], "built-in constants")
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        found = calibration_from(path)
+        return Constants(found.machine, f"measured with torch {found.torch}, {path}")
+    known = ("cpu", "cuda", *NAMED)
+    near = nearest(str(name), known)
+    help = f"did you mean `{near}`?" if near else f"choose from {', '.join(known)}, or name a calibration's .json file"
+    raise error("E505", f"no constants of a machine `{name}` are known", None, help)
+
+
+def torch_version() -> str:
+    """The installed PyTorch's version, without importing it."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
+@cache
+def cpu_name() -> str:
+    """The processor and the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{_model_name()}, {cores} core{'s' * (cores != 1)}"
+
+
+def _model_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            found = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        found = ""
+    return found or platform.processor() or platform.machine() or "CPU"
+
+
+# ---- the file
+
+
+def stored_path(device_type: str) -> Path:
+    """Where the constants of a kind of device are stored for this user."""
+    # the specification of XDG ignores relative paths
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~")) / ".config"
+    return base / "patterndsl" / f"machine-{device_type}.json"
+
+
+def store(found: Calibration) -> Path:
+    """Writes the file that `constants_of` reads, over an older one; its path. Raises PatternError (E602)."""
+    path = stored_path(found.device_type)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as failed:
+        help = "set XDG_CONFIG_HOME to a folder that you may write to, or give -o FILE"
+        raise error("E602", f"cannot make {path.parent}: {failed.strerror or failed}", None, help) from None
+    write_calibration(found, path, overwrite=True)
+    return path
+
+
+def write_calibration(found: Calibration, path: str | PathLike[str], *, overwrite: bool) -> None:
+    """Writes the file whole or not at all. Raises PatternError (E602)."""
+    data = {"format": FORMAT, **asdict(found)}
+    text = json.dumps(data, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, text.encode(), overwrite=overwrite, switch="--force")
+
+
+def machine_from(path: str | PathLike[str]) -> Machine:
+    """The machine in a calibration's file, whatever device is here. Raises PatternError: E601 unreadable, E604."""
+    return calibration_from(path).machine
+
+
+def calibration_from(path: str | PathLike[str]) -> Calibration:
+    """The calibration in a file. Raises PatternError: E601 unreadable, E604 damaged or another format."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES)
+    except OSError as failed:
+        raise error("E601", f"cannot read {path}: {failed.strerror or failed}", None, "check the path") from None
+    try:
+        return read_calibration(json.loads(content))
+    except (ValueError, KeyError, TypeError, RecursionError) as failed:
+        help = "measure again: patterndsl calibrate"
+        raise error("E604", f"{path} holds no constants of a machine: {_reason(failed)}", None, help) from None
+
+
+def _reason(failed: Exception) -> str:
+    if isinstance(failed, KeyError):
+        return f"{failed.args[0]} is missing"
+    return "it is no JSON" if isinstance(failed, json.JSONDecodeError | UnicodeDecodeError) else str(failed)
+
+
+def read_calibration(data: object) -> Calibration:
+    """The calibration of a file's JSON. Raises KeyError, TypeError or ValueError where it is none."""
+    if not isinstance(data, dict):
+        raise TypeError("it is no mapping")
+    if data["format"] != FORMAT:
+        raise ValueError(f"its format is {data['format']!r}, not {FORMAT}")
+    device_type, device, torch, threads = (data[name] for name in ("device_type", "device", "torch", "threads"))
+    texts = all(isinstance(text, str) and text for text in (device_type, device, torch))
+    if not texts or device_type not in ("cpu", "cuda") or not _is_count(threads):
+        raise ValueError("what it was measured with is not said")
+    return Calibration(_machine(data["machine"], device_type), device_type, device, torch, threads)
+
+
+def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
+    """The constants; what is no measured rate is that of the built-in machine, or the kernels would not fit."""
+    values: dict[str, Any] = {field.name: data[field.name] for field in fields(Machine)}
+    values["blocks"] = tuple((int(q_block), int(kv_block)) for q_block, kv_block in values["blocks"])
+    usual = built_in(device_type)
+    for name, value in values.items():
+        if name in ("itemsize", "short", "grain", "units"):
+            is_fine = _is_count(value)
+        elif isinstance(getattr(usual, name), float):
+            is_fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        else:
+            is_fine = isinstance(value, type(getattr(usual, name)))
+        if not is_fine:
+            raise ValueError(f"{name} is {value!r}")
+    if values["sparse_kernel"] not in get_args(Kernel) or values["sparse_kernel"] != usual.sparse_kernel:
+        raise ValueError(f"sparse_kernel is {values['sparse_kernel']!r}")
+    if not values["blocks"] or any(not _is_count(size) for block in values["blocks"] for size in block):
+        raise ValueError(f"blocks is {data['blocks']!r}")
+    return Machine(**values)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 40
