@@ -244,10 +244,17 @@ def _tried_variant(place: int, variant: Variant, tensors: Tensors, backward: boo
     _refuse_different(found)
     racers = []
     for measure, steps in measures.items():
-        _run(steps)
-        once = statistics.median(sum(parts) for parts in step_seconds(steps, device, TRIES))
+        once = _once(steps, device)
         racers.append(_Racer(place, measure, variant, steps, once, []))
     return _Tried(tuple(racers), found, first_seconds)
+
+
+def _once(steps: _Steps, device: torch.device) -> float:
+    """Seconds of a call that is not the first; of a slow one, one tells enough."""
+    (first,) = step_seconds(steps, device, 1)
+    if sum(first) > SAMPLE_SECONDS:
+        return sum(first)
+    return statistics.median(sum(parts) for parts in step_seconds(steps, device, TRIES))
 
 
 def _measures(variant: Variant, tensors: Tensors, backward: bool) -> dict[_Raced, _Steps]:
