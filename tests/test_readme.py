@@ -78,7 +78,13 @@ def test_reports_and_proofs_are_the_real_ones(
     commands = 0
     for block in blocks(README, ""):
         if not block.startswith(
-            ("$ patterndsl report", "$ patterndsl prove", "$ patterndsl reach", '$ patterndsl check "')
+            (
+                "$ patterndsl report",
+                "$ patterndsl prove",
+                "$ patterndsl reach",
+                "$ patterndsl explain",
+                '$ patterndsl check "',
+            )
         ):
             continue
         for part in block.strip().split("$ patterndsl ")[1:]:
@@ -87,4 +93,4 @@ def test_reports_and_proofs_are_the_real_ones(
             said = capsys.readouterr()
             assert (said.err if line.startswith("check") else said.out).strip() == shown.strip()
             commands += 1
-    assert commands >= 9
+    assert commands >= 10

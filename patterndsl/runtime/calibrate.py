@@ -35,23 +35,24 @@ BUDGET = 1.0
 """Seconds that one constant's repeats take, when they are not fewer than MIN_REPEATS."""
 MIN_REPEATS, MAX_REPEATS = 5, 300
 MANY_PASSES = 6
-TINY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Sizes that a device is busy with: heads, the side of a dense square, rows of what is long, of a short group."""
+    """Sizes that a device is busy with: heads, the side of a dense square, rows of what is long, of a short group, and
+    of what takes next to no time."""
 
     heads: int
     dtype: torch.dtype
     square: int
     long: int
     short: int
+    tiny: int
 
 
 SETTINGS = {
-    "cpu": Setting(4, torch.float32, 2048, 8192, 32),
-    "cuda": Setting(16, torch.bfloat16, 8192, 65_536, 128),
+    "cpu": Setting(4, torch.float32, 2048, 8192, 16, 16),
+    "cuda": Setting(16, torch.bfloat16, 8192, 65_536, 128, 256),
 }
 WINDOW, TILE = 256, 64
 
@@ -102,11 +103,17 @@ class _Measurement:
             self.machine = replace(self.machine, units=units)
 
     def short(self) -> None:
-        """Rows of a group below which a kernel loses speed: rate x rows / (rows + short)."""
+        """Rows of a group below which a kernel loses speed: rate x rows / (rows + short).
+
+        On the CPU a few rows of all keys; on CUDA groups, as a few rows alone would leave most of the device idle.
+        """
         rows, length = self.setting.short, self.setting.long
-        groups = (Axis(length // rows, 1),)
-        side = Side(0, (Axis(rows, length // rows),))
-        piece = Piece(Geometry(groups, side, side), Full())
+        if self.device.type == "cuda":
+            side = Side(0, (Axis(rows, 1),))
+            geometry = Geometry((Axis(length // rows, rows),), side, side)
+        else:
+            geometry = Geometry((), _side(rows), _side(length))
+        piece = Piece(geometry, Full())
         rate = self.flops(piece.num_computed) / self.seconds(piece, length)
         lost = rows * (self.machine.dense_rate / rate - 1)
         self.machine = replace(self.machine, short=round(min(max(lost, 1.0), 16.0 * rows)))
@@ -134,9 +141,9 @@ class _Measurement:
 
     def calls(self) -> None:
         """What a pass takes that has next to nothing to do, dense and block-sparse."""
-        side = _side(TINY)
-        dense = Piece(Geometry((), side, side), Full())
-        sparse = _tiled(EVERYTHING, TINY, self.machine.blocks[0])
+        length = self.setting.tiny
+        dense = Piece(Geometry((), _side(length), _side(length)), Full())
+        sparse = _tiled(EVERYTHING, length, self.machine.blocks[0])
         self.put(dense_call=self.call_seconds(dense), sparse_call=self.call_seconds(sparse))
 
     def sparse(self) -> None:
@@ -144,8 +151,8 @@ class _Measurement:
         length, (q_block, kv_block) = self.setting.long, self.machine.blocks[0]
         same = arithmetic("//", Q, Const(8 * q_block)), arithmetic("//", K, Const(8 * q_block))
         whole = _tiled(Compare("==", *same), length, (q_block, kv_block))
-        behind = Compare("<=", Q, arithmetic("+", K, Const(q_block // 2)))
-        masked = _tiled(conjunction((Compare("<=", K, Q), behind)), length, (q_block, kv_block))
+        odd = arithmetic("%", arithmetic("+", Q, K), Const(2))
+        masked = _tiled(conjunction((Compare("==", *same), Compare("==", odd, Const(0)))), length, (q_block, kv_block))
         of_whole, of_masked = (self.seconds(piece, length) for piece in (whole, masked))
         moved = 3 * self.setting.heads * HEAD_DIM * self.machine.itemsize * length / self.machine.bandwidth
         taken_off = self.machine.sparse_call + (moved if self.machine.sparse_kernel == "gathered" else 0.0)
@@ -189,14 +196,18 @@ class _Measurement:
         kernel = self.kernel(piece)
         (launch,) = kernel.launches
         out, lse, saved = kernel.forward(launch, query, key, value, SCALE, True)
-        merged = Merged(out.view_as(query), lse.view(query.shape[:3]), torch.ones_like(query))
+        merged = Merged(out.reshape(query.shape), lse.reshape(query.shape[:3]), torch.ones_like(query))
         return self.clocked(lambda: kernel.backward(launch, query, key, value, merged, SCALE, saved))
 
     def call_seconds(self, piece: Piece) -> float:
         """What a pass more takes in a plan."""
-        query, key, value = self.tensors(TINY)
-        few, many = (Planned([self.as_pass(piece)] * number, self.device) for number in (2, 2 + MANY_PASSES))
-        seconds = [self.clocked(lambda plan=plan: plan(query, key, value, SCALE)) for plan in (few, many)]  # type: ignore[misc]
+        query, key, value = self.tensors(self.setting.tiny)
+        plan = Planned([self.as_pass(piece)], self.device)
+        (one,) = plan.passes
+        seconds = []
+        for number in (2, 2 + MANY_PASSES):
+            plan.passes = (one,) * number
+            seconds.append(self.clocked(lambda: plan(query, key, value, SCALE)))
         return max(1e-7, (seconds[1] - seconds[0]) / MANY_PASSES)
 
     def clocked(self, call: Callable[[], object]) -> float:

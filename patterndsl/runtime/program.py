@@ -401,8 +401,7 @@ class Program:
         """
         if "plan" not in self.__dict__ and not self.bound.inputs:
             self.plan = self._made_plan(on_event)
-        # a spec's text begins with its name, an expression is one line
-        title = self.text.splitlines()[0].removeprefix("name: ")
+        title = " ".join(self.text.rpartition("\nattend: ")[2].split())  # a spec ends with its expression
         return explanation(
             self.bound,
             title,

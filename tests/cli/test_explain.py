@@ -1,0 +1,98 @@
+"""`patterndsl explain` and `calibrate`: the plan in words, and the constants that it is made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patterndsl.cli import main
+from patterndsl.lower.machine import stored_path
+from patterndsl.runtime import calibrate, measure
+from patterndsl.runtime.calibrate import Setting
+
+STRIDED = "causal & (recent(w) | strided(w))"
+WORDS = ["explain", STRIDED, "--set", "w=64", "-n", "2048", "--heads", "4"]
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setitem(calibrate.SETTINGS, "cpu", Setting(1, torch.float32, 128, 1024, 16, 16))
+    monkeypatch.setattr(calibrate, "BUDGET", 0.0)
+    others(monkeypatch, 0.0)
+
+
+def others(monkeypatch: pytest.MonkeyPatch, cores: float) -> None:
+    def known(*_: object) -> float:
+        return cores
+
+    monkeypatch.setattr(measure, "cores_of_others", known)
+
+
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    def run(*words: str, code: int = 0) -> str:
+        assert main(words) == code
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_plan_and_what_was_rejected(said: Said) -> None:
+    out = said(*WORDS)
+    assert out.startswith(f"{STRIDED}: N = 2,048, 4 heads of 64\n")
+    assert "cpu-2-core, float32: built-in constants" in out
+    assert "  plan 0, 2 terms apart: forward " in out and "rejected plan 1" in out and "(Expected)" in out
+
+
+def test_another_device_is_explained_anywhere(said: Said) -> None:
+    out = said(*WORDS, "--device", "h200", "--train", "--head-dim", "128")
+    assert "h200, bfloat16" in out and "as usual on cuda" in out and "4 heads of 128" in out
+
+
+def test_as_data(said: Said) -> None:
+    data: dict[str, Any] = json.loads(said(*WORDS, "--json"))
+    (group,) = data["groups"]
+    assert data["heads"] == 4 and data["forward_s"] > 0 and data["backward_bytes"] > data["forward_bytes"]
+    assert [way["plan"] for way in group["ways"]] == list(range(len(group["ways"])))
+
+
+def test_measured_constants_are_stored_shown_and_taken(said: Said) -> None:
+    out = said("calibrate")
+    assert "measured  cpu-2-core" in out and f"written to {stored_path('cpu')}" in out
+    assert f"measured with torch {torch.__version__}, {stored_path('cpu')}" in said(*WORDS)
+    assert "cpu-2-core" in said(*WORDS, "--device", "cpu-2-core")
+
+
+def test_a_file_of_ones_own(said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.json"
+    data = json.loads(said("calibrate", "-o", str(path), "--json"))
+    assert data["path"] == str(path) and data["measured"]["dense_rate"] > 0
+    assert not stored_path("cpu").exists()
+    assert f"{path}" in said(*WORDS, "--device", str(path))
+    assert main(["calibrate", "-o", str(path)]) == 1
+    assert "E602" in capsys.readouterr().err
+    assert main(["calibrate", "-o", str(tmp_path / "mine.txt")]) == 2
+
+
+def test_what_others_disturbed_is_not_stored(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    others(monkeypatch, 1.5)
+    out = said("calibrate", code=1)
+    assert "others kept 1.5 cores busy" in out and "nothing is stored" in out
+    assert not stored_path("cpu").exists()
+    assert "written to" in said("calibrate", "--force") and stored_path("cpu").exists()
+
+
+def test_each_step_of_a_measurement_is_said() -> None:
+    seen: list[tuple[str, int, int]] = []
+    found = calibrate.calibrate(torch.device("cpu"), on_event=lambda *event: seen.append(event))
+    assert [done for _, done, _ in seen] == list(range(7)) and {total for *_, total in seen} == {6}
+    assert found.machine.partial >= 1 and found.machine.short >= 1 and found.machine.sparse_kernel == "gathered"

@@ -1,0 +1,151 @@
+"""Which constants plans are made with: the stored ones where they fit, the built-in ones otherwise, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patterndsl.diagnostics import PatternError
+from patterndsl.lower import machine as machines
+from patterndsl.lower.costs import CPU, CUDA
+from patterndsl.lower.machine import (
+    FORMAT,
+    Calibration,
+    calibration_from,
+    constants_named,
+    constants_of,
+    cpu_name,
+    machine_from,
+    machine_of,
+    store,
+    stored_path,
+    torch_version,
+    write_calibration,
+)
+
+MEASURED = replace(CPU, name="mine", dense_rate=1e11, blocks=((64, 64), (64, 2)))
+HERE = Calibration(MEASURED, "cpu", cpu_name(), torch_version(), 2)
+
+
+@pytest.fixture(autouse=True)
+def _config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def test_nothing_stored_is_built_in() -> None:
+    assert machine_of("cpu", cpu_name()) == CPU
+    assert machine_of("cuda", None) == CUDA
+    assert "patterndsl calibrate --device cuda" in constants_of("cuda", None).source
+
+
+def test_what_is_stored_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = store(HERE)
+    assert path == tmp_path / "config" / "patterndsl" / "machine-cpu.json" == stored_path("cpu")
+    assert calibration_from(path) == HERE
+    assert machine_from(path) == machine_of("cpu", cpu_name()) == MEASURED
+    assert str(path) in constants_of("cpu", cpu_name()).source
+
+
+def test_the_same_measurement_is_the_same_file(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        write_calibration(HERE, tmp_path / name, overwrite=False)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    with pytest.raises(PatternError, match="E602"):
+        write_calibration(HERE, tmp_path / "a.json", overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("stored", "why"),
+    [
+        (replace(HERE, torch="1.0"), "of torch 1.0, not"),
+        (replace(HERE, device="another, 64 cores"), "of another, 64 cores, not"),
+    ],
+)
+def test_what_does_not_fit_is_not_taken_and_that_is_said(stored: Calibration, why: str) -> None:
+    store(stored)
+    found = constants_of("cpu", cpu_name())
+    assert found.machine == CPU and found.source.startswith("built-in constants: ") and why in found.source
+
+
+def test_a_gpu_that_is_not_here_has_no_stored_constants() -> None:
+    store(Calibration(replace(CUDA, name="gpu"), "cuda", "gpu", torch_version(), 1))
+    assert machine_of("cuda", "gpu").name == "gpu"
+    assert machine_of("cuda", None) == CUDA
+
+
+@pytest.mark.parametrize("base", ["", "relative"])
+def test_a_config_folder_that_is_no_absolute_path_is_ignored(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", base)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert stored_path("cpu") == Path("/home/someone/.config/patterndsl/machine-cpu.json")
+
+
+GOOD: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(HERE)}))
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in GOOD.items() if key != name}
+
+
+def with_constant(name: str, value: object) -> dict[str, Any]:
+    return GOOD | {"machine": GOOD["machine"] | {name: value}}
+
+
+BROKEN: dict[str, object] = {
+    "a list": [],
+    "no format": without("format"),
+    "another format": GOOD | {"format": 99},
+    "no device": without("device"),
+    "a number for a device": GOOD | {"device": 3},
+    "an unknown kind of device": GOOD | {"device_type": "tpu"},
+    "no threads": GOOD | {"threads": 0},
+    "no machine": without("machine"),
+    "a list for a machine": GOOD | {"machine": []},
+    "a machine without a rate": GOOD | {"machine": {"name": "x"}},
+    "a rate of nothing": with_constant("dense_rate", 0.0),
+    "an endless rate": with_constant("dense_rate", float("inf")),
+    "no number": with_constant("bandwidth", float("nan")),
+    "a text for a rate": with_constant("dense_rate", "fast"),
+    "a truth value for a rate": with_constant("dense_call", True),
+    "a kernel of another device": with_constant("sparse_kernel", "flex"),
+    "no blocks": with_constant("blocks", []),
+    "a block of nothing": with_constant("blocks", [[64, 0]]),
+    "a block of one side": with_constant("blocks", [[64]]),
+    "units below one": with_constant("units", 0),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_file_is_refused_where_named_and_passed_over_where_found(name: str) -> None:
+    path = stored_path("cpu")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(BROKEN[name]))
+    with pytest.raises(PatternError, match="E604"):
+        calibration_from(path)
+    found = constants_of("cpu", cpu_name())
+    assert found.machine == CPU and "damaged" in found.source
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000])
+def test_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(PatternError, match="E604"):
+        machine_from(tmp_path / "x.json")
+
+
+def test_named_constants(tmp_path: Path) -> None:
+    assert constants_named("h200").machine == CUDA and constants_named("cpu-2-core").machine == CPU
+    write_calibration(HERE, tmp_path / "there.json", overwrite=False)
+    assert constants_named(tmp_path / "there.json").machine == MEASURED
+    with pytest.raises(PatternError, match="did you mean `h200`"):
+        constants_named("h20")
+
+
+def test_a_processor_without_a_name_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "open", lambda *_, **__: (_ for _ in ()).throw(OSError), raising=False)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    assert machines._model_name()
