@@ -10,7 +10,7 @@ from patterndsl.cli.output import progress, say, say_json, table
 from patterndsl.diagnostics import error
 from patterndsl.files import refuse_existing
 from patterndsl.lower.costs import Machine, built_in
-from patterndsl.lower.machine import Calibration, store, write_calibration
+from patterndsl.lower.machine import Calibration, storage, store, write_calibration
 
 BUSY = 0.2
 """Cores at other work from which on it is said that they were."""
@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         from patterndsl.runtime.measure import cores_of_others, usage
 
         device, before = checked_device(arguments.device), usage()
+        if path is None:
+            storage(device.type)  # before the work, not after it
         found = calibrate(device, on_event=on_event)
         others = cores_of_others(before, usage()) or 0.0
     # a GPU has its own clock, and what others do on it is not known

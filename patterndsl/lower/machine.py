@@ -64,7 +64,7 @@ def constants_of(device_type: str, device: str | None) -> Constants:
     usual, path = built_in(device_type), stored_path(device_type)
     if not path.is_file():
         cure = f"patterndsl calibrate{_option(device_type)}"
-        return Constants(usual, f"built-in constants; `{cure}` measures those of a device")
+        return Constants(usual, f"built-in constants; `{cure}` measures those of this machine")
     try:
         found = calibration_from(path)
     except PatternError:
@@ -146,13 +146,19 @@ def stored_path(device_type: str) -> Path:
 
 def store(found: Calibration) -> Path:
     """Writes the file that `constants_of` reads, over an older one; its path. Raises PatternError (E602)."""
-    path = stored_path(found.device_type)
+    path = storage(found.device_type)
+    write_calibration(found, path, overwrite=True)
+    return path
+
+
+def storage(device_type: str) -> Path:
+    """The path that `store` writes, in a folder that is made where it is missing. Raises PatternError (E602)."""
+    path = stored_path(device_type)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as failed:
         help = "set XDG_CONFIG_HOME to a folder that you may write to, or give -o FILE"
         raise error("E602", f"cannot make {path.parent}: {failed.strerror or failed}", None, help) from None
-    write_calibration(found, path, overwrite=True)
     return path
 
 

@@ -91,6 +91,25 @@ def test_what_others_disturbed_is_not_stored(said: Said, monkeypatch: pytest.Mon
     assert "written to" in said("calibrate", "--force") and stored_path("cpu").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: pytest.fail("it was measured"))
+    assert main(["calibrate"]) == 1
+    assert "E602" in capsys.readouterr().err
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_measured(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(calibrate.SETTINGS, "cuda", Setting(2, torch.bfloat16, 512, 4096, 128, 256))
+    data = json.loads(said("calibrate", "--device", "cuda", "--json"))
+    assert data["device"] == torch.cuda.get_device_name() and data["measured"]["sparse_kernel"] == "flex"
+    assert f"measured with torch {torch.__version__}" in said(*WORDS, "--device", "cuda")
+
+
 def test_each_step_of_a_measurement_is_said() -> None:
     seen: list[tuple[str, int, int]] = []
     found = calibrate.calibrate(torch.device("cpu"), on_event=lambda *event: seen.append(event))
