@@ -76,7 +76,6 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, bound: Bound, devic
         if tensor.dtype != query.dtype or tensor.device != query.device:
             message = f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}"
             raise input_error("E503", message, "give all three in one dtype, on one device")
-    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
     if query.dtype not in DTYPES:
         raise input_error("E505", f"attention in {query.dtype}", "use float32, bfloat16, float16 or float64")
     if query.device != device:
@@ -85,20 +84,25 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, bound: Bound, devic
             f"the tensors are on {query.device}, the program on {device}",
             "compile for their device",
         )
-    if not query.shape[0] == key.shape[0] == value.shape[0]:
-        raise input_error("E503", f"batch sizes differ: {shapes}", "give one batch size")
-    if key.shape[:3] != value.shape[:3] or key.shape[3] != query.shape[3]:
-        raise input_error(
-            "E503",
-            f"shapes do not fit: {shapes}",
-            "key and value share B, Hkv, Tk; query and key share D",
-        )
-    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-        raise input_error("E503", f"heads do not divide: {shapes}", "query heads are a multiple of key heads")
+    problem = _misfit(query.shape, key.shape, value.shape, bound)
+    if problem is not None:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
+        raise input_error("E503", problem[0].format(shapes), problem[1])
+
+
+def _misfit(query: torch.Size, key: torch.Size, value: torch.Size, bound: Bound) -> tuple[str, str] | None:
+    """What does not fit, with a place for the shapes, and what does."""
+    if not query[0] == key[0] == value[0]:
+        return "batch sizes differ: {}", "give one batch size"
+    if key[:3] != value[:3] or key[3] != query[3]:
+        return "shapes do not fit: {}", "key and value share B, Hkv, Tk; query and key share D"
+    if key[1] == 0 or query[1] % key[1]:
+        return "heads do not divide: {}", "query heads are a multiple of key heads"
     want = (bound.num_heads, bound.sizes.q_len, bound.sizes.kv_len)
-    if (query.shape[1], query.shape[2], key.shape[2]) != want:
-        message = f"the program is for {want[0]} heads, {want[1]} queries and {want[2]} keys, got {shapes}"
-        raise input_error("E503", message, "compile for these sizes, or call patterndsl.attention, which does")
+    if (query[1], query[2], key[2]) != want:
+        message = f"the program is for {want[0]} heads, {want[1]} queries and {want[2]} keys, got {{}}"
+        return message, "compile for these sizes, or call patterndsl.attention, which does"
+    return None
 
 
 def checked_scale(scale: object, head_dim: int) -> float:
@@ -123,8 +127,10 @@ def checked_scale(scale: object, head_dim: int) -> float:
 
 def as_autocast(tensor: Tensor) -> Tensor:
     """In autocast's dtype where autocast is on, except float64: what it does to scaled_dot_product_attention."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+    if not isinstance(tensor, Tensor):
         return tensor
     kind = tensor.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return tensor.to(torch.get_autocast_dtype(kind)) if on else tensor
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensor
+    casts = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(kind)) if casts else tensor

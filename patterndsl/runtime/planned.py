@@ -7,9 +7,10 @@ row that no pass reaches yields 0 and -inf.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,6 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from patterndsl.diagnostics import input_error
-from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.fused import add_into, merge_into
@@ -26,7 +26,7 @@ from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
 from patterndsl.runtime.tiled import FlexPass, GatheredPass
-from patterndsl.runtime.views import Launch, Part, adopted, parts, places, split
+from patterndsl.runtime.views import Form, Launch, Part, Places, make_room, parts
 
 
 class Kernel(Protocol):
@@ -55,6 +55,15 @@ class ReadyPass:
     heads: tuple[int, ...]
     kernel: Kernel
     sign: int
+    _parts: dict[tuple[Form, ...], list[Part]] = field(default_factory=dict, repr=False)
+
+    def parts(self, query: Tensor, key: Tensor, value: Tensor) -> list[Part]:
+        """See `views.parts`; found once for each form of the tensors."""
+        forms = (query.shape, query.stride()), (key.shape, key.stride()), (value.shape, value.stride())
+        if forms not in self._parts:
+            make_room(self._parts)
+            self._parts[forms] = parts(self.heads, query, key, value)
+        return self._parts[forms]
 
     @property
     def is_fresh(self) -> bool:
@@ -64,8 +73,7 @@ class ReadyPass:
     @property
     def num_rows(self) -> int:
         """Queries that its first call reaches: where that is all of them, others may merge into its result."""
-        launch = self.kernel.launches[0]
-        return launch.q.length * prod(axis.size for axis in launch.q_groups)
+        return self.kernel.launches[0].queries.num_rows
 
 
 class Planned:
@@ -75,23 +83,29 @@ class Planned:
         ready = [ReadyPass(item.heads, _kernel(item, device), item.sign) for item in passes]
         # what the others merge into comes first, what is taken out again last
         self.passes = tuple(sorted(ready, key=lambda item: (item.sign < 0, -item.num_rows)))
-        self.must_be_finite = any(isinstance(item.kernel, DensePass) and item.kernel.is_masked for item in ready)
+        masks = any(isinstance(item.kernel, DensePass) and item.kernel.is_masked for item in ready)
+        self.must_be_finite = masks and device.type == "cpu"  # on CUDA a look at the numbers would wait for the device
 
     def takes(self, key: Tensor, value: Tensor) -> bool:
         """Whether masked keys are harmless: a kernel that masks weighs their values with 0, and 0 x NaN is NaN."""
         # a sum is finite only where every summand is; where finite summands overflow, it errs on the careful side
-        return not self.must_be_finite or bool(torch.isfinite(key.sum() + value.sum()))
+        return not self.must_be_finite or isfinite((key.sum() + value.sum()).item())
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
         (first, *more) = self.passes or (None,)
-        with autocast(query.device.type, enabled=False):
+        with _without_autocast(query.device.type):
             if not more and first is not None and isinstance(first.kernel, FlexPass):
                 found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
                 if found is not None:
                     return found
             out, lse = _Planned.apply(query, key, value, self.passes, scale)  # type: ignore[no-untyped-call]
         return out, lse
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Entering autocast costs as much as a small kernel, so that is done only where there is one to leave."""
+    return autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _kernel(item: Pass, device: torch.device) -> Kernel:
@@ -123,27 +137,27 @@ class _Result:
 
     def add(self, part: Part, launch: Launch, part_out: Tensor, part_lse: Tensor, sign: int, may_keep: bool) -> None:
         """Merges the result of a launch. may_keep: it is a tensor of its own, which others may be merged into."""
-        found = part.of_queries(self.query)
-        new_out, new_lse = (split(x, found, launch.q_groups, launch.q) for x in (part_out, part_lse))
-        axes = (*launch.q_groups, *launch.q.axes)
-        num_rows = launch.q.length * prod(axis.size for axis in launch.q_groups)
-        if self.out is None and sign > 0 and found.shape[:2] == self.query.shape[:2] and num_rows == found.shape[2]:
-            self._start(launch, axes, new_out, new_lse, may_keep)
+        query, places = self.query, launch.queries
+        is_whole = part.q_heads is None and part.rows == slice(None) and places.num_rows == query.shape[2]
+        if self.out is None and sign > 0 and is_whole:
+            self._start(places, part_out, part_lse, may_keep)
             return
         out, lse = self.tensors()
-        into = [places(part.of_queries(x), axes, launch.q.start) for x in (out, lse)]
-        merge_into(into[0], into[1], new_out, new_lse, sign)
+        into, lse_into = places.into(part.of_queries(out)), places.into(part.of_queries(lse))
+        merge_into(into, lse_into, places.fit(part_out, into), places.fit(part_lse, lse_into), sign)
 
-    def _start(self, launch: Launch, axes: Sequence[Axis], out: Tensor, lse: Tensor, may_keep: bool) -> None:
+    def _start(self, places: Places, out: Tensor, lse: Tensor, may_keep: bool) -> None:
         """The first result, of all rows: kept as it is where it lies in memory as the query does, else copied."""
-        query = self.query
+        rows = self.query.shape[:3]
         kept = may_keep and out.dtype == self.dtype()
-        self.out = adopted(out, query, launch.q_groups, launch.q) if kept else None
+        self.out = places.adopted(out, rows) if kept else None
         if self.out is None:
-            self.out = torch.empty((*query.shape[:3], self.width), dtype=self.dtype(), device=query.device)
-            places(self.out, axes, launch.q.start).copy_(out)
-        self.lse = torch.empty(query.shape[:3], dtype=lse.dtype, device=lse.device)
-        places(self.lse, axes, launch.q.start).copy_(lse)
+            self.out = torch.empty((*rows, self.width), dtype=self.dtype(), device=self.query.device)
+            into = places.into(self.out)
+            into.copy_(places.fit(out, into))
+        self.lse = torch.empty(rows, dtype=lse.dtype, device=lse.device)
+        into = places.into(self.lse)
+        into.copy_(places.fit(lse, into))
 
     def dtype(self) -> torch.dtype:
         """Float32 at least on the CPU; on CUDA that of the query, as memory is what merging costs there."""
@@ -166,17 +180,17 @@ class _Gradient:
     of: Tensor
     total: Tensor | None = None
 
-    def add(self, groups: Sequence[Axis], side: Side, part: Tensor, slices: tuple[slice, slice], sign: int) -> None:
-        found = self.of[slices]
-        grad = split(part, found, groups, side)
+    def add(self, places: Places, grad: Tensor, take: Callable[[Tensor], Tensor], sign: int) -> None:
+        """Adds the gradient of some positions of a part. take: the part of [B, H, ...]."""
         if self.total is None and sign > 0 and grad.dtype == self.dtype() and grad.shape[-1] == self.of.shape[-1]:
-            self.total = adopted(grad, self.of, groups, side)
+            self.total = places.adopted(grad, self.of.shape[:3])
             if self.total is not None:
                 return
         if self.total is None:
             self.total = torch.zeros(self.of.shape, dtype=self.dtype(), device=self.of.device)
-        seen = places(self.total[slices], (*groups, *side.axes), side.start)[..., : grad.shape[-1]]
-        add_into(seen, grad, sign)
+        into = places.into(take(self.total))
+        into = into if grad.shape[-1] == into.shape[-1] else into[..., : grad.shape[-1]]
+        add_into(into, places.fit(grad, into), sign)
 
     def dtype(self) -> torch.dtype:
         of = self.of
@@ -197,7 +211,7 @@ def results(
     """Output, lse, and what each launch keeps for its backward."""
     result, saved = _Result(query, value.shape[-1]), list[object]()
     for ready in passes:
-        for part in parts(ready.heads, query, key, value):
+        for part in ready.parts(query, key, value):
             tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
             for launch in ready.kernel.launches:
                 out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
@@ -226,15 +240,15 @@ def gradients(
     totals = [_Gradient(x) for x in (query, key, value)]
     merged = Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
     for ready in passes:
-        for part in parts(ready.heads, query, key, value):
+        for part in ready.parts(query, key, value):
             tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
             mine = Merged(*(part.of_queries(x) for x in (merged.out, merged.lse, merged.grad_out)))
             for launch in ready.kernel.launches:
                 grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
-                totals[0].add(launch.q_groups, launch.q, grads[0], (part.rows, part.q_heads), ready.sign)
+                totals[0].add(launch.queries, grads[0], part.of_queries, ready.sign)
                 for total, grad in zip(totals[1:], grads[1:], strict=True):
-                    for groups, side, some in launch.key_gradients(grad):
-                        total.add(groups, side, some, (part.rows, part.kv_heads), ready.sign)
+                    for places, some in launch.key_gradients(grad):
+                        total.add(places, some, part.of_keys, ready.sign)
     grad_query, grad_key, grad_value = (total.result(head_dim) for total in totals)
     return grad_query, grad_key, grad_value
 
@@ -254,7 +268,7 @@ class _Planned(Function):
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_out is None:
             grad_out = torch.zeros_like(ctx.saved_tensors[3])
-        with autocast(grad_out.device.type, enabled=False):
+        with _without_autocast(grad_out.device.type):
             grads = _Gradients.apply(  # type: ignore[no-untyped-call]
                 *ctx.saved_tensors, grad_out, grad_lse, ctx.passes, ctx.scale, ctx.kept
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, grouped
+from patterndsl.runtime.views import Launch
 
 aten: Any = torch.ops.aten
 
@@ -93,8 +93,8 @@ class DensePass:
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
     ) -> tuple[Tensor, Tensor, object]:
         """See `runtime.planned.Kernel`. A row whose mask keeps nothing yields 0 and -inf."""
-        q = grouped(query, launch.q_groups, launch.q)
-        k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
+        q = launch.queries.grouped(query)
+        k, v = launch.keys.grouped(key), launch.keys.grouped(value)
         if query.device.type != "cpu":
             return *self._forward_cuda(q, k, v, scale), None
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
@@ -108,8 +108,8 @@ class DensePass:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `runtime.planned.Kernel`."""
         rows = (query, merged.out, merged.grad_out, merged.lse)
-        q, out, grad_out, lse = (grouped(x, launch.q_groups, launch.q) for x in rows)
-        k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
+        q, out, grad_out, lse = map(launch.queries.grouped, rows)
+        k, v = launch.keys.grouped(key), launch.keys.grouped(value)
         if query.device.type != "cpu":
             return self._backward_cuda(grad_out, q, k, v, out, lse, scale)
         found = aten._scaled_dot_product_flash_attention_for_cpu_backward(

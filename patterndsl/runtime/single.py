@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patterndsl.lower.geometry import Geometry
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, grouped
+from patterndsl.runtime.views import Launch
 
 
 class SinglePass:
@@ -30,7 +30,7 @@ class SinglePass:
         """See `runtime.planned.Kernel`."""
         q, k, v = (x.to(_wide(x)) for x in _rows(launch, query, key, value))
         rows = (merged.out, merged.grad_out, merged.lse)
-        out, grad_out, lse = (grouped(x, launch.q_groups, launch.q).to(q.dtype) for x in rows)
+        out, grad_out, lse = (launch.queries.grouped(x).to(q.dtype) for x in rows)
         weight = torch.exp(torch.linalg.vecdot(q, k) * scale - lse)
         d_score = weight * torch.linalg.vecdot(grad_out, v - out) * scale
         return d_score[..., None] * k, d_score[..., None] * q, weight[..., None] * grad_out
@@ -38,8 +38,7 @@ class SinglePass:
 
 def _rows(launch: Launch, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B * H, groups, 1, D] each."""
-    k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
-    return grouped(query, launch.q_groups, launch.q), k, v
+    return launch.queries.grouped(query), launch.keys.grouped(key), launch.keys.grouped(value)
 
 
 def _wide(x: Tensor) -> torch.dtype:

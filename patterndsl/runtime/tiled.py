@@ -20,7 +20,7 @@ from patterndsl.runtime import flex, gathered
 from patterndsl.runtime.data import DeviceData, device_data
 from patterndsl.runtime.fused import share_of_gradient
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, by_group, from_groups, grouped, is_everything
+from patterndsl.runtime.views import Launch, by_group, from_groups, is_everything
 from patterndsl.sema.parameters import Sizes
 
 
@@ -47,10 +47,10 @@ class GatheredPass:
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
     ) -> tuple[Tensor, Tensor, object]:
         """See `runtime.planned.Kernel`."""
-        q = _as_rows(grouped(query, launch.q_groups, launch.q))
-        k, v = (_as_rows(grouped(x, launch.k_groups, launch.k)) for x in (key, value))
+        q = _as_rows(launch.queries.grouped(query))
+        k, v = (_as_rows(launch.keys.grouped(x)) for x in (key, value))
         out, lse = gathered.forward(q, k, v, self.lists, self.keep, scale)
-        rows = (query.shape[0] * query.shape[1], -1, launch.q.length)
+        rows = (query.shape[0] * query.shape[1], -1, launch.queries.side.length)
         return out.reshape(*rows, out.shape[-1]), lse.reshape(rows), None
 
     def backward(
@@ -58,8 +58,8 @@ class GatheredPass:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `runtime.planned.Kernel`."""
         rows = (query, merged.out, merged.grad_out, merged.lse)
-        q, out, grad_out, lse = (_as_rows(grouped(x, launch.q_groups, launch.q)) for x in rows)
-        k, v = (_as_rows(grouped(x, launch.k_groups, launch.k)) for x in (key, value))
+        q, out, grad_out, lse = (_as_rows(launch.queries.grouped(x)) for x in rows)
+        k, v = (_as_rows(launch.keys.grouped(x)) for x in (key, value))
         delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
         found = gathered.backward(q, k, v, grad_out, lse, delta, self.lists, self.keep, scale)
         shape = (query.shape[0] * query.shape[1], -1)
@@ -117,8 +117,8 @@ class FlexPass:
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
     ) -> tuple[Tensor, Tensor, object]:
         """See `runtime.planned.Kernel`. In training the graph of the pass is kept for its backward."""
-        q = grouped(query, launch.q_groups, launch.q)
-        k, v = (grouped(x, launch.k_groups, launch.k) for x in (key, value))
+        q = launch.queries.grouped(query)
+        k, v = launch.keys.grouped(key), launch.keys.grouped(value)
         if not train:
             return *self._run(q, k, v, self.inference_mask, scale), None
         with torch.enable_grad():
@@ -130,19 +130,20 @@ class FlexPass:
         """Output and lse of all heads, [B, Hq, Tq, ...], by PyTorch's own derivatives, for a plan of this pass alone;
         None where its groups are no plain views. Nothing is merged then."""
         (launch,) = self.launches
-        if launch.q_groups != launch.k_groups or launch.q != launch.k:
+        groups, side = launch.queries.groups, launch.queries.side
+        if (groups, side) != (launch.keys.groups, launch.keys.side):
             return None
         train = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         mask = self.training_mask if train else self.inference_mask
-        if is_everything(launch.q_groups, launch.q, query.shape[2]) and query.shape[2] == key.shape[2]:
+        if is_everything(groups, side, query.shape[2]) and query.shape[2] == key.shape[2]:
             return self._run(query, key, value, mask, scale)
         if query.shape[1] != key.shape[1]:
             return None
-        q, k, v = (by_group(x, launch.q_groups, launch.q) for x in (query, key, value))
+        q, k, v = (by_group(x, groups, side) for x in (query, key, value))
         if q is None or k is None or v is None:
             return None
         out, lse = self._run(q, k, v, mask, scale)
-        return from_groups(out, launch.q_groups, query.shape[:2]), from_groups(lse, launch.q_groups, query.shape[:2])
+        return from_groups(out, groups, query.shape[:2]), from_groups(lse, groups, query.shape[:2])
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]:
         out, lse = flex.flex(self.attend, q, k, v, mask, scale=scale, want_lse=True)
@@ -158,7 +159,7 @@ class FlexPass:
             saved = self.forward(launch, query, key, value, scale, True)[2]
         leaves, out, lse = saved
         rows = (merged.out, merged.grad_out, merged.lse)
-        whole, grad_out, whole_lse = (grouped(x, launch.q_groups, launch.q) for x in rows)
+        whole, grad_out, whole_lse = map(launch.queries.grouped, rows)
         d_out, d_lse = share_of_gradient(out.detach(), lse.detach(), whole, whole_lse, grad_out)
         found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse), retain_graph=True)
         return found[0], found[1], found[2]

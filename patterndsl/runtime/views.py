@@ -6,33 +6,48 @@ other in memory, are taken one after the other, so that nothing is copied but or
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from patterndsl.lower.geometry import Axis, Geometry, Side
 
+Form: TypeAlias = tuple[torch.Size, tuple[int, ...]]
+"""Sizes and strides of a tensor: views of one form are found once."""
+
+MAX_FORMS = 64
+"""Forms that are remembered; with more, all are found anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Batch rows, query heads and as many key heads that one launch takes."""
+    """Batch rows, query heads and as many key heads that one launch takes; heads of None are all."""
 
     rows: slice
-    q_heads: slice
-    kv_heads: slice
+    q_heads: slice | None
+    kv_heads: slice | None
 
     def of_queries(self, x: Tensor) -> Tensor:
         """The part of [B, Hq, ...]."""
-        return x[self.rows, self.q_heads]
+        return _part(x, self.rows, self.q_heads)
 
     def of_keys(self, x: Tensor) -> Tensor:
         """The part of [B, Hkv, ...]."""
-        return x[self.rows, self.kv_heads]
+        return _part(x, self.rows, self.kv_heads)
+
+
+_ALL = slice(None)
+
+
+def _part(x: Tensor, rows: slice, heads: slice | None) -> Tensor:
+    if heads is None:
+        return x if rows == _ALL else x[rows]
+    return x[rows, heads]
 
 
 def parts(heads: tuple[int, ...], query: Tensor, key: Tensor, value: Tensor) -> list[Part]:
@@ -44,7 +59,7 @@ def parts(heads: tuple[int, ...], query: Tensor, key: Tensor, value: Tensor) -> 
     # the query heads of one key head do not fit one stride of keys: first ones, second ones, ...
     turns = [tuple(head for head in heads if head % kv_group == turn) for turn in range(kv_group)]
     runs = [run for turn in turns if turn for run in _runs(turn, kv_group)]
-    found = [Part(slice(None), q_heads, kv_heads) for q_heads, kv_heads in runs]
+    found = [Part(_ALL, _heads(q_heads, query), _heads(kv_heads, key)) for q_heads, kv_heads in runs]
     if batch == 1 or all(_is_one_dimension(part, query, key, value) for part in found):
         return found
     return [Part(slice(row, row + 1), part.q_heads, part.kv_heads) for row in range(batch) for part in found]
@@ -63,40 +78,160 @@ def _runs(heads: tuple[int, ...], kv_group: int) -> Iterator[tuple[slice, slice]
         at = stop
 
 
+def _heads(heads: slice, x: Tensor) -> slice | None:
+    return None if heads.indices(x.shape[1]) == (0, x.shape[1], 1) else heads
+
+
 def _is_one_dimension(part: Part, query: Tensor, key: Tensor, value: Tensor) -> bool:
     seen = part.of_queries(query), part.of_keys(key), part.of_keys(value)
     return all(x.shape[1] == 1 or x.stride(0) == x.shape[1] * x.stride(1) for x in seen)
 
 
-@dataclass(frozen=True, slots=True)
+class _Seen(NamedTuple):
+    """How a view is made: its size, stride and first element, and the shape that it then takes if it is a copy."""
+
+    size: Sequence[int]
+    stride: tuple[int, ...]
+    first: int
+    shape: tuple[int, ...] | None
+
+
+class Places:
+    """Groups of positions, and where they lie in tensors [B, H, T, ...]: found once for each form of these."""
+
+    __slots__ = ("_adopted", "_forms", "axes", "groups", "num_groups", "side")
+
+    def __init__(self, groups: Sequence[Axis], side: Side) -> None:
+        self.groups, self.side = tuple(groups), side
+        self.axes = (*groups, *side.axes)
+        self.num_groups = prod(axis.size for axis in groups)
+        self._forms: dict[Form, _Seen] = {}
+        self._adopted: dict[tuple[Form, torch.Size], Form | None] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Positions of all groups."""
+        return self.num_groups * self.side.length
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """[B * H, groups, length, ...] of [B, H, T, ...]; a copy where no view has that form."""
+        size, stride, first, shape = self._form(x)
+        seen = x.as_strided(size, stride, x.storage_offset() + first)
+        return seen if shape is None else seen.reshape(shape)
+
+    def into(self, x: Tensor) -> Tensor:
+        """The positions as a view of [B, H, T, ...], to write into: [B * H, groups, length, ...] or
+        [B, H, *groups, *axes, ...]."""
+        size, stride, first, _ = self._form(x)
+        return x.as_strided(size, stride, x.storage_offset() + first)
+
+    def fit(self, part: Tensor, view: Tensor) -> Tensor:
+        """[B * H, groups, length, ...] in the dimensions of such a view."""
+        if part.dim() == view.dim() and part.shape[:3] == view.shape[:3]:
+            return part
+        rest = part.shape[3:]
+        return part.reshape(*view.shape[: view.dim() - len(rest)], *rest)
+
+    def adopted(self, part: Tensor, shape: torch.Size) -> Tensor | None:
+        """All positions, [B * H, groups, length, D], as [B, H, T, D] without a copy, where they lie in memory as that
+        would; else None. shape: B, H, T."""
+        key = ((part.shape, part.stride()), shape)
+        if key not in self._adopted:
+            make_room(self._adopted)
+            self._adopted[key] = self._whole(part, shape)
+        found = self._adopted[key]
+        return None if found is None else part.as_strided(*found)
+
+    def _whole(self, part: Tensor, shape: torch.Size) -> Form | None:
+        if self.side.start or self.num_rows != shape[2] or part.numel() == 0:
+            return None
+        if part.shape[0] != shape[0] * shape[1]:
+            return None
+        plain = torch.empty((*shape, *part.shape[3:]), device="meta")
+        split = part.reshape(*shape[:2], *(axis.size for axis in self.axes), *part.shape[3:])
+        lies = split.data_ptr() == part.data_ptr() and places(plain, self.axes, 0).stride() == split.stride()
+        return (plain.shape, plain.stride()) if lies else None
+
+    def _form(self, x: Tensor) -> _Seen:
+        key = (x.shape, x.stride())
+        found = self._forms.get(key)
+        if found is None:
+            make_room(self._forms)
+            found = self._forms[key] = self._found(*key)
+        return found
+
+    def _found(self, shape: torch.Size, stride: tuple[int, ...]) -> _Seen:
+        step, first = stride[2], self.side.start * stride[2]
+        target = (shape[0] * shape[1], self.num_groups, self.side.length, *shape[3:])
+        rows = _one_dimension(((shape[0], stride[0]), (shape[1], stride[1])), stride[1])
+        length = _one_dimension([(axis.size, axis.stride * step) for axis in self.side.axes], step)
+        whole = 1 if length is None else self.side.length * length
+        groups = _one_dimension([(axis.size, axis.stride * step) for axis in self.groups], whole)
+        if rows is not None and groups is not None and length is not None:
+            return _Seen(target, (rows, groups, length, *stride[3:]), first, None)
+        size = (*shape[:2], *(axis.size for axis in self.axes), *shape[3:])
+        return _Seen(size, (*stride[:2], *(axis.stride * step for axis in self.axes), *stride[3:]), first, target)
+
+
+def _one_dimension(dimensions: Sequence[tuple[int, int]], single: int) -> int | None:
+    """The stride of some (size, stride) as one dimension; None where they do not continue each other.
+
+    single: what it is where all sizes are 1.
+    """
+    kept = [(size, stride) for size, stride in dimensions if size != 1]
+    for (_, outer), (size, inner) in pairwise(kept):
+        if outer != size * inner:
+            return None
+    return kept[-1][1] if kept else single
+
+
+def make_room(forms: dict[Any, Any]) -> None:
+    """Keeps what is remembered by form bounded."""
+    if len(forms) >= MAX_FORMS:
+        forms.clear()
+
+
 class Launch:
     """What one call of a kernel sees: groups of queries and of keys. keys_overlap: groups share keys with the next one,
     as the tiles of a band do."""
 
-    q_groups: tuple[Axis, ...]
-    k_groups: tuple[Axis, ...]
-    q: Side
-    k: Side
-    keys_overlap: bool = False
+    __slots__ = ("_strips", "keys", "keys_overlap", "queries")
+
+    def __init__(
+        self,
+        q_groups: Sequence[Axis],
+        k_groups: Sequence[Axis],
+        q: Side,
+        k: Side,
+        keys_overlap: bool = False,
+    ) -> None:
+        self.queries, self.keys, self.keys_overlap = Places(q_groups, q), Places(k_groups, k), keys_overlap
+        self._strips = tuple(self._found_strips()) if keys_overlap else ()
 
     @staticmethod
     def of(geometry: Geometry) -> Launch:
         return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)
 
-    def key_gradients(self, grad: Tensor) -> Iterator[tuple[tuple[Axis, ...], Side, Tensor]]:
-        """Gradients of the keys [B * H, groups, length, D] in parts that hold no key twice: groups, keys, gradients."""
-        if self.k_groups and self.k_groups[0].stride == 0:  # all groups have the same keys
-            yield (), self.k, grad.sum(1, keepdim=True)
+    def key_gradients(self, grad: Tensor) -> Iterator[tuple[Places, Tensor]]:
+        """Gradients of the keys [B * H, groups, length, D] in parts that hold no key twice, and where these lie."""
+        keys = self.keys
+        if keys.groups and keys.groups[0].stride == 0:  # all groups have the same keys
+            yield Places((), keys.side), grad.sum(1, keepdim=True)
             return
         if not self.keys_overlap:
-            yield self.k_groups, self.k, grad
+            yield keys, grad
             return
-        ((tiles,), (axis,)) = self.k_groups, self.k.axes
+        for part, strip in self._strips:
+            yield strip, grad[:, :, part]
+
+    def _found_strips(self) -> Iterator[tuple[slice, Places]]:
+        """Parts of the keys of each group that are as wide as groups are apart."""
+        ((tiles,), (axis,)) = self.keys.groups, self.keys.side.axes
         width = tiles.stride // axis.stride
         for first in range(0, axis.size, width):
             size = min(width, axis.size - first)
-            strip = Side(self.k.start + first * axis.stride, (Axis(size, axis.stride),))
-            yield self.k_groups, strip, grad[:, :, first : first + size]
+            strip = Side(self.keys.side.start + first * axis.stride, (Axis(size, axis.stride),))
+            yield slice(first, first + size), Places(self.keys.groups, strip)
 
 
 def is_everything(groups: Sequence[Axis], side: Side, length: int) -> bool:
@@ -110,19 +245,6 @@ def places(x: Tensor, axes: Sequence[Axis], first: int) -> Tensor:
     size = (*x.shape[:2], *(axis.size for axis in axes), *x.shape[3:])
     stride = (row, head, *(axis.stride * step for axis in axes), *rest)
     return x.as_strided(size, stride, x.storage_offset() + first * step)
-
-
-def grouped(x: Tensor, groups: Sequence[Axis], side: Side) -> Tensor:
-    """[B * H, groups, length, ...] of [B, H, T, ...]; a copy where no view has that form."""
-    seen = places(x, (*groups, *side.axes), side.start)
-    num_groups = prod(axis.size for axis in groups)
-    return seen.reshape(x.shape[0] * x.shape[1], num_groups, side.length, *x.shape[3:])
-
-
-def split(x: Tensor, like: Tensor, groups: Sequence[Axis], side: Side) -> Tensor:
-    """[B, H, *groups, *axes, ...] of [B * H, groups, length, ...], the form of `places`. like: any [B, H, ...]."""
-    sizes = [axis.size for axis in itertools.chain(groups, side.axes)]
-    return x.reshape(*like.shape[:2], *sizes, *x.shape[3:])
 
 
 def by_group(x: Tensor, groups: Sequence[Axis], side: Side) -> Tensor | None:
@@ -147,17 +269,3 @@ def from_groups(x: Tensor, groups: Sequence[Axis], heads: Sequence[int]) -> Tens
     rows: Any = (x.transpose(1, 2) if groups[0].stride == 1 else x).flatten(1, 2)
     found: Tensor = rows.unflatten(0, tuple(heads))
     return found
-
-
-def adopted(x: Tensor, like: Tensor, groups: Sequence[Axis], side: Side) -> Tensor | None:
-    """A part of all positions, [B, H, *groups, *axes, ...], as [B, H, T, ...] without a copy, where it lies in memory
-    as that would; else None. like: [B, H, T, ...] of the same sizes."""
-    num_rows = side.length * prod(axis.size for axis in groups)
-    if side.start or num_rows != like.shape[2] or x.shape[:2] != like.shape[:2] or x.numel() == 0:
-        return None
-    rest = x.shape[2 + len(groups) + len(side.axes) :]
-    shape = (*like.shape[:3], *rest)
-    plain = torch.empty(shape, device="meta")
-    if places(plain, (*groups, *side.axes), 0).stride() != x.stride():
-        return None
-    return x.as_strided(shape, plain.stride())
