@@ -27,19 +27,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A call that these backends leave to `gathered` on these kinds of devices. when: which, in words."""
+    """A call that these backends leave to another one on these kinds of devices. when: which, in words."""
 
     backends: tuple[Backend, ...]
     device_types: tuple[str, ...]
     when: str
     holds: Callable[[Call], bool] = field(compare=False)
+    to: Backend = FALLBACK
 
 
 EVERYWHERE = ("cpu", "cuda")
 FLASH_DTYPES = ("float16", "bfloat16")
 RULES = (
     Rule(("flex", "planned"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
-    Rule(("flex",), EVERYWHERE, "float64", lambda call: call.dtype == "float64"),
+    Rule(("flex", "planned"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
+    Rule(("flex",), ("cpu",), "float64", lambda call: call.dtype == "float64"),
     Rule(
         ("planned",),
         EVERYWHERE,
@@ -49,25 +51,28 @@ RULES = (
     Rule(
         ("planned",),
         ("cuda",),
-        "any dtype but float16 and bfloat16, which flash and cuDNN take",
+        "float32: flash and cuDNN take float16 and bfloat16",
         lambda call: call.dtype not in FLASH_DTYPES,
+        to="flex",
     ),
     Rule(
         ("planned",),
         ("cuda",),
         "a head_dim that is no multiple of 8, or above 256",
         lambda call: call.head_dim % 8 != 0 or call.head_dim > 256,
+        to="flex",
     ),
 )
 NOT_FINITE = "keys or values with NaN or infinity, where a pass masks some: 0 x NaN is NaN"
-"""The one rule that must look at the numbers; it is of the planned backend."""
+"""The one rule that must look at the numbers; it is of the planned backend on the CPU. On CUDA a look would wait for
+the device: there keys and values must be finite, as for flash and FlexAttention themselves."""
 
 
 def usual_backend(device_type: str, has_inputs: bool) -> Backend:
     """What `auto` means. Plans are made once, so they are for patterns without inputs."""
-    if device_type == "cuda":
-        return "flex"
-    return "gathered" if has_inputs else "planned"
+    if not has_inputs:
+        return "planned"
+    return "flex" if device_type == "cuda" else "gathered"
 
 
 def rules_of(backend: str, device_type: str) -> Iterable[Rule]:
@@ -76,5 +81,5 @@ def rules_of(backend: str, device_type: str) -> Iterable[Rule]:
 
 
 def leaves(backend: str, device_type: str, call: Call) -> Rule | None:
-    """The first rule by which the backend leaves this call to `gathered`."""
+    """The first rule by which the backend leaves this call to another one."""
     return next((rule for rule in rules_of(backend, device_type) if rule.holds(call)), None)

@@ -382,8 +382,9 @@ class Program:
             return self.backend
         is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
         call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
-        if leaves(self.backend, self.device.type, call) is not None:
-            return FALLBACK
+        rule = leaves(self.backend, self.device.type, call)
+        if rule is not None:
+            return rule.to
         if self.backend == "planned" and not self.planned(train=train).takes(key, value):
             return FALLBACK
         return self.backend
