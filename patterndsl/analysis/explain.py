@@ -70,6 +70,13 @@ class Way:
     def moved(self) -> Moved:
         return sum((item.moved for item in self.passes), NOTHING_MOVED)
 
+    @property
+    def excess(self) -> float | None:
+        """Pairs computed for each that is kept; None where they were not all counted, or there is none."""
+        kept = [item.kept for item in self.passes]
+        total = sum(item.sign * item.kept for item in self.passes if item.kept is not None)
+        return None if None in kept or total <= 0 else sum(item.computed for item in self.passes) / total
+
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         passes = [item.to_dict() for item in self.passes]
@@ -355,7 +362,10 @@ def _way_text(way: Way) -> str:
 
 
 def _predicted_of(way: Way) -> str:
-    return _predicted(way.cost, way.moved) if way.passes else "no pairs, nothing runs"
+    if not way.passes:
+        return "no pairs, nothing runs"
+    excess = "" if way.excess is None else f"; computes {way.excess:.2f}x the pairs kept"
+    return _predicted(way.cost, way.moved) + excess
 
 
 def _predicted(seconds: Cost, num_bytes: Moved) -> str:

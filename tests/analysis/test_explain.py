@@ -47,6 +47,7 @@ def test_every_way_keeps_the_pairs_of_the_pattern(text: str, n: int, device: str
     for group in found.groups:
         pairs = int(mask[list(group.heads)].sum())
         assert [kept(way) for way in group.ways] == [pairs] * len(group.ways)
+        assert all(way.excess is None or way.excess >= 1 for way in group.ways)
 
 
 def test_kept_pairs_are_left_out_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
