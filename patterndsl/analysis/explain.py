@@ -310,8 +310,8 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
         yield f"{backend} was asked for, so it runs or refuses: nothing falls back"
         return
     for rule in rules_of(backend, device_type):
-        yield f"{FALLBACK} instead for {rule.when}"
-    if backend == "planned" and made is not None and _masks(made):
+        yield f"{rule.to} instead for {rule.when}"
+    if backend == "planned" and device_type == "cpu" and made is not None and _masks(made):
         yield f"{FALLBACK} instead for {NOT_FINITE}"
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 

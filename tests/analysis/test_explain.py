@@ -163,7 +163,7 @@ def test_every_rule_is_said() -> None:
         found = said(patterndsl.parse("causal").explain(100, device=device))
         backend = usual_backend(kind, has_inputs=False)
         rules = [rule for rule in RULES if backend in rule.backends and kind in rule.device_types]
-        assert rules and all(rule.when in found for rule in rules)
+        assert rules and all(f"{rule.to} instead for {rule.when}" in found for rule in rules)
 
 
 @pytest.mark.parametrize(
