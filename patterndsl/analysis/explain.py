@@ -311,7 +311,9 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
         return
     for rule in rules_of(backend, device_type):
         yield f"{rule.to} instead for {rule.when}"
-    if backend == "planned" and device_type == "cpu" and made is not None and _masks(made):
+    if device_type == "cuda":
+        yield "keys and values must be finite, as for dense attention: a look at them would wait for the GPU"
+    elif backend == "planned" and made is not None and _masks(made):
         yield f"{FALLBACK} instead for {NOT_FINITE}"
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 

@@ -156,6 +156,7 @@ def test_a_backend_that_was_asked_for_does_not_fall_back(backend: str) -> None:
 def test_nan_is_spoken_of_where_keys_are_masked() -> None:
     assert "NaN" in said(patterndsl.parse("causal").explain(100))
     assert "NaN" not in said(patterndsl.parse("block(10)").explain(100))
+    assert "must be finite" in said(patterndsl.parse("causal").explain(100, device="h200"))
 
 
 def test_every_rule_is_said() -> None:
