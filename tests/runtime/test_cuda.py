@@ -1,4 +1,4 @@
-"""On a CUDA device: FlexAttention and the gathered backend against the oracle, outputs and gradients."""
+"""On a CUDA device: plans, FlexAttention and the gathered backend against the oracle, outputs and gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ PATTERNS = {
     "documents per row": patterndsl.parse("causal & within(doc, recent(200))", inputs={"doc": "int[N]"}),
     "empty rows": patterndsl.parse("q >= 600 & k < 20"),
     "global rows": patterndsl.parse("window(16) | global(3)"),
+    "window and stride": patterndsl.parse("causal & (recent(64) | strided(40))"),
+    "hot columns": patterndsl.parse("recent(40) | causal & block(50) | k < 9"),
+    "window and stride by head": patterndsl.parse("causal & (head < 2 & recent(64) | head >= 2 & strided(40))"),
+    "rows and columns": patterndsl.parse("grid: {row: 25, col: 40}\nattend: q.row == k.row | q.col == k.col\n"),
+    "diagonal": patterndsl.parse("q == k | k == 0"),
 }
+HALF = (torch.bfloat16, torch.float16)
 
 
 def loss(output: Tensor, lse: Tensor) -> Tensor:
@@ -30,10 +36,12 @@ def loss(output: Tensor, lse: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", ["flex", "gathered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["planned", "flex", "gathered"])
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_equals_the_oracle(pattern: Pattern, backend: str, dtype: torch.dtype, kv_heads: int) -> None:
+    if backend == "planned" and (dtype not in HALF or pattern.resolved.inputs):
+        pytest.skip("auto leaves it to another backend")
     torch.manual_seed(0)
     shapes = ((2, 4, N, 64), (2, kv_heads, N, 64), (2, kv_heads, N, 64))
     tensors = [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for shape in shapes]
@@ -45,7 +53,7 @@ def test_equals_the_oracle(pattern: Pattern, backend: str, dtype: torch.dtype, k
         query, key, value = tensors
         output, lse = program(query, key, value, inputs=inputs, return_lse=True)
         results[name] = (output, lse, *torch.autograd.grad(loss(output, lse), tensors))
-    tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-3  # TF32 is not on; flex still reorders its sums
+    tolerance = 3e-2 if dtype in HALF else 2e-3  # TF32 is not on; flex still reorders its sums
     for ours, truth in zip(results[backend], results["oracle"], strict=True):
         finite = truth.isfinite()
         assert torch.equal(ours.isfinite(), finite)
@@ -53,8 +61,25 @@ def test_equals_the_oracle(pattern: Pattern, backend: str, dtype: torch.dtype, k
         assert (ours - truth)[finite].abs().max() <= tolerance * scale
 
 
-def test_auto_takes_flex() -> None:
-    assert patterndsl.parse("causal").compile(64, device="cuda").backend == "flex"
+@pytest.mark.parametrize("choice", [0, 1, 2])
+@pytest.mark.parametrize("name", ["window and stride", "hot columns", "rows and columns", "global rows"])
+def test_every_plan_in_inference_and_training(name: str, choice: int) -> None:
+    """Forced plans; in inference FlexAttention runs on finer tiles and results are merged into where they lie."""
+    torch.manual_seed(0)
+    pattern = PATTERNS[name]
+    program = pattern.compile(N, heads=4, device="cuda", backend="planned", plan=choice)
+    query, key, value = (torch.randn(2, 4, N, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    truth, truth_lse = pattern.compile(N, heads=4, device="cuda", backend="oracle")(query, key, value, return_lse=True)
+    trained = program(query.clone().requires_grad_(), key, value, return_lse=True)
+    for output, lse in (program(query, key, value, return_lse=True), trained):
+        assert (output - truth).abs().max() <= 2e-2 * truth.abs().max()
+        torch.testing.assert_close(lse, truth_lse.float(), rtol=1e-3, atol=1e-2)
+
+
+def test_what_auto_takes() -> None:
+    assert patterndsl.parse("causal").compile(64, device="cuda").backend == "planned"
+    documents = patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})
+    assert documents.compile(64, device="cuda").backend == "flex"
 
 
 def test_tiles_of_inputs_stay_on_the_device() -> None:
