@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import as_pattern, attention
 from patterndsl.pattern import Pattern
-from patterndsl.runtime.arguments import check_backend
+from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.data import Inputs
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted
 
@@ -79,8 +78,7 @@ class Attention(nn.Module):
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise input_error("E503", f"{name} is {list(x.shape)}", help)
         weight = self.query_projection.weight
-        kind = x.device.type
-        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        casts = is_autocast_on(x.device.type)
         # weights that are not floating point belong to somebody's quantisation, which knows what it takes
         if not x.is_floating_point() or (weight.is_floating_point() and weight.dtype != x.dtype and not casts):
             raise input_error(

@@ -125,12 +125,21 @@ def checked_scale(scale: object, head_dim: int) -> float:
     return number
 
 
+_AUTOCAST_KINDS = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""Asked once, as PyTorch 2.11 cannot trace the question."""
+
+
+def is_autocast_on(kind: str) -> bool:
+    """Whether autocast is on for a kind of device."""
+    return kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind)
+
+
 def as_autocast(tensor: Tensor) -> Tensor:
     """In autocast's dtype where autocast is on, except float64: what it does to scaled_dot_product_attention."""
     if not isinstance(tensor, Tensor):
         return tensor
     kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not is_autocast_on(kind):
         return tensor
     casts = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.to(torch.get_autocast_dtype(kind)) if casts else tensor

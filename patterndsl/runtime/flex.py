@@ -5,7 +5,8 @@ On CUDA it trains; on the CPU PyTorch offers inference only, without lse, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeAlias, cast
 
@@ -137,6 +138,16 @@ def _attend(
     return attend(
         query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse, kernel_options=options
     )
+
+
+_EVERYDAY: Any = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
+@contextmanager
+def with_derivatives() -> Iterator[None]:
+    """Records what FlexAttention does, inside an operator too: there autograd is switched off below `enable_grad`."""
+    with torch._C._ForceDispatchKeyGuard(*_EVERYDAY), torch.enable_grad():
+        yield
 
 
 def _options(mask: BlockMask) -> dict[str, int] | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, autocast
 
 from patterndsl.diagnostics import input_error
-from patterndsl.runtime import gathered, oracle, planned
+from patterndsl.runtime import flex, gathered, oracle, planned
 from patterndsl.runtime.data import Inputs, checked_inputs
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ def _gradients(
         case "gathered":
             return gathered.gradients(*tensors, *results, *grads, program.groups(given), scale)
         case "flex":
-            # its compiled call is a function with a derivative of its own, which works inside an operator
-            with torch.enable_grad():
+            with flex.with_derivatives():
                 leaves = [x.detach().requires_grad_() for x in tensors]
                 out, lse = program.attend(leaves[0], leaves[1], leaves[2], inputs, scale, train=True, want_lse=True)
             wanted = [(x, grad) for x, grad in zip((out, lse), grads, strict=True) if grad is not None]

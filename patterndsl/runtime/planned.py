@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from patterndsl.diagnostics import input_error
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
+from patterndsl.runtime.arguments import is_autocast_on
 from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.sdpa import DensePass
@@ -105,7 +106,7 @@ class Planned:
 
 def _without_autocast(kind: str) -> AbstractContextManager[object]:
     """Entering autocast costs as much as a small kernel, so that is done only where there is one to leave."""
-    return autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return autocast(kind, enabled=False) if is_autocast_on(kind) else nullcontext()
 
 
 def _kernel(item: Pass, device: torch.device) -> Kernel:

@@ -156,7 +156,8 @@ class FlexPass:
         """See `runtime.planned.Kernel`. The pass has a softmax of its own, whose share in the merged one is
         exp(lse - merged lse): so the gradients of its output and lse follow from those of the merged output."""
         if saved is None:
-            saved = self.forward(launch, query, key, value, scale, True)[2]
+            with flex.with_derivatives():
+                saved = self.forward(launch, query, key, value, scale, True)[2]
         leaves, out, lse = saved
         rows = (merged.out, merged.grad_out, merged.lse)
         whole, grad_out, whole_lse = map(launch.queries.grouped, rows)
