@@ -139,8 +139,7 @@ class _Result:
     def add(self, part: Part, launch: Launch, part_out: Tensor, part_lse: Tensor, sign: int, may_keep: bool) -> None:
         """Merges the result of a launch. may_keep: it is a tensor of its own, which others may be merged into."""
         query, places = self.query, launch.queries
-        is_whole = part.q_heads is None and part.rows == slice(None) and places.num_rows == query.shape[2]
-        if self.out is None and sign > 0 and is_whole:
+        if self.out is None and sign > 0 and part.is_whole and places.num_rows == query.shape[2]:
             self._start(places, part_out, part_lse, may_keep)
             return
         out, lse = self.tensors()
@@ -198,9 +197,8 @@ class _Gradient:
         return of.dtype if of.dtype == torch.float64 or of.device.type == "cuda" else torch.float32
 
     def result(self, width: int) -> Tensor:
-        return (
-            torch.zeros_like(self.of)[..., :width] if self.total is None else self.total[..., :width].to(self.of.dtype)
-        )
+        total = torch.zeros_like(self.of) if self.total is None else self.total.to(self.of.dtype)
+        return total if width == total.shape[-1] else total[..., :width]
 
 
 # ---- forward and backward
@@ -243,7 +241,7 @@ def gradients(
     for ready in passes:
         for part in ready.parts(query, key, value):
             tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-            mine = Merged(*(part.of_queries(x) for x in (merged.out, merged.lse, merged.grad_out)))
+            mine = merged if part.is_whole else Merged(*map(part.of_queries, (merged.out, merged.lse, merged.grad_out)))
             for launch in ready.kernel.launches:
                 grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
                 totals[0].add(launch.queries, grads[0], part.of_queries, ready.sign)

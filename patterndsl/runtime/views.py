@@ -32,6 +32,11 @@ class Part:
     q_heads: slice | None
     kv_heads: slice | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all rows and query heads."""
+        return self.q_heads is None and self.rows == _ALL
+
     def of_queries(self, x: Tensor) -> Tensor:
         """The part of [B, Hq, ...]."""
         return _part(x, self.rows, self.q_heads)
@@ -99,19 +104,15 @@ class _Seen(NamedTuple):
 class Places:
     """Groups of positions, and where they lie in tensors [B, H, T, ...]: found once for each form of these."""
 
-    __slots__ = ("_adopted", "_forms", "axes", "groups", "num_groups", "side")
+    __slots__ = ("_adopted", "_forms", "axes", "groups", "num_groups", "num_rows", "side")
 
     def __init__(self, groups: Sequence[Axis], side: Side) -> None:
         self.groups, self.side = tuple(groups), side
         self.axes = (*groups, *side.axes)
         self.num_groups = prod(axis.size for axis in groups)
+        self.num_rows = self.num_groups * side.length  # positions of all groups
         self._forms: dict[Form, _Seen] = {}
         self._adopted: dict[tuple[Form, torch.Size], Form | None] = {}
-
-    @property
-    def num_rows(self) -> int:
-        """Positions of all groups."""
-        return self.num_groups * self.side.length
 
     def grouped(self, x: Tensor) -> Tensor:
         """[B * H, groups, length, ...] of [B, H, T, ...]; a copy where no view has that form."""
@@ -135,6 +136,8 @@ class Places:
     def adopted(self, part: Tensor, shape: torch.Size) -> Tensor | None:
         """All positions, [B * H, groups, length, D], as [B, H, T, D] without a copy, where they lie in memory as that
         would; else None. shape: B, H, T."""
+        if self.side.start or self.num_rows != shape[2]:
+            return None
         key = ((part.shape, part.stride()), shape)
         if key not in self._adopted:
             make_room(self._adopted)
@@ -143,9 +146,7 @@ class Places:
         return None if found is None else part.as_strided(*found)
 
     def _whole(self, part: Tensor, shape: torch.Size) -> Form | None:
-        if self.side.start or self.num_rows != shape[2] or part.numel() == 0:
-            return None
-        if part.shape[0] != shape[0] * shape[1]:
+        if part.numel() == 0 or part.shape[0] != shape[0] * shape[1]:
             return None
         plain = torch.empty((*shape, *part.shape[3:]), device="meta")
         split = part.reshape(*shape[:2], *(axis.size for axis in self.axes), *part.shape[3:])
