@@ -23,7 +23,7 @@ from patterndsl.ir.relation import Relation, inputs_read
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import param_values, sizes_of
 
-MOST_CASES = 4
+MOST_CASES, MANY_CASES = 4, 60
 PAIRS, PAIRS_AT_MOST = r"\text{pairs} = ", r"\text{pairs} \le "
 
 
@@ -161,11 +161,12 @@ def _lines_of(group: HeadReport) -> list[str]:
 
 def _case_lines(formula: Formula, lead: str, certain: str) -> list[str]:
     """The cases and where they hold, the first few of them."""
-    (first, _), *others = formula.shown(MOST_CASES)
+    most = MOST_CASES if len(formula.cells) <= MANY_CASES else 1
+    (first, _), *others = formula.shown(most)
     domain = formula.where()
     lines = [f"{lead}{first}  ({(certain + domain).removesuffix(',')})"]
     lines.extend(f"  {text}  where {condition}" for text, condition in others)
-    more = len(formula.cells) - MOST_CASES
+    more = len(formula.cells) - most
     if more > 0:
         lines.append(f"  and {more} more case{'s' * (more > 1)} of short sequences or large parameters")
     return lines

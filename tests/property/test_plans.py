@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -102,6 +104,7 @@ def test_other_memory_orders_give_the_same(text: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("text", PATTERNS)
 def test_errors_are_at_most_twice_those_of_dense_attention(text: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(zlib.crc32(text.encode()))
     n, heads, dim = 300, 4, 16
     pattern = patterndsl.parse(text)
     program = pattern.compile(n, heads=heads, backend="planned")
@@ -119,9 +122,9 @@ def test_errors_are_at_most_twice_those_of_dense_attention(text: str, dtype: tor
     theirs_out = torch.nn.functional.scaled_dot_product_attention(low[0], low[1], low[2], attn_mask=keep)
     dense = gradients(theirs_out, low)
     for found, theirs, wanted in zip(ours, dense, exact, strict=True):
-        rounding = torch.finfo(dtype).eps * wanted.abs().max()
-        limit = 2 * (theirs.double().nan_to_num() - wanted).abs().max() + rounding
-        assert (found.double() - wanted).abs().max() <= limit
+        # norms: the largest of many thousand errors is a matter of chance, by more than a factor of two
+        limit = 2 * (theirs.double().nan_to_num() - wanted).norm()
+        assert (found.double() - wanted).norm() <= limit
 
 
 @pytest.mark.parametrize("n", [100, 128, 131])
