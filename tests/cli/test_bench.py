@@ -16,10 +16,12 @@ import torch
 import patterndsl
 from patterndsl.cli import main
 from patterndsl.runtime import bench, contest, flex
+from patterndsl.runtime.bench_chart import chart
 from patterndsl.runtime.contest import Contestant, Limits, Variant
 from patterndsl.runtime.measure import Usage, cores_of_others
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.trial import Tensors, attend_of, check, random_tensors
+from patterndsl.show import bars
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--seconds", "0", "--heads", "2", "--head-dim", "8")
@@ -208,3 +210,9 @@ def test_libraries_compute_the_same(name: str, peers: ModuleType) -> None:
         program, rival.variants[-1].arranged(tensors), sample_rows=16, backward=True, attend=rival.variants[-1].attend
     )
     contest._refuse_different(checked)
+
+
+def test_the_readme_shows_what_the_file_holds(peers: ModuleType) -> None:
+    data = json.loads((peers.RESULTS / "peers_cpu.json").read_text())
+    assert peers.table(data) in (ROOT / "README.md").read_text()
+    assert (peers.RESULTS / "peers_cpu.svg").read_bytes() == bars.svg(chart(data))
