@@ -50,7 +50,7 @@ Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 TYPICAL = (1_000_003, 998_244_353, 65_536, 1 << 20, 1_000_000, 3_628_800, 4_096)
 SHORT = (64, 256)
 
-COUNTING = 800_000
+COUNTING = 650_000
 """Operations of isl that one count may take, some tenths of a second: a report has several."""
 LENGTHS = {"Nq": "N", "Nk": "N"}
 """Queries and keys of a self-attention are equally many."""
