@@ -37,7 +37,7 @@ def peers(pattern: patterndsl.Pattern, n: int, tensors: list[torch.Tensor]) -> d
     found: dict[str, Callable[[], object]] = {"ours": lambda: ours(query, key, value)}
     if not bool((keep & (rows[:, None] < rows)).any()):
         found["causal"] = lambda: scaled_dot_product_attention(query, key, value, is_causal=True)
-    mask = keep[:1] if bool((keep == keep[:1]).all()) else keep
+    mask = keep[None, :1] if bool((keep == keep[:1]).all()) else keep[None]  # of four dimensions, else the CPU is slow
     found["masked"] = lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask)
     found["flex"] = lambda: flex(query, key, value)
     return found
