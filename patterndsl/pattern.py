@@ -250,7 +250,7 @@ class Pattern(Shown):
         backend: auto, planned (dense passes on reordered positions), gathered (CPU and GPU, trains), flex (GPU;
         inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs; by
         default the one predicted to be fastest, for inference or for training. machine: the constants of that
-        prediction, by a built-in name ("cpu-2-core", "h200") or a calibration's file; by default those that
+        prediction, by a built-in name ("cpu-2-core", "h100") or a calibration's file; by default those that
         `patterndsl calibrate` stored for this device, else built-in ones.
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
@@ -277,7 +277,7 @@ class Pattern(Shown):
         """Which plan runs, pass by pass with predicted times, what was rejected, and when something else runs.
 
         What `Program.explain` says, without PyTorch. device: cpu or cuda, with the constants that a program has there;
-        or those of another machine, by a built-in name ("cpu-2-core", "h200") or a calibration's file.
+        or those of another machine, by a built-in name ("cpu-2-core", "h100") or a calibration's file.
         Raises PatternError: E4xx where the sizes do not fit, E505, E601 and E604 on the device.
         """
         from patterndsl.analysis.explain import explained

@@ -64,11 +64,11 @@ class Values(Digits):
                 for argument in arguments[1:]:
                     cases = self.chosen(name, cases, self.value(argument))
                 return cases
-            case Function(name, (argument,)):
+            case Function("isqrt" | "log2" as name, (argument,)):
                 values = self.value(argument)
                 if any(self.touches_position(value) for _, value in values):
                     raise NotAffineError(f"`{name}` of a position is not affine")
-                return [(guard, self.base(self.name(name, value))) for guard, value in values]  # type: ignore[arg-type]
+                return [(guard, self.base(self.name(name, value))) for guard, value in values]
             case Select(items, at):
                 if isinstance(items, str):
                     raise NotAffineError(f"the list `{items}` has no values yet")

@@ -119,7 +119,7 @@ not more, not less. --path shows where the content of K is after 0, 1, 2, ... la
     "explain": """
 examples:
   patterndsl explain 'causal & (recent(256) | strided(256))' -n 65536 --heads 16
-  patterndsl explain examples/longformer.yaml -n 65536 --heads 16 --device h200 --train
+  patterndsl explain examples/longformer.yaml -n 65536 --heads 16 --device h100 --train
   patterndsl explain examples/axial.yaml -n 4096 --device machine.json --json
 
 Expected: what the cost model predicts, for one layer and one batch row. A rejected plan runs with compile(plan=NUMBER).
@@ -383,7 +383,7 @@ def _explain_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="cpu",
         metavar="DEVICE",
-        help="cpu, cuda; or h200, cpu-2-core or a calibration's .json file, on any machine (default cpu)",
+        help="cpu, cuda; or h100, cpu-2-core or a calibration's .json file, on any machine (default cpu)",
     )
     parser.add_argument("--train", action="store_true", help="show the plan for training, not the one for inference")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")

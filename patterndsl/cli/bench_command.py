@@ -26,10 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     patterns = [pattern_of(spec, arguments) for spec in arguments.specs]
     with progress() as on_event:
+        from patterndsl.runtime.arguments import checked_device
         from patterndsl.runtime.bench import surroundings
-        from patterndsl.runtime.trial import device_of
 
-        device = device_of(arguments.device)
+        device = checked_device(arguments.device)
         sizes = _sizes(arguments)
         options: dict[str, Any] = {"n": sizes["n"], "heads": sizes["heads"], "layer": arguments.layer or 0}
         found = []

@@ -21,8 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     _refuse_misfits(arguments)
     with progress() as on_event:
         from patterndsl.runtime import trial
+        from patterndsl.runtime.arguments import checked_device
 
-        device = trial.device_of(arguments.device)
+        device = checked_device(arguments.device)
         given = trial.read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None
         program = _program(arguments, device, given)
         inputs = trial.as_inputs(inputs_of(program.bound, arguments), device) or None

@@ -33,10 +33,16 @@ def checked_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise input_error("E505", f"there is no device {device!r}", "use 'cpu' or 'cuda'") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise input_error("E505", "there is no CUDA device on this machine", "compile for device='cpu'")
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        # PyTorch's three ways to say that a device cannot be used: it fails, was built without it, or has no operators
+        help = "use 'cpu', or a build of PyTorch for it"
+        raise input_error("E505", f"there is no device {found} here", help) from None
     if found.type != "cuda":
         return found
-    if not torch.cuda.is_available():
-        raise input_error("E505", "there is no CUDA device on this machine", "compile for device='cpu'")
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 

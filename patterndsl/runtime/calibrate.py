@@ -97,7 +97,9 @@ class _Measurement:
         piece = Piece(Geometry((), _side(size), _side(size)), Full())
         forward, backward = self.seconds(piece, size), self.backward_seconds(piece, size)
         work = self.flops(piece.num_computed)
-        self.put(dense_rate=work / forward, backward_rate=BACKWARD * forward / backward)
+        self.machine = replace(
+            self.machine, dense_rate=_rounded(work / forward), backward_rate=_rounded(BACKWARD * forward / backward)
+        )
         if self.device.type == "cuda":
             units = torch.cuda.get_device_properties(self.device).multi_processor_count
             self.machine = replace(self.machine, units=units)
@@ -121,7 +123,7 @@ class _Measurement:
     def masked(self) -> None:
         """The rate of a band in overlapping tiles; as for a square where masks are not welcome."""
         if not self.machine.bands:
-            self.put(masked_rate=self.machine.dense_rate)
+            self.machine = replace(self.machine, masked_rate=self.machine.dense_rate)
             return
         width = WINDOW + TILE
         rows = (self.setting.long - WINDOW) // TILE * TILE
@@ -130,21 +132,22 @@ class _Measurement:
         geometry = Geometry((), Side(WINDOW, (Axis(rows, 1),)), _side(rows + WINDOW))
         piece = Piece(geometry, Band(TILE, mask))
         rate = self.flops(piece.num_computed) / self.seconds(piece, self.setting.long)
-        self.put(masked_rate=rate * (TILE + self.machine.short) / TILE)
+        self.machine = replace(self.machine, masked_rate=_rounded(rate * (TILE + self.machine.short) / TILE))
 
     def merging(self) -> None:
         """Bytes of a merge: two results are read, one is written."""
         out, part, _ = self.tensors(self.setting.long)
         lse, part_lse = (torch.zeros(out.shape[:3], device=self.device) for _ in range(2))
         seconds = self.clocked(lambda: merge_into(out, lse, part, part_lse, 1))
-        self.put(bandwidth=3 * out.numel() * out.element_size() / seconds)
+        self.machine = replace(self.machine, bandwidth=_rounded(3 * out.numel() * out.element_size() / seconds))
 
     def calls(self) -> None:
         """What a pass takes that has next to nothing to do, dense and block-sparse."""
         length = self.setting.tiny
         dense = Piece(Geometry((), _side(length), _side(length)), Full())
         sparse = _tiled(EVERYTHING, length, self.machine.blocks[0])
-        self.put(dense_call=self.call_seconds(dense), sparse_call=self.call_seconds(sparse))
+        dense_call, sparse_call = (_rounded(self.call_seconds(piece)) for piece in (dense, sparse))
+        self.machine = replace(self.machine, dense_call=dense_call, sparse_call=sparse_call)
 
     def sparse(self) -> None:
         """The rate of full tiles, and how much more work a masked one is."""
@@ -160,12 +163,10 @@ class _Measurement:
         of_whole, of_masked = (max(seconds - taken_off, seconds / 2) for seconds in (of_whole, of_masked))
         rate = self.flops(whole.num_computed) / of_whole
         partial = of_masked * rate / self.flops(masked.num_computed)
-        self.put(sparse_rate=rate, partial=min(max(partial, 1.0), 4.0))
+        partial = _rounded(min(max(partial, 1.0), 4.0))
+        self.machine = replace(self.machine, sparse_rate=_rounded(rate), partial=partial)
 
     # ---- how
-
-    def put(self, **values: float) -> None:
-        self.machine = replace(self.machine, **{name: _rounded(value) for name, value in values.items()})  # type: ignore[arg-type]
 
     def flops(self, num_pairs: int) -> float:
         return 4.0 * HEAD_DIM * num_pairs * self.setting.heads

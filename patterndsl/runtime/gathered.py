@@ -15,8 +15,8 @@ from torch import Tensor, autocast
 from torch.autograd import Function
 from torch.nn.functional import pad
 
-from patterndsl.diagnostics import InputError, input_error
 from patterndsl.lower.tiles import Tiles
+from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
 from patterndsl.runtime.merge import merge
 
 MAX_SCORES = 1 << 20
@@ -78,7 +78,7 @@ def gathered_attention(
     no fixed order.
     """
     with autocast(query.device.type, enabled=False):  # what is float32 here is so for a reason
-        out, lse = _Gathered.apply(query, key, value, tuple(groups), scale)  # type: ignore[no-untyped-call]
+        out, lse = _gathered(query, key, value, tuple(groups), scale)
     return out, lse
 
 
@@ -331,16 +331,16 @@ class _Gathered(Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         with autocast(grad_out.device.type, enabled=False):  # backward() may be called where autocast is on
-            grads = _Gradients.apply(*ctx.saved_tensors, grad_out, grad_lse, ctx.groups, ctx.scale)  # type: ignore[no-untyped-call]
+            grads = _gradients(*ctx.saved_tensors, grad_out, grad_lse, ctx.groups, ctx.scale)
         return *grads, None, None
 
     @staticmethod
     def vmap(*_: Any) -> Any:
-        raise _no_vmap()
+        raise no_vmap()
 
     @staticmethod
     def jvp(*_: Any) -> Any:
-        raise input_error("E505", "forward-mode derivatives of gathered attention", _DENSE_CURE)
+        raise no_forward_mode("gathered")
 
 
 class _Gradients(Function):
@@ -377,21 +377,19 @@ class _Gradients(Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise input_error("E505", "second derivatives of gathered attention", _DENSE_CURE)
+        raise no_second_derivatives("gathered")
 
     @staticmethod
     def vmap(*_: Any) -> Any:
-        raise _no_vmap()
+        raise no_vmap()
 
 
 gradients = _Gradients.forward
 """The same for who has no graph."""
 
-_DENSE_CURE = "use backend='oracle', which is dense and for small sizes"
-
-
-def _no_vmap() -> InputError:
-    return input_error("E505", "attention under torch.vmap", "put the mapped dimension into the batch dimension")
+# torch declares `apply` without types
+_gathered: Callable[..., tuple[Tensor, Tensor]] = _Gathered.apply
+_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply
 
 
 def _forward_group(

@@ -18,10 +18,10 @@ from torch import Tensor, autocast
 from torch.autograd import Function
 from torch.nn.functional import pad
 
-from patterndsl.diagnostics import input_error
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.arguments import is_autocast_on
+from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
 from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.sdpa import DensePass
@@ -100,7 +100,7 @@ class Planned:
                 found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
                 if found is not None:
                     return found
-            out, lse = _Planned.apply(query, key, value, self.passes, scale)  # type: ignore[no-untyped-call]
+            out, lse = _planned(query, key, value, self.passes, scale)
         return out, lse
 
 
@@ -268,18 +268,16 @@ class _Planned(Function):
         if grad_out is None:
             grad_out = torch.zeros_like(ctx.saved_tensors[3])
         with _without_autocast(grad_out.device.type):
-            grads = _Gradients.apply(  # type: ignore[no-untyped-call]
-                *ctx.saved_tensors, grad_out, grad_lse, ctx.passes, ctx.scale, ctx.kept
-            )
+            grads = _gradients(*ctx.saved_tensors, grad_out, grad_lse, ctx.passes, ctx.scale, ctx.kept)
         return *grads, None, None
 
     @staticmethod
     def vmap(*_: Any) -> Any:
-        raise input_error("E505", "attention under torch.vmap", "put the mapped dimension into the batch dimension")
+        raise no_vmap()
 
     @staticmethod
     def jvp(*_: Any) -> Any:
-        raise input_error("E505", "forward-mode derivatives of planned attention", _DENSE_CURE)
+        raise no_forward_mode("planned")
 
 
 class _Gradients(Function):
@@ -291,10 +289,12 @@ class _Gradients(Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise input_error("E505", "second derivatives of planned attention", _DENSE_CURE)
+        raise no_second_derivatives("planned")
 
 
-_DENSE_CURE = "use backend='oracle', which is dense and for small sizes"
+# torch declares `apply` without types
+_planned: Callable[..., tuple[Tensor, Tensor]] = _Planned.apply
+_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply
 
 
 def _with_lse_gradient(

@@ -17,7 +17,7 @@ BLOCK_ROWS = 16
 
 
 @triton.jit
-def _row_offsets(rows, heads, groups, length, stride_b, stride_h, stride_g, stride_l):  # type: ignore[no-untyped-def]
+def _row_offsets(rows, heads, groups, length, stride_b, stride_h, stride_g, stride_l):
     position = rows % length
     rest = rows // length
     group = rest % groups
@@ -28,7 +28,7 @@ def _row_offsets(rows, heads, groups, length, stride_b, stride_h, stride_g, stri
 
 
 @triton.jit
-def _merge_kernel(  # type: ignore[no-untyped-def]
+def _merge_kernel(
     out, lse, part_out, part_lse, num_rows, heads, groups, length,
     ob, oh, og, ol, sb, sh, sg, sl, pb, ph, pg, pl, tb, th, tg, tl_,
     width: tl.constexpr, padded: tl.constexpr, sign: tl.constexpr, block: tl.constexpr,
@@ -59,7 +59,7 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _share_kernel(  # type: ignore[no-untyped-def]
+def _share_kernel(
     out, lse, merged, merged_lse, grad, d_out, d_lse, num_rows, heads, groups, length,
     ob, oh, og, ol, sb, sh, sg, sl, mb, mh, mg, ml, nb, nh, ng, nl, gb, gh, gg, gl,
     width: tl.constexpr, wide: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
@@ -84,7 +84,7 @@ def _share_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _add_kernel(  # type: ignore[no-untyped-def]
+def _add_kernel(
     into, part, num_rows, heads, groups, length,
     ob, oh, og, ol, pb, ph, pg, pl,
     width: tl.constexpr, padded: tl.constexpr, sign: tl.constexpr, block: tl.constexpr,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from patterndsl.diagnostics import InputError, error, input_error
+from patterndsl.diagnostics import InputError, error
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Compare, Everything
 from patterndsl.lower.tiles import OnEvent
@@ -430,13 +430,3 @@ def _cost(call: Callable[[], object], device: torch.device) -> Cost:
     # a later call finds memory that the first one left to the process
     peaks = [bytes_ for bytes_ in (first_peak, peak) if bytes_ is not None]
     return Cost(statistics.median(seconds), first, max(peaks, default=None))
-
-
-def device_of(name: str) -> torch.device:
-    """A device that is there. Raises PatternError (E505)."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise input_error("E505", f"there is no device {name} here", "use cpu, or a build of PyTorch for it") from None
-    return device

@@ -21,8 +21,10 @@ def _map(pattern: str, values: dict[str, object], description: str) -> dict[str,
     }
 
 
+_VALUES: list[dict[str, object]] = [_INTEGER, {"type": "array", "items": _INTEGER, "minItems": 1}]
+"""What a parameter may be."""
 PARAM_KEYS: dict[str, dict[str, object]] = {
-    "default": {"anyOf": [_INTEGER, {"type": "array", "items": _INTEGER, "minItems": 1}]},
+    "default": {"anyOf": _VALUES},
     "min": _INTEGER,
     "doc": _TEXT,
 }
@@ -35,7 +37,7 @@ KEYS: dict[str, dict[str, object]] = {
         _NAME,
         {
             "anyOf": [
-                *PARAM_KEYS["default"]["anyOf"],  # type: ignore[misc]
+                *_VALUES,
                 {"type": "object", "properties": PARAM_KEYS, "additionalProperties": False},
             ]
         },

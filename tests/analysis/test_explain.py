@@ -37,7 +37,7 @@ def kept(way: Way) -> int:
     return total
 
 
-@pytest.mark.parametrize("device", ["cpu", "h200"])
+@pytest.mark.parametrize("device", ["cpu", "h100"])
 @pytest.mark.parametrize("n", [1, 127, 300])
 @pytest.mark.parametrize("text", PATTERNS)
 def test_every_way_keeps_the_pairs_of_the_pattern(text: str, n: int, device: str) -> None:
@@ -53,7 +53,7 @@ def test_every_way_keeps_the_pairs_of_the_pattern(text: str, n: int, device: str
 def test_kept_pairs_are_left_out_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_COUNTED > 1000
     monkeypatch.setattr("patterndsl.analysis.pass_pairs.MAX_COUNTED", 1000)
-    found = patterndsl.parse("recent(99)").explain(1000, device="h200")
+    found = patterndsl.parse("recent(99)").explain(1000, device="h100")
     (item,) = found.groups[0].chosen(False).passes
     assert item.kept is None and "not counted" in str(found)
 
@@ -125,7 +125,7 @@ def test_progress_goes_from_group_to_group() -> None:
 
 def test_it_needs_no_pytorch() -> None:
     code = (
-        "import sys, patterndsl; str(patterndsl.parse('causal & strided(8)').explain(256, device='h200'));"
+        "import sys, patterndsl; str(patterndsl.parse('causal & strided(8)').explain(256, device='h100'));"
         "str(patterndsl.parse('causal').explain(256)); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -142,7 +142,7 @@ def test_a_pattern_with_inputs_has_no_plan_and_says_what_runs() -> None:
     pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
     found = pattern.explain(100)
     assert found.groups == () and "`doc`" in (found.no_plan or "") and found.backend == "gathered"
-    assert pattern.explain(100, device="h200").backend == "flex"
+    assert pattern.explain(100, device="h100").backend == "flex"
     assert pattern.compile(100, backend="planned").explain().runs.startswith("nothing")
 
 
@@ -156,11 +156,11 @@ def test_a_backend_that_was_asked_for_does_not_fall_back(backend: str) -> None:
 def test_nan_is_spoken_of_where_keys_are_masked() -> None:
     assert "NaN" in said(patterndsl.parse("causal").explain(100))
     assert "NaN" not in said(patterndsl.parse("block(10)").explain(100))
-    assert "must be finite" in said(patterndsl.parse("causal").explain(100, device="h200"))
+    assert "must be finite" in said(patterndsl.parse("causal").explain(100, device="h100"))
 
 
 def test_every_rule_is_said() -> None:
-    for device, kind in (("cpu", "cpu"), ("h200", "cuda")):
+    for device, kind in (("cpu", "cpu"), ("h100", "cuda")):
         found = said(patterndsl.parse("causal").explain(100, device=device))
         backend = usual_backend(kind, has_inputs=False)
         rules = [rule for rule in RULES if backend in rule.backends and kind in rule.device_types]

@@ -54,8 +54,8 @@ def test_the_plan_and_what_was_rejected(said: Said) -> None:
 
 
 def test_another_device_is_explained_anywhere(said: Said) -> None:
-    out = said(*WORDS, "--device", "h200", "--train", "--head-dim", "128")
-    assert "h200, bfloat16" in out and "as usual on cuda" in out and "4 heads of 128" in out
+    out = said(*WORDS, "--device", "h100", "--train", "--head-dim", "128")
+    assert "h100, bfloat16" in out and "as usual on cuda" in out and "4 heads of 128" in out
 
 
 def test_as_data(said: Said) -> None:

@@ -138,8 +138,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "E603-not-a-plan": lambda: patterndsl.load_program("here.safetensors"),
     "E604-no-constants": lambda: CAUSAL.compile(10, machine="here.safetensors"),
     "E601-no-constants": lambda: CAUSAL.compile(10, machine="none.json"),
-    "E505-unknown-machine": lambda: CAUSAL.compile(10, machine="h20"),
-    "E505-machine-of-another-kind": lambda: CAUSAL.compile(10, machine="h200"),
+    "E505-unknown-machine": lambda: CAUSAL.compile(10, machine="h10"),
+    "E505-machine-of-another-kind": lambda: CAUSAL.compile(10, machine="h100"),
     "E505-number-for-a-machine": lambda: CAUSAL.compile(10, machine=3),  # type: ignore[arg-type]
     "E406-no-channels": lambda: CAUSAL.explain(10, head_dim=0),
     "E505-device-to-explain": lambda: CAUSAL.explain(10, device="cuba"),

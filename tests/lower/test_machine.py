@@ -138,11 +138,11 @@ def test_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_named_constants(tmp_path: Path) -> None:
-    assert constants_named("h200").machine == CUDA and constants_named("cpu-2-core").machine == CPU
+    assert constants_named("h100").machine == CUDA and constants_named("cpu-2-core").machine == CPU
     write_calibration(HERE, tmp_path / "there.json", overwrite=False)
     assert constants_named(tmp_path / "there.json").machine == MEASURED
-    with pytest.raises(PatternError, match="did you mean `h200`"):
-        constants_named("h20")
+    with pytest.raises(PatternError, match="did you mean `h100`"):
+        constants_named("h10")
 
 
 def test_a_processor_without_a_name_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
