@@ -22,12 +22,12 @@ from patterndsl.analysis.enclosing import enclosed, enclosing
 from patterndsl.analysis.formula import digits_at
 from patterndsl.analysis.glance import is_empty
 from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic, usual
-from patterndsl.analysis.radix import NotAffineError, Split
+from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, limited, regions
 from patterndsl.analysis.verdict import Proven, Refuted, Unknown, Verdict, Witness
 from patterndsl.analysis.witness import Claim, Place, allowed, failure, first_failure, least_point
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.index import NK, NQ, Const, Index, Param, Var
+from patterndsl.ir.index import NK, NQ, Arithmetic, Const, Index, Param, Var
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import (
     EVERYTHING,
@@ -375,9 +375,8 @@ class _Problem:
 
     def scope(self, form: Affine | None, length: str = "") -> str:
         """For which sizes and parameters the proof is."""
-        divisors = {
-            name for item in (form.defined if form else ()) if isinstance(item, Split) for name in item.radix.symbols
-        }
+        # of what is divided by in the patterns, whether the proof had to look at it or not
+        divisors = {name for side in self.patterns() for name in _divisors(side.relation)}
         free = [f"{name} ≥ {max(least, int(name in divisors))}" for name, least in self.free().items()]
         set_to = [f"{name} = {value}" for name, value in self.fixed.items()]
         text = f"for {length or self.length()}" + (f" and all {', '.join(free)}" if free else "")
@@ -385,6 +384,22 @@ class _Problem:
         if form and form.assumed:
             text += f", where {' and '.join(assumptions(form))}"
         return text
+
+
+def _divisors(relation: Relation) -> Iterator[str]:
+    """The parameters that something is divided by, alone or in a product: they are at least 1 where it is defined."""
+    for index in indices(relation):
+        if isinstance(index, Arithmetic) and index.op in ("//", "%"):
+            yield from _factors(index.right)
+
+
+def _factors(index: Index) -> Iterator[str]:
+    match index:
+        case Param(name):
+            yield name
+        case Arithmetic("*", left, right):
+            yield from _factors(left)
+            yield from _factors(right)
 
 
 def _mask(bound: Bound, head: int, n: int, lookup: Lookup) -> Any:

@@ -340,3 +340,18 @@ def test_hard_patterns_have_a_report_in_time(name: str) -> None:
     report = pattern.report(200)
     assert time.process_time() - start < 60
     assert report.pairs is not None and report.pairs.value == int(pattern.compile(200).mask().sum())
+
+
+@pytest.mark.parametrize(
+    ("text", "least"),
+    [
+        ("causal & strided(s)", 1),  # settled without a look at the stride
+        ("causal & (recent(3) | strided(s) & k >= q - 16 * s)", 1),
+        ("causal & (q // (s * 2) == k)", 1),
+        ("causal & recent(s)", 0),
+    ],
+)
+def test_what_is_divided_by_is_at_least_1_however_the_proof_went(text: str, least: int) -> None:
+    verdict = patterndsl.parse(text, params={"s": 4}).prove("causal")
+    assert isinstance(verdict, Proven)
+    assert verdict.scope == f"for all N and all s ≥ {least}"
