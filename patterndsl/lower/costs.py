@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from patterndsl.lower.gather import GATHERED, SAVING, Blocks
 from patterndsl.lower.geometry import Side
 from patterndsl.lower.shapes import Band, Full, Piece, Sparse, Triangle
 
@@ -61,7 +62,7 @@ class Machine:
 
     name: str
     bands: bool
-    blocks: tuple[tuple[int, int], ...]
+    blocks: Blocks
     saving: float
     sparse_kernel: Kernel
     dense_rate: float
@@ -81,8 +82,8 @@ class Machine:
 CPU = Machine(
     name="cpu-2-core",
     bands=True,
-    blocks=((64, 64), (64, 8), (64, 1)),
-    saving=2.0,
+    blocks=GATHERED,
+    saving=SAVING,
     sparse_kernel="gathered",
     dense_rate=1.7e11,
     masked_rate=1.65e11,

@@ -1,31 +1,41 @@
-"""In which unit are keys gathered? Blocks where the pattern is dense, single keys where it is scattered."""
+"""In which unit are tiles found? Blocks where the pattern is dense, down to single keys where it is scattered."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
-from patterndsl.sema.bind import Sizes
+from patterndsl.sema.parameters import Sizes
 
-Q_BLOCK = 64
-KV_BLOCKS = (64, 8, 1)
-"""Units tried, coarse to fine. Finer units compute less and cost more per key."""
-MIN_SAVING = 2.0
-"""A finer unit must shrink the computed area by this factor."""
+Blocks: TypeAlias = tuple[tuple[int, int], ...]
+"""(q_block, kv_block), coarse to fine."""
+
+GATHERED: Blocks = ((64, 64), (64, 8), (64, 1))
+"""Units of the gathered backend. Finer ones compute less and cost more per key."""
+SAVING = 2.0
+"""By which factor a finer unit of the gathered backend must shrink the computed area."""
 MAX_TILES = 1 << 24
 """A unit with more tiles than this is not tried: its lists would cost more than they save."""
 
 
 def gather_tiles(relation: Relation, sizes: Sizes, lookup: Lookup) -> Tiles:
-    """Tiles of Q_BLOCK queries by a unit of keys that suits the pattern. Work: O(live tiles)."""
-    best = find_tiles(relation, sizes, lookup, Q_BLOCK, KV_BLOCKS[0])
-    for kv_block in KV_BLOCKS[1:]:
+    """Tiles of 64 queries by a unit of keys that suits the pattern. Work: O(live tiles)."""
+    return fitting_tiles(relation, sizes, lookup, GATHERED, SAVING)
+
+
+def fitting_tiles(relation: Relation, sizes: Sizes, lookup: Lookup, blocks: Blocks, saving: float) -> Tiles:
+    """Tiles by the finest of these units whose every step saves the factor `saving`. Work: O(live tiles)."""
+    best = find_tiles(relation, sizes, lookup, *blocks[0])
+    for q_block, kv_block in blocks[1:]:
         num_partial = best.num_tiles - int(best.is_full.sum())
-        # what a finer unit can save lies in the partial tiles
-        if num_partial * 2 < best.num_tiles or num_partial * (best.kv_block // kv_block) > MAX_TILES:
+        finer_each = best.q_block * best.kv_block // (q_block * kv_block)
+        # what finer tiles can save lies in the partial ones
+        if num_partial * saving < best.num_tiles * (saving - 1) or num_partial * finer_each > MAX_TILES:
             return best
-        finer = find_tiles(relation, sizes, lookup, Q_BLOCK, kv_block)
-        if finer.num_tiles * kv_block * MIN_SAVING > best.num_tiles * best.kv_block:
+        finer = find_tiles(relation, sizes, lookup, q_block, kv_block)
+        if finer.num_tiles * saving > best.num_tiles * finer_each:
             return best
         best = finer
     return best

@@ -27,14 +27,13 @@ from patterndsl.ir.relation import (
     direct_indices,
     disjunction,
 )
+from patterndsl.lower.gather import Blocks, fitting_tiles
 from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.layout import Cell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_runs
 from patterndsl.lower.tiles import Tiles, find_tiles
-from patterndsl.sema.parameters import Sizes
 
-Blocks: TypeAlias = tuple[tuple[int, int], ...]
 Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 MAX_PERIOD = 256
@@ -42,7 +41,9 @@ MAX_PERIOD = 256
 MAX_MASK = 1 << 21
 """Pairs of a mask that is kept and applied as it is."""
 MIN_DENSITY = 0.125
-"""Where a mask keeps less, tiles are better."""
+"""Where a mask keeps more, no tiles are looked for."""
+GATHERING = 2.5
+"""How many times as long a pair takes in gathered tiles as under a mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ def pieces(
         found = _band(cell, lookup, blocks, saving)
     if found is not None:
         return found if sparse or not any(isinstance(piece.shape, Sparse) for piece in found) else None
+    mask = None
     if geometry.q.length * geometry.k.length <= MAX_MASK:
         mask = _mask(relation, (0, geometry.q.length), (0, geometry.k.length), lookup)
         if mask.all():
@@ -144,26 +146,10 @@ def pieces(
     tiles = fitting_tiles(cell.relation, cell.sizes, lookup, blocks, saving)
     if not tiles.num_tiles:
         return []
+    area = tiles.num_tiles * tiles.q_block * tiles.kv_block
+    if bands and mask is not None and mask.size < GATHERING * area:
+        return [Piece(geometry, Masked(mask))]
     return [Piece(geometry, Sparse(tiles, relation))]
-
-
-def fitting_tiles(relation: Relation, sizes: Sizes, lookup: Lookup, blocks: Blocks, saving: float) -> Tiles:
-    """Tiles of the size that suits the pattern: see `pieces`."""
-    best = find_tiles(relation, sizes, lookup, *blocks[0])
-    for q_block, kv_block in blocks[1:]:
-        num_partial = best.num_tiles - int(best.is_full.sum())
-        finer_each = best.q_block * best.kv_block // (q_block * kv_block)
-        # what finer tiles can save lies in the partial ones
-        if num_partial * saving < best.num_tiles * (saving - 1) or num_partial * finer_each > MAX_FINE_TILES:
-            return best
-        finer = find_tiles(relation, sizes, lookup, q_block, kv_block)
-        if finer.num_tiles * saving > best.num_tiles * finer_each:
-            return best
-        best = finer
-    return best
-
-
-MAX_FINE_TILES = 1 << 24
 
 
 def _mask(relation: Relation, q: tuple[int, int], k: tuple[int, int], lookup: Lookup) -> Truths:

@@ -12,9 +12,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
+from patterndsl.lower.gather import fitting_tiles
 from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Sparse, fitting_tiles
+from patterndsl.lower.shapes import Sparse
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime import flex, gathered
 from patterndsl.runtime.data import DeviceData, device_data
