@@ -157,3 +157,9 @@ def test_a_path_that_is_none(path: str, cure: str, tmp_path: Path, monkeypatch: 
     Path("local.yaml").write_text("attend: causal")
     with pytest.raises(PatternError, match=f"E601(?s:.*)help: .*{cure}"):
         p.load(path)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
+def test_a_device_that_this_build_lacks_is_said() -> None:
+    with pytest.raises(PatternError, match="there is no device mps here"):
+        CAUSAL.compile(8, device="mps")
