@@ -52,6 +52,7 @@ def shown_names(affine: Affine, of: str = "") -> dict[str, str]:
     for item in resolved(affine, of):
         if isinstance(item, Named):
             inner = _written(item.value, shown)
+            inner = inner if item.least is None else f"max({item.least}, {inner})"
             shown[item.name] = {
                 "floor": f"{_whole(inner)} // {item.divisor}",
                 "product": inner,

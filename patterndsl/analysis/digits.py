@@ -128,6 +128,11 @@ class _Writer(Values):
             if isinstance(index, Const) and abs(index.value) > LARGE_CONSTANT
         }
         texts = tuple(self.relation(item) for item in relations)
+        for demand in given:
+            if isinstance(demand, Compare) and isinstance(demand.left, Const) and demand.left.value < 0:
+                # every symbol counts from 0 here
+                name = demand.right.name if isinstance(demand.right, Param) else "a parameter"
+                raise NotAffineError(f"`{name}` may be negative")
         known = [self.relation(item) for item in given]
         symbols = self.symbols()
         bounds = [self.below("q", self.lengths["Nq"]), self.below("k", self.lengths["Nk"])]
@@ -198,14 +203,20 @@ class _Writer(Values):
         this = symbol(item.name)
         if item.operation == "constant":
             return TRUE if self.is_split(item.name) else self.compared("==", this, item.value)
+        value = self.expand(item.value)
         if item.operation == "floor":
-            rest = self.expand(item.value) - this * item.divisor
-            return both(self.compared("<=", constant(0), rest), self.compared("<", rest, constant(item.divisor)))
-        if item.operation == "isqrt":
-            value = self.expand(item.value)
+            rest = value - this * item.divisor
+            known = both(self.compared("<=", constant(0), rest), self.compared("<", rest, constant(item.divisor)))
+        elif item.operation == "isqrt":
             positive = either(self.compared("<=", value, constant(0)), self.compared("<=", constant(1), this))
-            return both(self.compared("<=", this, value), positive)
-        return TRUE
+            known = both(self.compared("<=", this, value), positive)
+        else:
+            return TRUE
+        if item.least is None:
+            return known
+        # the value stands where a guard says that it is not negative; elsewhere the name must exclude nothing
+        nothing = both(self.compared("<", value, constant(0)), self.compared("==", this, constant(0)))
+        return either(both(self.compared("<=", constant(0), value), known), nothing)
 
     # ---- formulas
 

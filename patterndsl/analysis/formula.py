@@ -166,6 +166,7 @@ def digits_at(affine: Affine, values: Mapping[str, Any], *, of: str = "") -> dic
     for item in resolved(affine, of):
         if isinstance(item, Named):
             value = int(item.value.at(digits))
+            value = value if item.least is None else max(item.least, value)
             match item.operation:
                 case "floor":
                     digits[item.name] = value // item.divisor
@@ -218,6 +219,7 @@ def _sympy(value: Polynomial, affine: Affine) -> Any:
     for item in resolved(affine):
         if isinstance(item, Named):
             inner = expressed(item.value)
+            inner = inner if item.least is None else sympy.Max(item.least, inner)
             match item.operation:
                 case "floor":
                     symbols[item.name] = sympy.floor(inner / item.divisor)
@@ -257,6 +259,7 @@ def _integral(value: Polynomial, affine: Affine) -> str:
     for item in resolved(affine):
         if isinstance(item, Named):
             inside = written(item.value)
+            inside = inside if item.least is None else f"max({item.least}, {inside})"
             names[item.name] = {
                 "floor": f"({bracketed(inside)} // {item.divisor})",
                 "isqrt": f"isqrt({inside})",
@@ -301,7 +304,7 @@ def _pretty(text: str) -> str:
     import re
 
     text = re.sub(r"\*\*(\d+)", lambda match: match[1].translate(SUPERSCRIPTS), text)
-    text = text.replace("*", "·")
+    text = text.replace("*", "·").replace("Max(", "max(")
     while "floor(" in text:
         at = text.index("floor(")
         depth, end = 1, at + 6

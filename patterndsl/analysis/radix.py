@@ -63,6 +63,14 @@ class Named:
     value: Polynomial
     divisor: int = 1
 
+    @property
+    def least(self) -> int | None:
+        """What the value counts as where it is less, as it may be where no guard lets it be used; None where it is
+        never less."""
+        if self.operation not in ("floor", "isqrt", "log2") or is_never_negative(self.value):
+            return None
+        return int(self.operation == "log2")
+
 
 def both(*texts: str) -> str:
     """Their conjunction."""
@@ -439,6 +447,11 @@ def divided(value: Polynomial, radix: Polynomial) -> tuple[Polynomial, Polynomia
 
 def _is_larger(radix: Polynomial, other: Polynomial) -> bool:
     return radix.is_constant and other.is_constant and radix.constant > other.constant
+
+
+def is_never_negative(value: Polynomial) -> bool:
+    """Whether that shows, as no symbol is negative."""
+    return all(factor >= 0 for factor in value.terms.values())
 
 
 def safe_name(name: str) -> str:

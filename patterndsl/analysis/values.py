@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
-from patterndsl.analysis.radix import FALSE, TRUE, Digits, NotAffineError, both, divided, safe_name
+from patterndsl.analysis.radix import FALSE, TRUE, Digits, NotAffineError, both, divided, is_never_negative, safe_name
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Select, Var
 
 MAX_CASES = 64
@@ -122,7 +122,7 @@ class Values(Digits):
         if self.touches_position(divisor):
             raise NotAffineError("it divides by something that depends on the position")
         if divisor.is_constant and self.is_plain(value):
-            return [(TRUE, self.base(self.name("floor", value, int(divisor.constant))))]
+            return self.plain_floor(value, int(divisor.constant))
         if divisor.is_constant and not self.digits and value.degree <= 1:
             return [(TRUE, self.native_floor(value, int(divisor.constant)))]
         if len(divisor.terms) != 1:
@@ -133,6 +133,20 @@ class Values(Digits):
             divisor, _ = divided(divisor, radix)
             cases = _few([(both(a, b), y) for a, x in cases for b, y in self.floor_once(x, radix)])
         return cases
+
+    def plain_floor(self, value: Polynomial, divisor: int) -> list[Case]:
+        """value // divisor of parameters, as a named value: these are never negative, so of less than 0 the ceiling of
+        the opposite is named."""
+        rounded = self.base(self.name("floor", value, divisor))
+        if is_never_negative(value):
+            return [(TRUE, rounded)]
+        opposite = self.base(self.name("floor", -value + (divisor - 1), divisor))
+        return _few(
+            [
+                (self.compared("<=", constant(0), value), rounded),
+                (self.compared("<", value, constant(0)), -opposite),
+            ]
+        )
 
     def next_factor(self, value: Polynomial, divisor: Polynomial) -> Polynomial:
         """Which factor of a product to divide by first: the radix of the lowest digit, so that digits stay digits."""
