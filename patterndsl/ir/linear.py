@@ -47,9 +47,9 @@ from patterndsl.ir.relation import (
 Range: TypeAlias = tuple[int, int]
 """Least and greatest value, both inclusive."""
 
-UNKNOWN: Range = (-(1 << 40), 1 << 40)
-"""What an input or a list may be, for deciding comparisons: never too narrow for their 32 bits and 62-bit arithmetic
-is not relied on beyond it."""
+UNKNOWN: Range = (-(1 << 62), 1 << 62)
+"""What an expression may be of which nothing else is known: every value stays within 62 bits, which is checked when
+sizes are bound."""
 
 
 @dataclass(frozen=True, slots=True)

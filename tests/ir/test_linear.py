@@ -57,6 +57,8 @@ def test_digits_keep_every_pair(case: Case, low: int) -> None:
         ("(q // 4) * 4 <= q", "all"),
         ("q // 4 <= 2", "q < 12"),
         ("abs(4 * q - 4 * k) <= 9", "abs(q - k) <= 2"),
+        # a quotient of which nothing is known may be large
+        ("q * 3000000000000 // (k + 1) <= 2000000000000", "q * 3000000000000 < 2000000000001 * (k + 1)"),
     ],
 )
 def test_laws(text: str, expected: str) -> None:
