@@ -16,7 +16,7 @@ BUSY = 0.2
 """Cores at other work from which on it is said that they were."""
 UNITS = {
     "dense_rate": "FLOP/s",
-    "masked_rate": "FLOP/s",
+    "band_rate": "FLOP/s",
     "sparse_rate": "FLOP/s",
     "backward_rate": "of forward",
     "bandwidth": "bytes/s",

@@ -12,13 +12,19 @@ from typing import Literal, TypeAlias
 
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
 from patterndsl.lower.geometry import Side
-from patterndsl.lower.shapes import Band, Full, Piece, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle
 
 Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
 
 
 BACKWARD = 2.5
 """Products of a backward pass to those of a forward pass: scores again, dV, dP, dQ, dK to scores and output."""
+
+
+MASKING = 1.03
+"""How much longer a pair takes on the CPU with a mask added to its score."""
+ALONE = 4.0
+"""How much longer a unit of a device takes for a tile of a row that it is left alone with: it waits for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,9 @@ class Machine:
 
     bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
     to fine; a finer one must compute less by `saving`. partial: the work of a tile that is masked, to one that is not.
-    short: rows of a group below which a dense kernel loses speed in proportion; grain: positions that causal kernels
-    skip at once. units: of the device, that work on one row of tiles each, so that the longest row is a tail.
+    short, few: rows of a group, and keys, below which a dense kernel loses speed in proportion; grain: positions that
+    causal kernels skip at once. units: of the device, that work on one row of tiles each, so that the longest row is a
+    tail.
     """
 
     name: str
@@ -66,7 +73,7 @@ class Machine:
     saving: float
     sparse_kernel: Kernel
     dense_rate: float
-    masked_rate: float
+    band_rate: float
     sparse_rate: float
     backward_rate: float
     partial: float
@@ -75,6 +82,7 @@ class Machine:
     sparse_call: float
     itemsize: int
     short: int
+    few: int
     grain: int
     units: int
 
@@ -85,8 +93,8 @@ CPU = Machine(
     blocks=GATHERED,
     saving=SAVING,
     sparse_kernel="gathered",
-    dense_rate=1.7e11,
-    masked_rate=1.65e11,
+    dense_rate=2.15e11,
+    band_rate=2.4e11,
     sparse_rate=6e10,
     backward_rate=0.75,
     partial=1.0,
@@ -94,8 +102,9 @@ CPU = Machine(
     dense_call=6e-5,
     sparse_call=6e-4,
     itemsize=4,
-    short=8,
-    grain=128,
+    short=12,
+    few=50,
+    grain=32,
     units=1,
 )
 CUDA = Machine(
@@ -105,7 +114,7 @@ CUDA = Machine(
     saving=1.06,
     sparse_kernel="flex",
     dense_rate=4.2e14,
-    masked_rate=4.2e14,
+    band_rate=4.2e14,
     sparse_rate=3.5e14,
     backward_rate=0.7,
     partial=1.5,
@@ -114,6 +123,7 @@ CUDA = Machine(
     sparse_call=2e-5,
     itemsize=2,
     short=64,
+    few=64,
     grain=128,
     units=132,
 )
@@ -142,10 +152,11 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
         return Cost(machine.dense_call + 8.0 * rows * q_rows, machine.dense_call + 16.0 * rows * q_rows) + merging
     if isinstance(piece.shape, Sparse):
         return _sparse(piece, piece.shape, machine, num_heads, head_dim) + merging
-    rate = machine.dense_rate if isinstance(piece.shape, Full | Triangle) else machine.masked_rate
-    tall = piece.shape.tile if isinstance(piece.shape, Band) else geometry.q.length
+    rate = machine.band_rate if isinstance(piece.shape, Band) else machine.dense_rate
+    if isinstance(piece.shape, Masked):
+        rate /= MASKING
     calls = geometry.num_groups if isinstance(piece.shape, Band) else 1
-    work = 4.0 * head_dim * computed_pairs(piece, machine) * num_heads / (rate * tall / (tall + machine.short))
+    work = 4.0 * head_dim * computed_pairs(piece, machine) * num_heads / (rate * _fullness(piece, machine))
     found = Cost(
         calls * machine.dense_call + work, calls * machine.dense_call + BACKWARD * work / machine.backward_rate
     )
@@ -153,6 +164,14 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
         copied = 4.0 * rows * (q_rows + 2.0 * k_rows)  # read and written, far from the order of memory
         found = found + Cost(copied, 2.0 * copied)
     return found + merging
+
+
+def _fullness(piece: Piece, machine: Machine) -> float:
+    """The share of its rate that a dense kernel reaches: what each call and each row of scores begins with is lost."""
+    tall, wide = piece.geometry.q.length, piece.geometry.k.length
+    if isinstance(piece.shape, Band):
+        tall, wide = piece.shape.mask.shape
+    return tall / (tall + machine.short) * wide / (wide + machine.few)
 
 
 def moved(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Moved:
@@ -185,7 +204,8 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
     num_full = int(tiles.is_full.sum())
     tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
     work = tile * (num_full + machine.partial * (tiles.num_tiles - num_full)) * geometry.num_groups * num_heads
-    row, column = (tile * most * machine.units for most in (shape.longest_row, shape.longest_column))
+    tail = tile * (ALONE * machine.units if machine.units > 1 else 1)
+    row, column = tail * shape.longest_row, tail * shape.longest_column
     backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
     found = Cost(max(work, row), backward * (max(work, row) + max(work, column)) + work / machine.backward_rate)
     if machine.sparse_kernel == "gathered":

@@ -22,7 +22,7 @@ from patterndsl.diagnostics import PatternError, error, nearest
 from patterndsl.files import write_atomically
 from patterndsl.lower.costs import CPU, CUDA, Kernel, Machine, built_in
 
-FORMAT = 1
+FORMAT = 2
 """Of the file; it changes where the constants of a machine do."""
 NAMED = {machine.name: machine for machine in (CPU, CUDA)}
 MAX_BYTES = 1 << 20
@@ -213,7 +213,7 @@ def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
     values["blocks"] = tuple((int(q_block), int(kv_block)) for q_block, kv_block in values["blocks"])
     usual = built_in(device_type)
     for name, value in values.items():
-        if name in ("itemsize", "short", "grain", "units"):
+        if name in ("itemsize", "short", "few", "grain", "units"):
             is_fine = _is_count(value)
         elif isinstance(getattr(usual, name), float):
             is_fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

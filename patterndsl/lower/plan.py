@@ -166,7 +166,9 @@ class _Planner:
         terms = _terms(group.relation)
         self.steps.begin(at, _num_steps(group.relation, terms, self.sizes))
         if 1 < len(terms) <= MAX_TERMS:
-            for order in itertools.islice(_orders(terms), MAX_ORDERS):
+            dense = [term for term in terms if self.best(term, group.heads, sparse=False) is not None]
+            dense_first = (*dense, *(term for term in terms if term not in dense))
+            for order in itertools.islice(_orders(terms, dense_first), MAX_ORDERS):
                 option = self.split(order, group.heads)
                 if option is not None and all(_texts(option) != _texts(other) for other in found):
                     found.append(option)
@@ -289,13 +291,11 @@ def _num_steps(relation: Relation, terms: Sequence[Relation], sizes: Sizes) -> i
     return whole + (1 + len(terms)) * min(MAX_ORDERS, factorial(len(terms))) * max(1, whole // 2)
 
 
-def _orders(terms: Sequence[Relation]) -> Iterator[Sequence[Relation]]:
-    """Orders to take terms out in: as written, backwards, then the others."""
-    yield terms
-    yield terms[::-1]
-    for order in itertools.permutations(terms):
-        if order not in (tuple(terms), tuple(terms[::-1])):
-            yield order
+def _orders(terms: Sequence[Relation], promising: Sequence[Relation]) -> Iterator[Sequence[Relation]]:
+    """Orders to take terms out in: as written, the promising one, backwards, then the others."""
+    first = dict.fromkeys((tuple(terms), tuple(promising), tuple(terms[::-1])))
+    yield from first
+    yield from (order for order in itertools.permutations(terms) if order not in first)
 
 
 def _texts(option: Option) -> list[str]:
@@ -312,7 +312,7 @@ def _shape_text(piece: Piece) -> str:
         case Triangle():
             return "causal"
         case Band(tile, mask):
-            return f"a band of {mask.shape[1] - tile + 1} keys in tiles of {tile} queries"
+            return f"a band of {int(mask.sum(axis=1).max())} keys in tiles of {tile} queries"
         case Masked():
             return "masked"
         case Sparse(tiles):

@@ -29,7 +29,7 @@ from patterndsl.ir.relation import (
 )
 from patterndsl.lower.gather import Blocks, fitting_tiles
 from patterndsl.lower.geometry import Geometry
-from patterndsl.lower.layout import Cell
+from patterndsl.lower.layout import Cell, Span
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_runs
 from patterndsl.lower.tiles import Tiles, find_tiles
@@ -40,6 +40,8 @@ MAX_PERIOD = 256
 """Rows after which a band repeats."""
 MAX_MASK = 1 << 21
 """Pairs of a mask that is kept and applied as it is."""
+STRIP, MAX_STRIPS, MAX_MASKS = 256, 32, 1 << 24
+"""Queries of a strip, strips, and the pairs of all their masks, where a scattered relation is masked strip by strip."""
 MIN_DENSITY = 0.125
 """Where a mask keeps more, no tiles are looked for."""
 GATHERING = 2.5
@@ -149,10 +151,34 @@ def pieces(
     area = tiles.num_tiles * tiles.q_block * tiles.kv_block
     if bands and mask is not None and mask.size < GATHERING * area:
         return [Piece(geometry, Masked(mask))]
+    if bands and mask is None and len(geometry.q.axes) == len(geometry.k.axes) == 1:
+        strips = list(_strips(cell, tiles))
+        masked = sum((q[1] - q[0]) * (k[1] - k[0]) for q, k in strips)
+        if masked < min(GATHERING * area, MAX_MASKS) and len(strips) <= MAX_STRIPS:
+            return [Piece(geometry.narrowed(q, k), Masked(_mask(relation, q, k, lookup))) for q, k in strips]
     return [Piece(geometry, Sparse(tiles, relation))]
 
 
-def _mask(relation: Relation, q: tuple[int, int], k: tuple[int, int], lookup: Lookup) -> Truths:
+def _strips(cell: Cell, tiles: Tiles) -> Iterator[tuple[Span, Span]]:
+    """Spans of queries that hold all pairs of the relation, each with the span of keys that it reaches; neighbours that
+    reach the same keys are one."""
+    in_strip, last = tiles.q_blks * tiles.q_block // STRIP, None
+    for strip in np.unique(in_strip).tolist():
+        kv_blks = tiles.kv_blks[in_strip == strip]
+        first, stop = int(kv_blks.min()) * tiles.kv_block, (int(kv_blks.max()) + 1) * tiles.kv_block
+        q = (strip * STRIP, min((strip + 1) * STRIP, cell.geometry.q.length))
+        k = (first, min(stop, cell.geometry.k.length))
+        if last is not None and last[1] == k and last[0][1] == q[0]:
+            last = ((last[0][0], q[1]), k)
+            continue
+        if last is not None:
+            yield last
+        last = (q, k)
+    if last is not None:
+        yield last
+
+
+def _mask(relation: Relation, q: Span, k: Span, lookup: Lookup) -> Truths:
     point = Point(np.arange(*q)[:, None], np.arange(*k), 0, lookup)
     shape = (q[1] - q[0], k[1] - k[0])
     return np.ascontiguousarray(np.broadcast_to(member(relation, point), shape))
@@ -210,10 +236,13 @@ def _band(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> list[Pie
     if reach is None:
         return None
     left, right = reach
+    if left == right == 0 and period > 1:
+        return None  # blocks along the diagonal: they are groups
     if not _is_within(cell, lookup, period, (left, right)):
         return None
     tile = _tile(period, left + right)
     left = -(-left // period) * period  # whole periods, so that tiles start where masks do
+    left += _padding(left + tile + right, period)
     first = max(0, -(-left // tile))  # tiles before the first key's would reach below key 0
     stop = min(q_len // tile, (kv_len - right) // tile)
     if stop - first < MIN_TILES:
@@ -252,6 +281,16 @@ def _tile(period: int, reach: int) -> int:
     """Rows of a tile, a multiple of the period: some 64, fewer where the band is narrow."""
     wanted = 64 if reach >= 64 else 32
     return max(1, wanted // period) * period
+
+
+LANES = 16
+"""Keys that vector units take at once: a row of scores that is a multiple of it has no slow end."""
+
+
+def _padding(width: int, period: int) -> int:
+    """Keys more, whole periods of them, that make the width a multiple of LANES; 0 where that takes an eighth more."""
+    most = min(LANES * period, width // 8 + 1)
+    return next((more for more in range(0, most, period) if (width + more) % LANES == 0), 0)
 
 
 def _shifted(relation: Relation, q: int, k: int) -> Relation:

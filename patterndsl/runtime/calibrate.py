@@ -35,6 +35,7 @@ BUDGET = 1.0
 """Seconds that one constant's repeats take, when they are not fewer than MIN_REPEATS."""
 MIN_REPEATS, MAX_REPEATS = 5, 300
 MANY_PASSES = 6
+FEW_KEYS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def calibrate(device: torch.device, *, on_event: OnEvent | None = None) -> Calib
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("dense", found.dense),
         ("short groups", found.short),
+        ("few keys", found.few),
         ("masked", found.masked),
         ("merging", found.merging),
         ("calls", found.calls),
@@ -116,14 +118,23 @@ class _Measurement:
         else:
             geometry = Geometry((), _side(rows), _side(length))
         piece = Piece(geometry, Full())
+        self.machine = replace(self.machine, short=self.lost(piece, length, rows))
+
+    def few(self) -> None:
+        """The same for keys: all rows attend a few."""
+        keys, length = FEW_KEYS, self.setting.long
+        piece = Piece(Geometry((), _side(length), _side(keys)), Full())
+        self.machine = replace(self.machine, few=self.lost(piece, length, keys))
+
+    def lost(self, piece: Piece, length: int, number: int) -> int:
+        """So many rows or keys as it takes for the speed to be half, from how fast `number` of them are."""
         rate = self.flops(piece.num_computed) / self.seconds(piece, length)
-        lost = rows * (self.machine.dense_rate / rate - 1)
-        self.machine = replace(self.machine, short=round(min(max(lost, 1.0), 16.0 * rows)))
+        return round(min(max(number * (self.machine.dense_rate / rate - 1), 1.0), 16.0 * number))
 
     def masked(self) -> None:
         """The rate of a band in overlapping tiles; as for a square where masks are not welcome."""
         if not self.machine.bands:
-            self.machine = replace(self.machine, masked_rate=self.machine.dense_rate)
+            self.machine = replace(self.machine, band_rate=self.machine.dense_rate)
             return
         width = WINDOW + TILE
         rows = (self.setting.long - WINDOW) // TILE * TILE
@@ -132,7 +143,8 @@ class _Measurement:
         geometry = Geometry((), Side(WINDOW, (Axis(rows, 1),)), _side(rows + WINDOW))
         piece = Piece(geometry, Band(TILE, mask))
         rate = self.flops(piece.num_computed) / self.seconds(piece, self.setting.long)
-        self.machine = replace(self.machine, masked_rate=_rounded(rate * (TILE + self.machine.short) / TILE))
+        lost = (1 + self.machine.short / TILE) * (1 + self.machine.few / width)
+        self.machine = replace(self.machine, band_rate=_rounded(rate * lost))
 
     def merging(self) -> None:
         """Bytes of a merge: two results are read, one is written."""
@@ -195,7 +207,7 @@ class _Measurement:
         """Of the backward pass of a piece of all positions."""
         query, key, value = self.tensors(length)
         kernel = self.kernel(piece)
-        (launch,) = kernel.launches
+        (launch,) = kernel.launches  # a square is one call
         out, lse, saved = kernel.forward(launch, query, key, value, SCALE, True)
         merged = Merged(out.reshape(query.shape), lse.reshape(query.shape[:3]), torch.ones_like(query))
         return self.clocked(lambda: kernel.backward(launch, query, key, value, merged, SCALE, saved))

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, autocast
 from torch.autograd import Function
 from torch.nn.functional import pad
 
+from patterndsl.lower.geometry import Integers
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.arguments import is_autocast_on
@@ -36,7 +38,10 @@ class Kernel(Protocol):
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        """The calls that it takes."""
+        """The calls that a forward pass takes; one where it keeps something for its backward."""
+
+    def gradient_launches(self, row_bytes: int) -> Sequence[Launch]:
+        """Those of a backward pass. row_bytes: of one position of all batch rows and heads."""
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
@@ -51,11 +56,15 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadyPass:
-    """A pass made ready for a device. sign: -1 where its pairs were counted twice, and are taken out again."""
+    """A pass made ready for a device. sign: -1 where its pairs were counted twice, and are taken out again.
+
+    is_first: of each launch, whether no other one reached its rows before, so that there is nothing to merge with.
+    """
 
     heads: tuple[int, ...]
     kernel: Kernel
     sign: int
+    is_first: tuple[bool, ...]
     _parts: dict[tuple[Form, ...], list[Part]] = field(default_factory=dict, repr=False)
 
     def parts(self, query: Tensor, key: Tensor, value: Tensor) -> list[Part]:
@@ -67,24 +76,42 @@ class ReadyPass:
         return self._parts[forms]
 
     @property
+    def num_first(self) -> int:
+        """Rows of all its heads that it reaches first."""
+        rows = (x.queries.num_rows for x, is_first in zip(self.kernel.launches, self.is_first, strict=True) if is_first)
+        return len(self.heads) * sum(rows)
+
+    @property
     def is_fresh(self) -> bool:
         """Whether the output is a new tensor; that of a single key is a view of the values."""
         return not isinstance(self.kernel, SinglePass)
 
-    @property
-    def num_rows(self) -> int:
-        """Queries that its first call reaches: where that is all of them, others may merge into its result."""
-        return self.kernel.launches[0].queries.num_rows
+
+def _are_first(item: Pass, kernel: Kernel, reached: dict[tuple[int, ...], Integers]) -> tuple[bool, ...]:
+    """Of each launch, whether all its rows are new. reached: of the heads of a group, bool [rows], kept up to date."""
+    found = []
+    for launch in kernel.launches:
+        mine, before = launch.queries.rows(), reached.get(item.heads, np.zeros(0, dtype=bool))
+        after = np.zeros(max(before.size, mine.max(initial=-1) + 1), dtype=bool)
+        after[: before.size] = before
+        found.append(not after[mine].any())
+        after[mine] = True
+        reached[item.heads] = after
+    return tuple(found)
 
 
 class Planned:
     """Passes made ready for a device; call it with tensors."""
 
     def __init__(self, passes: Sequence[Pass], device: torch.device) -> None:
-        ready = [ReadyPass(item.heads, _kernel(item, device), item.sign) for item in passes]
+        kernels = [(item, _kernel(item, device)) for item in passes]
         # what the others merge into comes first, what is taken out again last
-        self.passes = tuple(sorted(ready, key=lambda item: (item.sign < 0, -item.num_rows)))
-        masks = any(isinstance(item.kernel, DensePass) and item.kernel.is_masked for item in ready)
+        kernels.sort(key=lambda pair: (pair[0].sign < 0, -pair[0].piece.geometry.num_rows))
+        reached: dict[tuple[int, ...], Integers] = {}
+        self.passes = tuple(
+            ReadyPass(item.heads, kernel, item.sign, _are_first(item, kernel, reached)) for item, kernel in kernels
+        )
+        masks = any(isinstance(kernel, DensePass) and kernel.is_masked for _, kernel in kernels)
         self.must_be_finite = masks and device.type == "cpu"  # on CUDA a look at the numbers would wait for the device
 
     def takes(self, key: Tensor, value: Tensor) -> bool:
@@ -129,35 +156,37 @@ def _kernel(item: Pass, device: torch.device) -> Kernel:
 
 @dataclass
 class _Result:
-    """The merged output and lse so far."""
+    """The merged output and lse so far. is_covered: whether each row has a launch that reaches it first."""
 
     query: Tensor
     width: int
+    is_covered: bool
     out: Tensor | None = None
     lse: Tensor | None = None
 
-    def add(self, part: Part, launch: Launch, part_out: Tensor, part_lse: Tensor, sign: int, may_keep: bool) -> None:
-        """Merges the result of a launch. may_keep: it is a tensor of its own, which others may be merged into."""
-        query, places = self.query, launch.queries
-        if self.out is None and sign > 0 and part.is_whole and places.num_rows == query.shape[2]:
-            self._start(places, part_out, part_lse, may_keep)
-            return
-        out, lse = self.tensors()
-        into, lse_into = places.into(part.of_queries(out)), places.into(part.of_queries(lse))
-        merge_into(into, lse_into, places.fit(part_out, into), places.fit(part_lse, lse_into), sign)
+    def add(self, part: Part, ready: ReadyPass, at: int, out: Tensor, lse: Tensor, kept: object) -> None:
+        """Merges the result of a launch, the pass's `at`-th."""
+        places, is_first = ready.kernel.launches[at].queries, ready.is_first[at]
+        if self.out is None and is_first and part.is_whole and kept is None and ready.is_fresh:
+            self._adopt(places, out, lse)
+            if self.out is not None:
+                return
+        into, lse_into = (places.into(part.of_queries(x)) for x in self.tensors())
+        out, lse = places.fit(out, into), places.fit(lse, lse_into)
+        if is_first:
+            into.copy_(out)
+            lse_into.copy_(lse)
+        else:
+            merge_into(into, lse_into, out, lse, ready.sign)
 
-    def _start(self, places: Places, out: Tensor, lse: Tensor, may_keep: bool) -> None:
-        """The first result, of all rows: kept as it is where it lies in memory as the query does, else copied."""
+    def _adopt(self, places: Places, out: Tensor, lse: Tensor) -> None:
+        """Keeps the first result, where it has all rows and lies in memory as the query does."""
         rows = self.query.shape[:3]
-        kept = may_keep and out.dtype == self.dtype()
-        self.out = places.adopted(out, rows) if kept else None
-        if self.out is None:
-            self.out = torch.empty((*rows, self.width), dtype=self.dtype(), device=self.query.device)
-            into = places.into(self.out)
-            into.copy_(places.fit(out, into))
-        self.lse = torch.empty(rows, dtype=lse.dtype, device=lse.device)
-        into = places.into(self.lse)
-        into.copy_(places.fit(lse, into))
+        self.out = places.adopted(out, rows) if out.dtype == self.dtype() else None
+        if self.out is not None:
+            self.lse = torch.empty(rows, dtype=lse.dtype, device=lse.device)
+            into = places.into(self.lse)
+            into.copy_(places.fit(lse, into))
 
     def dtype(self) -> torch.dtype:
         """Float32 at least on the CPU; on CUDA that of the query, as memory is what merging costs there."""
@@ -166,10 +195,12 @@ class _Result:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         if self.out is None or self.lse is None:
-            query, dtype = self.query, self.dtype()
-            self.out = torch.zeros((*query.shape[:3], self.width), dtype=dtype, device=query.device)
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            self.lse = torch.full(query.shape[:3], -torch.inf, dtype=wide, device=query.device)
+            rows, dtype, device = self.query.shape[:3], self.dtype(), self.query.device
+            self.out = torch.empty((*rows, self.width), dtype=dtype, device=device)
+            self.lse = torch.empty(rows, dtype=torch.promote_types(dtype, torch.float32), device=device)
+            if not self.is_covered:
+                self.out.zero_()
+                self.lse.fill_(-torch.inf)
         return self.out, self.lse
 
 
@@ -207,15 +238,16 @@ class _Gradient:
 def results(
     query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float, train: bool
 ) -> tuple[Tensor, Tensor, list[object]]:
-    """Output, lse, and what each launch keeps for its backward."""
-    result, saved = _Result(query, value.shape[-1]), list[object]()
+    """Output, lse, and what each part of a pass keeps for its backward."""
+    is_covered = sum(ready.num_first for ready in passes) == query.shape[1] * query.shape[2]
+    result, saved = _Result(query, value.shape[-1], is_covered), list[object]()
     for ready in passes:
         for part in ready.parts(query, key, value):
-            tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-            for launch in ready.kernel.launches:
+            tensors, kept = (part.of_queries(query), part.of_keys(key), part.of_keys(value)), None
+            for at, launch in enumerate(ready.kernel.launches):
                 out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
-                result.add(part, launch, out, lse, ready.sign, kept is None and ready.is_fresh)
-                saved.append(kept)
+                result.add(part, ready, at, out, lse, kept)
+            saved.append(kept)
     found, lse = result.tensors()
     return found.to(query.dtype), lse, saved
 
@@ -242,8 +274,9 @@ def gradients(
         for part in ready.parts(query, key, value):
             tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
             mine = merged if part.is_whole else Merged(*map(part.of_queries, (merged.out, merged.lse, merged.grad_out)))
-            for launch in ready.kernel.launches:
-                grads = ready.kernel.backward(launch, *tensors, mine, scale, next(kept))
+            of_part, (rows, heads, _, dim) = next(kept), tensors[0].shape
+            for launch in ready.kernel.gradient_launches(rows * heads * dim * query.element_size()):
+                grads = ready.kernel.backward(launch, *tensors, mine, scale, of_part)
                 totals[0].add(launch.queries, grads[0], part.of_queries, ready.sign)
                 for total, grad in zip(totals[1:], grads[1:], strict=True):
                     for places, some in launch.key_gradients(grad):

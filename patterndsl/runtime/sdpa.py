@@ -7,7 +7,8 @@ Liu et al. 2023, Ring Attention, arXiv 2310.01889).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -16,13 +17,17 @@ from torch import Tensor
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch
+from patterndsl.runtime.views import Launch, make_room
 
 aten: Any = torch.ops.aten
 
 Dense: TypeAlias = Full | Triangle | Band | Masked
 
 
+GRADIENT_BYTES = 1 << 23
+"""Of the gradients that one call on the CPU gives."""
+STAIR, MAX_STAIRS = 32, 512
+"""Queries of a stair, and up to how many queries they are worth it."""
 FEW_KEYS = 256
 
 
@@ -70,11 +75,30 @@ def _chunks(geometry: Geometry, chunk: int) -> Iterator[Launch]:
         yield Launch((), (), Side(start, (Axis(rest, axis.stride),)), geometry.k)
 
 
+def _stairs(geometry: Geometry) -> Iterator[Launch]:
+    """A causal piece of short groups: some queries and the keys up to theirs at a time. The kernel's own causal form
+    takes half as long again: it cuts groups so short into the same stairs, but masks the whole of each."""
+    for first in range(0, geometry.q.length, STAIR):
+        stop = min(first + STAIR, geometry.q.length)
+        yield Launch.of(geometry.narrowed((first, stop), (0, stop)))
+
+
+@cache
+def _stair(q_len: int, kv_len: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of one that is not the first: its last query has the last key."""
+    return torch.full((q_len, kv_len), -torch.inf, dtype=dtype).triu_(kv_len - q_len + 1)
+
+
 class DensePass:
     """A dense piece made ready: its launches, and its mask as a bias on a device."""
 
     def __init__(self, piece: Piece, device: torch.device) -> None:
+        self.device = device
         self.launches = tuple(launches(piece, row_chunk(device)))
+        self._whole = self.launches
+        if isinstance(piece.shape, Triangle) and device.type == "cpu" and piece.geometry.q.length <= MAX_STAIRS:
+            self.launches = tuple(_stairs(piece.geometry))
+        self._parts: dict[int, list[Launch]] = {}
         self.is_causal = isinstance(piece.shape, Triangle)
         self._kept: Tensor | None = None
         self._empty: Tensor | None = None
@@ -83,6 +107,17 @@ class DensePass:
             self._kept = torch.tensor(piece.shape.mask, device=device)
             rows = self._kept.any(dim=1)
             self._empty = None if bool(rows.all()) else ~rows
+
+    def gradient_launches(self, row_bytes: int) -> Sequence[Launch]:
+        """See `runtime.planned.Kernel`. On the CPU in parts whose gradients stay in its caches until they are added:
+        those of overlapping keys would take many times the memory of the keys."""
+        if self.device.type != "cpu":
+            return self._whole
+        if row_bytes not in self._parts:
+            make_room(self._parts)
+            parts = [part for launch in self._whole for part in launch.parts(GRADIENT_BYTES // max(1, row_bytes))]
+            self._parts[row_bytes] = parts
+        return self._parts[row_bytes]
 
     @property
     def is_masked(self) -> bool:
@@ -97,8 +132,11 @@ class DensePass:
         k, v = launch.keys.grouped(key), launch.keys.grouped(value)
         if query.device.type != "cpu":
             return *self._forward_cuda(q, k, v, scale), None
+        is_stair = self.is_causal and q.shape[2] < k.shape[2]
+        bias = _stair(q.shape[2], k.shape[2], q.dtype) if is_stair else self._bias(q.dtype)
+        is_causal = self.is_causal and not is_stair
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, self.is_causal, attn_mask=self._bias(q.dtype), scale=scale
+            q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale
         )
         # the kernel says 0 of a row without keys
         return out, lse if self._empty is None else lse.masked_fill(self._empty, -torch.inf), None

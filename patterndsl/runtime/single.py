@@ -16,6 +16,10 @@ class SinglePass:
     def __init__(self, geometry: Geometry) -> None:
         self.launches = (Launch.of(geometry),)
 
+    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
+        """See `runtime.planned.Kernel`."""
+        return self.launches
+
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
     ) -> tuple[Tensor, Tensor, object]:

@@ -44,6 +44,10 @@ class GatheredPass:
         self.lists = gathered.block_lists(shape.tiles, device)
         self.keep = Keep(shape.relation, device_data(shape.relation, 1, {}, device))
 
+    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
+        """See `runtime.planned.Kernel`."""
+        return self.launches
+
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
     ) -> tuple[Tensor, Tensor, object]:
@@ -113,6 +117,10 @@ class FlexPass:
             (self.sizes.q_len, self.sizes.kv_len),
             mod,
         )
+
+    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
+        """See `runtime.planned.Kernel`."""
+        return self.launches
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool

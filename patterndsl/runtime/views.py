@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from patterndsl.lower.geometry import Axis, Geometry, Side
+from patterndsl.lower.geometry import Axis, Geometry, Integers, Side
 
 Form: TypeAlias = tuple[torch.Size, tuple[int, ...]]
 """Sizes and strides of a tensor: views of one form are found once."""
@@ -113,6 +113,10 @@ class Places:
         self.num_rows = self.num_groups * side.length  # positions of all groups
         self._forms: dict[Form, _Seen] = {}
         self._adopted: dict[tuple[Form, torch.Size], Form | None] = {}
+
+    def rows(self) -> Integers:
+        """int64 [num_rows]: the positions of all groups."""
+        return Side(self.side.start, self.axes).places()
 
     def grouped(self, x: Tensor) -> Tensor:
         """[B * H, groups, length, ...] of [B, H, T, ...]; a copy where no view has that form."""
@@ -212,6 +216,25 @@ class Launch:
     @staticmethod
     def of(geometry: Geometry) -> Launch:
         return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)
+
+    def parts(self, most: int) -> Iterator[Launch]:
+        """Launches of some of the groups each, together this one, that have gradients for about `most` positions."""
+        if not self.queries.groups:
+            yield self
+            return
+        (q_axis, *q_more), (k_axis, *k_more) = self.queries.groups, self.keys.groups
+        q, k = self.queries.side, self.keys.side
+        of_step = (q.length + 2 * k.length) * self.queries.num_groups // q_axis.size
+        number = min(q_axis.size, max(1, -(-of_step * q_axis.size // max(1, most))))
+        for at in range(number):
+            first, stop = at * q_axis.size // number, (at + 1) * q_axis.size // number
+            yield Launch(
+                (Axis(stop - first, q_axis.stride), *q_more),
+                (Axis(stop - first, k_axis.stride), *k_more),
+                Side(q.start + first * q_axis.stride, q.axes),
+                Side(k.start + first * k_axis.stride, k.axes),
+                self.keys_overlap,
+            )
 
     def key_gradients(self, grad: Tensor) -> Iterator[tuple[Places, Tensor]]:
         """Gradients of the keys [B * H, groups, length, D] in parts that hold no key twice, and where these lie."""

@@ -113,5 +113,5 @@ def test_a_gpu_is_measured(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_step_of_a_measurement_is_said() -> None:
     seen: list[tuple[str, int, int]] = []
     found = calibrate.calibrate(torch.device("cpu"), on_event=lambda *event: seen.append(event))
-    assert [done for _, done, _ in seen] == list(range(7)) and {total for *_, total in seen} == {6}
+    assert [done for _, done, _ in seen] == list(range(8)) and {total for *_, total in seen} == {7}
     assert found.machine.partial >= 1 and found.machine.short >= 1 and found.machine.sparse_kernel == "gathered"
