@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
 from patterndsl.lower.geometry import Side
-from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row
+from patterndsl.lower.tiles import Tiles
 
 Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
 
@@ -24,7 +25,7 @@ BACKWARD = 2.5
 MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
 ALONE = 4.0
-"""How much longer a unit of a device takes for a tile of a row that it is left alone with: it waits for each."""
+"""How much longer the backward pass takes for a tile of a column that one unit is left alone with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,7 @@ class Moved:
 class Machine:
     """What a device runs a piece with, and how fast. Rates are FLOP/s at head_dim 64, bandwidth bytes/s, calls seconds.
 
-    bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
-    to fine; a finer one must compute less by `saving`. partial: the work of a tile that is masked, to one that is not.
+    bands, blocks, saving, finer: see `shapes.Wanted`. partial: the work of a tile that is masked, to one that is not.
     short, few: rows of a group, and keys, below which a dense kernel loses speed in proportion; grain: positions that
     causal kernels skip at once. units: of the device, that work on one row of tiles each, so that the longest row is a
     tail.
@@ -71,6 +71,7 @@ class Machine:
     bands: bool
     blocks: Blocks
     saving: float
+    finer: Blocks
     sparse_kernel: Kernel
     dense_rate: float
     band_rate: float
@@ -86,12 +87,18 @@ class Machine:
     grain: int
     units: int
 
+    @property
+    def wanted(self) -> Wanted:
+        """What its kernels take well."""
+        return Wanted(self.bands, self.blocks, self.saving, self.finer)
+
 
 CPU = Machine(
     name="cpu-2-core",
     bands=True,
     blocks=GATHERED,
     saving=SAVING,
+    finer=(),
     sparse_kernel="gathered",
     dense_rate=2.15e11,
     band_rate=2.4e11,
@@ -112,6 +119,7 @@ CUDA = Machine(
     bands=False,
     blocks=((128, 128),),
     saving=1.06,
+    finer=((64, 64),),
     sparse_kernel="flex",
     dense_rate=4.2e14,
     band_rate=4.2e14,
@@ -123,7 +131,7 @@ CUDA = Machine(
     sparse_call=2e-5,
     itemsize=2,
     short=64,
-    few=64,
+    few=16,
     grain=128,
     units=132,
 )
@@ -200,17 +208,26 @@ def computed_pairs(piece: Piece, machine: Machine) -> float:
 
 def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_dim: int) -> Cost:
     """The work of all tiles, but no less than that of the longest row, and backward of the longest column too."""
-    tiles, geometry = shape.tiles, piece.geometry
-    num_full = int(tiles.is_full.sum())
-    tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
-    work = tile * (num_full + machine.partial * (tiles.num_tiles - num_full)) * geometry.num_groups * num_heads
-    tail = tile * (ALONE * machine.units if machine.units > 1 else 1)
-    row, column = tail * shape.longest_row, tail * shape.longest_column
+
+    def seconds(tiles: Tiles) -> tuple[float, float]:
+        """Of a full tile, and of all."""
+        num_full = int(tiles.is_full.sum())
+        tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
+        number = num_full + machine.partial * (tiles.num_tiles - num_full)
+        return tile, tile * number * piece.geometry.num_groups * num_heads
+
+    fine, forward = seconds(shape.in_inference)
+    forward = max(forward, fine * machine.units * longest_row(shape.in_inference))
+    tile, work = seconds(shape.tiles)
+    row, column = (tile * machine.units * most for most in (longest_row(shape.tiles), longest_column(shape.tiles)))
+    if machine.units > 1:
+        column *= ALONE
     backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
-    found = Cost(max(work, row), backward * (max(work, row) + max(work, column)) + work / machine.backward_rate)
-    if machine.sparse_kernel == "gathered":
+    found = Cost(forward, backward * (max(work, row) + max(work, column)) + work / machine.backward_rate)
+    geometry = piece.geometry
+    if machine.sparse_kernel == "gathered" or _is_copied(geometry.q) or _is_copied(geometry.k):
         rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
-        found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)
+        found = found + Cost(4.0 * rows * geometry.num_rows, 8.0 * rows * geometry.num_rows)
     return found + Cost(machine.sparse_call, machine.sparse_call)
 
 

@@ -244,16 +244,9 @@ class _Planner:
 
     def pieces(self, found: Sequence[Cell], *, sparse: bool) -> list[Piece] | None:
         """The pieces of all cells; None where some are block-sparse and that is not wanted."""
-        machine, parts = self.machine, list[Piece]()
+        parts = list[Piece]()
         for cell in found:
-            inside = pieces(
-                cell,
-                self.lookup,
-                bands=machine.bands,
-                sparse=sparse,
-                blocks=machine.blocks,
-                saving=machine.saving,
-            )
+            inside = pieces(cell, self.lookup, self.machine.wanted, sparse=sparse)
             if inside is None:
                 return None
             parts.extend(inside)

@@ -7,7 +7,7 @@ is taken only where the relation is that, by its normal form or by a descent tha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any, TypeAlias
 
@@ -76,23 +76,44 @@ class Masked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
-    """Tiles in local positions, the same for every group; `relation` decides the partial ones."""
+    """Tiles in local positions, the same for every group; `relation` decides the partial ones. finer: the same pairs by
+    smaller tiles, where a kernel takes these in inference alone and they save."""
 
     tiles: Tiles
     relation: Relation
+    finer: Tiles | None = None
 
     @property
-    def longest_row(self) -> int:
-        """The most tiles that a block of queries has."""
-        return int(np.bincount(self.tiles.q_blks).max(initial=0))
+    def in_inference(self) -> Tiles:
+        """The tiles of a forward pass that nobody trains with."""
+        return self.tiles if self.finer is None else self.finer
 
-    @property
-    def longest_column(self) -> int:
-        """The most tiles that a block of keys has."""
-        return int(np.bincount(self.tiles.kv_blks).max(initial=0))
+
+def longest_row(tiles: Tiles) -> int:
+    """The most tiles that a block of queries has."""
+    return int(np.bincount(tiles.q_blks).max(initial=0))
+
+
+def longest_column(tiles: Tiles) -> int:
+    """The most tiles that a block of keys has."""
+    return int(np.bincount(tiles.kv_blks).max(initial=0))
 
 
 Shape: TypeAlias = Full | Triangle | Band | Masked | Sparse
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the kernels of a device take well.
+
+    bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
+    to fine; a finer one is taken where it computes less by the factor `saving`. finer: those of inference beyond them.
+    """
+
+    bands: bool
+    blocks: Blocks
+    saving: float
+    finer: Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +137,17 @@ class Piece:
                 return tiles.num_tiles * tiles.q_block * tiles.kv_block * self.geometry.num_groups
 
 
-def pieces(
-    cell: Cell, lookup: Lookup, *, bands: bool, sparse: bool, blocks: Blocks, saving: float
-) -> list[Piece] | None:
-    """The cell as pieces that hold each of its pairs once; None where some are block-sparse and not `sparse`.
-
-    bands: whether masks and views that overlap are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
-    to fine; a finer one is taken where it computes less by the factor `saving`. Work: O(live tiles).
-    """
+def pieces(cell: Cell, lookup: Lookup, wanted: Wanted, *, sparse: bool) -> list[Piece] | None:
+    """The cell as pieces that hold each of its pairs once; None where some are block-sparse and not `sparse`. Work:
+    O(live tiles)."""
     geometry, relation = cell.geometry, cell.relation
     if relation == NOTHING:
         return []
     if relation == EVERYTHING:
         return [Piece(geometry, Full())]
     found = _triangle(cell, lookup)
-    if found is None and bands:
-        found = _band(cell, lookup, blocks, saving)
+    if found is None and wanted.bands:
+        found = _band(cell, lookup, wanted)
     if found is not None:
         return found if sparse or not any(isinstance(piece.shape, Sparse) for piece in found) else None
     mask = None
@@ -141,22 +157,24 @@ def pieces(
             return [Piece(geometry, Full())]
         if not mask.any():
             return []
-        if bands and mask.mean() > MIN_DENSITY:
+        if wanted.bands and mask.mean() > MIN_DENSITY:
             return [Piece(geometry, Masked(mask))]
     if not sparse:
         return None
-    tiles = fitting_tiles(cell.relation, cell.sizes, lookup, blocks, saving)
+    tiles = fitting_tiles(relation, cell.sizes, lookup, wanted.blocks, wanted.saving)
     if not tiles.num_tiles:
         return []
     area = tiles.num_tiles * tiles.q_block * tiles.kv_block
-    if bands and mask is not None and mask.size < GATHERING * area:
+    if wanted.bands and mask is not None and mask.size < GATHERING * area:
         return [Piece(geometry, Masked(mask))]
-    if bands and mask is None and len(geometry.q.axes) == len(geometry.k.axes) == 1:
+    if wanted.bands and mask is None and len(geometry.q.axes) == len(geometry.k.axes) == 1:
         strips = list(_strips(cell, tiles))
         masked = sum((q[1] - q[0]) * (k[1] - k[0]) for q, k in strips)
         if masked < min(GATHERING * area, MAX_MASKS) and len(strips) <= MAX_STRIPS:
             return [Piece(geometry.narrowed(q, k), Masked(_mask(relation, q, k, lookup))) for q, k in strips]
-    return [Piece(geometry, Sparse(tiles, relation))]
+    unit = (tiles.q_block, tiles.kv_block)
+    finer = fitting_tiles(relation, cell.sizes, lookup, (unit, *wanted.finer), wanted.saving) if wanted.finer else tiles
+    return [Piece(geometry, Sparse(tiles, relation, None if (finer.q_block, finer.kv_block) == unit else finer))]
 
 
 def _strips(cell: Cell, tiles: Tiles) -> Iterator[tuple[Span, Span]]:
@@ -225,7 +243,7 @@ def _offset(cell: Cell, lookup: Lookup) -> int | None:
 # ---- bands
 
 
-def _band(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> list[Piece] | None:
+def _band(cell: Cell, lookup: Lookup, wanted: Wanted) -> list[Piece] | None:
     """Tiles of one mask where the relation repeats along the diagonal, and what lies at both ends."""
     relation, geometry = cell.relation, cell.geometry
     period = _period(relation)
@@ -256,17 +274,17 @@ def _band(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> list[Pie
             k = (max(0, k[0]), k[1])
             inner = Frame({}, {Q: (0, q[1] - q[0] - 1), K: (0, k[1] - k[0] - 1)})
             part = Cell(geometry.narrowed(q, k), inner.relation(_shifted(relation, q[0], k[0])))
-            found.extend(_end(part, lookup, blocks, saving))
+            found.extend(_end(part, lookup, wanted))
     return found
 
 
-def _end(cell: Cell, lookup: Lookup, blocks: Blocks, saving: float) -> list[Piece]:
+def _end(cell: Cell, lookup: Lookup, wanted: Wanted) -> list[Piece]:
     """What lies before the first or behind the last tile of a band: small, so a mask will do."""
     triangle = _triangle(cell, lookup)
     if triangle is not None or cell.relation in (NOTHING, EVERYTHING):
-        return triangle or pieces(cell, lookup, bands=False, sparse=True, blocks=blocks, saving=saving) or []
+        return triangle or pieces(cell, lookup, replace(wanted, bands=False), sparse=True) or []
     if cell.geometry.q.length * cell.geometry.k.length > MAX_MASK:
-        return pieces(cell, lookup, bands=False, sparse=True, blocks=blocks, saving=saving) or []
+        return pieces(cell, lookup, replace(wanted, bands=False), sparse=True) or []
     mask = _mask(cell.relation, (0, cell.geometry.q.length), (0, cell.geometry.k.length), lookup)
     if not mask.any():
         return []
@@ -354,4 +372,4 @@ def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int]) 
     return find_tiles(beyond, cell.sizes, lookup, 64, 64, tell_full=False).num_tiles == 0
 
 
-__all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "pieces"]
+__all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "Wanted", "pieces"]

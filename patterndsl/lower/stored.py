@@ -93,8 +93,9 @@ def _written_shape(shape: Shape, arrays: Arrays) -> dict[str, Any]:
             return {"is": "band", "tile": tile, "mask": arrays.add(mask.astype(np.uint8))}
         case Masked(mask):
             return {"is": "masked", "mask": arrays.add(mask.astype(np.uint8))}
-        case Sparse(tiles, relation):
-            return {"is": "sparse", "tiles": written_tiles(tiles, arrays), "relation": codec.written(relation)}
+        case Sparse(tiles, relation, finer):
+            kept = {"is": "sparse", "tiles": written_tiles(tiles, arrays), "relation": codec.written(relation)}
+            return kept if finer is None else {**kept, "finer": written_tiles(finer, arrays)}
         case _:
             assert_never(shape)
 
@@ -143,6 +144,7 @@ def _read_shape(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Shape:
         case "masked":
             return Masked(arrays[data["mask"]].astype(bool))
         case "sparse":
-            return Sparse(read_tiles(data["tiles"], arrays), codec.read(data["relation"]))
+            finer = read_tiles(data["finer"], arrays) if "finer" in data else None
+            return Sparse(read_tiles(data["tiles"], arrays), codec.read(data["relation"]), finer)
         case other:
             raise ValueError(f"no shape {other}")

@@ -83,6 +83,20 @@ def _stairs(geometry: Geometry) -> Iterator[Launch]:
         yield Launch.of(geometry.narrowed((first, stop), (0, stop)))
 
 
+def _is_oblong(geometry: Geometry) -> bool:
+    short, long = sorted((geometry.q.length, geometry.k.length))
+    return not geometry.groups and len(geometry.q.axes) == len(geometry.k.axes) == 1 and long >= 8 * short
+
+
+def _pieces(geometry: Geometry, most: int) -> Iterator[Launch]:
+    """A few queries of many keys, or few keys of many queries, in pieces of about `most` positions along the latter."""
+    q_len, kv_len = geometry.q.length, geometry.k.length
+    step, length = max(1, most // 2), max(q_len, kv_len)
+    for first in range(0, length, step):
+        part, stop = (first, min(first + step, length)), min(q_len, kv_len)
+        yield Launch.of(geometry.narrowed((0, stop), part) if q_len < kv_len else geometry.narrowed(part, (0, stop)))
+
+
 @cache
 def _stair(q_len: int, kv_len: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of one that is not the first: its last query has the last key."""
@@ -99,6 +113,7 @@ class DensePass:
         if isinstance(piece.shape, Triangle) and device.type == "cpu" and piece.geometry.q.length <= MAX_STAIRS:
             self.launches = tuple(_stairs(piece.geometry))
         self._parts: dict[int, list[Launch]] = {}
+        self._oblong = piece.geometry if isinstance(piece.shape, Full) and _is_oblong(piece.geometry) else None
         self.is_causal = isinstance(piece.shape, Triangle)
         self._kept: Tensor | None = None
         self._empty: Tensor | None = None
@@ -115,8 +130,9 @@ class DensePass:
             return self._whole
         if row_bytes not in self._parts:
             make_room(self._parts)
-            parts = [part for launch in self._whole for part in launch.parts(GRADIENT_BYTES // max(1, row_bytes))]
-            self._parts[row_bytes] = parts
+            most = GRADIENT_BYTES // max(1, row_bytes)
+            whole = self._whole if self._oblong is None else tuple(_pieces(self._oblong, most))
+            self._parts[row_bytes] = [part for launch in whole for part in launch.parts(most)]
         return self._parts[row_bytes]
 
     @property

@@ -12,9 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
-from patterndsl.lower.gather import fitting_tiles
 from patterndsl.lower.geometry import Geometry
-from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Sparse
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime import flex, gathered
@@ -77,9 +75,6 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, 1, *x.shape[2:])
 
 
-FINE, SAVING = (64, 64), 1.06
-
-
 class FlexPass:
     """Tiles that FlexAttention runs; the groups are its heads."""
 
@@ -98,10 +93,7 @@ class FlexPass:
     @cached_property
     def inference_mask(self) -> BlockMask:
         """The same by smaller blocks, where that saves."""
-        tiles = self.shape.tiles
-        coarse = (tiles.q_block, tiles.kv_block)
-        finer = fitting_tiles(self.shape.relation, self.sizes, Lookup(), (coarse, FINE), SAVING)
-        return self.training_mask if (finer.q_block, finer.kv_block) == coarse else self._mask(finer)
+        return self.training_mask if self.shape.finer is None else self._mask(self.shape.finer)
 
     def _mask(self, tiles: Tiles) -> BlockMask:
         keep = Keep(self.shape.relation, device_data(self.shape.relation, 1, {}, self.device))
