@@ -4,7 +4,8 @@
     python benchmarks/plans.py --device cuda           # bfloat16, N = 65,536, 16 heads
 
 Writes benchmarks/results/plans_<device>.json: for each pattern the plans with predicted and measured seconds, forward
-and backward, the median of a few runs, and how far each output is from the first plan's.
+and backward, the median of a few runs, and how far each output is from the first plan's; what runs unasked (`chosen`:
+one plan in inference, maybe another in training); on a GPU FlexAttention on our tiles, for `dense` SDPA's kernels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
 from patterndsl.runtime.program import Program
@@ -40,6 +43,7 @@ def patterns(n: int) -> dict[str, str]:
         "sinks": f"recent({256 if small else 512}) | causal & first(4)",
         "bigbird": "blocks(64, window(1) | global(1) | random(3))",
         "heads": f"causal & (head % 2 == 0 & recent({stride}) | head % 2 == 1 & strided({stride}))",
+        "dense": "causal",
         "windows-2d": (
             f"grid: {{row: {side}, col: {side}}}\nattend: q.row // 8 == k.row // 8 & q.col // 8 == k.col // 8\n"
         ),
@@ -102,6 +106,20 @@ def flex_alone(
     return found
 
 
+def dense_alone(tensors: list[torch.Tensor], clock: Callable[[Callable[[], object]], float]) -> dict:
+    """Causal SDPA by each of its kernels."""
+    found = {}
+    for name, kernel in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
+        with sdpa_kernel(kernel):
+            trained = [x.detach().requires_grad_() for x in tensors]
+            out = scaled_dot_product_attention(*trained, is_causal=True)
+            backward = partial(torch.autograd.grad, out, trained, torch.ones_like(out), retain_graph=True)
+            forward = partial(scaled_dot_product_attention, *tensors, is_causal=True)
+            found[name] = {"forward_s": clock(forward), "backward_s": clock(backward)}
+        print(f"  {name}: " + ", ".join(f"{key} {value * 1e3:.2f} ms" for key, value in found[name].items()))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -128,7 +146,11 @@ def main() -> None:
         plan = pattern.compile(n, heads=heads, device=device, backend="planned").plan
         planning = time.perf_counter() - start
         plans, first = [], None
-        peers = flex_alone(pattern, n, heads, tensors, clock) if on_gpu else {}
+        peers = flex_alone(pattern, n, heads, tensors, clock) if on_gpu and name != "dense" else {}
+        if on_gpu and name == "dense":
+            peers = dense_alone(tensors, clock)
+        chosen = measured(pattern.compile(n, heads=heads, device=device), tensors, clock)
+        print(f"{name} as chosen: " + ", ".join(f"{key} {seconds * 1e3:.2f} ms" for key, seconds in chosen.items()))
         for choice in range(min(plan.num_choices, arguments.most)):
             program = pattern.compile(n, heads=heads, device=device, backend="planned", plan=choice)
             passes = [f"{item.kernel}: {item.text}" for item in program.plan.passes]
@@ -145,7 +167,9 @@ def main() -> None:
             plans.append({"passes": passes, **times, "away": away})
             shown = ", ".join(f"{key.removesuffix('_s')} {seconds * 1e3:.2f}" for key, seconds in times.items())
             print(f"{name} {choice}: {shown} ms, {passes}", flush=True)
-        found.append({"pattern": name, "text": text, "planning_s": planning, "flex": peers, "plans": plans})
+        found.append(
+            {"pattern": name, "text": text, "planning_s": planning, "peers": peers, "chosen": chosen, "plans": plans}
+        )
     machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     where = {"device": machine, "torch": torch.__version__, "n": n, "heads": heads, "head_dim": 64, "dtype": str(dtype)}
     path = arguments.out or RESULTS / f"plans_{device.type}.json"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
-from patterndsl.lower.geometry import Side
-from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row
+from patterndsl.lower.geometry import Geometry, Side
+from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_rows
 from patterndsl.lower.tiles import Tiles
 
 Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
@@ -24,8 +24,12 @@ BACKWARD = 2.5
 
 MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
-ALONE = 4.0
-"""How much longer the backward pass takes for a tile of a column that one unit is left alone with."""
+ROW_ALONE, COLUMN_ALONE = 2.5, 4.0
+"""How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
+SUMMED = 9.0
+"""Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
+BEGUN = 64
+"""Keys that a block of queries could do with in the time that a block-sparse kernel takes to begin and end with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +172,9 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
     found = Cost(
         calls * machine.dense_call + work, calls * machine.dense_call + BACKWARD * work / machine.backward_rate
     )
-    if _is_copied(geometry.q) or _is_copied(geometry.k):
-        copied = 4.0 * rows * (q_rows + 2.0 * k_rows)  # read and written, far from the order of memory
-        found = found + Cost(copied, 2.0 * copied)
-    return found + merging
+    if machine.units > 1:
+        found = found + Cost(0.0, SUMMED * rows * q_rows)
+    return found + _copying(geometry, rows) + merging
 
 
 def _fullness(piece: Piece, machine: Machine) -> float:
@@ -209,26 +212,39 @@ def computed_pairs(piece: Piece, machine: Machine) -> float:
 def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_dim: int) -> Cost:
     """The work of all tiles, but no less than that of the longest row, and backward of the longest column too."""
 
+    geometry, on_gpu = piece.geometry, machine.units > 1
+
     def seconds(tiles: Tiles) -> tuple[float, float]:
         """Of a full tile, and of all."""
         num_full = int(tiles.is_full.sum())
         tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
         number = num_full + machine.partial * (tiles.num_tiles - num_full)
-        return tile, tile * number * piece.geometry.num_groups * num_heads
+        if on_gpu:
+            number += num_rows(tiles) * BEGUN / tiles.kv_block
+        return tile, tile * number * geometry.num_groups * num_heads
 
     fine, forward = seconds(shape.in_inference)
-    forward = max(forward, fine * machine.units * longest_row(shape.in_inference))
     tile, work = seconds(shape.tiles)
-    row, column = (tile * machine.units * most for most in (longest_row(shape.tiles), longest_column(shape.tiles)))
-    if machine.units > 1:
-        column *= ALONE
+    if on_gpu:
+        forward = max(forward, fine * machine.units * ROW_ALONE * longest_row(shape.in_inference))
+    row = max(work, tile * machine.units * longest_row(shape.tiles))
+    column = max(work, tile * machine.units * longest_column(shape.tiles) * (COLUMN_ALONE if on_gpu else 1))
     backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
-    found = Cost(forward, backward * (max(work, row) + max(work, column)) + work / machine.backward_rate)
-    geometry = piece.geometry
-    if machine.sparse_kernel == "gathered" or _is_copied(geometry.q) or _is_copied(geometry.k):
-        rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
-        found = found + Cost(4.0 * rows * geometry.num_rows, 8.0 * rows * geometry.num_rows)
+    found = Cost(forward, backward * (row + column) + work / machine.backward_rate)
+    rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
+    if machine.sparse_kernel == "gathered":
+        found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)
+    found = found + _copying(geometry, rows)
     return found + Cost(machine.sparse_call, machine.sparse_call)
+
+
+def _copying(geometry: Geometry, rows: float) -> Cost:
+    """Of positions in an order without a single stride: read and written, far from the order of memory, and what is
+    found put back. rows: seconds to read a position once."""
+    if not (_is_copied(geometry.q) or _is_copied(geometry.k)):
+        return NO_COST
+    copied = 4.0 * rows * geometry.num_groups * (2 * geometry.q.length + 2 * geometry.k.length)
+    return Cost(copied, 2.0 * copied)
 
 
 def _is_copied(side: Side) -> bool:

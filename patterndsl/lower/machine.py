@@ -210,7 +210,8 @@ def read_calibration(data: object) -> Calibration:
 def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
     """The constants; what is no measured rate is that of the built-in machine, or the kernels would not fit."""
     values: dict[str, Any] = {field.name: data[field.name] for field in fields(Machine)}
-    values["blocks"] = tuple((int(q_block), int(kv_block)) for q_block, kv_block in values["blocks"])
+    for name in ("blocks", "finer"):
+        values[name] = tuple((int(q_block), int(kv_block)) for q_block, kv_block in values[name])
     usual = built_in(device_type)
     for name, value in values.items():
         if name in ("itemsize", "short", "few", "grain", "units"):
@@ -223,7 +224,8 @@ def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
             raise ValueError(f"{name} is {value!r}")
     if values["sparse_kernel"] not in get_args(Kernel) or values["sparse_kernel"] != usual.sparse_kernel:
         raise ValueError(f"sparse_kernel is {values['sparse_kernel']!r}")
-    if not values["blocks"] or any(not _is_count(size) for block in values["blocks"] for size in block):
+    blocks = (*values["blocks"], *values["finer"])
+    if not values["blocks"] or any(not _is_count(size) for block in blocks for size in block):
         raise ValueError(f"blocks is {data['blocks']!r}")
     return Machine(**values)
 

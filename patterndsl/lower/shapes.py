@@ -89,6 +89,11 @@ class Sparse:
         return self.tiles if self.finer is None else self.finer
 
 
+def num_rows(tiles: Tiles) -> int:
+    """How many blocks of queries have tiles."""
+    return int(np.count_nonzero(np.bincount(tiles.q_blks)))
+
+
 def longest_row(tiles: Tiles) -> int:
     """The most tiles that a block of queries has."""
     return int(np.bincount(tiles.q_blks).max(initial=0))

@@ -24,7 +24,10 @@ MAX_DENSE_BLOCKS = 1 << 24
 `to_dense` and slicing of BlockMask do not understand."""
 
 
-def mask_mod(bound: Bound, data: DeviceData) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def mask_mod(bound: Bound, data: DeviceData) -> MaskMod:
     """The predicate as FlexAttention's mask_mod(batch, head, q_idx, kv_idx), with q_idx local to the queries."""
     relation, q_start = bound.relation, bound.sizes.q_start
 
@@ -42,12 +45,13 @@ def block_mask(
     block: tuple[int, int],
     num_blocks: tuple[int, int],
     lengths: tuple[int, int],
-    mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    mod: MaskMod | None,
 ) -> BlockMask:
     """A BlockMask from tile lists, without an N x N evaluation.
 
     tiles: per batch row, per head, (q_blks, kv_blks, is_full) of the live tiles, ordered by (q_blk, kv_blk). As in
-    create_block_mask a ragged last tile counts as partial, since its padding is not kept.
+    create_block_mask a ragged last tile counts as partial, since its padding is not kept. mod: None where no tile is
+    partial.
     """
     flat = [(q, k, full & ~_ragged(q, k, block, lengths)) for row in tiles for q, k, full in row]
     shape = (len(tiles), len(tiles[0]))

@@ -96,19 +96,27 @@ class FlexPass:
         return self.training_mask if self.shape.finer is None else self._mask(self.shape.finer)
 
     def _mask(self, tiles: Tiles) -> BlockMask:
-        keep = Keep(self.shape.relation, device_data(self.shape.relation, 1, {}, self.device))
-
-        def mod(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return keep(q_idx, kv_idx)
-
         listed = [torch.as_tensor(part, device=self.device) for part in (tiles.q_blks, tiles.kv_blks, tiles.is_full)]
         return flex.block_mask(
             [[(listed[0], listed[1], listed[2])]],
             (tiles.q_block, tiles.kv_block),
             (tiles.num_q_blocks, tiles.num_kv_blocks),
             (self.sizes.q_len, self.sizes.kv_len),
-            mod,
+            None if self._is_all_full(tiles) else self._keep(),
         )
+
+    def _is_all_full(self, tiles: Tiles) -> bool:
+        """Whether nothing is masked, so that kernels need not know how: what decides takes registers from them."""
+        is_ragged = self.sizes.q_len % tiles.q_block or self.sizes.kv_len % tiles.kv_block
+        return bool(tiles.is_full.all()) and not is_ragged
+
+    def _keep(self) -> flex.MaskMod:
+        keep = Keep(self.shape.relation, device_data(self.shape.relation, 1, {}, self.device))
+
+        def mod(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return keep(q_idx, kv_idx)
+
+        return mod
 
     def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
         """See `runtime.planned.Kernel`."""
