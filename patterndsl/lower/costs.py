@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
 from patterndsl.lower.geometry import Geometry, Side
-from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_rows
+from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_runs
 from patterndsl.lower.tiles import Tiles
 
 Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
@@ -29,7 +29,7 @@ ROW_ALONE, COLUMN_ALONE = 2.5, 4.0
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
 BEGUN = 64
-"""Keys that a block of queries could do with in the time that a block-sparse kernel takes to begin and end with it."""
+"""Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a run of tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
         tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
         number = num_full + machine.partial * (tiles.num_tiles - num_full)
         if on_gpu:
-            number += num_rows(tiles) * BEGUN / tiles.kv_block
+            number += num_runs(tiles) * BEGUN / tiles.kv_block
         return tile, tile * number * geometry.num_groups * num_heads
 
     fine, forward = seconds(shape.in_inference)

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from math import factorial, prod
 from typing import Literal, overload
 
-from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, negation
+from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, indices, negation
 from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_of
 from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
@@ -58,6 +58,12 @@ class Option:
     @property
     def cost(self) -> Cost:
         return sum((item.cost for item in self.passes), NO_COST)
+
+    @property
+    def size(self) -> int:
+        """How much there is to decide in its tiles, in nodes of their relations: of equal plans the simplest runs."""
+        shapes = (item.piece.shape for item in self.passes)
+        return sum(len(list(indices(shape.relation))) for shape in shapes if isinstance(shape, Sparse))
 
     @property
     def is_dense(self) -> bool:
@@ -174,7 +180,7 @@ class _Planner:
                     found.append(option)
         is_alone = not any(option.is_dense for option in found)
         found.extend(self.whole(group.relation, group.heads, is_alone=is_alone))
-        return sorted(found, key=lambda option: option.cost.forward)
+        return sorted(found, key=lambda option: (option.cost.forward, option.size))
 
     def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
         """Each term without those before it, in its best layout; what stays block-sparse as written is one pass. None

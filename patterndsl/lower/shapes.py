@@ -89,9 +89,10 @@ class Sparse:
         return self.tiles if self.finer is None else self.finer
 
 
-def num_rows(tiles: Tiles) -> int:
-    """How many blocks of queries have tiles."""
-    return int(np.count_nonzero(np.bincount(tiles.q_blks)))
+def num_runs(tiles: Tiles) -> int:
+    """Runs of neighbouring tiles of one block of queries, over all of these."""
+    follows = (np.diff(tiles.q_blks) == 0) & (np.diff(tiles.kv_blks) == 1)
+    return tiles.num_tiles - int(np.count_nonzero(follows))
 
 
 def longest_row(tiles: Tiles) -> int:
