@@ -24,7 +24,7 @@ BACKWARD = 2.5
 
 MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
-ROW_ALONE, COLUMN_ALONE = 2.5, 4.0
+ROW_ALONE, COLUMN_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
@@ -131,8 +131,8 @@ CUDA = Machine(
     backward_rate=0.7,
     partial=1.5,
     bandwidth=3.1e12,
-    dense_call=1e-5,
-    sparse_call=2e-5,
+    dense_call=5e-5,
+    sparse_call=6e-5,
     itemsize=2,
     short=64,
     few=16,
