@@ -32,13 +32,14 @@ def peers(pattern: patterndsl.Pattern, n: int, tensors: list[torch.Tensor]) -> d
     heads, device = query.shape[1], query.device
     ours = pattern.compile(n, heads=heads, device=device)
     flex = pattern.compile(n, heads=heads, device=device, backend="flex")
-    keep = ours.mask().expand(heads, n, n)
-    rows = torch.arange(n, device=device)
     found: dict[str, Callable[[], object]] = {"ours": lambda: ours(query, key, value)}
-    if not bool((keep & (rows[:, None] < rows)).any()):
+    if isinstance(pattern.prove("causal", n=n), patterndsl.Proven):
         found["causal"] = lambda: scaled_dot_product_attention(query, key, value, is_causal=True)
-    mask = keep[None, :1] if bool((keep == keep[:1]).all()) else keep[None]  # of four dimensions, else the CPU is slow
-    found["masked"] = lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    try:
+        keep = ours.mask()[None]  # of four dimensions, else the CPU is slow
+        found["masked"] = lambda: scaled_dot_product_attention(query, key, value, attn_mask=keep)
+    except patterndsl.InputError:
+        pass  # a mask for each head, too large to hold
     found["flex"] = lambda: flex(query, key, value)
     return found
 

@@ -9,6 +9,9 @@ from patterndsl.pattern import Pattern, load, load_program, parse
 
 if TYPE_CHECKING:
     from patterndsl import nn as nn
+    from patterndsl.analysis.verdict import Proven as Proven
+    from patterndsl.analysis.verdict import Refuted as Refuted
+    from patterndsl.analysis.verdict import Unknown as Unknown
     from patterndsl.functional import attention as attention
     from patterndsl.runtime.program import Program as Program
 
@@ -19,6 +22,9 @@ __all__ = [
     "Pattern",
     "PatternError",
     "Program",
+    "Proven",
+    "Refuted",
+    "Unknown",
     "attention",
     "load",
     "load_program",
@@ -26,7 +32,13 @@ __all__ = [
     "parse",
 ]
 
-_LAZY = {"Program": "patterndsl.runtime.program", "attention": "patterndsl.functional"}
+_LAZY = {
+    "Program": "patterndsl.runtime.program",
+    "Proven": "patterndsl.analysis.verdict",
+    "Refuted": "patterndsl.analysis.verdict",
+    "Unknown": "patterndsl.analysis.verdict",
+    "attention": "patterndsl.functional",
+}
 
 
 def __dir__() -> list[str]:
@@ -35,7 +47,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """What needs PyTorch is imported when it is first asked for."""
+    """What is slow to import waits until it is first asked for."""
     from importlib import import_module
 
     if name == "nn":

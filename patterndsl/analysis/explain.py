@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
-from patterndsl.lower.fallback import FALLBACK, NOT_FINITE, rules_of, usual_backend
+from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, rules_of, usual_backend
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan
@@ -247,7 +247,7 @@ def explained(
         lookup,
         constants=constants,
         device_type=device_type,
-        backend=usual_backend(device_type, bool(bound.inputs)),
+        backend=usual_backend(device_type, bool(bound.inputs), len(bound.groups)),
         is_by_rule=True,
         head_dim=head_dim,
         train=train,
@@ -333,6 +333,8 @@ def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str) -> str
     why = f"as usual on {device_type}"
     if bound.inputs:
         return f"{what}, {why} for a pattern with inputs"
+    if len(bound.groups) > MANY_GROUPS and device_type == "cuda":
+        why = f"{why} for more than {MANY_GROUPS} kinds of heads"
     others = "" if backend == "planned" else "; backend='planned' runs the plan below"
     return f"{what}, {why}{others}"
 

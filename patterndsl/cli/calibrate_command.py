@@ -24,6 +24,7 @@ UNITS = {
     "sparse_call": "s",
     "partial": "of full",
     "short": "rows",
+    "few": "keys",
 }
 
 

@@ -68,11 +68,16 @@ NOT_FINITE = "keys or values with NaN or infinity, where a pass masks some: 0 x 
 the device: there keys and values must be finite, as for flash and FlexAttention themselves."""
 
 
-def usual_backend(device_type: str, has_inputs: bool) -> Backend:
-    """What `auto` means. Plans are made once, so they are for patterns without inputs."""
-    if not has_inputs:
-        return "planned"
-    return "flex" if device_type == "cuda" else "gathered"
+MANY_GROUPS = 8
+"""Head groups that each have passes of their own; with more, a GPU waits for the host that launches them."""
+
+
+def usual_backend(device_type: str, has_inputs: bool, num_groups: int) -> Backend:
+    """What `auto` means. Plans are made once, so they are for patterns without inputs; and on CUDA for a few kinds of
+    heads, where FlexAttention takes any number at once."""
+    if device_type == "cuda" and (has_inputs or num_groups > MANY_GROUPS):
+        return "flex"
+    return "gathered" if has_inputs else "planned"
 
 
 def rules_of(backend: str, device_type: str) -> Iterable[Rule]:

@@ -82,7 +82,9 @@ class Program:
         self.bound = bound
         self.text = text
         self.device = checked_device(device)
-        self.backend = usual_backend(self.device.type, bool(bound.inputs)) if backend == "auto" else backend
+        self.backend = (
+            usual_backend(self.device.type, bool(bound.inputs), len(bound.groups)) if backend == "auto" else backend
+        )
         self._chosen_by_rule = backend == "auto"
         self._choice = choice
         self._constants = None if machine is None else given_constants(machine, self.device)
