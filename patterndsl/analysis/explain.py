@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
-from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, rules_of, usual_backend
+from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
+from patterndsl.lower.hulls import hulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan
@@ -247,11 +248,16 @@ def explained(
         lookup,
         constants=constants,
         device_type=device_type,
-        backend=usual_backend(device_type, bool(bound.inputs), len(bound.groups)),
+        backend=_usual(bound, device_type, constants.machine),
         is_by_rule=True,
         head_dim=head_dim,
         train=train,
     )
+
+
+def _usual(bound: Bound, device_type: str, machine: Machine) -> Backend:
+    has_hulls = bool(bound.inputs) and device_type == "cpu" and hulls(bound, machine) is not None
+    return usual_backend(device_type, bool(bound.inputs), len(bound.groups), has_hulls)
 
 
 def _group(
@@ -313,7 +319,7 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
         yield f"{rule.to} instead for {rule.when}"
     if device_type == "cuda":
         yield "keys and values must be finite, as for dense attention: a look at them would wait for the GPU"
-    elif backend == "planned" and made is not None and _masks(made):
+    elif backend == "masked" or (backend == "planned" and made is not None and _masks(made)):
         yield f"{FALLBACK} instead for {NOT_FINITE}"
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
@@ -322,6 +328,7 @@ def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str) -> str
     """What runs unless a rule says otherwise."""
     what = {
         "planned": "planned, the passes below",
+        "masked": "masked, dense on views where the pattern can have pairs, with masks from each call's inputs",
         "flex": "flex, FlexAttention on the tiles of the whole pattern",
         "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",
         "oracle": "oracle, dense float64",

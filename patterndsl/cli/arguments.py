@@ -283,7 +283,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("execution")
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
     how.add_argument(
-        "--backend", choices=("auto", "planned", "gathered", "flex", "oracle"), default="auto", help="(default auto)"
+        "--backend",
+        choices=("auto", "planned", "masked", "gathered", "flex", "oracle"),
+        default="auto",
+        help="(default auto)",
     )
     how.add_argument("--backward", action="store_true", help="also check and time the gradients")
     how.add_argument(
@@ -311,7 +314,10 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("execution")
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
     how.add_argument(
-        "--backend", choices=("auto", "planned", "gathered", "flex", "oracle"), default="auto", help="(default auto)"
+        "--backend",
+        choices=("auto", "planned", "masked", "gathered", "flex", "oracle"),
+        default="auto",
+        help="(default auto)",
     )
     how.add_argument("--backward", action="store_true", help="also time forward and backward together")
     how.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of rounds for each pattern (10)")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-Backend: TypeAlias = Literal["planned", "gathered", "flex", "oracle"]
+Backend: TypeAlias = Literal["planned", "masked", "gathered", "flex", "oracle"]
 
+BACKENDS: tuple[str, ...] = ("auto", *get_args(Backend))
+"""What may be asked for."""
 FALLBACK: Backend = "gathered"
 """Plain PyTorch, in any dtype and shape on any device."""
 
@@ -39,11 +41,11 @@ class Rule:
 EVERYWHERE = ("cpu", "cuda")
 FLASH_DTYPES = ("float16", "bfloat16")
 RULES = (
-    Rule(("flex", "planned"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
+    Rule(("flex", "planned", "masked"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
     Rule(("flex", "planned"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
     Rule(("flex",), ("cpu",), "float64", lambda call: call.dtype == "float64"),
     Rule(
-        ("planned",),
+        ("planned", "masked"),
         EVERYWHERE,
         "values of another width than the keys",
         lambda call: call.head_dim != call.value_dim,
@@ -64,7 +66,7 @@ RULES = (
     ),
 )
 NOT_FINITE = "keys or values with NaN or infinity, where a pass masks some: 0 x NaN is NaN"
-"""The one rule that must look at the numbers; it is of the planned backend on the CPU. On CUDA a look would wait for
+"""The one rule that must look at the numbers; it is of planned and masked on the CPU. On CUDA a look would wait for
 the device: there keys and values must be finite, as for flash and FlexAttention themselves."""
 
 
@@ -72,12 +74,14 @@ MANY_GROUPS = 8
 """Head groups that each have passes of their own; with more, a GPU waits for the host that launches them."""
 
 
-def usual_backend(device_type: str, has_inputs: bool, num_groups: int) -> Backend:
+def usual_backend(device_type: str, has_inputs: bool, num_groups: int, has_hulls: bool) -> Backend:
     """What `auto` means. Plans are made once, so they are for patterns without inputs; and on CUDA for a few kinds of
-    heads, where FlexAttention takes any number at once."""
+    heads, where FlexAttention takes any number at once. has_hulls: see `lower.hulls`."""
     if device_type == "cuda" and (has_inputs or num_groups > MANY_GROUPS):
         return "flex"
-    return "gathered" if has_inputs else "planned"
+    if has_inputs:
+        return "masked" if has_hulls else "gathered"
+    return "planned"
 
 
 def rules_of(backend: str, device_type: str) -> Iterable[Rule]:

@@ -169,7 +169,7 @@ class _Planner:
     def options(self, at: int, group: HeadGroup) -> list[Option]:
         """Every way that was found, the cheapest first."""
         found: list[Option] = []
-        terms = _terms(group.relation)
+        terms = terms_of(group.relation)
         self.steps.begin(at, _num_steps(group.relation, terms, self.sizes))
         if 1 < len(terms) <= MAX_TERMS:
             dense = [term for term in terms if self.best(term, group.heads, sparse=False) is not None]
@@ -264,13 +264,20 @@ class _Planner:
         return Option("as written" if not chain else f"positions by {', '.join(map(str, chain))}", passes)
 
 
-def _terms(relation: Relation) -> list[Relation]:
+def dense_option(
+    relation: Relation, heads: tuple[int, ...], sizes: Sizes, lookup: Lookup, machine: Machine
+) -> Option | None:
+    """The cheapest way to run a relation for some heads, undivided and with nothing block-sparse in it."""
+    return _Planner(sizes, lookup, machine, HEAD_DIM, _Steps(1, None)).best(relation, heads, sparse=False)
+
+
+def terms_of(relation: Relation) -> list[Relation]:
     """The relation as a union: A & (B | C) is A & B | A & C."""
     match relation:
         case Or(terms):
-            return [part for term in terms for part in _terms(term)]
+            return [part for term in terms for part in terms_of(term)]
         case And(terms):
-            choices = [_terms(term) for term in terms]
+            choices = [terms_of(term) for term in terms]
             number = 1
             for choice in choices:
                 number *= len(choice)

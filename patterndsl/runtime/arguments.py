@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from patterndsl.diagnostics import input_error
+from patterndsl.lower.fallback import BACKENDS
 from patterndsl.runtime.data import INTEGER_DTYPES
 from patterndsl.sema.bind import Bound, Sizes
 from patterndsl.sema.parameters import MAX_SIZE, integer, integers, shown_integer
 
-BACKENDS = ("auto", "planned", "gathered", "flex", "oracle")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -64,9 +64,19 @@ class DeviceData:
 
 def device_data(relation: Relation, num_heads: int, inputs: Inputs, device: torch.device) -> DeviceData:
     """Everything that the relation looks up, on the device. inputs: as `checked_inputs` returns them."""
-    reads = {(index.name, index.facet) for index in indices(relation) if isinstance(index, Read)}
-    facets = {(name, facet): _facet(inputs[name], facet) for name, facet in sorted(reads)}
-    return DeviceData(facets, {node: _draws(node, num_heads, device) for node in _random_nodes(relation)})
+    return DeviceData(facets_of((relation,), inputs), draws_of(relation, num_heads, device))
+
+
+def facets_of(relations: Iterable[Relation], inputs: Inputs) -> dict[tuple[str, Facet], Tensor]:
+    """What the relations read of inputs."""
+    read = (index for relation in relations for index in indices(relation) if isinstance(index, Read))
+    reads = sorted({(index.name, index.facet) for index in read})
+    return {(name, facet): _facet(inputs[name], facet) for name, facet in reads}
+
+
+def draws_of(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
+    """What the relation draws, the same in each call."""
+    return {node: _draws(node, num_heads, device) for node in _random_nodes(relation)}
 
 
 def _random_nodes(relation: Relation) -> Iterator[Random]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,3 +50,17 @@ class Merged:
     out: Tensor
     lse: Tensor
     grad_out: Tensor
+
+
+def with_lse_gradient(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, grad_out: Tensor, grad_lse: Tensor
+) -> tuple[Tensor, ...]:
+    """query, key, value, out, grad_out with channels more, such that the sum of grad_out * out is less by grad_lse.
+
+    That sum is what kernels subtract from each score's gradient, so the gradient of lse goes in with it. The other
+    tensors are 0 in the new channels, and no score changes. Eight channels, as kernels want.
+    """
+    wide = [pad(x, (0, 8)) for x in (query, key, value, out, grad_out)]
+    wide[3][..., -1] = -grad_lse
+    wide[4][..., -1] = 1.0
+    return tuple(wide)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, autocast
 
 from patterndsl.diagnostics import input_error
-from patterndsl.runtime import flex, gathered, oracle, planned
+from patterndsl.runtime import flex, gathered, masked, oracle, planned
 from patterndsl.runtime.data import Inputs, checked_inputs
 
 if TYPE_CHECKING:
@@ -169,6 +169,9 @@ def _gradients(
         case "planned":
             passes = program.planned(train=True).passes
             return planned.gradients(*tensors, *results, *grads, passes, scale)
+        case "masked":
+            hulls = program.masked
+            return masked.gradients(*tensors, *results, *grads, hulls, masked.Given.of(hulls, given), scale)
         case "gathered":
             return gathered.gradients(*tensors, *results, *grads, program.groups(given), scale)
         case "flex":

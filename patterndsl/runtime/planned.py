@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, autocast
 from torch.autograd import Function
-from torch.nn.functional import pad
 
 from patterndsl.lower.geometry import Integers
 from patterndsl.lower.plan import Pass
@@ -25,7 +24,7 @@ from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.arguments import is_autocast_on
 from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
 from patterndsl.runtime.fused import add_into, merge_into
-from patterndsl.runtime.merge import Merged
+from patterndsl.runtime.merge import Merged, with_lse_gradient
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
 from patterndsl.runtime.tiled import FlexPass, GatheredPass
@@ -116,8 +115,7 @@ class Planned:
 
     def takes(self, key: Tensor, value: Tensor) -> bool:
         """Whether masked keys are harmless: a kernel that masks weighs their values with 0, and 0 x NaN is NaN."""
-        # a sum is finite only where every summand is; where finite summands overflow, it errs on the careful side
-        return not self.must_be_finite or isfinite((key.sum() + value.sum()).item())
+        return not self.must_be_finite or is_finite(key, value)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
@@ -129,6 +127,12 @@ class Planned:
                     return found
             out, lse = _planned(query, key, value, self.passes, scale)
         return out, lse
+
+
+def is_finite(key: Tensor, value: Tensor) -> bool:
+    """Whether every number is. A sum is finite only where every summand is; where finite ones overflow, this errs on
+    the careful side."""
+    return isfinite((key.sum() + value.sum()).item())
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[object]:
@@ -267,7 +271,7 @@ def gradients(
     """Gradients of query, key and value. out, lse, saved: `results`; what was not saved is computed again."""
     head_dim, kept = query.shape[-1], itertools.repeat(None) if saved is None else iter(saved)
     if grad_lse is not None:
-        query, key, value, out, grad_out = _with_lse_gradient(query, key, value, out, grad_out, grad_lse)
+        query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)
     totals = [_Gradient(x) for x in (query, key, value)]
     merged = Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
     for ready in passes:
@@ -328,17 +332,3 @@ class _Gradients(Function):
 # torch declares `apply` without types
 _planned: Callable[..., tuple[Tensor, Tensor]] = _Planned.apply
 _gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply
-
-
-def _with_lse_gradient(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, grad_out: Tensor, grad_lse: Tensor
-) -> tuple[Tensor, ...]:
-    """query, key, value, out, grad_out with channels more, such that the sum of grad_out * out is less by grad_lse.
-
-    That sum is what kernels subtract from each score's gradient, so the gradient of lse goes in with it. The other
-    tensors are 0 in the new channels, and no score changes. Eight channels, as kernels want.
-    """
-    wide = [pad(x, (0, 8)) for x in (query, key, value, out, grad_out)]
-    wide[3][..., -1] = -grad_lse
-    wide[4][..., -1] = 1.0
-    return tuple(wide)

@@ -22,6 +22,7 @@ from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
+from patterndsl.lower.hulls import Hull, hulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants
 from patterndsl.lower.plan import Plan, passes_of
@@ -43,9 +44,10 @@ from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_rows, num_rows_of
+from patterndsl.runtime.masked import Masked
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
-from patterndsl.runtime.planned import Planned
+from patterndsl.runtime.planned import Planned, is_finite
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import integer
 
@@ -82,12 +84,10 @@ class Program:
         self.bound = bound
         self.text = text
         self.device = checked_device(device)
-        self.backend = (
-            usual_backend(self.device.type, bool(bound.inputs), len(bound.groups)) if backend == "auto" else backend
-        )
         self._chosen_by_rule = backend == "auto"
         self._choice = choice
         self._constants = None if machine is None else given_constants(machine, self.device)
+        self._asked = backend
         self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
         self._gathered: tuple[Tiles, ...] | None = None
         self._static_groups: tuple[Group, ...] | None = None
@@ -100,6 +100,15 @@ class Program:
         sizes = self.bound.sizes
         lengths = f"q_len={sizes.q_len}, kv_len={sizes.kv_len}, q_start={sizes.q_start}"
         return f"Program({lengths}, heads={self.bound.num_heads}, device={self.device}, backend={self.backend!r})"
+
+    @cached_property
+    def backend(self) -> str:
+        """What was asked for, or what `auto` means here."""
+        if self._asked != "auto":
+            return self._asked
+        kind, has_inputs = self.device.type, bool(self.bound.inputs)
+        has_hulls = has_inputs and kind == "cpu" and self.hulls is not None
+        return usual_backend(kind, has_inputs, len(self.bound.groups), has_hulls)
 
     # ---- what is attended -----------------------------------------------------------------------------------
 
@@ -374,13 +383,15 @@ class Program:
                 return flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=want_lse)
             case "planned":
                 return self.planned(train=train)(query, key, value, scale)
+            case "masked":
+                return self.masked(query, key, value, given, scale)
             case _:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
 
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
         """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to gathered: see
         `lower.fallback`."""
-        if self.backend not in ("flex", "planned") or not self._chosen_by_rule:
+        if self.backend not in ("flex", "planned", "masked") or not self._chosen_by_rule:
             return self.backend
         is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
         call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
@@ -388,6 +399,8 @@ class Program:
         if rule is not None:
             return rule.to
         if self.backend == "planned" and not self.planned(train=train).takes(key, value):
+            return FALLBACK
+        if self.backend == "masked" and not is_finite(key, value):
             return FALLBACK
         return self.backend
 
@@ -429,6 +442,21 @@ class Program:
     def _made_plan(self, on_event: OnEvent | None) -> Plan:
         machine, lookup = self.constants.machine, self._static_lookup
         return make_plan(self.bound, lookup, machine, choice=self._choice, on_event=on_event)
+
+    @cached_property
+    def hulls(self) -> tuple[Hull, ...] | None:
+        """Where a pattern with inputs can have pairs, whatever they are: see `lower.hulls`."""
+        return hulls(self.bound, self.constants.machine)
+
+    @cached_property
+    def masked(self) -> Masked:
+        """The hulls made ready. Raises InputError (E505) where there are none, or on CUDA."""
+        if self.device.type != "cpu":
+            raise input_error("E505", "the masked backend is for the CPU", "use backend='flex'")
+        if self.hulls is None:
+            help = "use backend='gathered', which finds tiles in each call"
+            raise input_error("E505", "without its inputs the pattern could hold most pairs", help)
+        return Masked(self.hulls, self.bound.num_heads, self.bound.sizes.q_start, self.device)
 
     def planned(self, *, train: bool) -> Planned:
         """The passes made ready, for training or for inference."""

@@ -162,7 +162,7 @@ def test_nan_is_spoken_of_where_keys_are_masked() -> None:
 def test_every_rule_is_said() -> None:
     for device, kind in (("cpu", "cpu"), ("h100", "cuda")):
         found = said(patterndsl.parse("causal").explain(100, device=device))
-        backend = usual_backend(kind, has_inputs=False, num_groups=1)
+        backend = usual_backend(kind, has_inputs=False, num_groups=1, has_hulls=False)
         rules = [rule for rule in RULES if backend in rule.backends and kind in rule.device_types]
         assert rules and all(f"{rule.to} instead for {rule.when}" in found for rule in rules)
 
@@ -214,8 +214,8 @@ def test_a_machine_can_be_given() -> None:
 
 def test_many_kinds_of_heads_are_one_launch_on_a_gpu() -> None:
     """Each kind has passes of its own, and a GPU would wait for the host that launches them."""
-    assert usual_backend("cuda", has_inputs=False, num_groups=MANY_GROUPS) == "planned"
-    assert usual_backend("cuda", has_inputs=False, num_groups=MANY_GROUPS + 1) == "flex"
-    assert usual_backend("cpu", has_inputs=False, num_groups=MANY_GROUPS + 1) == "planned"
+    assert usual_backend("cuda", has_inputs=False, num_groups=MANY_GROUPS, has_hulls=False) == "planned"
+    assert usual_backend("cuda", has_inputs=False, num_groups=MANY_GROUPS + 1, has_hulls=False) == "flex"
+    assert usual_backend("cpu", has_inputs=False, num_groups=MANY_GROUPS + 1, has_hulls=False) == "planned"
     pattern = patterndsl.parse("causal & blocks(16, random(2, seed = head))")
     assert "for more than 8 kinds of heads" in str(pattern.explain(256, heads=9, device="cuda"))

@@ -75,12 +75,13 @@ def test_the_other_backends(backend: str) -> None:
     assert_same(steps(torch.compile(attend, fullgraph=True, backend="aot_eager"), given), steps(attend, given))
 
 
-def test_inputs() -> None:
+@pytest.mark.parametrize("backend", ["masked", "gathered"])
+def test_inputs(backend: str) -> None:
     pattern = patterndsl.parse("causal & same(doc) & k < limit[q.doc]", inputs={"doc": "int[N]", "limit": "int[]"})
     inputs = {"limit": torch.tensor([9, 100, 100]), "doc": torch.arange(60) // 25}
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        return patterndsl.attention(query, key, value, pattern, inputs=inputs, return_lse=True)
+        return patterndsl.attention(query, key, value, pattern, inputs=inputs, backend=backend, return_lse=True)
 
     given = tensors(60)
     assert_same(steps(torch.compile(attend, fullgraph=True, backend="aot_eager"), given), steps(attend, given))

@@ -1,0 +1,120 @@
+"""Where can a pattern that reads inputs have pairs, whatever their values? There it runs dense, masked by each call.
+
+A hull is a relation without inputs that holds wherever the pattern does: conditions on inputs are dropped, or, in the
+order of positions by an input, read as conditions on places in that order. `chunks(label, m, back)` is then a band, and
+`recent(w) & same(doc)` the window. The layout of a hull is static, so nothing is found again in a call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Var, arithmetic, function
+from patterndsl.ir.relation import (
+    EVERYTHING,
+    And,
+    Compare,
+    Everything,
+    Nothing,
+    Or,
+    Relation,
+    compare,
+    conjunction,
+    disjunction,
+    indices,
+    inputs_read,
+    negation,
+)
+from patterndsl.lower.costs import Machine
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.plan import Pass, dense_option, terms_of
+from patterndsl.sema.bind import Bound
+from patterndsl.sema.parameters import Sizes
+
+MAX_SHARE = 0.25
+"""Of all pairs, that hulls may compute; where they hold more, tiles are found in each call instead."""
+SMALL = 1 << 20
+"""Pairs up to which all of them may be computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hull:
+    """Passes whose pairs hold those of `relation`, for some heads. order: the input by whose stable order positions are
+    placed, None for their own; the relation is of positions in any case."""
+
+    heads: tuple[int, ...]
+    order: str | None
+    passes: tuple[Pass, ...]
+    relation: Relation
+
+
+def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
+    """Hulls that hold each pair of the pattern once; None where they compute too much, or none is dense.
+
+    Terms of a union are taken apart, and later ones are without the pairs of those before them. Without torch.
+    """
+    found = list[Hull]()
+    for group in bound.groups:
+        before = list[Relation]()
+        for term in terms_of(group.relation):
+            hull = _best(term, conjunction((term, *map(negation, before))), group.heads, bound.sizes, machine)
+            if hull is None:
+                return None
+            before.append(term)
+            found.append(hull)
+    computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
+    pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
+    return tuple(found) if computed <= max(MAX_SHARE * pairs, bound.num_heads * SMALL) else None
+
+
+def _best(term: Relation, part: Relation, heads: tuple[int, ...], sizes: Sizes, machine: Machine) -> Hull | None:
+    """The cheapest hull of a term, in the order of positions or in that by an input that it ranks by."""
+    orders: list[str | None] = [None]
+    if sizes.q_start == 0 and sizes.q_len == sizes.kv_len:
+        ranks = (index.name for index in indices(term) if isinstance(index, Read) and index.facet == "rank")
+        orders.extend(dict.fromkeys(ranks))
+    ways = []
+    for order in orders:
+        option = dense_option(hull_of(term, order), heads, sizes, Lookup(), machine)
+        if option is not None:
+            ways.append((option.cost.of(train=True), Hull(heads, order, option.passes, part)))
+    return min(ways, key=lambda way: way[0])[1] if ways else None
+
+
+def hull_of(relation: Relation, order: str | None) -> Relation:
+    """A relation without inputs that holds wherever this one does, between positions or places in the order."""
+    match relation:
+        case Everything() | Nothing():
+            return relation
+        case And(parts):
+            return conjunction(hull_of(part, order) for part in parts)
+        case Or(parts):
+            return disjunction(hull_of(part, order) for part in parts)
+        case Compare(op, left, right):
+            sides = _placed(left, order), _placed(right, order)
+            return EVERYTHING if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
+        case _:
+            return EVERYTHING if order is not None or inputs_read(relation) else relation
+
+
+def _placed(index: Index, order: str | None) -> Index | None:
+    """The expression in what the order counts by; None where it has anything else in it."""
+    match index:
+        case Const():
+            return index
+        case Read(name, "rank", Var() as position) if name == order:
+            return position
+        case Var() | Param():
+            return index if order is None else None
+        case Arithmetic(op, left, right, place):
+            sides = _placed(left, order), _placed(right, order)
+            return None if sides[0] is None or sides[1] is None else arithmetic(op, sides[0], sides[1], place)
+        case Function(name, arguments, place):
+            inner = [_placed(argument, order) for argument in arguments]
+            known = tuple(argument for argument in inner if argument is not None)
+            return function(name, known, place) if len(known) == len(inner) else None
+        case _:
+            return None
+
+
+__all__ = ["Hull", "hull_of", "hulls"]

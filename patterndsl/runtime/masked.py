@@ -1,0 +1,328 @@
+"""How does a pattern that reads inputs run without finding tiles in each call? Dense on the views of its hulls.
+
+Each call makes the masks of the hulls' tiles from its inputs, a part of the tiles at a time. In the order by an input,
+queries, keys and values are permuted first, and results put back. Nothing but the masks depends on what the inputs
+hold: no list is built, and nothing has to be known on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, autocast
+from torch.autograd import Function
+
+from patterndsl.ir.index import Facet
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Random, Relation
+from patterndsl.lower.hulls import Hull
+from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
+from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
+from patterndsl.runtime.merge import merge_, with_lse_gradient
+from patterndsl.runtime.sdpa import launches
+from patterndsl.runtime.views import Launch
+
+aten: Any = torch.ops.aten
+
+MASK_PAIRS = 1 << 21
+"""Pairs of the masks that are made at once, for all heads."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """A part of a hull's tiles. q_places [groups, length, 1], k_places [groups, 1, length]: where they lie, counted
+    from the first query and from key 0."""
+
+    launch: Launch
+    q_places: Tensor
+    k_places: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ready:
+    """A hull made ready. kv_heads: of each of its heads; None where heads are all and share none."""
+
+    order: str | None
+    heads: Tensor | None
+    kv_group_heads: tuple[int, ...]
+    relation: Relation
+    calls: tuple[_Call, ...]
+    draws: Mapping[Random, Tensor]
+
+
+class Masked:
+    """The hulls of a pattern made ready for a device; call it with tensors and checked inputs."""
+
+    def __init__(self, hulls: Sequence[Hull], num_heads: int, q_start: int, device: torch.device) -> None:
+        self.q_start = q_start
+        self.hulls = tuple(
+            _Ready(
+                hull.order,
+                None if len(hull.heads) == num_heads else torch.tensor(hull.heads, device=device),
+                hull.heads,
+                hull.relation,
+                tuple(_calls(hull, device)),
+                draws_of(hull.relation, 1, device),
+            )
+            for hull in hulls
+        )
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq] in float32 at least; differentiable."""
+        with autocast(query.device.type, enabled=False):
+            out, lse = _masked(query, key, value, self, Given.of(self, inputs), scale)
+        return out, lse
+
+
+def _calls(hull: Hull, device: torch.device) -> Iterator[_Call]:
+    for item in hull.passes:
+        for launch in launches(item.piece, None):
+            q_len, kv_len = launch.queries.side.length, launch.keys.side.length
+            at_once = max(1, MASK_PAIRS // (q_len * kv_len))
+            for part in launch.parts(at_once * (q_len + 2 * kv_len)):
+                q_places, k_places = (torch.from_numpy(x.rows()).to(device) for x in (part.queries, part.keys))
+                yield _Call(part, q_places.view(-1, q_len, 1), k_places.view(-1, 1, kv_len))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """What a call's inputs say: facets, and per order the positions by place, [N] or [B, N]."""
+
+    facets: Mapping[tuple[str, Facet], Tensor]
+    orders: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(masked: Masked, inputs: Inputs) -> Given:
+        orders = dict.fromkeys(hull.order for hull in masked.hulls if hull.order is not None)
+        return Given(
+            facets_of((hull.relation for hull in masked.hulls), inputs),
+            {name: inputs[name].argsort(stable=True, dim=-1) for name in orders},
+        )
+
+    def order(self, name: str | None, row: int) -> Tensor | None:
+        """The positions of a batch row by place; None for their own order."""
+        if name is None:
+            return None
+        found = self.orders[name]
+        return found if found.dim() == 1 else found[0 if found.shape[0] == 1 else row]
+
+
+# ---- one hull of one batch row
+
+
+def _taken(x: Tensor, heads: Tensor | None, order: Tensor | None) -> Tensor:
+    """[1, heads, T, ...] of [H, T, ...], by place."""
+    x = x if heads is None else x.index_select(0, heads)
+    return (x if order is None else x.index_select(1, order)).unsqueeze(0)
+
+
+def _bias(hull: _Ready, call: _Call, order: Tensor | None, data: DeviceData, q_start: int, like: Tensor) -> Tensor:
+    """What is added to scores, [groups, 1, length, width]: 0 or -inf."""
+    if order is None:
+        q, k = call.q_places + q_start, call.k_places
+    else:
+        q, k = order[call.q_places], order[call.k_places]
+    keep = torch.as_tensor(member(hull.relation, Point(q, k, 0, data)), device=q.device)
+    bias = torch.zeros(keep.shape, dtype=like.dtype, device=q.device).masked_fill_(~keep, -torch.inf)
+    return bias.expand(q.shape[0], q.shape[1], k.shape[2]).unsqueeze(1)
+
+
+def _by_group(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[groups, heads, length, D] each, so that heads share a mask."""
+    q = call.launch.queries.grouped(query).transpose(0, 1)
+    k, v = (call.launch.keys.grouped(x).transpose(0, 1) for x in (key, value))
+    return q, k, v
+
+
+def _hull_forward(
+    hull: _Ready,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    order: Tensor | None,
+    data: DeviceData,
+    q_start: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output [1, heads, Tq, D] and lse [1, heads, Tq], by place."""
+    query = tensors[0]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = torch.zeros((*query.shape[:3], tensors[2].shape[3]), dtype=dtype, device=query.device)
+    lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
+    for call in hull.calls:
+        bias = _bias(hull, call, order, data, q_start, query)
+        found, found_lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            *_by_group(call, *tensors), 0.0, False, attn_mask=bias, scale=scale
+        )
+        # the kernel says 0 of a row without keys
+        found_lse = found_lse.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
+        places = call.launch.queries
+        into, lse_into = places.into(out), places.into(lse)
+        merge_(into, lse_into, places.fit(found.transpose(0, 1), into), places.fit(found_lse.transpose(0, 1), lse_into))
+    return out, lse
+
+
+def _hull_backward(
+    hull: _Ready,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
+    order: Tensor | None,
+    data: DeviceData,
+    q_start: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the tensors, by place. results: grad_out and out [1, heads, Tq, D], lse [1, heads, Tq], of all."""
+    totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
+    for call in hull.calls:
+        bias = _bias(hull, call, order, data, q_start, tensors[0])
+        grad_out, out, lse = (call.launch.queries.grouped(x).transpose(0, 1) for x in results)
+        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out, *_by_group(call, *tensors), out, lse, 0.0, False, attn_mask=bias, scale=scale
+        )
+        grads = [grad.transpose(0, 1).to(lse.dtype) for grad in found]
+        into = call.launch.queries.into(totals[0])
+        into.add_(call.launch.queries.fit(grads[0], into))
+        for total, grad in zip(totals[1:], grads[1:], strict=True):
+            for places, part in call.launch.key_gradients(grad):
+                into = places.into(total)
+                into.add_(places.fit(part, into))
+    return totals[0], totals[1], totals[2]
+
+
+# ---- all of them
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A hull of a batch row: what its kernels see."""
+
+    hull: _Ready
+    row: int
+    order: Tensor | None
+    heads: Tensor | None
+    kv_heads: Tensor | None
+    data: DeviceData
+
+
+def _turns(masked: Masked, given: Given, query: Tensor, key: Tensor) -> Iterator[_Turn]:
+    kv_group = query.shape[1] // key.shape[1]
+    for row in range(query.shape[0]):
+        for hull in masked.hulls:
+            heads = torch.arange(query.shape[1], device=query.device) if hull.heads is None else hull.heads
+            kv_heads = hull.heads if kv_group == 1 else heads // kv_group
+            data = DeviceData(given.facets, hull.draws, row)
+            yield _Turn(hull, row, given.order(hull.order, row), hull.heads, kv_heads, data)
+
+
+def _put_back(x: Tensor, order: Tensor | None) -> Tensor:
+    """By position what is by place: [1, heads, T, ...]."""
+    return x if order is None else torch.empty_like(x).index_copy_(2, order, x)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, masked: Masked, given: Given, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and lse of all hulls together."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = torch.zeros((*query.shape[:3], value.shape[3]), dtype=dtype, device=query.device)
+    lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
+    for turn in _turns(masked, given, query, key):
+        tensors = _tensors(turn, query, key, value)
+        found = _hull_forward(turn.hull, tensors, turn.order, turn.data, masked.q_start, scale)
+        part_out, part_lse = (_put_back(x, turn.order)[0] for x in found)
+        if turn.heads is None:
+            merge_(out[turn.row], lse[turn.row], part_out, part_lse)
+        else:
+            mine, mine_lse = out[turn.row, turn.heads], lse[turn.row, turn.heads]
+            merge_(mine, mine_lse, part_out, part_lse)
+            out[turn.row, turn.heads], lse[turn.row, turn.heads] = mine, mine_lse
+    return out.to(query.dtype), lse
+
+
+def _tensors(turn: _Turn, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q = _taken(query[turn.row], turn.heads, turn.order)
+    k, v = (_taken(x[turn.row], turn.kv_heads, turn.order) for x in (key, value))
+    return q, k, v
+
+
+def gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    masked: Masked,
+    given: Given,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, from what all hulls gave together."""
+    width = query.shape[3]
+    if grad_lse is not None:
+        query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of an empty row are 0
+    totals = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (query, key, value))
+    for turn in _turns(masked, given, query, key):
+        results = tuple(_taken(x[turn.row], turn.heads, turn.order) for x in (grad_out, out, lse))
+        tensors = _tensors(turn, query, key, value)
+        found = _hull_backward(
+            turn.hull, tensors, (results[0], results[1], results[2]), turn.order, turn.data, masked.q_start, scale
+        )
+        for total, grad, heads in zip(totals, found, (turn.heads, turn.kv_heads, turn.kv_heads), strict=True):
+            mine = _put_back(grad, turn.order)[0]
+            if heads is None:
+                total[turn.row].add_(mine)
+            else:
+                total[turn.row].index_add_(0, heads, mine)
+    pairs = zip(totals, (query, key, value), strict=True)
+    grad_query, grad_key, grad_value = (total[..., :width].to(x.dtype) for total, x in pairs)
+    return grad_query, grad_key, grad_value
+
+
+class _Masked(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, masked: Masked, given: Given, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = forward(query, key, value, masked, given, scale)
+        ctx.masked, ctx.given, ctx.scale = masked, given, scale
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            grad_out = torch.zeros_like(ctx.saved_tensors[3])
+        with autocast(grad_out.device.type, enabled=False):
+            grads = _gradients(*ctx.saved_tensors, grad_out, grad_lse, ctx.masked, ctx.given, ctx.scale)
+        return *grads, None, None, None
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise no_vmap()
+
+    @staticmethod
+    def jvp(*_: Any) -> Any:
+        raise no_forward_mode("masked")
+
+
+class _Gradients(Function):
+    """The first derivatives, as a function of its own so that asking for the second ones is understood."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return gradients(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise no_second_derivatives("masked")
+
+
+# torch declares `apply` without types
+_masked: Callable[..., tuple[Tensor, Tensor]] = _Masked.apply
+_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply
