@@ -7,7 +7,7 @@ plan for a device that is not there is explained too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
@@ -209,7 +209,9 @@ def explanation(
             for at, (options, forward, training) in enumerate(chosen)
         )
     why = None
-    if bound.inputs:
+    if backend == "masked":
+        groups = tuple(_masked_groups(bound, machine, head_dim))
+    if bound.inputs and not groups:
         named = ", ".join(f"`{item.name}`" for item in bound.inputs)
         why = f"the pattern reads {named}, so its tiles depend on each call and are found then"
     return Explanation(
@@ -280,6 +282,19 @@ def _group(
         ways.append(Way(number, option.text, tuple(passes)))
     places = [next(at for at, option in enumerate(options) if option is chosen) for chosen in (forward, training)]
     return GroupWays(heads, tuple(ways), places[0], places[1])
+
+
+def _masked_groups(bound: Bound, machine: Machine, head_dim: int) -> Iterator[GroupWays]:
+    """The passes of hulls. How many of their pairs are kept, only a call's inputs say."""
+    found = hulls(bound, machine) or ()
+    for group in bound.groups:
+        passes = list[PassFigures]()
+        for hull in found:
+            if hull.heads == group.heads:
+                placed = "" if hull.order is None else f"by `{hull.order}`, "
+                figures = (_pass(item, None, machine, head_dim) for item in hull.passes)
+                passes.extend(replace(shown, kernel="masked", text=placed + shown.text) for shown in figures)
+        yield GroupWays(group.heads, (Way(0, "where pairs can be", tuple(passes)),), 0, 0)
 
 
 def _pass(item: Pass, kept: int | None, machine: Machine, head_dim: int) -> PassFigures:

@@ -8,8 +8,9 @@ order of positions by an input, read as conditions on places in that order. `chu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Var, arithmetic, function
+from patterndsl.ir.index import Arithmetic, Const, Function, Index, K, Param, Q, Read, Var, arithmetic, function
 from patterndsl.ir.relation import (
     EVERYTHING,
     And,
@@ -40,12 +41,17 @@ SMALL = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Hull:
     """Passes whose pairs hold those of `relation`, for some heads. order: the input by whose stable order positions are
-    placed, None for their own; the relation is of positions in any case."""
+    placed, None for their own; the relation is of positions in any case.
+
+    runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
+    that order are then dense, and no pass is needed.
+    """
 
     heads: tuple[int, ...]
     order: str | None
     passes: tuple[Pass, ...]
     relation: Relation
+    runs: Literal["full", "causal"] | None = None
 
 
 def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
@@ -56,8 +62,10 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     found = list[Hull]()
     for group in bound.groups:
         before = list[Relation]()
-        for term in terms_of(group.relation):
-            hull = _best(term, conjunction((term, *map(negation, before))), group.heads, bound.sizes, machine)
+        # runs are dense as long as nothing is taken out of them
+        for term in sorted(terms_of(group.relation), key=lambda term: _runs_of(term, bound.sizes) is None):
+            part = conjunction((term, *map(negation, before)))
+            hull = _runs(part, group.heads, bound.sizes) or _best(term, part, group.heads, bound.sizes, machine)
             if hull is None:
                 return None
             before.append(term)
@@ -65,6 +73,27 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
     return tuple(found) if computed <= max(MAX_SHARE * pairs, bound.num_heads * SMALL) else None
+
+
+def _runs(part: Relation, heads: tuple[int, ...], sizes: Sizes) -> Hull | None:
+    found = _runs_of(part, sizes)
+    return None if found is None else Hull(heads, found[0], (), part, found[1])
+
+
+def _runs_of(relation: Relation, sizes: Sizes) -> tuple[str, Literal["full", "causal"]] | None:
+    """The input whose equal values the relation asks for, alone or with causality; None where it is anything else."""
+    parts = set(relation.terms if isinstance(relation, And) else (relation,))
+    is_causal = CAUSAL in parts
+    if len(parts - {CAUSAL}) != 1 or sizes.q_start or sizes.q_len != sizes.kv_len:
+        return None
+    match next(iter(parts - {CAUSAL})):
+        case Compare("==", Read(name, "value", first), Read(other, "value", second)) if name == other:
+            return (name, "causal" if is_causal else "full") if {first, second} == {Q, K} else None
+        case _:
+            return None
+
+
+CAUSAL = Compare("<=", K, Q)
 
 
 def _best(term: Relation, part: Relation, heads: tuple[int, ...], sizes: Sizes, machine: Machine) -> Hull | None:

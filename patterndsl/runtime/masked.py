@@ -1,8 +1,8 @@
 """How does a pattern that reads inputs run without finding tiles in each call? Dense on the views of its hulls.
 
 Each call makes the masks of the hulls' tiles from its inputs, a part of the tiles at a time. In the order by an input,
-queries, keys and values are permuted first, and results put back. Nothing but the masks depends on what the inputs
-hold: no list is built, and nothing has to be known on the host.
+queries, keys and values are permuted first, and results put back. Positions with one value of an input, such as those
+of a document, are runs in its order, and each is dense.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.autograd import Function
 from patterndsl.ir.index import Facet
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Random, Relation
+from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.hulls import Hull
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
 from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
@@ -34,21 +35,21 @@ MASK_PAIRS = 1 << 21
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A part of a hull's tiles. q_places [groups, length, 1], k_places [groups, 1, length]: where they lie, counted
-    from the first query and from key 0."""
+    from the first query and from key 0; None for a run of equal values, which is not masked."""
 
     launch: Launch
-    q_places: Tensor
-    k_places: Tensor
+    q_places: Tensor | None = None
+    k_places: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready. kv_heads: of each of its heads; None where heads are all and share none."""
+    """A hull made ready. heads: None where they are all; runs: see `Hull`, its calls are made of each call's values."""
 
     order: str | None
     heads: Tensor | None
-    kv_group_heads: tuple[int, ...]
     relation: Relation
+    runs: str | None
     calls: tuple[_Call, ...]
     draws: Mapping[Random, Tensor]
 
@@ -62,8 +63,8 @@ class Masked:
             _Ready(
                 hull.order,
                 None if len(hull.heads) == num_heads else torch.tensor(hull.heads, device=device),
-                hull.heads,
                 hull.relation,
+                hull.runs,
                 tuple(_calls(hull, device)),
                 draws_of(hull.relation, 1, device),
             )
@@ -91,28 +92,53 @@ def _calls(hull: Hull, device: torch.device) -> Iterator[_Call]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """What a call's inputs say: facets, and per order the positions by place, [N] or [B, N]."""
+    """What a call's inputs say: facets, and of the inputs that hulls are ordered by, per batch row or one for all, the
+    sorted values and their positions, None where these are in order."""
 
     facets: Mapping[tuple[str, Facet], Tensor]
-    orders: Mapping[str, Tensor]
+    values: Mapping[str, Sequence[Tensor]]
+    orders: Mapping[str, Sequence[Tensor | None]]
 
     @staticmethod
     def of(masked: Masked, inputs: Inputs) -> Given:
-        orders = dict.fromkeys(hull.order for hull in masked.hulls if hull.order is not None)
-        return Given(
-            facets_of((hull.relation for hull in masked.hulls), inputs),
-            {name: inputs[name].argsort(stable=True, dim=-1) for name in orders},
-        )
+        facets = facets_of((hull.relation for hull in masked.hulls), inputs)
+        values, orders = dict[str, list[Tensor]](), dict[str, list[Tensor | None]]()
+        for name in {hull.order for hull in masked.hulls if hull.order is not None}:
+            rows = inputs[name].reshape(-1, inputs[name].shape[-1])
+            found = [row.sort(stable=True) for row in rows]
+            values[name] = [by_value.values for by_value in found]
+            pairs = zip(rows, found, strict=True)
+            orders[name] = [None if torch.equal(row, by_value.values) else by_value.indices for row, by_value in pairs]
+        return Given(facets, values, orders)
 
     def order(self, name: str | None, row: int) -> Tensor | None:
         """The positions of a batch row by place; None for their own order."""
-        if name is None:
-            return None
-        found = self.orders[name]
-        return found if found.dim() == 1 else found[0 if found.shape[0] == 1 else row]
+        return None if name is None else self.orders[name][row % len(self.orders[name])]
+
+    def runs(self, name: str, row: int) -> Iterator[_Call]:
+        """The runs of equal values in their order."""
+        values = self.values[name][row % len(self.values[name])]
+        start = 0
+        for count in torch.unique_consecutive(values, return_counts=True)[1].tolist():
+            side = Side(start, (Axis(count, 1),))
+            yield _Call(Launch((), (), side, side))
+            start += count
 
 
 # ---- one hull of one batch row
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A hull of a batch row: what its kernels see."""
+
+    hull: _Ready
+    calls: Sequence[_Call]
+    row: int
+    order: Tensor | None
+    heads: Tensor | None
+    kv_heads: Tensor | None
+    data: DeviceData
 
 
 def _taken(x: Tensor, heads: Tensor | None, order: Tensor | None) -> Tensor:
@@ -121,14 +147,14 @@ def _taken(x: Tensor, heads: Tensor | None, order: Tensor | None) -> Tensor:
     return (x if order is None else x.index_select(1, order)).unsqueeze(0)
 
 
-def _bias(hull: _Ready, call: _Call, order: Tensor | None, data: DeviceData, q_start: int, like: Tensor) -> Tensor:
-    """What is added to scores, [groups, 1, length, width]: 0 or -inf."""
-    if order is None:
-        q, k = call.q_places + q_start, call.k_places
-    else:
-        q, k = order[call.q_places], order[call.k_places]
-    keep = torch.as_tensor(member(hull.relation, Point(q, k, 0, data)), device=q.device)
-    bias = torch.zeros(keep.shape, dtype=like.dtype, device=q.device).masked_fill_(~keep, -torch.inf)
+def _bias(turn: _Turn, call: _Call, q_start: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to scores, [groups, 1, length, width]: 0 or -inf; None for a run."""
+    if call.q_places is None or call.k_places is None:
+        return None
+    q, k = call.q_places, call.k_places
+    q, k = (q + q_start, k) if turn.order is None else (turn.order[q], turn.order[k])
+    keep = torch.as_tensor(member(turn.hull.relation, Point(q, k, 0, turn.data)), device=q.device)
+    bias = torch.zeros(keep.shape, dtype=dtype, device=q.device).masked_fill_(~keep, -torch.inf)
     return bias.expand(q.shape[0], q.shape[1], k.shape[2]).unsqueeze(1)
 
 
@@ -140,25 +166,20 @@ def _by_group(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[T
 
 
 def _hull_forward(
-    hull: _Ready,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    order: Tensor | None,
-    data: DeviceData,
-    q_start: int,
-    scale: float,
+    turn: _Turn, tensors: tuple[Tensor, Tensor, Tensor], q_start: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output [1, heads, Tq, D] and lse [1, heads, Tq], by place."""
     query = tensors[0]
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = torch.zeros((*query.shape[:3], tensors[2].shape[3]), dtype=dtype, device=query.device)
     lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
-    for call in hull.calls:
-        bias = _bias(hull, call, order, data, q_start, query)
+    for call in turn.calls:
+        bias = _bias(turn, call, q_start, query.dtype)
         found, found_lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            *_by_group(call, *tensors), 0.0, False, attn_mask=bias, scale=scale
+            *_by_group(call, *tensors), 0.0, turn.hull.runs == "causal", attn_mask=bias, scale=scale
         )
-        # the kernel says 0 of a row without keys
-        found_lse = found_lse.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
+        if bias is not None:  # the kernel says 0 of a row without keys
+            found_lse = found_lse.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
         places = call.launch.queries
         into, lse_into = places.into(out), places.into(lse)
         merge_(into, lse_into, places.fit(found.transpose(0, 1), into), places.fit(found_lse.transpose(0, 1), lse_into))
@@ -166,21 +187,26 @@ def _hull_forward(
 
 
 def _hull_backward(
-    hull: _Ready,
+    turn: _Turn,
     tensors: tuple[Tensor, Tensor, Tensor],
-    results: tuple[Tensor, Tensor, Tensor],
-    order: Tensor | None,
-    data: DeviceData,
+    results: Sequence[Tensor],
     q_start: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the tensors, by place. results: grad_out and out [1, heads, Tq, D], lse [1, heads, Tq], of all."""
     totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
-    for call in hull.calls:
-        bias = _bias(hull, call, order, data, q_start, tensors[0])
+    for call in turn.calls:
+        bias = _bias(turn, call, q_start, tensors[0].dtype)
         grad_out, out, lse = (call.launch.queries.grouped(x).transpose(0, 1) for x in results)
         found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out, *_by_group(call, *tensors), out, lse, 0.0, False, attn_mask=bias, scale=scale
+            grad_out,
+            *_by_group(call, *tensors),
+            out,
+            lse,
+            0.0,
+            turn.hull.runs == "causal",
+            attn_mask=bias,
+            scale=scale,
         )
         grads = [grad.transpose(0, 1).to(lse.dtype) for grad in found]
         into = call.launch.queries.into(totals[0])
@@ -195,18 +221,6 @@ def _hull_backward(
 # ---- all of them
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A hull of a batch row: what its kernels see."""
-
-    hull: _Ready
-    row: int
-    order: Tensor | None
-    heads: Tensor | None
-    kv_heads: Tensor | None
-    data: DeviceData
-
-
 def _turns(masked: Masked, given: Given, query: Tensor, key: Tensor) -> Iterator[_Turn]:
     kv_group = query.shape[1] // key.shape[1]
     for row in range(query.shape[0]):
@@ -214,7 +228,8 @@ def _turns(masked: Masked, given: Given, query: Tensor, key: Tensor) -> Iterator
             heads = torch.arange(query.shape[1], device=query.device) if hull.heads is None else hull.heads
             kv_heads = hull.heads if kv_group == 1 else heads // kv_group
             data = DeviceData(given.facets, hull.draws, row)
-            yield _Turn(hull, row, given.order(hull.order, row), hull.heads, kv_heads, data)
+            runs = tuple(given.runs(hull.order, row)) if hull.runs and hull.order else ()
+            yield _Turn(hull, runs or hull.calls, row, given.order(hull.order, row), hull.heads, kv_heads, data)
 
 
 def _put_back(x: Tensor, order: Tensor | None) -> Tensor:
@@ -231,7 +246,7 @@ def forward(
     lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
     for turn in _turns(masked, given, query, key):
         tensors = _tensors(turn, query, key, value)
-        found = _hull_forward(turn.hull, tensors, turn.order, turn.data, masked.q_start, scale)
+        found = _hull_forward(turn, tensors, masked.q_start, scale)
         part_out, part_lse = (_put_back(x, turn.order)[0] for x in found)
         if turn.heads is None:
             merge_(out[turn.row], lse[turn.row], part_out, part_lse)
@@ -267,11 +282,8 @@ def gradients(
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of an empty row are 0
     totals = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (query, key, value))
     for turn in _turns(masked, given, query, key):
-        results = tuple(_taken(x[turn.row], turn.heads, turn.order) for x in (grad_out, out, lse))
-        tensors = _tensors(turn, query, key, value)
-        found = _hull_backward(
-            turn.hull, tensors, (results[0], results[1], results[2]), turn.order, turn.data, masked.q_start, scale
-        )
+        results = [_taken(x[turn.row], turn.heads, turn.order) for x in (grad_out, out, lse)]
+        found = _hull_backward(turn, _tensors(turn, query, key, value), results, masked.q_start, scale)
         for total, grad, heads in zip(totals, found, (turn.heads, turn.kv_heads, turn.kv_heads), strict=True):
             mine = _put_back(grad, turn.order)[0]
             if heads is None:

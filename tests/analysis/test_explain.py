@@ -139,8 +139,8 @@ def said(found: Explanation) -> str:
 
 
 def test_a_pattern_with_inputs_has_no_plan_and_says_what_runs() -> None:
-    pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
-    found = pattern.explain(100)
+    pattern = patterndsl.parse("causal & q.doc < k.doc", inputs={"doc": "int[N]"})
+    found = pattern.explain(8192)
     assert found.groups == () and "`doc`" in (found.no_plan or "") and found.backend == "gathered"
     assert pattern.explain(100, device="h100").backend == "flex"
     assert pattern.compile(100, backend="planned").explain().runs.startswith("nothing")
@@ -219,3 +219,10 @@ def test_many_kinds_of_heads_are_one_launch_on_a_gpu() -> None:
     assert usual_backend("cpu", has_inputs=False, num_groups=MANY_GROUPS + 1, has_hulls=False) == "planned"
     pattern = patterndsl.parse("causal & blocks(16, random(2, seed = head))")
     assert "for more than 8 kinds of heads" in str(pattern.explain(256, heads=9, device="cuda"))
+
+
+def test_hulls_are_shown_with_the_order_that_they_are_in() -> None:
+    text = "causal & (chunks(bucket, 64, 1) | recent(128))"
+    found = patterndsl.parse(text, inputs={"bucket": "int[N]"}).explain(4096)
+    assert found.backend == "masked" and found.no_plan is None
+    assert "by `bucket`, a band of 128 keys" in str(found) and "not counted" in str(found)

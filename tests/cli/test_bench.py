@@ -97,7 +97,7 @@ def test_the_table_and_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_inputs_and_groups_of_heads(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["causal & same(doc)", "--declare", "doc=int[N]", "--input-values", "doc=0*20,1*20", "-n", "40"]
     (pattern,) = found(capsys, *words, "--kv-heads", "1")["patterns"]
-    assert pattern["backend"] == "gathered"
+    assert pattern["backend"] == "masked"
     assert set(entries(pattern)) == {"patterndsl", "dense SDPA, causal", "FlexAttention"}
     assert main(["bench", "causal & same(doc)", "--declare", "doc=int[N]", "-n", "40", *QUICK]) == 1
     assert "E501" in capsys.readouterr().err

@@ -59,6 +59,8 @@ def test_random_patterns(case: Case, seed: int, kv_group: int) -> None:
 TERMS = st.sampled_from(
     (
         "chunks(bucket, 8, 1)",
+        "same(bucket)",
+        "all",
         "chunks(bucket, 16, 0)",
         "chunks(bucket, m, 2)",
         "same(bucket) & recent(40)",
@@ -140,12 +142,21 @@ def test_the_work_of_chunks_follows_the_chunks() -> None:
 
 
 def test_where_inputs_decide_alone_tiles_are_found_in_each_call() -> None:
-    pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
+    pattern = patterndsl.parse("causal & q.doc < k.doc", inputs={"doc": "int[N]"})
     assert pattern.compile(8192).backend == "gathered"
     assert "gathered" in str(pattern.explain(8192))
     tensors = [torch.randn(1, 1, 8192, 8) for _ in range(3)]
     with pytest.raises(InputError, match="most pairs"):
         pattern.compile(8192, backend="masked")(*tensors, inputs={"doc": torch.arange(8192) // 100})
+
+
+def test_documents_are_runs() -> None:
+    """However long: what runs hold is known in a call alone."""
+    for text, runs in (("causal & same(doc)", "causal"), ("same(doc)", "full")):
+        program = patterndsl.parse(text, inputs={"doc": "int[N]"}).compile(1 << 20)
+        assert program.hulls is not None and [hull.runs for hull in program.hulls] == [runs]
+    joined = patterndsl.parse("causal & (recent(9) | same(doc))", inputs={"doc": "int[N]"}).compile(4096)
+    assert joined.hulls is not None and [hull.runs for hull in joined.hulls] == ["causal", None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
