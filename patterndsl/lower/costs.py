@@ -24,7 +24,7 @@ BACKWARD = 2.5
 
 MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
-ROW_ALONE, COLUMN_ALONE = 2.0, 4.0
+FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
@@ -226,11 +226,12 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
     fine, forward = seconds(shape.in_inference)
     tile, work = seconds(shape.tiles)
     if on_gpu:
-        forward = max(forward, fine * machine.units * ROW_ALONE * longest_row(shape.in_inference))
-    row = max(work, tile * machine.units * longest_row(shape.tiles))
-    column = max(work, tile * machine.units * longest_column(shape.tiles) * (COLUMN_ALONE if on_gpu else 1))
+        forward = max(forward, fine * machine.units * FORWARD_ALONE * longest_row(shape.in_inference))
+    alone = tile * machine.units * (BACKWARD_ALONE if on_gpu else 1)
+    row, column = (max(work, alone * most) for most in (longest_row(shape.tiles), longest_column(shape.tiles)))
     backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
-    found = Cost(forward, backward * (row + column) + work / machine.backward_rate)
+    # a forward pass of training has the coarse tiles; what it takes longer is added here
+    found = Cost(forward, max(0.0, work - forward) + backward * (row + column) + work / machine.backward_rate)
     rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
     if machine.sparse_kernel == "gathered":
         found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)

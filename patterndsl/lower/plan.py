@@ -18,7 +18,7 @@ from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_
 from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, pieces
+from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, Wanted, pieces
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
@@ -26,6 +26,8 @@ from patterndsl.sema.parameters import Sizes
 MAX_TERMS = 8
 """Parts that a union is split into; a larger one is left whole."""
 MAX_ORDERS = 6
+MAX_MASK_PAIRS = 1 << 26
+"""Pairs of the masks of scattered relations, over all head groups."""
 SMALL = 1 << 20
 """Finest tiles of the whole square, up to which block-sparse layouts are counted even where a dense one was found."""
 
@@ -129,7 +131,8 @@ def plan(
     on_event: OnEvent | None = None,
 ) -> Plan:
     """The plans of a pattern without inputs. Work: O(live tiles) of the options that are looked at."""
-    planner = _Planner(bound.sizes, lookup, machine, head_dim, _Steps(len(bound.groups), on_event))
+    wanted = replace(machine.wanted, mask_pairs=MAX_MASK_PAIRS // len(bound.groups))
+    planner = _Planner(bound.sizes, lookup, machine, wanted, head_dim, _Steps(len(bound.groups), on_event))
     return Plan(machine, tuple(tuple(planner.options(at, group)) for at, group in enumerate(bound.groups)), choice)
 
 
@@ -163,6 +166,7 @@ class _Planner:
     sizes: Sizes
     lookup: Lookup
     machine: Machine
+    wanted: Wanted
     head_dim: int
     steps: _Steps
 
@@ -252,7 +256,7 @@ class _Planner:
         """The pieces of all cells; None where some are block-sparse and that is not wanted."""
         parts = list[Piece]()
         for cell in found:
-            inside = pieces(cell, self.lookup, self.machine.wanted, sparse=sparse)
+            inside = pieces(cell, self.lookup, self.wanted, sparse=sparse)
             if inside is None:
                 return None
             parts.extend(inside)
@@ -268,7 +272,9 @@ def dense_option(
     relation: Relation, heads: tuple[int, ...], sizes: Sizes, lookup: Lookup, machine: Machine
 ) -> Option | None:
     """The cheapest way to run a relation for some heads, undivided and with nothing block-sparse in it."""
-    return _Planner(sizes, lookup, machine, HEAD_DIM, _Steps(1, None)).best(relation, heads, sparse=False)
+    return _Planner(sizes, lookup, machine, machine.wanted, HEAD_DIM, _Steps(1, None)).best(
+        relation, heads, sparse=False
+    )
 
 
 def terms_of(relation: Relation) -> list[Relation]:

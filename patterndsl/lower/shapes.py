@@ -40,8 +40,8 @@ MAX_PERIOD = 256
 """Rows after which a band repeats."""
 MAX_MASK = 1 << 21
 """Pairs of a mask that is kept and applied as it is."""
-STRIP, MAX_STRIPS, MAX_MASKS = 256, 32, 1 << 24
-"""Queries of a strip, strips, and the pairs of all their masks, where a scattered relation is masked strip by strip."""
+STRIP, MAX_STRIPS = 256, 32
+"""Queries of a strip where a scattered relation is masked strip by strip, and the most strips."""
 MIN_DENSITY = 0.125
 """Where a mask keeps more, no tiles are looked for."""
 GATHERING = 2.5
@@ -114,12 +114,14 @@ class Wanted:
 
     bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
     to fine; a finer one is taken where it computes less by the factor `saving`. finer: those of inference beyond them.
+    mask_pairs: of all strips of a relation, where it is masked strip by strip.
     """
 
     bands: bool
     blocks: Blocks
     saving: float
     finer: Blocks
+    mask_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def pieces(cell: Cell, lookup: Lookup, wanted: Wanted, *, sparse: bool) -> list[
     if wanted.bands and mask is None and len(geometry.q.axes) == len(geometry.k.axes) == 1:
         strips = list(_strips(cell, tiles))
         masked = sum((q[1] - q[0]) * (k[1] - k[0]) for q, k in strips)
-        if masked < min(GATHERING * area, MAX_MASKS) and len(strips) <= MAX_STRIPS:
+        if masked < min(GATHERING * area, wanted.mask_pairs) and len(strips) <= MAX_STRIPS:
             return [Piece(geometry.narrowed(q, k), Masked(_mask(relation, q, k, lookup))) for q, k in strips]
     unit = (tiles.q_block, tiles.kv_block)
     finer = fitting_tiles(relation, cell.sizes, lookup, (unit, *wanted.finer), wanted.saving) if wanted.finer else tiles
@@ -186,20 +188,21 @@ def pieces(cell: Cell, lookup: Lookup, wanted: Wanted, *, sparse: bool) -> list[
 def _strips(cell: Cell, tiles: Tiles) -> Iterator[tuple[Span, Span]]:
     """Spans of queries that hold all pairs of the relation, each with the span of keys that it reaches; neighbours that
     reach the same keys are one."""
-    in_strip, last = tiles.q_blks * tiles.q_block // STRIP, None
+    height = -(-STRIP // tiles.q_block) * tiles.q_block  # whole tiles
+    in_strip, before = tiles.q_blks * tiles.q_block // height, None
     for strip in np.unique(in_strip).tolist():
         kv_blks = tiles.kv_blks[in_strip == strip]
         first, stop = int(kv_blks.min()) * tiles.kv_block, (int(kv_blks.max()) + 1) * tiles.kv_block
-        q = (strip * STRIP, min((strip + 1) * STRIP, cell.geometry.q.length))
+        q = (strip * height, min((strip + 1) * height, cell.geometry.q.length))
         k = (first, min(stop, cell.geometry.k.length))
-        if last is not None and last[1] == k and last[0][1] == q[0]:
-            last = ((last[0][0], q[1]), k)
+        if before is not None and before[1] == k and before[0][1] == q[0]:
+            before = ((before[0][0], q[1]), k)
             continue
-        if last is not None:
-            yield last
-        last = (q, k)
-    if last is not None:
-        yield last
+        if before is not None:
+            yield before
+        before = (q, k)
+    if before is not None:
+        yield before
 
 
 def _mask(relation: Relation, q: Span, k: Span, lookup: Lookup) -> Truths:
@@ -303,8 +306,8 @@ MIN_TILES = 4
 
 def _tile(period: int, reach: int) -> int:
     """Rows of a tile, a multiple of the period: some 64, fewer where the band is narrow."""
-    wanted = 64 if reach >= 64 else 32
-    return max(1, wanted // period) * period
+    rows = 64 if reach >= 64 else 32
+    return max(1, rows // period) * period
 
 
 LANES = 16

@@ -207,7 +207,7 @@ class _Measurement:
         """Of the backward pass of a piece of all positions."""
         query, key, value = self.tensors(length)
         kernel = self.kernel(piece)
-        (launch,) = kernel.launches  # a square is one call
+        (launch,) = kernel.launches  # a full square is one call
         out, lse, saved = kernel.forward(launch, query, key, value, SCALE, True)
         merged = Merged(out.reshape(query.shape), lse.reshape(query.shape[:3]), torch.ones_like(query))
         return self.clocked(lambda: kernel.backward(launch, query, key, value, merged, SCALE, saved))
@@ -217,9 +217,10 @@ class _Measurement:
         query, key, value = self.tensors(self.setting.tiny)
         plan = Planned([self.as_pass(piece)], self.device)
         (one,) = plan.passes
+        more = replace(one, is_first=(False,) * len(one.is_first))  # others merge
         seconds = []
         for number in (2, 2 + MANY_PASSES):
-            plan.passes = (one,) * number
+            plan.passes = (one, *(more,) * (number - 1))
             seconds.append(self.clocked(lambda: plan(query, key, value, SCALE)))
         return max(1e-7, (seconds[1] - seconds[0]) / MANY_PASSES)
 

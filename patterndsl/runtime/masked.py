@@ -24,7 +24,7 @@ from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
 from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
 from patterndsl.runtime.merge import merge_, with_lse_gradient
 from patterndsl.runtime.sdpa import launches
-from patterndsl.runtime.views import Launch
+from patterndsl.runtime.views import Launch, with_unit_stride
 
 aten: Any = torch.ops.aten
 
@@ -85,7 +85,7 @@ def _calls(hull: Hull, device: torch.device) -> Iterator[_Call]:
         for launch in launches(item.piece, None):
             q_len, kv_len = launch.queries.side.length, launch.keys.side.length
             at_once = max(1, MASK_PAIRS // (q_len * kv_len))
-            for part in launch.parts(at_once * (q_len + 2 * kv_len)):
+            for part in launch.split(at_once * (q_len + 2 * kv_len)):
                 q_places, k_places = (torch.from_numpy(x.rows()).to(device) for x in (part.queries, part.keys))
                 yield _Call(part, q_places.view(-1, q_len, 1), k_places.view(-1, 1, kv_len))
 
@@ -241,6 +241,7 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, masked: Masked, given: Given, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of all hulls together."""
+    query, key, value = map(with_unit_stride, (query, key, value))
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = torch.zeros((*query.shape[:3], value.shape[3]), dtype=dtype, device=query.device)
     lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
@@ -277,6 +278,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, from what all hulls gave together."""
     width = query.shape[3]
+    query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
     if grad_lse is not None:
         query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of an empty row are 0

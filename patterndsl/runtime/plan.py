@@ -26,7 +26,7 @@ from patterndsl.lower.stored import Arrays, read_option, read_tiles, written_opt
 from patterndsl.lower.tiles import Tiles
 from patterndsl.sema.parameters import Sizes
 
-FORMAT = 2
+FORMAT = 3
 _KEY = "patterndsl"
 _CURE = "compile the pattern again: patterndsl compile SPEC -n N -o FILE"
 

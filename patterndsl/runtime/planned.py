@@ -28,7 +28,7 @@ from patterndsl.runtime.merge import Merged, with_lse_gradient
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
 from patterndsl.runtime.tiled import FlexPass, GatheredPass
-from patterndsl.runtime.views import Form, Launch, Part, Places, make_room, parts
+from patterndsl.runtime.views import Form, Launch, Part, Places, make_room, parts, with_unit_stride
 
 
 class Kernel(Protocol):
@@ -243,6 +243,7 @@ def results(
     query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float, train: bool
 ) -> tuple[Tensor, Tensor, list[object]]:
     """Output, lse, and what each part of a pass keeps for its backward."""
+    query, key, value = map(with_unit_stride, (query, key, value))
     is_covered = sum(ready.num_first for ready in passes) == query.shape[1] * query.shape[2]
     result, saved = _Result(query, value.shape[-1], is_covered), list[object]()
     for ready in passes:
@@ -269,6 +270,7 @@ def gradients(
     saved: Sequence[object] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. out, lse, saved: `results`; what was not saved is computed again."""
+    query, key, value, out = map(with_unit_stride, (query, key, value, out))
     head_dim, kept = query.shape[-1], itertools.repeat(None) if saved is None else iter(saved)
     if grad_lse is not None:
         query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)

@@ -8,7 +8,6 @@ Liu et al. 2023, Ring Attention, arXiv 2310.01889).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -24,11 +23,8 @@ aten: Any = torch.ops.aten
 Dense: TypeAlias = Full | Triangle | Band | Masked
 
 
-GRADIENT_BYTES = 1 << 23
-"""Of the gradients that one call on the CPU gives."""
-STAIR, MAX_STAIRS = 32, 512
-"""Queries of a stair, and up to how many queries they are worth it."""
 FEW_KEYS = 256
+"""Keys that are few: see `row_chunk`."""
 
 
 def row_chunk(device: torch.device) -> int | None:
@@ -38,8 +34,8 @@ def row_chunk(device: torch.device) -> int | None:
 
 
 def launches(piece: Piece, chunk: int | None) -> Iterator[Launch]:
-    """The calls that a piece takes: one, but for bands in groups, which take one for each group, and few keys with many
-    queries, which take one for whole chunks of these and one for the rest."""
+    """The calls that a piece takes, stairs apart: one, but for bands in groups, which take one for each group, and few
+    keys with many queries, which take one for whole chunks of these and one for the rest."""
     geometry = piece.geometry
     if isinstance(piece.shape, Full) and chunk and _is_hot_column(geometry, chunk):
         yield from _chunks(geometry, chunk)
@@ -75,12 +71,24 @@ def _chunks(geometry: Geometry, chunk: int) -> Iterator[Launch]:
         yield Launch((), (), Side(start, (Axis(rest, axis.stride),)), geometry.k)
 
 
+STAIR, LONGEST_STAIRS, FEWEST_ROWS = 32, 512, 1024
+"""Queries of a stair; the longest groups that are cut into stairs, and the fewest queries of all groups."""
+
+
+def _has_stairs(geometry: Geometry) -> bool:
+    return geometry.q.length <= LONGEST_STAIRS and geometry.num_rows >= FEWEST_ROWS
+
+
 def _stairs(geometry: Geometry) -> Iterator[Launch]:
     """A causal piece of short groups: some queries and the keys up to theirs at a time. The kernel's own causal form
     takes half as long again: it cuts groups so short into the same stairs, but masks the whole of each."""
     for first in range(0, geometry.q.length, STAIR):
         stop = min(first + STAIR, geometry.q.length)
         yield Launch.of(geometry.narrowed((first, stop), (0, stop)))
+
+
+GRADIENT_BYTES = 1 << 23
+"""About as many bytes of gradients does one call on the CPU give."""
 
 
 def _is_oblong(geometry: Geometry) -> bool:
@@ -91,16 +99,10 @@ def _is_oblong(geometry: Geometry) -> bool:
 def _pieces(geometry: Geometry, most: int) -> Iterator[Launch]:
     """A few queries of many keys, or few keys of many queries, in pieces of about `most` positions along the latter."""
     q_len, kv_len = geometry.q.length, geometry.k.length
-    step, length = max(1, most // 2), max(q_len, kv_len)
+    length, step = max(q_len, kv_len), max(8 * min(q_len, kv_len), most // 2)  # the short side is added once a piece
     for first in range(0, length, step):
         part, stop = (first, min(first + step, length)), min(q_len, kv_len)
         yield Launch.of(geometry.narrowed((0, stop), part) if q_len < kv_len else geometry.narrowed(part, (0, stop)))
-
-
-@cache
-def _stair(q_len: int, kv_len: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of one that is not the first: its last query has the last key."""
-    return torch.full((q_len, kv_len), -torch.inf, dtype=dtype).triu_(kv_len - q_len + 1)
 
 
 class DensePass:
@@ -110,9 +112,10 @@ class DensePass:
         self.device = device
         self.launches = tuple(launches(piece, row_chunk(device)))
         self._whole = self.launches
-        if isinstance(piece.shape, Triangle) and device.type == "cpu" and piece.geometry.q.length <= MAX_STAIRS:
+        if isinstance(piece.shape, Triangle) and device.type == "cpu" and _has_stairs(piece.geometry):
             self.launches = tuple(_stairs(piece.geometry))
         self._parts: dict[int, list[Launch]] = {}
+        self._stairs: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self._oblong = piece.geometry if isinstance(piece.shape, Full) and _is_oblong(piece.geometry) else None
         self.is_causal = isinstance(piece.shape, Triangle)
         self._kept: Tensor | None = None
@@ -132,7 +135,7 @@ class DensePass:
             make_room(self._parts)
             most = GRADIENT_BYTES // max(1, row_bytes)
             whole = self._whole if self._oblong is None else tuple(_pieces(self._oblong, most))
-            self._parts[row_bytes] = [part for launch in whole for part in launch.parts(most)]
+            self._parts[row_bytes] = [part for launch in whole for part in launch.split(most)]
         return self._parts[row_bytes]
 
     @property
@@ -148,9 +151,8 @@ class DensePass:
         k, v = launch.keys.grouped(key), launch.keys.grouped(value)
         if query.device.type != "cpu":
             return *self._forward_cuda(q, k, v, scale), None
-        is_stair = self.is_causal and q.shape[2] < k.shape[2]
-        bias = _stair(q.shape[2], k.shape[2], q.dtype) if is_stair else self._bias(q.dtype)
-        is_causal = self.is_causal and not is_stair
+        bias = self._stair_bias(q, k) if self.is_causal else self._bias(q.dtype)
+        is_causal = self.is_causal and bias is None
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale
         )
@@ -194,6 +196,16 @@ class DensePass:
                 *saved, None, None, *lengths, 0.0, self.is_causal, seed, seed, scale=scale
             )
         return cast("tuple[Tensor, Tensor, Tensor]", found)
+
+    def _stair_bias(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """What is added to the scores of a stair, whose last query has the last key; None for the first one."""
+        q_len, kv_len = q.shape[2], k.shape[2]
+        if q_len == kv_len:
+            return None
+        if (q_len, kv_len, q.dtype) not in self._stairs:
+            full = torch.full((q_len, kv_len), -torch.inf, dtype=q.dtype, device=q.device)
+            self._stairs[q_len, kv_len, q.dtype] = full.triu_(kv_len - q_len + 1)
+        return self._stairs[q_len, kv_len, q.dtype]
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         """The mask as what is added to scores; None where everything is kept."""

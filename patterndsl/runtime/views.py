@@ -24,6 +24,11 @@ MAX_FORMS = 64
 """Forms that are remembered; with more, all are found anew."""
 
 
+def with_unit_stride(x: Tensor) -> Tensor:
+    """The tensor with its channels next to each other, as kernels take for granted; a copy where they are not."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Batch rows, query heads and as many key heads that one launch takes; heads of None are all."""
@@ -217,8 +222,9 @@ class Launch:
     def of(geometry: Geometry) -> Launch:
         return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)
 
-    def parts(self, most: int) -> Iterator[Launch]:
-        """Launches of some of the groups each, together this one, that have gradients for about `most` positions."""
+    def split(self, most: int) -> Iterator[Launch]:
+        """Launches of some steps of the first group axis each, together this one, that have gradients for about `most`
+        positions, or for one step."""
         if not self.queries.groups:
             yield self
             return
