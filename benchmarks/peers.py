@@ -8,7 +8,7 @@ All contestants of a pattern run in turns in one process, each checked against f
 processes left the cores alone; quiet moments are waited for, and where there are too few, the quietest rounds count and
 the file says how busy others were. Writes benchmarks/results/peers_cpu.json and peers_cpu.svg.
 
-The libraries are extras of this script alone; what is not there is said and left out:
+The libraries come with the dev extras; what is not there is said and left out:
 
     pip install local-attention transformers
 """

@@ -13,7 +13,7 @@ from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
 from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
-from patterndsl.lower.hulls import hulls
+from patterndsl.lower.hulls import Hull, hulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan
@@ -57,11 +57,13 @@ class PassFigures:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to run a head group; number is what `plan=` takes."""
+    """One way to run a head group; number is what `plan=` takes. runs: in words, what also runs and has no figures, as
+    only a call's inputs say how long it is."""
 
     number: int
     text: str
     passes: tuple[PassFigures, ...]
+    runs: tuple[str, ...] = ()
 
     @property
     def cost(self) -> Cost:
@@ -81,7 +83,8 @@ class Way:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         passes = [item.to_dict() for item in self.passes]
-        return {"plan": self.number, "text": self.text, **_figures(self.cost, self.moved), "passes": passes}
+        figures = _figures(self.cost, self.moved)
+        return {"plan": self.number, "text": self.text, **figures, "passes": passes, "runs": list(self.runs)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +212,9 @@ def explanation(
             for at, (options, forward, training) in enumerate(chosen)
         )
     why = None
-    if backend == "masked":
-        groups = tuple(_masked_groups(bound, machine, head_dim))
+    found = hulls(bound, machine) if backend == "masked" and device_type == "cpu" else None
+    if found is not None:
+        groups = tuple(_masked_groups(bound, found, machine, head_dim))
     if bound.inputs and not groups:
         named = ", ".join(f"`{item.name}`" for item in bound.inputs)
         why = f"the pattern reads {named}, so its tiles depend on each call and are found then"
@@ -223,7 +227,7 @@ def explanation(
         "bfloat16" if machine.itemsize == 2 else "float32",
         constants.source,
         backend,
-        _runs(bound, backend, is_by_rule, device_type),
+        _runs(bound, backend, is_by_rule, device_type, has_hulls=found is not None),
         train,
         groups,
         why,
@@ -284,17 +288,19 @@ def _group(
     return GroupWays(heads, tuple(ways), places[0], places[1])
 
 
-def _masked_groups(bound: Bound, machine: Machine, head_dim: int) -> Iterator[GroupWays]:
+def _masked_groups(bound: Bound, found: Sequence[Hull], machine: Machine, head_dim: int) -> Iterator[GroupWays]:
     """The passes of hulls. How many of their pairs are kept, only a call's inputs say."""
-    found = hulls(bound, machine) or ()
     for group in bound.groups:
-        passes = list[PassFigures]()
+        passes, runs = list[PassFigures](), list[str]()
         for hull in found:
-            if hull.heads == group.heads:
-                placed = "" if hull.order is None else f"by `{hull.order}`, "
-                figures = (_pass(item, None, machine, head_dim) for item in hull.passes)
-                passes.extend(replace(shown, kernel="masked", text=placed + shown.text) for shown in figures)
-        yield GroupWays(group.heads, (Way(0, "where pairs can be", tuple(passes)),), 0, 0)
+            if hull.heads != group.heads:
+                continue
+            if hull.runs is not None:
+                runs.append(f"runs of equal `{hull.order}`, {'causal' if hull.runs == 'causal' else 'every pair'}")
+            placed = "" if hull.order is None else f"by `{hull.order}`, "
+            figures = (_pass(item, None, machine, head_dim) for item in hull.passes)
+            passes.extend(replace(shown, kernel="masked", text=placed + shown.text) for shown in figures)
+        yield GroupWays(group.heads, (Way(0, "where pairs can be", tuple(passes), tuple(runs)),), 0, 0)
 
 
 def _pass(item: Pass, kept: int | None, machine: Machine, head_dim: int) -> PassFigures:
@@ -339,7 +345,7 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
 
-def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str) -> str:
+def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has_hulls: bool) -> str:
     """What runs unless a rule says otherwise."""
     what = {
         "planned": "planned, the passes below",
@@ -350,6 +356,9 @@ def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str) -> str
     }[backend]
     if bound.inputs and backend == "planned":
         return "nothing: the planned backend, which was asked for, takes no pattern with inputs"
+    if backend == "masked" and not has_hulls:
+        why = "is for the CPU" if device_type != "cpu" else "refuses it: without its inputs it could hold most pairs"
+        return f"nothing: the masked backend, which was asked for, {why}"
     if not is_by_rule:
         return f"{what}, as asked for"
     why = f"as usual on {device_type}"
@@ -375,6 +384,7 @@ def _group_lines(group: GroupWays, train: bool, has_others: bool) -> Iterator[st
     heads = f"{_heads_text(group.heads)}: " if has_others else ""
     yield f"{heads}{_way_text(way)}: {_predicted_of(way)}"
     yield from (f"  {line}" for line in _aligned(_rows(way, train)))
+    yield from (f"  and {run}, as long as a call's inputs make them: not predicted" for run in way.runs)
     rejected = group.rejected(train)
     for other in rejected[:MAX_SHOWN]:
         yield f"rejected {_way_text(other)}: {_predicted_of(other)}"
@@ -389,7 +399,7 @@ def _way_text(way: Way) -> str:
 
 def _predicted_of(way: Way) -> str:
     if not way.passes:
-        return "no pairs, nothing runs"
+        return "no pass with figures" if way.runs else "no pairs, nothing runs"
     excess = "" if way.excess is None else f"; computes {way.excess:.2f}x the pairs kept"
     return _predicted(way.cost, way.moved) + excess
 

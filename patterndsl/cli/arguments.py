@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patterndsl.diagnostics import PatternError, error, nearest
+from patterndsl.lower.fallback import BACKENDS
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE
 
 PROGRAM = "patterndsl"
@@ -284,7 +285,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
     how.add_argument(
         "--backend",
-        choices=("auto", "planned", "masked", "gathered", "flex", "oracle"),
+        choices=BACKENDS,
         default="auto",
         help="(default auto)",
     )
@@ -315,7 +316,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1 (default cpu)")
     how.add_argument(
         "--backend",
-        choices=("auto", "planned", "masked", "gathered", "flex", "oracle"),
+        choices=BACKENDS,
         default="auto",
         help="(default auto)",
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
-from patterndsl.lower.geometry import Geometry, Side
+from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_runs
 from patterndsl.lower.tiles import Tiles
 
@@ -20,7 +20,6 @@ Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
 
 BACKWARD = 2.5
 """Products of a backward pass to those of a forward pass: scores again, dV, dP, dQ, dK to scores and output."""
-
 
 MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
@@ -90,6 +89,11 @@ class Machine:
     few: int
     grain: int
     units: int
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether many units work side by side."""
+        return self.units > 1
 
     @property
     def wanted(self) -> Wanted:
@@ -172,7 +176,7 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
     found = Cost(
         calls * machine.dense_call + work, calls * machine.dense_call + BACKWARD * work / machine.backward_rate
     )
-    if machine.units > 1:
+    if machine.is_gpu:
         found = found + Cost(0.0, SUMMED * rows * q_rows)
     return found + _copying(geometry, rows) + merging
 
@@ -196,9 +200,8 @@ def moved(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> M
     q_rows, k_rows = geometry.num_rows, geometry.num_groups * geometry.k.length
     forward, backward = 2 * q_rows + 2 * k_rows, 4 * q_rows + 4 * k_rows
     merged, added = 3 * q_rows, 3 * (q_rows + 2 * k_rows)
-    if kernel_of(piece, machine) == "sdpa" and (_is_copied(geometry.q) or _is_copied(geometry.k)):
-        forward, backward = forward + 2 * (q_rows + 2 * k_rows), backward + 4 * (q_rows + 2 * k_rows)
-    return Moved(row * (forward + merged), row * (backward + added))
+    copied = 2 * _copied_rows(geometry)  # read and written
+    return Moved(row * (forward + copied + merged), row * (backward + 2 * copied + added))
 
 
 def computed_pairs(piece: Piece, machine: Machine) -> float:
@@ -211,23 +214,22 @@ def computed_pairs(piece: Piece, machine: Machine) -> float:
 
 def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_dim: int) -> Cost:
     """The work of all tiles, but no less than that of the longest row, and backward of the longest column too."""
-
-    geometry, on_gpu = piece.geometry, machine.units > 1
+    geometry = piece.geometry
 
     def seconds(tiles: Tiles) -> tuple[float, float]:
         """Of a full tile, and of all."""
         num_full = int(tiles.is_full.sum())
         tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
         number = num_full + machine.partial * (tiles.num_tiles - num_full)
-        if on_gpu:
+        if machine.is_gpu:
             number += num_runs(tiles) * BEGUN / tiles.kv_block
         return tile, tile * number * geometry.num_groups * num_heads
 
     fine, forward = seconds(shape.in_inference)
     tile, work = seconds(shape.tiles)
-    if on_gpu:
+    if machine.is_gpu:
         forward = max(forward, fine * machine.units * FORWARD_ALONE * longest_row(shape.in_inference))
-    alone = tile * machine.units * (BACKWARD_ALONE if on_gpu else 1)
+    alone = tile * machine.units * (BACKWARD_ALONE if machine.is_gpu else 1)
     row, column = (max(work, alone * most) for most in (longest_row(shape.tiles), longest_column(shape.tiles)))
     backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
     # a forward pass of training has the coarse tiles; what it takes longer is added here
@@ -240,13 +242,14 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
 
 
 def _copying(geometry: Geometry, rows: float) -> Cost:
-    """Of positions in an order without a single stride: read and written, far from the order of memory, and what is
-    found put back. rows: seconds to read a position once."""
-    if not (_is_copied(geometry.q) or _is_copied(geometry.k)):
-        return NO_COST
-    copied = 4.0 * rows * geometry.num_groups * (2 * geometry.q.length + 2 * geometry.k.length)
+    """Of reading and writing what is copied, far from the order of memory. rows: seconds to read a position once."""
+    copied = 4.0 * rows * _copied_rows(geometry)
     return Cost(copied, 2.0 * copied)
 
 
-def _is_copied(side: Side) -> bool:
-    return len(side.axes) > 1
+def _copied_rows(geometry: Geometry) -> int:
+    """Positions of query, key and value that are copied since their order has no single stride, and of the output that
+    is put back."""
+    if len(geometry.q.axes) == len(geometry.k.axes) == 1:
+        return 0
+    return geometry.num_groups * (2 * geometry.q.length + 2 * geometry.k.length)

@@ -65,7 +65,7 @@ RULES = (
         to="flex",
     ),
 )
-NOT_FINITE = "keys or values with NaN or infinity, where a pass masks some: 0 x NaN is NaN"
+NOT_FINITE = "tensors with NaN or infinity, where a pass masks some: 0 x NaN is NaN"
 """The one rule that must look at the numbers; it is of planned and masked on the CPU. On CUDA a look would wait for
 the device: there keys and values must be finite, as for flash and FlexAttention themselves."""
 

@@ -208,7 +208,7 @@ def read_calibration(data: object) -> Calibration:
 
 
 def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
-    """The constants; what is no measured rate is that of the built-in machine, or the kernels would not fit."""
+    """The constants: rates above 0, counts, and the block-sparse kernel of that kind of device."""
     values: dict[str, Any] = {field.name: data[field.name] for field in fields(Machine)}
     for name in ("blocks", "finer"):
         values[name] = tuple((int(q_block), int(kv_block)) for q_block, kv_block in values[name])
@@ -224,9 +224,11 @@ def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
             raise ValueError(f"{name} is {value!r}")
     if values["sparse_kernel"] not in get_args(Kernel) or values["sparse_kernel"] != usual.sparse_kernel:
         raise ValueError(f"sparse_kernel is {values['sparse_kernel']!r}")
-    blocks = (*values["blocks"], *values["finer"])
-    if not values["blocks"] or any(not _is_count(size) for block in blocks for size in block):
-        raise ValueError(f"blocks is {data['blocks']!r}")
+    for name in ("blocks", "finer"):
+        if any(not _is_count(size) for block in values[name] for size in block):
+            raise ValueError(f"{name} is {data[name]!r}")
+    if not values["blocks"]:
+        raise ValueError("blocks is empty")
     return Machine(**values)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, autocast
-from torch.autograd import Function
+from torch import Tensor
 from torch.nn.functional import pad
 
 from patterndsl.lower.tiles import Tiles
-from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
+from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge
 
 MAX_SCORES = 1 << 20
@@ -77,9 +77,8 @@ def gathered_attention(
     inputs, outputs and gradients O(MAX_SCORES). Deterministic on the CPU; on CUDA gradients of key and value add in
     no fixed order.
     """
-    with autocast(query.device.type, enabled=False):  # what is float32 here is so for a reason
-        out, lse = _gathered(query, key, value, tuple(groups), scale)
-    return out, lse
+    how: dict[str, Any] = {"groups": groups, "scale": scale}
+    return attended(query, key, value, Run("gathered", partial(_forward_groups, **how), partial(gradients, **how)))
 
 
 def forward(
@@ -309,87 +308,43 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class _Gathered(Function):
-    @staticmethod
-    def forward(
-        query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...], scale: float
-    ) -> tuple[Tensor, Tensor]:
-        batch, num_heads, q_len, _ = query.shape
-        out = query.new_zeros(batch, num_heads, q_len, value.shape[-1])
-        lse = torch.full((batch, num_heads, q_len), -torch.inf, dtype=_compute_dtype(query.dtype), device=query.device)
-        careful = not bool(torch.isfinite(value).all())
-        for group in groups:
-            selection = _Selection.of(group, num_heads, key.shape[1], query.device)
-            _forward_group(selection, group, query, key, value, scale, careful, out, lse)
-        return out, lse
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, ctx.groups, ctx.scale = inputs
-        ctx.save_for_backward(query, key, value, *output)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        with autocast(grad_out.device.type, enabled=False):  # backward() may be called where autocast is on
-            grads = _gradients(*ctx.saved_tensors, grad_out, grad_lse, ctx.groups, ctx.scale)
-        return *grads, None, None
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise no_vmap()
-
-    @staticmethod
-    def jvp(*_: Any) -> Any:
-        raise no_forward_mode("gathered")
+def gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    groups: Sequence[Group],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; out, lse: what `gathered_attention` returned."""
+    dtype = lse.dtype
+    grad_query = torch.zeros_like(query)
+    grad_key = torch.zeros(key.shape, dtype=dtype, device=key.device)
+    grad_value = torch.zeros(value.shape, dtype=dtype, device=key.device)
+    # the softmax's own correction, and what comes through lse itself
+    delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
+    delta = delta if grad_lse is None else delta - grad_lse
+    for group in groups:
+        selection = _Selection.of(group, query.shape[1], key.shape[1], query.device)
+        saved = (query, key, value, grad_out, lse, delta)
+        _backward_group(selection, group, saved, scale, (grad_query, grad_key, grad_value))
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
-class _Gradients(Function):
-    """The first derivatives, as a function of its own so that asking for the second ones is understood."""
-
-    @staticmethod
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        groups: tuple[Group, ...],
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = lse.dtype
-        grad_query = torch.zeros_like(query)
-        grad_key = torch.zeros(key.shape, dtype=dtype, device=key.device)
-        grad_value = torch.zeros(value.shape, dtype=dtype, device=key.device)
-        # the softmax's own correction, and what comes through lse itself
-        delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
-        delta = delta if grad_lse is None else delta - grad_lse
-        for group in groups:
-            selection = _Selection.of(group, query.shape[1], key.shape[1], query.device)
-            saved = (query, key, value, grad_out, lse, delta)
-            _backward_group(selection, group, saved, scale, (grad_query, grad_key, grad_value))
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise no_second_derivatives("gathered")
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise no_vmap()
-
-
-gradients = _Gradients.forward
-"""The same for who has no graph."""
-
-# torch declares `apply` without types
-_gathered: Callable[..., tuple[Tensor, Tensor]] = _Gathered.apply
-_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply
+def _forward_groups(
+    query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, num_heads, q_len, _ = query.shape
+    out = query.new_zeros(batch, num_heads, q_len, value.shape[-1])
+    lse = torch.full((batch, num_heads, q_len), -torch.inf, dtype=_compute_dtype(query.dtype), device=query.device)
+    careful = not bool(torch.isfinite(value).all())
+    for group in groups:
+        selection = _Selection.of(group, num_heads, key.shape[1], query.device)
+        _forward_group(selection, group, query, key, value, scale, careful, out, lse)
+    return out, lse
 
 
 def _forward_group(

@@ -7,13 +7,13 @@ of a document, are runs in its order, and each is dense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, autocast
-from torch.autograd import Function
+from torch import Tensor
 
 from patterndsl.ir.index import Facet
 from patterndsl.ir.meaning import Point, member
@@ -21,7 +21,7 @@ from patterndsl.ir.relation import Random, Relation
 from patterndsl.lower.geometry import Axis, Side
 from patterndsl.lower.hulls import Hull
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
-from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
+from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge_, with_lse_gradient
 from patterndsl.runtime.sdpa import launches
 from patterndsl.runtime.views import Launch, with_unit_stride
@@ -75,9 +75,8 @@ class Masked:
         self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq] in float32 at least; differentiable."""
-        with autocast(query.device.type, enabled=False):
-            out, lse = _masked(query, key, value, self, Given.of(self, inputs), scale)
-        return out, lse
+        how: dict[str, Any] = {"masked": self, "given": Given.of(self, inputs), "scale": scale}
+        return attended(query, key, value, Run("masked", partial(forward, **how), partial(gradients, **how)))
 
 
 def _calls(hull: Hull, device: torch.device) -> Iterator[_Call]:
@@ -295,48 +294,3 @@ def gradients(
     pairs = zip(totals, (query, key, value), strict=True)
     grad_query, grad_key, grad_value = (total[..., :width].to(x.dtype) for total, x in pairs)
     return grad_query, grad_key, grad_value
-
-
-class _Masked(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, masked: Masked, given: Given, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        out, lse = forward(query, key, value, masked, given, scale)
-        ctx.masked, ctx.given, ctx.scale = masked, given, scale
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, out, lse)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_out is None:
-            grad_out = torch.zeros_like(ctx.saved_tensors[3])
-        with autocast(grad_out.device.type, enabled=False):
-            grads = _gradients(*ctx.saved_tensors, grad_out, grad_lse, ctx.masked, ctx.given, ctx.scale)
-        return *grads, None, None, None
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise no_vmap()
-
-    @staticmethod
-    def jvp(*_: Any) -> Any:
-        raise no_forward_mode("masked")
-
-
-class _Gradients(Function):
-    """The first derivatives, as a function of its own so that asking for the second ones is understood."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return gradients(*arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise no_second_derivatives("masked")
-
-
-# torch declares `apply` without types
-_masked: Callable[..., tuple[Tensor, Tensor]] = _Masked.apply
-_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply

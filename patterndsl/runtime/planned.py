@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, autocast
-from torch.autograd import Function
+from torch import Tensor
 
 from patterndsl.lower.geometry import Integers
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
-from patterndsl.runtime.arguments import is_autocast_on
-from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
+from patterndsl.runtime.function import Run, attended, without_autocast
 from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.merge import Merged, with_lse_gradient
 from patterndsl.runtime.sdpa import DensePass
@@ -57,13 +55,15 @@ class Kernel(Protocol):
 class ReadyPass:
     """A pass made ready for a device. sign: -1 where its pairs were counted twice, and are taken out again.
 
-    is_first: of each launch, whether no other one reached its rows before, so that there is nothing to merge with.
+    is_first: of each launch, whether no other one reached its rows before, so that there is nothing to merge with;
+    num_first: the rows of those launches, over all heads.
     """
 
     heads: tuple[int, ...]
     kernel: Kernel
     sign: int
     is_first: tuple[bool, ...]
+    num_first: int
     _parts: dict[tuple[Form, ...], list[Part]] = field(default_factory=dict, repr=False)
 
     def parts(self, query: Tensor, key: Tensor, value: Tensor) -> list[Part]:
@@ -75,28 +75,24 @@ class ReadyPass:
         return self._parts[forms]
 
     @property
-    def num_first(self) -> int:
-        """Rows of all its heads that it reaches first."""
-        rows = (x.queries.num_rows for x, is_first in zip(self.kernel.launches, self.is_first, strict=True) if is_first)
-        return len(self.heads) * sum(rows)
-
-    @property
     def is_fresh(self) -> bool:
         """Whether the output is a new tensor; that of a single key is a view of the values."""
         return not isinstance(self.kernel, SinglePass)
 
 
-def _are_first(item: Pass, kernel: Kernel, reached: dict[tuple[int, ...], Integers]) -> tuple[bool, ...]:
-    """Of each launch, whether all its rows are new. reached: of the heads of a group, bool [rows], kept up to date."""
-    found = []
+def _ready(item: Pass, kernel: Kernel, reached: dict[tuple[int, ...], Integers]) -> ReadyPass:
+    """The pass behind others. reached: rows that these reach, of the heads of each group, bool [rows]; kept up to
+    date."""
+    is_first, num_first = [], 0
     for launch in kernel.launches:
         mine, before = launch.queries.rows(), reached.get(item.heads, np.zeros(0, dtype=bool))
         after = np.zeros(max(before.size, mine.max(initial=-1) + 1), dtype=bool)
         after[: before.size] = before
-        found.append(not after[mine].any())
+        is_first.append(not after[mine].any())
+        num_first += len(item.heads) * len(mine) * is_first[-1]
         after[mine] = True
         reached[item.heads] = after
-    return tuple(found)
+    return ReadyPass(item.heads, kernel, item.sign, tuple(is_first), num_first)
 
 
 class Planned:
@@ -107,37 +103,33 @@ class Planned:
         # what the others merge into comes first, what is taken out again last
         kernels.sort(key=lambda pair: (pair[0].sign < 0, -pair[0].piece.geometry.num_rows))
         reached: dict[tuple[int, ...], Integers] = {}
-        self.passes = tuple(
-            ReadyPass(item.heads, kernel, item.sign, _are_first(item, kernel, reached)) for item, kernel in kernels
-        )
+        self.passes = tuple(_ready(item, kernel, reached) for item, kernel in kernels)
         masks = any(isinstance(kernel, DensePass) and kernel.is_masked for _, kernel in kernels)
         self.must_be_finite = masks and device.type == "cpu"  # on CUDA a look at the numbers would wait for the device
 
-    def takes(self, key: Tensor, value: Tensor) -> bool:
-        """Whether masked keys are harmless: a kernel that masks weighs their values with 0, and 0 x NaN is NaN."""
-        return not self.must_be_finite or is_finite(key, value)
+    def takes(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether what is masked is harmless: a kernel that masks weighs values with 0, and 0 x NaN is NaN."""
+        return not self.must_be_finite or is_finite(query, key, value)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
         (first, *more) = self.passes or (None,)
-        with _without_autocast(query.device.type):
-            if not more and first is not None and isinstance(first.kernel, FlexPass):
+        if not more and first is not None and isinstance(first.kernel, FlexPass):
+            with without_autocast(query.device.type):
                 found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
-                if found is not None:
-                    return found
-            out, lse = _planned(query, key, value, self.passes, scale)
-        return out, lse
+            if found is not None:
+                return found
+        return attended(query, key, value, _run(self.passes, scale, _has_backward(query, key, value)))
 
 
-def is_finite(key: Tensor, value: Tensor) -> bool:
+def is_finite(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether every number is. A sum is finite only where every summand is; where finite ones overflow, this errs on
     the careful side."""
-    return isfinite((key.sum() + value.sum()).item())
+    return isfinite((query.sum() + key.sum() + value.sum()).item())
 
 
-def _without_autocast(kind: str) -> AbstractContextManager[object]:
-    """Entering autocast costs as much as a small kernel, so that is done only where there is one to leave."""
-    return autocast(kind, enabled=False) if is_autocast_on(kind) else nullcontext()
+def _has_backward(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _kernel(item: Pass, device: torch.device) -> Kernel:
@@ -291,46 +283,13 @@ def gradients(
     return grad_query, grad_key, grad_value
 
 
-class _Planned(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, passes: Sequence[ReadyPass], scale: float
-    ) -> tuple[Tensor, Tensor]:
-        out, lse, ctx.kept = results(query, key, value, passes, scale, any(ctx.needs_input_grad))
-        ctx.passes, ctx.scale = passes, scale
-        ctx.set_materialize_grads(False)  # most callers use no lse, and its gradient costs
-        ctx.save_for_backward(query, key, value, out, lse)
+def _run(passes: Sequence[ReadyPass], scale: float, train: bool) -> Run:
+    """One call. train: whether its parts keep what their backward needs."""
+    saved: list[object] = []
+
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse, found = results(query, key, value, passes, scale, train)
+        saved.extend(found)
         return out, lse
 
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_out is None:
-            grad_out = torch.zeros_like(ctx.saved_tensors[3])
-        with _without_autocast(grad_out.device.type):
-            grads = _gradients(*ctx.saved_tensors, grad_out, grad_lse, ctx.passes, ctx.scale, ctx.kept)
-        return *grads, None, None
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise no_vmap()
-
-    @staticmethod
-    def jvp(*_: Any) -> Any:
-        raise no_forward_mode("planned")
-
-
-class _Gradients(Function):
-    """The first derivatives, as a function of its own so that asking for the second ones is understood."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return gradients(*arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise no_second_derivatives("planned")
-
-
-# torch declares `apply` without types
-_planned: Callable[..., tuple[Tensor, Tensor]] = _Planned.apply
-_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.apply
+    return Run("planned", forward, partial(gradients, passes=passes, scale=scale, saved=saved))

@@ -389,18 +389,24 @@ class Program:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
 
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
-        """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to gathered: see
-        `lower.fallback`."""
-        if self.backend not in ("flex", "planned", "masked") or not self._chosen_by_rule:
-            return self.backend
+        """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to another one, asked for it
+        refuses that (InputError, E505): see `lower.fallback`."""
+        if self.backend not in ("flex", "planned", "masked") or (self.backend == "flex" and not self._chosen_by_rule):
+            return self.backend  # flex says itself what it refuses
         is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
         call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
         rule = leaves(self.backend, self.device.type, call)
         if rule is not None:
-            return rule.to
-        if self.backend == "planned" and not self.planned(train=train).takes(key, value):
+            if self._chosen_by_rule:
+                return rule.to
+            raise input_error(
+                "E505", f"the {self.backend} backend does not take {rule.when}", f"use backend={rule.to!r}"
+            )
+        if not self._chosen_by_rule:
+            return self.backend
+        if self.backend == "planned" and not self.planned(train=train).takes(query, key, value):
             return FALLBACK
-        if self.backend == "masked" and not is_finite(key, value):
+        if self.backend == "masked" and not is_finite(query, key, value):
             return FALLBACK
         return self.backend
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patterndsl.lower.geometry import Geometry
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch
+from patterndsl.runtime.views import Launch, OneLaunch
 
 
-class SinglePass:
+class SinglePass(OneLaunch):
     """Groups of one query and one key, such as the diagonal."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self.launches = (Launch.of(geometry),)
-
-    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
-        """See `runtime.planned.Kernel`."""
-        return self.launches
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool

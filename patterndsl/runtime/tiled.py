@@ -19,7 +19,7 @@ from patterndsl.runtime import flex, gathered
 from patterndsl.runtime.data import DeviceData, device_data
 from patterndsl.runtime.fused import share_of_gradient
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, by_group, from_groups, is_everything
+from patterndsl.runtime.views import Launch, OneLaunch, by_group, from_groups, is_everything
 from patterndsl.sema.parameters import Sizes
 
 
@@ -34,17 +34,13 @@ class Keep:
         return torch.as_tensor(member(self.relation, Point(q, k, 0, self.data)), device=q.device)
 
 
-class GatheredPass:
+class GatheredPass(OneLaunch):
     """Tiles whose keys are gathered; the groups are so many more rows of the batch."""
 
     def __init__(self, geometry: Geometry, shape: Sparse, device: torch.device) -> None:
-        self.launches = (Launch.of(geometry),)
+        super().__init__(geometry)
         self.lists = gathered.block_lists(shape.tiles, device)
         self.keep = Keep(shape.relation, device_data(shape.relation, 1, {}, device))
-
-    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
-        """See `runtime.planned.Kernel`."""
-        return self.launches
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
@@ -75,11 +71,11 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, 1, *x.shape[2:])
 
 
-class FlexPass:
+class FlexPass(OneLaunch):
     """Tiles that FlexAttention runs; the groups are its heads."""
 
     def __init__(self, geometry: Geometry, shape: Sparse, device: torch.device) -> None:
-        self.launches = (Launch.of(geometry),)
+        super().__init__(geometry)
         self.shape = shape
         self.device = device
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
@@ -117,10 +113,6 @@ class FlexPass:
             return keep(q_idx, kv_idx)
 
         return mod
-
-    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
-        """See `runtime.planned.Kernel`."""
-        return self.launches
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool

@@ -264,6 +264,17 @@ class Launch:
             yield slice(first, first + size), Places(self.keys.groups, strip)
 
 
+class OneLaunch:
+    """A kernel that takes one call, forward and backward."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.launches = (Launch.of(geometry),)
+
+    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
+        """See `runtime.planned.Kernel`."""
+        return self.launches
+
+
 def is_everything(groups: Sequence[Axis], side: Side, length: int) -> bool:
     """Whether the positions are all there are, in their own order."""
     return not groups and side == Side(0, (Axis(length, 1),))

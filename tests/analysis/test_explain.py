@@ -226,3 +226,14 @@ def test_hulls_are_shown_with_the_order_that_they_are_in() -> None:
     found = patterndsl.parse(text, inputs={"bucket": "int[N]"}).explain(4096)
     assert found.backend == "masked" and found.no_plan is None
     assert "by `bucket`, a band of 128 keys" in str(found) and "not counted" in str(found)
+
+
+def test_runs_are_shown_without_figures() -> None:
+    found = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"}).explain(4096)
+    assert "runs of equal `doc`, causal" in str(found) and "nothing runs" not in str(found)
+
+
+def test_masked_says_what_it_refuses() -> None:
+    pattern = patterndsl.parse("causal & q.doc < k.doc", inputs={"doc": "int[N]"})
+    found = pattern.compile(8192, backend="masked").explain()
+    assert found.runs.startswith("nothing: ") and "most pairs" in found.runs and found.groups == ()

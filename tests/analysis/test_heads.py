@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_words_in_latex() -> None:
 
 def test_what_a_notebook_shows() -> None:
     pattern = patterndsl.parse("causal & recent(w)", params={"w": 4})
-    shown = [
+    shown: list[Any] = [
         pattern,
         pattern.prove("causal"),
         pattern.prove("rows_nonempty"),
@@ -108,7 +109,7 @@ def test_what_a_notebook_shows() -> None:
         pattern.report(),
     ]
     for item in shown:
-        bundle = item._repr_mimebundle_()  # type: ignore[union-attr]
+        bundle = item._repr_mimebundle_()
         assert bundle["text/plain"] == str(item)
         assert re.fullmatch(r"\$.*\$", bundle["text/latex"])
 

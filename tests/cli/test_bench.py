@@ -146,7 +146,7 @@ def test_a_wrong_variant_is_left_out_and_the_quicker_runs(monkeypatch: pytest.Mo
         return right(parts)
 
     def fails(_: Tensors) -> torch.Tensor:
-        raise NotImplementedError("not on this machine\nat all")
+        raise NotImplementedError("not on this machine\nat all")  # as FlexAttention does where it cannot run
 
     ways = {"slow": slow, "quick": right, "wrong": lambda parts: right(parts) + 1, "failing": fails}
     variants = tuple(Variant(name, attend, program) for name, attend in ways.items())
@@ -200,10 +200,7 @@ def test_libraries_compute_the_same(name: str, peers: ModuleType) -> None:
     case = peers.cases(n)[name]
     pattern = patterndsl.load(case.text) if name == "bigbird" else patterndsl.parse(case.text)
     program = (pattern.with_params(b=64) if name == "bigbird" else pattern).compile(n, heads=peers.HEADS)
-    try:
-        rival = case.library(program)
-    except peers.Missing as missing:
-        pytest.skip(str(missing))
+    rival = case.library(program)
     options = {"batch": 1, "heads": peers.HEADS, "kv_heads": peers.HEADS, "head_dim": peers.HEAD_DIM, "seed": 0}
     tensors = random_tensors(program.bound.sizes, dtype="float32", device=torch.device("cpu"), **options)
     checked = check(

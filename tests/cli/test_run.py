@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ def test_says_that_it_passed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gradient" not in out
 
 
-def data(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+def data(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     assert main(["run", *words, "--head-dim", "8", "--json"]) == 0
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
@@ -40,7 +41,6 @@ def test_gradients_groups_of_heads_and_batches(dtype: str, capsys: pytest.Captur
     found = data(capsys, *words, "-n", "33", "--dtype", dtype, "--backward")
     assert (found["query"], found["key"], found["dtype"]) == ([2, 4, 33, 8], [2, 2, 33, 8], dtype)
     check = found["check"]
-    assert isinstance(check, dict)
     assert (check["passed"], check["every_row"]) == (True, True)
     assert [d["what"] for d in check["deviations"]] == [
         "output",
@@ -57,21 +57,21 @@ def test_rows_are_sampled_where_there_are_many(
     monkeypatch.setattr(trial, "ALL_ROWS_PAIRS", 100)
     monkeypatch.setattr(trial, "PAIRS_AT_ONCE", 1000)
     found = data(capsys, "causal & recent(30)", "-n", "200", "--heads", "2", "--sample-rows", "20", "--backward")
-    assert found["check"]["passed"]  # type: ignore[index]
-    assert found["check"]["num_rows"] <= 20  # type: ignore[index]
-    assert not found["check"]["every_row"]  # type: ignore[index]
+    assert found["check"]["passed"]
+    assert found["check"]["num_rows"] <= 20
+    assert not found["check"]["every_row"]
 
 
 def test_rows_without_keys(capsys: pytest.CaptureFixture[str]) -> None:
     found = data(capsys, "k < q & q > 3", "-n", "40", "--heads", "2", "--backward")
-    assert found["check"]["passed"]  # type: ignore[index]
+    assert found["check"]["passed"]
 
 
 @pytest.mark.parametrize(
     ("spec", "label"), [("causal", "dense SDPA, causal"), ("all", "dense SDPA"), ("window(2)", "dense SDPA, masked")]
 )
 def test_dense_attention_is_the_patterns_own(spec: str, label: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert data(capsys, spec, "-n", "20", "--heads", "1")["dense"]["label"] == label  # type: ignore[index]
+    assert data(capsys, spec, "-n", "20", "--heads", "1")["dense"]["label"] == label
 
 
 def test_dense_attention_without_a_mask_that_would_not_fit(
@@ -79,9 +79,9 @@ def test_dense_attention_without_a_mask_that_would_not_fit(
 ) -> None:
     monkeypatch.setattr("patterndsl.runtime.oracle.MAX_PAIRS", 1000)
     found = data(capsys, "causal & recent(3)", "-n", "64", "--heads", "1", "--sample-rows", "8")["dense"]
-    assert (found["label"], "would not fit" in found["note"]) == ("dense SDPA, causal", True)  # type: ignore[index]
+    assert (found["label"], "would not fit" in found["note"]) == ("dense SDPA, causal", True)
     found = data(capsys, "window(3)", "-n", "64", "--heads", "1")["dense"]
-    assert found["label"] == "dense SDPA, all pairs"  # type: ignore[index]
+    assert found["label"] == "dense SDPA, all pairs"
 
 
 def test_dense_attention_that_takes_too_long_is_skipped(
@@ -110,7 +110,7 @@ def test_a_wrong_result_fails(capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["causal & same(doc) & k.pad", "--declare", "doc=int[N]", "--declare", "pad=bool[N]", "-n", "30"]
     values = ["--input-values", "doc=0*10,1*20", "--input-values", "pad=true*25,false*5"]
-    assert data(capsys, *words, *values, "--heads", "2")["check"]["passed"]  # type: ignore[index]
+    assert data(capsys, *words, *values, "--heads", "2")["check"]["passed"]
     assert main(["run", *words]) == 1
     assert "E501" in capsys.readouterr().err
 

@@ -7,53 +7,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import patterndsl
 from patterndsl import InputError
 from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Relation
 from patterndsl.lower.hulls import hull_of
 from patterndsl.lower.lookup import Lookup
-from patterndsl.sema.bind import bind
-from tests.property.test_program import assert_close, attend, program_of
+from tests.property.test_plans import check
+from tests.property.test_program import attend, program_of
 from tests.strategies import Case, cases, many
-
-
-def check(program: patterndsl.Program, inputs: dict[str, Tensor], keep: Tensor, kv_group: int, seed: int) -> None:
-    """keep: bool, broadcastable to [2, heads, q_len, kv_len]."""
-    random = torch.Generator().manual_seed(seed)
-    heads, sizes = program.bound.num_heads, program.bound.sizes
-
-    def drawn(num_heads: int, length: int) -> Tensor:
-        return torch.randn(2, num_heads, length, 4, generator=random, dtype=torch.float64, requires_grad=True)
-
-    query = drawn(heads, sizes.q_len)
-    key, value = (drawn(heads // kv_group, sizes.kv_len) for _ in range(2))
-    shared = [part.repeat_interleave(kv_group, dim=1) for part in (key, value)]
-    expected, expected_lse = attend(query, shared[0], shared[1], keep)
-    output, lse = program(query, key, value, inputs=inputs, return_lse=True)
-    assert_close(output, expected)
-    assert_close(lse, expected_lse)
-    weight, lse_weight = torch.randn(query.shape, generator=random), torch.randn(query.shape[:3], generator=random)
-
-    def loss(out: Tensor, total: Tensor) -> Tensor:
-        return (out * weight).sum() + (torch.where(expected_lse > -torch.inf, total, 0.0) * lse_weight).sum()
-
-    tensors = (query, key, value)
-    found = torch.autograd.grad(loss(output, lse), tensors)
-    for gradient, wanted in zip(found, torch.autograd.grad(loss(expected, expected_lse), tensors), strict=True):
-        assert_close(gradient, wanted)
 
 
 @many(1)
 @given(case=cases(max_length=130), seed=st.integers(0, 2**32 - 1), kv_group=st.sampled_from((1, 2)))
 def test_random_patterns(case: Case, seed: int, kv_group: int) -> None:
-    assume(case.inputs)
+    """With inputs or without: what has no dense hull is refused."""
     program, inputs, keep = program_of(case, "masked")
-    assume(program.bound.inputs and program.hulls is not None and keep.numel())
-    check(program, inputs, keep, kv_group if case.heads % kv_group == 0 else 1, seed)
+    if program.hulls is None:
+        shape = (1, case.heads, program.bound.sizes.q_len, 4)
+        with pytest.raises(InputError, match="E505"):
+            program(torch.zeros(shape), *(torch.zeros(1, case.heads, keep.shape[2], 4),) * 2, inputs=inputs)
+        return
+    check(program, keep, kv_group if case.heads % kv_group == 0 else 1, seed, inputs=inputs)
 
 
 TERMS = st.sampled_from(
@@ -104,32 +83,26 @@ def test_hybrids_of_labels_documents_and_windows(
     inputs = {shape.name: given[shape.name][0] if alike else given[shape.name] for shape in program.bound.inputs}
     if not inputs:
         return  # a plan is for that
-    keep = program.mask(inputs)
-    check(
-        program, inputs, keep.expand(2, 4, n, n) if keep.dim() == 4 else keep[None].expand(2, 4, n, n), kv_group, seed
-    )
+    check(program, program.mask(inputs), kv_group, seed, inputs=inputs)
 
 
 @many(2)
 @given(case=cases(max_length=60))
 def test_a_hull_holds_every_pair(case: Case) -> None:
-    assume(case.inputs)
     pattern = case.pattern()
-    bound = bind(pattern.resolved, case.bound(pattern).sizes, case.heads, case.layer)
-    assume(bound.sizes.q_start == 0)
-    keep = case.keep(pattern)
+    bound, keep = case.bound(pattern), case.keep(pattern)
     for group in bound.groups:
         held = keep[group.heads[0]]
-        assert (holds(hull_of(group.relation, None), held.shape) | ~held).all()
+        assert (holds(hull_of(group.relation, None), held.shape, bound.sizes.q_start) | ~held).all()
         for shape in bound.inputs:
-            if shape.side != "both" or held.shape[0] != held.shape[1]:
+            if shape.side != "both" or bound.sizes.q_start or held.shape[0] != held.shape[1]:
                 continue
             order = np.argsort(np.asarray(case.inputs[shape.name], dtype=int)[: held.shape[0]], kind="stable")
-            assert (holds(hull_of(group.relation, shape.name), held.shape) | ~held[np.ix_(order, order)]).all()
+            assert (holds(hull_of(group.relation, shape.name), held.shape, 0) | ~held[np.ix_(order, order)]).all()
 
 
-def holds(hull: Any, shape: tuple[int, int]) -> Any:
-    point = Point(np.arange(shape[0])[:, None], np.arange(shape[1]), 0, Lookup())
+def holds(hull: Relation, shape: tuple[int, int], q_start: int) -> Any:
+    point = Point(np.arange(shape[0])[:, None] + q_start, np.arange(shape[1]), 0, Lookup())
     return np.broadcast_to(member(hull, point), shape)
 
 

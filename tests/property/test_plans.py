@@ -19,7 +19,15 @@ from tests.strategies import Case, cases, many
 MAX_CHOICES = 6
 
 
-def check(program: patterndsl.Program, keep: Tensor, kv_group: int, seed: int, batch: int = 2) -> None:
+def check(
+    program: patterndsl.Program,
+    keep: Tensor,
+    kv_group: int,
+    seed: int,
+    batch: int = 2,
+    inputs: dict[str, Tensor] | None = None,
+) -> None:
+    """Outputs, lse and gradients against the textbook's. keep: bool, broadcastable to [batch, heads, q_len, kv_len]."""
     random = torch.Generator().manual_seed(seed)
     heads, sizes = program.bound.num_heads, program.bound.sizes
 
@@ -32,7 +40,7 @@ def check(program: patterndsl.Program, keep: Tensor, kv_group: int, seed: int, b
 
     shared_key, shared_value = (part.repeat_interleave(kv_group, dim=1) for part in (key, value))
     expected, expected_lse = attend(query, shared_key, shared_value, keep)
-    output, lse = program(query, key, value, return_lse=True)
+    output, lse = program(query, key, value, inputs=inputs, return_lse=True)
     assert_close(output, expected)
     assert_close(lse, expected_lse)
 
@@ -144,6 +152,18 @@ def test_what_is_not_attended_may_be_anything() -> None:
     expected = program(query, key, value)
     key[:, :, 100:], value[:, :, 100:] = torch.nan, torch.inf
     torch.testing.assert_close(program(query, key, value), expected)
+
+
+def test_a_query_that_is_not_finite_is_not_hidden() -> None:
+    """Its row is NaN where it attends anything, and 0 where it attends nothing, as everywhere else."""
+    program = patterndsl.parse("window(3) & q != 20").compile(100, heads=2)
+    query, key, value = (torch.randn(1, 2, 100, 8) for _ in range(3))
+    expected = program(query, key, value)
+    query[:, :, [10, 20]] = torch.nan
+    found = program(query, key, value)
+    assert found[:, :, 10].isnan().all() and (found[:, :, 20] == 0).all()
+    others = [row for row in range(100) if row not in (10, 20)]
+    torch.testing.assert_close(found[:, :, others], expected[:, :, others])
 
 
 def test_the_same_bits_each_time() -> None:

@@ -161,5 +161,17 @@ def test_a_path_that_is_none(path: str, cure: str, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
 def test_a_device_that_this_build_lacks_is_said() -> None:
-    with pytest.raises(PatternError, match="there is no device mps here"):
+    with pytest.raises(PatternError, match=r"PyTorch cannot use the device mps here: .+"):
         CAUSAL.compile(8, device="mps")
+
+
+def test_a_backend_that_was_asked_for_says_what_it_does_not_take() -> None:
+    x, narrow = torch.zeros(1, 2, 8, 4), torch.zeros(1, 2, 8, 3)
+    given = {"doc": torch.zeros(8, dtype=torch.int64)}
+    masked = p.parse("same(doc)", inputs={"doc": "int[N]"}).compile(8, heads=2, backend="masked")
+    planned = CAUSAL.compile(8, heads=2, backend="planned")
+    for call in (lambda: planned(x, x, narrow), lambda: masked(x, x, narrow, inputs=given)):
+        with pytest.raises(PatternError, match=r"E505(?s:.*)another width(?s:.*)help: use backend='gathered'"):
+            call()
+    with pytest.raises(PatternError, match=r"E505(?s:.*)without elements"):
+        planned(x[:0], x[:0], x[:0])

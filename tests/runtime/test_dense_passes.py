@@ -4,29 +4,29 @@ rows that are copied where a pass reaches them first, and layouts in memory that
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import patterndsl
+from patterndsl.lower import plan as lower_plan
 from patterndsl.lower import shapes
 from patterndsl.lower.costs import CPU, CUDA
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.plan import MAX_MASK_PAIRS
-from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.shapes import Masked, Sparse
 from patterndsl.lower.stored import Arrays, read_option, written_option
 from patterndsl.runtime import sdpa
 from patterndsl.runtime.sdpa import DensePass
 
 
-def compared(text: str, n: int, heads: int = 2, batch: int = 2, **how: object) -> patterndsl.Program:
+def compared(text: str, n: int, heads: int = 2, batch: int = 2, **how: Any) -> patterndsl.Program:
     """The program, after its outputs and gradients were compared with the oracle's."""
     torch.manual_seed(n)
     tensors = [torch.randn(batch, heads, n, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weight = torch.randn(batch, heads, n, 8, dtype=torch.float64)
-    program = patterndsl.parse(text).compile(n, heads=heads, backend="planned", **how)  # type: ignore[arg-type]
+    program = patterndsl.parse(text).compile(n, heads=heads, backend="planned", **how)
     truth = patterndsl.parse(text).compile(n, heads=heads, backend="oracle")
     results = []
     for one in (program, truth):
@@ -38,11 +38,14 @@ def compared(text: str, n: int, heads: int = 2, batch: int = 2, **how: object) -
     return program
 
 
-@pytest.mark.parametrize("text", ["causal", "causal & block(100)", "causal & strided(11)"])
-def test_stairs(text: str) -> None:
-    program = compared(text, 1100 if text != "causal" else 512, batch=1)
-    cut = [DensePass(item.piece, program.device) for item in program.plan.passes]
-    assert text == "causal" or any(len(item.launches) > len(item.gradient_launches(1 << 10)) for item in cut)
+@pytest.mark.parametrize(
+    ("text", "n", "stairs"),
+    [("causal & block(100)", 1100, 4), ("causal & strided(11)", 1100, 4), ("causal", 512, 1), ("causal", 1100, 1)],
+)
+def test_stairs(text: str, n: int, stairs: int) -> None:
+    """Not for few rows nor for long groups: there the kernel's own causal form is quicker."""
+    (item,) = compared(text, n, batch=1).plan.passes
+    assert len(DensePass(item.piece, torch.device("cpu")).launches) == stairs
 
 
 def test_stairs_are_made_on_the_device_of_their_tensors() -> None:
@@ -65,11 +68,13 @@ def test_scattered_masks_in_strips(block: int, monkeypatch: pytest.MonkeyPatch) 
     assert sum(isinstance(item.piece.shape, Masked) for item in program.plan.passes) > 1, "nothing was cut"
 
 
-def test_masks_of_many_heads_stay_within_a_budget() -> None:
+def test_masks_of_many_heads_stay_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = 1 << 23
+    monkeypatch.setattr(lower_plan, "MAX_MASK_PAIRS", budget)
     for heads in (4, 12):
-        plan = patterndsl.parse("causal & random(32, seed = head)").compile(4096, heads=heads).plan
+        plan = patterndsl.parse("causal & random(32, seed = head)").compile(1536, heads=heads).plan
         masks = [item.piece.shape.mask for item in plan.passes if isinstance(item.piece.shape, Masked)]
-        assert sum(mask.size for mask in masks) <= MAX_MASK_PAIRS
+        assert sum(mask.size for mask in masks) <= budget
         assert bool(masks) == (heads == 4)
 
 
@@ -106,7 +111,7 @@ def test_channels_that_are_not_next_to_each_other(text: str) -> None:
 
 
 def test_finer_tiles_are_kept_in_plan_files() -> None:
-    plan = make_plan(patterndsl.parse("blocks(64, random(2, seed = 3))").bind(4096), Lookup(), CUDA)
+    plan = lower_plan.plan(patterndsl.parse("blocks(64, random(2, seed = 3))").bind(4096), Lookup(), CUDA)
     (item,) = plan.passes
     assert isinstance(item.piece.shape, Sparse) and item.piece.shape.finer is not None
     arrays = Arrays()

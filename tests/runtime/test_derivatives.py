@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -14,17 +15,25 @@ from patterndsl import InputError
 X = torch.randn(1, 2, 20, 4, dtype=torch.float64)
 
 
-def loss(x: Tensor, backend: str = "gathered") -> Tensor:
-    return patterndsl.attention(x, x, x, "causal & recent(5)", backend=backend).square().sum()
+PATTERN = patterndsl.parse("causal & recent(5) & same(doc)", inputs={"doc": "int[N]"})
+INPUTS = {"doc": torch.arange(20) // 9}
+BACKENDS = ["planned", "masked", "gathered"]
 
 
-def gradient(x: Tensor, backend: str = "gathered") -> Tensor:
+def loss(x: Tensor, backend: str) -> Tensor:
+    if backend == "planned":
+        return patterndsl.attention(x, x, x, "causal & recent(5)", backend=backend).square().sum()
+    return patterndsl.attention(x, x, x, PATTERN, inputs=INPUTS, backend=backend).square().sum()
+
+
+def gradient(x: Tensor, backend: str) -> Tensor:
     return torch.autograd.grad(loss(x, backend), x, create_graph=True)[0]
 
 
-def test_func_grad_is_autograds() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_func_grad_is_autograds(backend: str) -> None:
     x = X.clone().requires_grad_()
-    torch.testing.assert_close(torch.func.grad(loss)(X), gradient(x))
+    torch.testing.assert_close(torch.func.grad(lambda y: loss(y, backend))(X), gradient(x, backend))
 
 
 def test_the_oracle_has_second_derivatives() -> None:
@@ -33,16 +42,22 @@ def test_the_oracle_has_second_derivatives() -> None:
     assert x.grad is not None
 
 
-ABSENT: dict[str, tuple[str, Callable[[], object]]] = {
-    "double backward": ("second derivatives", lambda: gradient(X.clone().requires_grad_()).sum().backward()),
-    "nested func.grad": ("second", lambda: torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(X)),
-    "vmap": ("torch.vmap", lambda: torch.func.vmap(loss)(X[None])),
-    "vmap of grad": ("torch.vmap", lambda: torch.func.vmap(torch.func.grad(loss))(X[None])),
-    "jvp": ("forward-mode", lambda: torch.func.jvp(loss, (X,), (X,))),
+Loss: TypeAlias = Callable[[Tensor], Tensor]
+ABSENT: dict[str, tuple[str, Callable[[Loss], object]]] = {
+    "double backward": ("second derivatives", lambda f: twice(f, X.clone().requires_grad_())),
+    "nested func.grad": ("second", lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())(X)),
+    "vmap": ("torch.vmap", lambda f: torch.func.vmap(f)(X[None])),
+    "vmap of grad": ("torch.vmap", lambda f: torch.func.vmap(torch.func.grad(f))(X[None])),
+    "jvp": ("forward-mode", lambda f: torch.func.jvp(f, (X,), (X,))),
 }
 
 
+def twice(f: Loss, x: Tensor) -> None:
+    torch.autograd.grad(f(x), x, create_graph=True)[0].sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("said", "call"), ABSENT.values(), ids=ABSENT)
-def test_what_is_absent_is_said(said: str, call: Callable[[], object]) -> None:
+def test_what_is_absent_is_said(said: str, call: Callable[[Loss], object], backend: str) -> None:
     with pytest.raises(InputError, match=rf"(?s)E505.*{said}.*= help"):
-        call()
+        call(lambda x: loss(x, backend))

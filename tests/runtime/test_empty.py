@@ -29,7 +29,7 @@ def test_is_sdpa(shape: tuple[int, ...], value_shape: tuple[int, ...], pattern: 
     assert [part.grad.shape for part in (query, key, value) if part.grad is not None] == [shape, shape, value_shape]
 
 
-@pytest.mark.parametrize("backend", ["gathered", "oracle"])
+@pytest.mark.parametrize("backend", ["auto", "gathered", "oracle"])
 def test_inputs_of_an_empty_batch(backend: str) -> None:
     program = patterndsl.parse("same(doc)", inputs={"doc": "int[N]"}).compile(5, heads=2, backend=backend)
     x, doc = torch.randn(0, 2, 5, 4), torch.zeros(0, 5, dtype=torch.int64)

@@ -1,0 +1,96 @@
+"""How does attention that knows its own gradients join autograd? As one function of query, key and value.
+
+Gradients are a function of their own, so that asking for second ones is understood and refused. The form with
+`setup_context` is what torch.func needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, autocast
+from torch.autograd import Function
+
+from patterndsl.runtime.arguments import is_autocast_on
+from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What is attended in one call, and how. backend: its name, where derivatives are refused.
+
+    forward: output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] of query, key and value, without a graph. gradients: those of
+    query, key and value, from these, output and lse, and the gradients of the latter; None where lse has none.
+    """
+
+    backend: str
+    forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """Output and lse of a run, differentiable once in both. What it computes in float32 stays so under autocast."""
+    with without_autocast(query.device.type):
+        out, lse = _attend(query, key, value, run)
+    return out, lse
+
+
+def without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Entering autocast costs as much as a small kernel, so that is done only where there is one to leave."""
+    return autocast(kind, enabled=False) if is_autocast_on(kind) else nullcontext()
+
+
+class _Attend(Function):
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+        return run.forward(query, key, value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, value, ctx.run = inputs
+        ctx.set_materialize_grads(False)  # most callers use no lse, and its gradient costs
+        ctx.save_for_backward(query, key, value, *output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        grad_out = torch.zeros_like(saved[3]) if grad_out is None else grad_out
+        with without_autocast(grad_out.device.type):  # backward() may be called where autocast is on
+            grads = _differentiate(*saved, grad_out, grad_lse, ctx.run)
+        return *grads, None
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise no_vmap()
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise no_forward_mode(ctx.run.backend)
+
+
+class _Differentiate(Function):
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *tensors, run = arguments
+        return cast("Run", run).gradients(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.backend = inputs[-1].backend
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise no_second_derivatives(ctx.backend)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise no_vmap()
+
+
+# torch declares `apply` without types
+_attend: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
+_differentiate: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Differentiate.apply
