@@ -7,7 +7,8 @@ old one does, wherever the symbols are in their ranges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import TypeAlias, assert_never
@@ -61,16 +62,21 @@ class Linear:
 
     @staticmethod
     def of(terms: Mapping[Index, int], constant: int) -> Linear:
-        return Linear(tuple(sorted(((a, f) for a, f in terms.items() if f), key=lambda term: repr(term[0]))), constant)
+        found = [term for term in terms.items() if term[1]]
+        if len(found) > 1:
+            found.sort(key=lambda term: repr(term[0]))
+        return Linear(tuple(found), constant)
 
     def plus(self, other: Linear, times: int = 1) -> Linear:
+        if not other.terms:
+            return Linear(self.terms, self.constant + other.constant * times)
         terms = dict(self.terms)
         for atom, factor in other.terms:
             terms[atom] = terms.get(atom, 0) + factor * times
         return Linear.of(terms, self.constant + other.constant * times)
 
     def times(self, factor: int) -> Linear:
-        return Linear.of({atom: by * factor for atom, by in self.terms}, self.constant * factor)
+        return Linear(tuple((atom, by * factor) for atom, by in self.terms if factor), self.constant * factor)
 
     def over(self, divisor: int) -> Linear:
         """The exact quotient."""
@@ -336,42 +342,81 @@ class Frame:
 
 
 def _unit_propagated(relation: Relation, frame: Frame) -> Relation:
-    """A & (~A | B) = A & B, A & (A | B) = A, and of two bounds on one sum the closer one."""
+    """A & (~A | B) = A & B, A & (A | B) = A, what divisions by multiples imply, and of two bounds the closer one."""
     if not isinstance(relation, And):
         return relation
     units = {term for term in relation.terms if not isinstance(term, Or)}
     opposites = {frame.negated(term) for term in units}
     if opposites & units:
         return NOTHING
+    divided = _Divided.by(units)
     kept: list[Relation] = []
     for term in relation.terms:
         if isinstance(term, Or):
             if not units.isdisjoint(term.terms):
                 continue
-            term = disjunction(part for part in term.terms if part not in opposites)
+            term = disjunction(divided.decided(part) for part in term.terms if part not in opposites)
+        else:
+            term = divided.decided(term)
         kept.append(term)
     found = _closest(kept)
     return found if found == relation else _unit_propagated(found, frame)
 
 
+@dataclass(frozen=True, slots=True)
+class _Divided:
+    """What terms that all hold say of remainders, and of whether two expressions lie in one block."""
+
+    remainders: Mapping[Index, Sequence[tuple[int, int]]]
+    """(m, r) for each x % m == r."""
+    together: Mapping[tuple[Index, Index], Sequence[int]]
+    """d for each x // d == y // d."""
+    apart: Mapping[tuple[Index, Index], Sequence[int]]
+    """d for each x // d != y // d."""
+
+    @staticmethod
+    def by(terms: Iterable[Relation]) -> _Divided:
+        remainders = defaultdict[Index, list[tuple[int, int]]](list)
+        together, apart = (defaultdict[tuple[Index, Index], list[int]](list) for _ in range(2))
+        for term in terms:
+            match term:
+                case Compare("==", Arithmetic("%", x, Const(divisor)), Const(rest)):
+                    remainders[x].append((divisor, rest))
+                case Compare("==" | "!=" as op, Arithmetic("//", x, Const(d)), Arithmetic("//", y, Const(e))) if d == e:
+                    (together if op == "==" else apart)[x, y].append(d)
+        return _Divided(remainders, together, apart)
+
+    def decided(self, term: Relation) -> Relation:
+        """The term, or what it is where a *different* divisor decides it: x % 4 == 2 makes x % 2 == 0, and who shares a
+        block of 64 shares the one of 128."""
+        holds = None
+        match term:
+            case Compare("==" | "!=", Arithmetic("%", x, Const(divisor)), Const(rest)):
+                known = (r % divisor for m, r in self.remainders.get(x, ()) if m % divisor == 0 and m != divisor)
+                holds = next((remainder == rest for remainder in known), None)
+            case Compare("==" | "!=", Arithmetic("//", x, Const(d)), Arithmetic("//", y, Const(e))) if d == e:
+                if any(d % other == 0 and d != other for other in self.together.get((x, y), ())):
+                    holds = True
+                elif any(other % d == 0 and d != other for other in self.apart.get((x, y), ())):
+                    holds = False
+        if holds is None or not isinstance(term, Compare):
+            return term
+        return EVERYTHING if holds == (term.op == "==") else NOTHING
+
+
 def _closest(terms: list[Relation]) -> Relation:
     """Their conjunction, where of `x <= 3` and `x <= 5` only the first is said, and `x <= 3 & x >= 5` is nothing."""
-    plain, bounds = Frame({}, {}), dict[tuple[tuple[Index, int], ...], int]()
+    plain, least = Frame({}, {}), dict[tuple[tuple[Index, int], ...], int]()
+    sums: dict[Relation, Linear] = {}  # each says that a sum is at most 0: the largest constant says most
     for term in terms:
         if isinstance(term, Compare) and term.op == "<=":
-            value = plain.linear(term.left).plus(plain.linear(term.right), -1)
-            bounds[value.terms] = max(value.constant, bounds.get(value.terms, value.constant))
-    kept: list[Relation] = []
-    for term in terms:
-        if isinstance(term, Compare) and term.op == "<=":
-            value = plain.linear(term.left).plus(plain.linear(term.right), -1)
-            if value.constant < bounds[value.terms]:
-                continue
-            opposite = bounds.get(value.times(-1).terms)
-            if opposite is not None and value.constant + opposite > 0:
-                return NOTHING
-        kept.append(term)
-    return conjunction(kept)
+            value = sums[term] = plain.linear(term.left).plus(plain.linear(term.right), -1)
+            least[value.terms] = max(value.constant, least.get(value.terms, value.constant))
+    for value in sums.values():
+        opposite = least.get(value.times(-1).terms)
+        if opposite is not None and value.constant + opposite > 0:
+            return NOTHING
+    return conjunction(term for term in terms if term not in sums or sums[term].constant == least[sums[term].terms])
 
 
 def _atom(index: Index) -> Linear:

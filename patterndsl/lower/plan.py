@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import factorial, prod
 from typing import Literal, overload
@@ -169,6 +169,7 @@ class _Planner:
     wanted: Wanted
     head_dim: int
     steps: _Steps
+    known: dict[tuple[Relation, tuple[int, ...], bool], list[Option]] = field(default_factory=dict)
 
     def options(self, at: int, group: HeadGroup) -> list[Option]:
         """Every way that was found, the cheapest first."""
@@ -229,12 +230,20 @@ class _Planner:
     def whole(self, relation: Relation, heads: tuple[int, ...], *, is_alone: bool) -> list[Option]:
         """The relation undivided, in every layout that fits. Where a layout is all dense, block-sparse ones are only
         counted if that is quick; nor are they where something else was found."""
-        dense, rest = [], []
+        asked = (relation, heads, is_alone)
+        if asked not in self.known:
+            self.known[asked] = self.looked_at(relation, heads, is_alone=is_alone)
+        return self.known[asked]
+
+    def looked_at(self, relation: Relation, heads: tuple[int, ...], *, is_alone: bool) -> list[Option]:
+        """What `whole` says, which asks only once: the orders of a union share most of their parts."""
+        dense, rest, seen = [], [], set[tuple[Cell, ...]]()
         for chain in chains(relation, self.sizes):
             self.steps.step()
             found = cells(relation, self.sizes, chain)
-            if found is None:
+            if found is None or tuple(found) in seen:  # digits that are not needed change nothing
                 continue
+            seen.add(tuple(found))
             parts = self.pieces(found, sparse=False)
             if parts is None:
                 rest.append((chain, self.unnarrowed(relation) if not chain else found))

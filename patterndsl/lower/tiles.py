@@ -25,6 +25,12 @@ MAX_TILES = 1 << 27
 """Lists of more tiles (some 2 GB) are refused."""
 CHUNK = 1 << 16
 """Boxes evaluated at once: the working set stays in the cache, and memory beside the result stays small."""
+PARTS = 1 << 16
+"""Of the side of a tile: points in it are counted in these."""
+NUM_SCATTERED = 24
+"""Points of an undecided tile that are looked at one by one before it is searched."""
+SCATTER = (0.7548776662466927, 0.5698402909980532)
+"""Steps of the points, as shares of a side: multiples of these fill a square evenly (the R2 sequence, Roberts 2018)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,9 +223,8 @@ class _Descent:
         kept, dropped = self.corners(q_low, q_high, k_low, k_high)
         if not self.tell_full:
             dropped = dropped | True
-        tile = self.lookup.integers(0, int(q_blks.shape[0]))
-        open_tiles = ~(kept & dropped)
-        boxes = tuple(part[open_tiles] for part in (tile, q_low, q_high, k_low, k_high))
+        boxes = (self.lookup.integers(0, int(q_blks.shape[0])), q_low, q_high, k_low, k_high)
+        boxes = self.sample(boxes, kept, dropped)
         stack = [boxes]
         spent = 0
         while stack:
@@ -254,6 +259,22 @@ class _Descent:
         some = corners[0] | corners[1] | corners[2] | corners[3]
         every = corners[0] & corners[1] & corners[2] & corners[3]
         return some, ~every
+
+    def sample(self, boxes: tuple[Array, ...], kept: Array, dropped: Array) -> tuple[Array, ...]:
+        """The boxes that scattered points leave open; what these show is written down in kept and dropped. Residues are
+        what corners miss: they lie a power of two apart."""
+        for number in range(1, NUM_SCATTERED + 1):
+            tile = boxes[0]
+            is_open = ~(kept & dropped)[tile]
+            tile, q_low, q_high, k_low, k_high = boxes = tuple(part[is_open] for part in boxes)
+            if not tile.shape[0]:
+                break
+            at = [int(PARTS * (number * step % 1.0)) for step in SCATTER]
+            q = q_low + (q_high - q_low + 1) * at[0] // PARTS
+            sampled = self.points(q, k_low + (k_high - k_low + 1) * at[1] // PARTS)
+            kept[tile[sampled]] = True
+            dropped[tile[~sampled]] = True
+        return boxes
 
     def points(self, q: Array, k: Array) -> Array:
         return self.spread(member(self.relation, Point(q, k, 0, self.lookup)), q)

@@ -66,3 +66,40 @@ def test_laws(text: str, expected: str) -> None:
     frame = Frame({}, {Q: (0, 39), K: (0, 39)})
     found, wanted = (patterndsl.parse(item).bind(40).relation for item in (text, expected))
     assert (holds(frame.relation(found), at[:, None], at) == holds(wanted, at[:, None], at)).all()
+
+
+@many(1)
+@given(st.data())
+def test_divisions_by_multiples_decide_each_other(data: st.DataObject) -> None:
+    """Remainders and blocks of divisors that divide one another, in unions under a conjunction."""
+    divisors = st.sampled_from((2, 3, 4, 6, 8, 12))
+    side, op = st.sampled_from(("q", "k", "(q + 2 * k)")), st.sampled_from(("==", "!="))
+
+    def term() -> str:
+        divisor = data.draw(divisors)
+        if data.draw(st.booleans()):
+            return f"{data.draw(side)} % {divisor} {data.draw(op)} {data.draw(st.integers(0, divisor - 1))}"
+        return f"q // {divisor} {data.draw(op)} k // {divisor}"
+
+    text = f"{term()} & {term()} & ({term()} | {term()}) & ({term()} | {term()})"
+    relation = patterndsl.parse(text).bind(40).relation
+    at = np.arange(40)
+    found = Frame({}, {Q: (0, 39), K: (0, 39)}).relation(relation)
+    assert (holds(found, at[:, None], at) == holds(relation, at[:, None], at)).all(), text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q % 12 == 7 & (q % 4 == 3 | k < 5)", "q % 12 == 7"),
+        ("q % 12 == 7 & (q % 4 != 3 | k < 5)", "q % 12 == 7 & k < 5"),
+        ("q % 4 == 3 & q % 2 == 0", "none"),
+        ("q // 4 == k // 4 & q // 8 != k // 8", "none"),
+        ("q // 8 != k // 8 & (q // 4 != k // 4 | causal)", "q // 8 != k // 8"),
+        ("q // 4 != k // 4 & (q // 8 == k // 8 | causal)", "q // 4 != k // 4 & (q // 8 == k // 8 | causal)"),
+    ],
+)
+def test_divisions_by_multiples_in_normal_form(text: str, expected: str) -> None:
+    frame = Frame({}, {Q: (0, 39), K: (0, 39)})
+    found, wanted = (frame.relation(patterndsl.parse(item).bind(40).relation) for item in (text, expected))
+    assert found == wanted
