@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import as_pattern, attention
+from patterndsl.learn.kmeans import KMeans
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.data import Inputs
+from patterndsl.sema.bind import fixed_settings
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted
 
 
@@ -20,6 +23,11 @@ class Attention(nn.Module):
     pattern: a Pattern, or the text of one. dim: model width. heads: query heads. kv_heads: key heads (grouped-query
     attention), by default as many. head_dim: dim // heads by default. layer: what `layer` is in the pattern.
     Programs are compiled on the first call of each length and kept.
+
+    Where the pattern says `share: query_key`, the keys are the queries at unit length, and scores are their products as
+    they are (Reformer). Labels by k-means are learned: their centroids are buffers that follow the keys while the layer
+    trains, and `losses` then holds the commitment loss of the last call, to be added to the training loss by a small
+    factor (1e-4 in Routing Transformer).
     """
 
     def __init__(
@@ -47,28 +55,64 @@ class Attention(nn.Module):
         self.head_dim = dim // heads if head_dim is None else counted("head_dim", head_dim, 1, MAX_SIZE)
         self.layer, self.backend = counted("layer", layer, 0, MAX_LAYER), backend
         self.query_projection = nn.Linear(dim, heads * self.head_dim, bias=bias)
-        self.key_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.is_shared = self.pattern.resolved.share == "query_key"
+        if self.is_shared and kv_heads != heads:
+            message = f"{heads} query heads share their projection with {kv_heads} key heads"
+            raise input_error("E503", message, "leave kv_heads out: `share: query_key` needs as many")
+        separate = None if self.is_shared else nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.key_projection = self.query_projection if separate is None else separate
         self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=bias)
+        self.learners = nn.ModuleDict(
+            {
+                label.name: KMeans(kv_heads, self.head_dim, **fixed_settings(self.pattern.resolved, label))
+                for label in self.pattern.resolved.labels
+                if label.learner == "kmeans"
+            }
+        )
+        self.losses: dict[str, Tensor] = {}
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, inputs: Inputs | None = None, q_start: int = 0
     ) -> Tensor:
         """x: [B, T, dim] attends to itself, or to context: [B, Tk, dim]. Returns [B, T, dim].
 
-        inputs: tensors that the pattern reads. q_start: position of x's first token. An empty row yields the output
-        projection's bias.
+        inputs: tensors that the pattern reads; labels that are not among them are found from the keys. q_start:
+        position of x's first token. An empty row yields the output projection's bias.
         """
         source = x if context is None else context
         self._check("x", x)
         self._check("context", source)
         query = self._by_head(self.query_projection(x), self.heads)
-        key = self._by_head(self.key_projection(source), self.kv_heads)
+        key = query if self.is_shared and context is None else self._by_head(self.key_projection(source), self.kv_heads)
+        key, scale = (normalize(key, dim=-1), 1.0) if self.is_shared else (key, None)
         value = self._by_head(self.value_projection(source), self.kv_heads)
         attended = attention(
-            query, key, value, self.pattern, inputs=inputs, layer=self.layer, q_start=q_start, backend=self.backend
+            query,
+            key,
+            value,
+            self.pattern,
+            inputs=self._with_labels(key, inputs),
+            layer=self.layer,
+            q_start=q_start,
+            scale=scale,
+            backend=self.backend,
         )
         return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
+
+    def _with_labels(self, key: Tensor, inputs: Inputs | None) -> Inputs | None:
+        """The inputs with the labels of learners that have a state, which learn from the keys in training."""
+        self.losses = {}
+        found: dict[str, Tensor] = {}
+        for name, learner in self.learners.items():
+            assert isinstance(learner, KMeans)
+            if inputs is not None and name in inputs:
+                continue
+            if self.training:
+                learner.update(key)
+                self.losses[name] = learner.commitment(key)
+            found[name] = learner(key).repeat_interleave(self.heads // self.kv_heads, dim=1)
+        return {**(inputs or {}), **found} if found else inputs
 
     def _check(self, name: str, x: object) -> None:
         """Raises InputError (E503) where the projections cannot take it."""

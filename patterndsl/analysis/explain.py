@@ -347,9 +347,10 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
 
 def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has_hulls: bool) -> str:
     """What runs unless a rule says otherwise."""
+    masked = "dense on views" if device_type == "cpu" else "FlexAttention on tiles"
     what = {
         "planned": "planned, the passes below",
-        "masked": "masked, dense on views where the pattern can have pairs, with masks from each call's inputs",
+        "masked": f"masked, {masked} where the pattern can have pairs, with masks from each call's inputs",
         "flex": "flex, FlexAttention on the tiles of the whole pattern",
         "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",
         "oracle": "oracle, dense float64",
@@ -357,7 +358,7 @@ def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has
     if bound.inputs and backend == "planned":
         return "nothing: the planned backend, which was asked for, takes no pattern with inputs"
     if backend == "masked" and not has_hulls:
-        why = "is for the CPU" if device_type != "cpu" else "refuses it: without its inputs it could hold most pairs"
+        why = "refuses it: without its inputs it could hold most pairs"
         return f"nothing: the masked backend, which was asked for, {why}"
     if not is_by_rule:
         return f"{what}, as asked for"

@@ -6,7 +6,7 @@ other judgement about a relation is made elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, assert_never
 
@@ -222,9 +222,18 @@ def inputs_read(relation: Relation) -> frozenset[str]:
 
 Replacement: TypeAlias = Callable[[Var | Param], Index]
 """What to put for a variable or parameter; returning it unchanged keeps it."""
+Lists: TypeAlias = dict[str, tuple[Index, ...]]
+"""The items of list parameters."""
+Names: TypeAlias = Mapping[str, str]
+"""Other names of inputs."""
 
 
-def substitute_index(index: Index, put: Replacement, lists: dict[str, tuple[Index, ...]] | None = None) -> Index:
+def renamed(relation: Relation, name: str, other: str) -> Relation:
+    """The relation that reads another input wherever it read the one of this name."""
+    return substitute(relation, lambda symbol: symbol, None, {name: other})
+
+
+def substitute_index(index: Index, put: Replacement, lists: Lists | None = None, names: Names | None = None) -> Index:
     """The expression with variables, parameters and list parameters replaced, and constants folded again."""
     match index:
         case Const():
@@ -232,28 +241,32 @@ def substitute_index(index: Index, put: Replacement, lists: dict[str, tuple[Inde
         case Var() | Param():
             return put(index)
         case Arithmetic(op, left, right, place):
-            return arithmetic(op, substitute_index(left, put, lists), substitute_index(right, put, lists), place)
+            return arithmetic(
+                op, substitute_index(left, put, lists, names), substitute_index(right, put, lists, names), place
+            )
         case Function(name, arguments, place):
-            return function(name, tuple(substitute_index(item, put, lists) for item in arguments), place)
+            return function(name, tuple(substitute_index(item, put, lists, names) for item in arguments), place)
         case Select(items, at, place):
             if isinstance(items, str):
                 values: str | tuple[Index, ...] = (lists or {}).get(items, items)
             else:
-                values = tuple(substitute_index(item, put, lists) for item in items)
-            return select(values, substitute_index(at, put, lists), place)
+                values = tuple(substitute_index(item, put, lists, names) for item in items)
+            return select(values, substitute_index(at, put, lists, names), place)
         case Read(name, facet, at):
-            return Read(name, facet, substitute_index(at, put, lists))
+            return Read((names or {}).get(name, name), facet, substitute_index(at, put, lists, names))
         case _:
             assert_never(index)
 
 
-def substitute(relation: Relation, put: Replacement, lists: dict[str, tuple[Index, ...]] | None = None) -> Relation:
-    """The relation with variables and parameters replaced. In a `Random` the drawn frame binds q, k and the
-    lengths: `avoid`, `count` and `seed` see only head, layer and parameters replaced, and the lengths once
-    num_q and num_k are constant."""
+def substitute(
+    relation: Relation, put: Replacement, lists: Lists | None = None, names: Names | None = None
+) -> Relation:
+    """The relation with variables and parameters replaced, and inputs read by other names. In a `Random` the drawn
+    frame binds q, k and the lengths: `avoid`, `count` and `seed` see only head, layer and parameters replaced, and the
+    lengths once num_q and num_k are constant."""
 
     def index(expression: Index) -> Index:
-        return substitute_index(expression, put, lists)
+        return substitute_index(expression, put, lists, names)
 
     match relation:
         case Everything() | Nothing():
@@ -261,13 +274,13 @@ def substitute(relation: Relation, put: Replacement, lists: dict[str, tuple[Inde
         case Compare(op, left, right):
             return compare(op, index(left), index(right))
         case Holds(read):
-            return Holds(Read(read.name, read.facet, index(read.index)))
+            return Holds(Read((names or {}).get(read.name, read.name), read.facet, index(read.index)))
         case And(terms):
-            return conjunction(substitute(term, put, lists) for term in terms)
+            return conjunction(substitute(term, put, lists, names) for term in terms)
         case Or(terms):
-            return disjunction(substitute(term, put, lists) for term in terms)
+            return disjunction(substitute(term, put, lists, names) for term in terms)
         case Not(term):
-            return negation(substitute(term, put, lists))
+            return negation(substitute(term, put, lists, names))
         case Random():
             num_q, num_k = index(relation.num_q), index(relation.num_k)
 

@@ -42,11 +42,17 @@ EVERYWHERE = ("cpu", "cuda")
 FLASH_DTYPES = ("float16", "bfloat16")
 RULES = (
     Rule(("flex", "planned", "masked"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
-    Rule(("flex", "planned"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
+    Rule(("flex", "planned", "masked"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
     Rule(("flex",), ("cpu",), "float64", lambda call: call.dtype == "float64"),
     Rule(
-        ("planned", "masked"),
+        ("planned",),
         EVERYWHERE,
+        "values of another width than the keys",
+        lambda call: call.head_dim != call.value_dim,
+    ),
+    Rule(
+        ("masked",),
+        ("cpu",),
         "values of another width than the keys",
         lambda call: call.head_dim != call.value_dim,
     ),
@@ -77,11 +83,11 @@ MANY_GROUPS = 8
 def usual_backend(device_type: str, has_inputs: bool, num_groups: int, has_hulls: bool) -> Backend:
     """What `auto` means. Plans are made once, so they are for patterns without inputs; and on CUDA for a few kinds of
     heads, where FlexAttention takes any number at once. has_hulls: see `lower.hulls`."""
-    if device_type == "cuda" and (has_inputs or num_groups > MANY_GROUPS):
-        return "flex"
-    if has_inputs:
-        return "masked" if has_hulls else "gathered"
-    return "planned"
+    if has_inputs and has_hulls:
+        return "masked"
+    if device_type == "cuda":
+        return "flex" if has_inputs or num_groups > MANY_GROUPS else "planned"
+    return "gathered" if has_inputs else "planned"
 
 
 def rules_of(backend: str, device_type: str) -> Iterable[Rule]:

@@ -76,6 +76,11 @@ class Geometry:
         return Geometry(self.groups, _narrowed(self.q, q), _narrowed(self.k, k))
 
 
+def whole(q_len: int, kv_len: int) -> Geometry:
+    """All queries and all keys in their order."""
+    return Geometry((), Side(0, (Axis(q_len, 1),)), Side(0, (Axis(kv_len, 1),)))
+
+
 def _narrowed(side: Side, part: tuple[int, int]) -> Side:
     start, stop = part
     if (start, stop) == (0, side.length):

@@ -7,6 +7,7 @@ order of positions by an input, read as conditions on places in that order. `chu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +28,11 @@ from patterndsl.ir.relation import (
     negation,
 )
 from patterndsl.lower.costs import Machine
+from patterndsl.lower.geometry import whole
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.plan import Pass, dense_option, terms_of
+from patterndsl.lower.plan import Pass, dense_option, pass_of, terms_of
+from patterndsl.lower.shapes import Piece, Sparse
+from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import Sizes
 
@@ -36,12 +40,15 @@ MAX_SHARE = 0.25
 """Of all pairs, that hulls may compute; where they hold more, tiles are found in each call instead."""
 SMALL = 1 << 20
 """Pairs up to which all of them may be computed."""
+BLOCK = 128
+"""Queries and keys of a tile on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hull:
     """Passes whose pairs hold those of `relation`, for some heads. order: the input by whose stable order positions are
-    placed, None for their own; the relation is of positions in any case.
+    placed, None for their own; the relation is of positions in any case. rest: what pairs of the passes must fulfil to
+    be the relation's; what the order itself says is not asked again.
 
     runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
     that order are then dense, and no pass is needed.
@@ -51,33 +58,86 @@ class Hull:
     order: str | None
     passes: tuple[Pass, ...]
     relation: Relation
+    rest: Relation
     runs: Literal["full", "causal"] | None = None
 
 
 def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
-    """Hulls that hold each pair of the pattern once; None where they compute too much, or none is dense.
+    """Hulls that hold each pair of the pattern once; None where they compute too much, or on the CPU one is not dense.
 
-    Terms of a union are taken apart, and later ones are without the pairs of those before them. Without torch.
+    Terms of a union are taken apart, and later ones are without the pairs of those before them. A GPU takes tiles, and
+    the terms of one order together. Without torch.
     """
+    found = _tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
+    if found is None:
+        return None
+    computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
+    pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
+    return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * SMALL) else None
+
+
+def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
+    """For each order the tiles of the terms that have fewest in it."""
+    found = list[Hull]()
+    for group in bound.groups:
+        by_order: dict[str | None, tuple[list[Relation], list[Relation]]] = {}
+        before = list[Relation]()
+        for term in terms_of(group.relation):
+            number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in _orders(term, bound.sizes)}
+            order = min(number, key=number.__getitem__)
+            parts, held = by_order.setdefault(order, ([], []))
+            parts.append(conjunction((term, *map(negation, before))))
+            held.append(hull_of(term, order))
+            before.append(term)
+        for order, (parts, held) in by_order.items():
+            shape = Sparse(_tiles(disjunction(held), bound), disjunction(held))
+            item = pass_of(Piece(whole(bound.sizes.q_len, bound.sizes.kv_len), shape), group.heads, machine)
+            found.append(Hull(group.heads, order, (item,), disjunction(parts), disjunction(parts)))
+    return tuple(found)
+
+
+def _tiles(hull: Relation, bound: Bound) -> Tiles:
+    return find_tiles(hull, bound.sizes, Lookup(), BLOCK, BLOCK)
+
+
+def _dense(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     found = list[Hull]()
     for group in bound.groups:
         before = list[Relation]()
         # runs are dense as long as nothing is taken out of them
         for term in sorted(terms_of(group.relation), key=lambda term: _runs_of(term, bound.sizes) is None):
-            part = conjunction((term, *map(negation, before)))
-            hull = _runs(part, group.heads, bound.sizes) or _best(term, part, group.heads, bound.sizes, machine)
+            hull = _runs(term, before, group.heads, bound.sizes)
+            hull = hull or _best(term, before, group.heads, bound.sizes, machine)
             if hull is None:
                 return None
             before.append(term)
             found.append(hull)
-    computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
-    pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
-    return tuple(found) if computed <= max(MAX_SHARE * pairs, bound.num_heads * SMALL) else None
+    return tuple(found)
 
 
-def _runs(part: Relation, heads: tuple[int, ...], sizes: Sizes) -> Hull | None:
+def _runs(term: Relation, before: Sequence[Relation], heads: tuple[int, ...], sizes: Sizes) -> Hull | None:
+    part = conjunction((term, *map(negation, before)))
     found = _runs_of(part, sizes)
-    return None if found is None else Hull(heads, found[0], (), part, found[1])
+    return None if found is None else Hull(heads, found[0], (), part, EVERYTHING, found[1])
+
+
+def _rest(term: Relation, before: Sequence[Relation], order: str | None) -> Relation:
+    """What the term says beyond its hull in an order, and that terms before it have no part in it."""
+    said = (part for part in (term.terms if isinstance(term, And) else (term,)) if not _is_exact(part, order))
+    return conjunction((*said, *map(negation, before)))
+
+
+def _is_exact(relation: Relation, order: str | None) -> bool:
+    """Whether its hull is no larger than itself."""
+    match relation:
+        case Everything() | Nothing():
+            return True
+        case And(parts) | Or(parts):
+            return all(_is_exact(part, order) for part in parts)
+        case Compare(_, left, right):
+            return _placed(left, order) is not None and _placed(right, order) is not None
+        case _:
+            return order is None and not inputs_read(relation)
 
 
 def _runs_of(relation: Relation, sizes: Sizes) -> tuple[str, Literal["full", "causal"]] | None:
@@ -96,18 +156,27 @@ def _runs_of(relation: Relation, sizes: Sizes) -> tuple[str, Literal["full", "ca
 CAUSAL = Compare("<=", K, Q)
 
 
-def _best(term: Relation, part: Relation, heads: tuple[int, ...], sizes: Sizes, machine: Machine) -> Hull | None:
+def _best(
+    term: Relation, before: Sequence[Relation], heads: tuple[int, ...], sizes: Sizes, machine: Machine
+) -> Hull | None:
     """The cheapest hull of a term, in the order of positions or in that by an input that it ranks by."""
+    part = conjunction((term, *map(negation, before)))
+    ways = []
+    for order in _orders(term, sizes):
+        option = dense_option(hull_of(term, order), heads, sizes, Lookup(), machine)
+        if option is not None:
+            hull = Hull(heads, order, option.passes, part, _rest(term, before, order))
+            ways.append((option.cost.of(train=True), hull))
+    return min(ways, key=lambda way: way[0])[1] if ways else None
+
+
+def _orders(term: Relation, sizes: Sizes) -> list[str | None]:
+    """That of positions, and those by the inputs that the term ranks by."""
     orders: list[str | None] = [None]
     if sizes.q_start == 0 and sizes.q_len == sizes.kv_len:
         ranks = (index.name for index in indices(term) if isinstance(index, Read) and index.facet == "rank")
         orders.extend(dict.fromkeys(ranks))
-    ways = []
-    for order in orders:
-        option = dense_option(hull_of(term, order), heads, sizes, Lookup(), machine)
-        if option is not None:
-            ways.append((option.cost.of(train=True), Hull(heads, order, option.passes, part)))
-    return min(ways, key=lambda way: way[0])[1] if ways else None
+    return orders
 
 
 def hull_of(relation: Relation, order: str | None) -> Relation:

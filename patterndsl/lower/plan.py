@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from math import factorial, prod
 from typing import Literal, overload
 
@@ -32,6 +32,10 @@ SMALL = 1 << 20
 """Finest tiles of the whole square, up to which block-sparse layouts are counted even where a dense one was found."""
 
 
+HEAD_DIM = 64
+"""Channels of a head that plans are made for, whatever the tensors of a call have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """A piece for some heads, the kernel that runs it, and what that costs. sign: -1 for pairs that other passes hold
@@ -48,6 +52,12 @@ class Pass:
         """What it computes, in a line."""
         taken = "less " if self.sign < 0 else ""
         return f"{taken}{_shape_text(self.piece)}, {_groups_text(self.piece.geometry)}"
+
+
+def pass_of(piece: Piece, heads: tuple[int, ...], machine: Machine, head_dim: int = HEAD_DIM) -> Pass:
+    """A piece with its kernel and what it costs."""
+    price = cost(piece, machine, num_heads=len(heads), head_dim=head_dim)
+    return Pass(heads, piece, kernel_of(piece, machine), price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +125,6 @@ class Plan:
 def passes_of(options: Sequence[Option]) -> tuple[Pass, ...]:
     """The passes of all options in order."""
     return tuple(item for option in options for item in option.passes)
-
-
-HEAD_DIM = 64
-"""Channels of a head that plans are made for, whatever the tensors of a call have."""
 
 
 def plan(
@@ -272,8 +278,7 @@ class _Planner:
         return parts
 
     def option(self, chain: Chain, parts: Sequence[Piece], heads: tuple[int, ...]) -> Option:
-        price = partial(cost, machine=self.machine, num_heads=len(heads), head_dim=self.head_dim)
-        passes = tuple(Pass(heads, piece, kernel_of(piece, self.machine), price(piece)) for piece in parts)
+        passes = tuple(pass_of(piece, heads, self.machine, self.head_dim) for piece in parts)
         return Option("as written" if not chain else f"positions by {', '.join(map(str, chain))}", passes)
 
 
@@ -286,17 +291,17 @@ def dense_option(
     )
 
 
-def terms_of(relation: Relation) -> list[Relation]:
-    """The relation as a union: A & (B | C) is A & B | A & C."""
+def terms_of(relation: Relation, *, most: int = MAX_TERMS) -> list[Relation]:
+    """The relation as a union of different terms: A & (B | C) is A & B | A & C, if that makes no more than `most`."""
     match relation:
         case Or(terms):
-            return [part for term in terms for part in terms_of(term)]
+            return list(dict.fromkeys(part for term in terms for part in terms_of(term, most=most)))
         case And(terms):
-            choices = [terms_of(term) for term in terms]
+            choices = [terms_of(term, most=most) for term in terms]
             number = 1
             for choice in choices:
                 number *= len(choice)
-            if number > MAX_TERMS:
+            if number > most:
                 return [relation]
             found = (conjunction(chosen) for chosen in itertools.product(*choices))
             return [term for term in dict.fromkeys(found) if term != NOTHING]

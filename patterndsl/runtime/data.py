@@ -17,6 +17,7 @@ from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
 from patterndsl.ir.relation import Random, Relation, at_head, children, depends_on, indices
 from patterndsl.sema.bind import Bound, InputShape
+from patterndsl.sema.learners import LEARNERS
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 
@@ -115,7 +116,8 @@ def _facet(values: Tensor, facet: Facet) -> Tensor:
 def checked_inputs(
     bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None
 ) -> dict[str, Tensor]:
-    """The inputs that the pattern reads, as int64 [length] or [batch, length] on the device.
+    """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
+    label of several rounds by the name of each.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -131,29 +133,45 @@ def checked_inputs(
             raise input_error(
                 "E501", f"the pattern reads no input `{name}`", f"did you mean `{near}`?" if near else listed
             )
-    return {name: _checked_input(shape, given.get(name), device, batch) for name, shape in wanted.items()}
+    found = dict[str, Tensor]()
+    for name, shape in wanted.items():
+        values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
+        found.update(zip(shape.names, values.unbind(-2) if shape.rounds > 1 else (values,), strict=True))
+    return found
 
 
-def _checked_input(shape: InputShape, values: Tensor | None, device: torch.device, batch: int | None) -> Tensor:
+def _checked_input(
+    shape: InputShape, values: Tensor | None, num_heads: int, device: torch.device, batch: int | None
+) -> Tensor:
+    """[..., length], [..., rounds, length] of several rounds; without a dimension for heads where all have the same."""
     length = "any length" if shape.length is None else str(shape.length)
     kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
-    form = f"{kind} tensor [{length}] or [batch, {length}]"
+    inner = length if shape.rounds == 1 else f"{shape.rounds}, {length}"
+    form = f"{kind} tensor [{inner}], [batch, {inner}] or [batch, {num_heads} heads, {inner}]"
     if values is None:
-        raise input_error("E501", f"input `{shape.name}` is missing", f'pass inputs={{"{shape.name}": ...}}, {form}')
+        how = f'pass inputs={{"{shape.name}": ...}}, {form}'
+        if shape.learner is not None and LEARNERS[shape.learner.name].has_state:
+            how = f"use patterndsl.nn.Attention, which learns it, or {how}"
+        raise input_error("E501", f"input `{shape.name}` is missing", how)
     if not isinstance(values, Tensor):
         raise _misfit(shape, f"is {type(values).__name__}", form)
     allowed = (torch.bool,) if shape.dtype == "bool" else INTEGER_DTYPES
     if values.dtype not in allowed:
         raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}", form)
-    if values.dim() not in (1, 2) or (shape.length is not None and values.shape[-1] != shape.length):
+    outer = values.dim() - (1 if shape.rounds == 1 else 2)
+    fits = shape.length is None or values.shape[-1] == shape.length
+    if not 0 <= outer <= 2 or not fits or (shape.rounds > 1 and values.shape[-2] != shape.rounds):
         raise _misfit(shape, f"has shape {list(values.shape)}", form)
-    if values.dim() == 2 and batch is not None and values.shape[0] not in (1, batch):
+    if outer == 2 and values.shape[1] not in (1, num_heads):
+        raise _misfit(shape, f"has {values.shape[1]} heads for {num_heads}", form)
+    if outer >= 1 and batch is not None and values.shape[0] not in (1, batch):
         raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}", form)
     if values.device != device:
         raise _misfit(
             shape, f"is on {values.device}, the tensors on {device}", f"{form} on {device}: {shape.name}.to('{device}')"
         )
-    return values.to(torch.int64)
+    values = values.to(torch.int64)
+    return values.squeeze(1) if outer == 2 and values.shape[1] == 1 else values
 
 
 def _misfit(shape: InputShape, problem: str, form: str) -> InputError:

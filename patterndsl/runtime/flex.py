@@ -27,12 +27,17 @@ MAX_DENSE_BLOCKS = 1 << 24
 MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def mask_mod(bound: Bound, data: DeviceData) -> MaskMod:
-    """The predicate as FlexAttention's mask_mod(batch, head, q_idx, kv_idx), with q_idx local to the queries."""
-    relation, q_start = bound.relation, bound.sizes.q_start
+def mask_mod(bound: Bound, data: DeviceData, *, by_head: bool = False) -> MaskMod:
+    """The predicate as FlexAttention's mask_mod(batch, head, q_idx, kv_idx), with q_idx local to the queries.
+
+    by_head: the data has a row for each head of each batch row.
+    """
+    relation, q_start, num_heads = bound.relation, bound.sizes.q_start, bound.num_heads
 
     def keep(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        holds = member(relation, Point(q_idx + q_start, kv_idx, head, data.at_row(batch)))
+        holds = member(
+            relation, Point(q_idx + q_start, kv_idx, head, data.at_row(batch * num_heads + head if by_head else batch))
+        )
         if isinstance(holds, bool):
             return (q_idx >= 0) if holds else (q_idx < 0)
         return cast("Tensor", holds)

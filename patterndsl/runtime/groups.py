@@ -14,12 +14,13 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
 from patterndsl.runtime.gathered import Group, block_lists
+from patterndsl.runtime.parts import folded
 from patterndsl.sema.bind import Bound
 
 
 def num_rows_of(given: Inputs) -> int | None:
     """Rows of batched inputs; None where no input has a batch dimension."""
-    return max((values.shape[0] for values in given.values() if values.dim() == 2), default=None)
+    return max((values.shape[0] for values in given.values() if values.dim() > 1), default=None)
 
 
 def lookups_of_rows(given: Inputs) -> Sequence[Lookup]:
@@ -33,6 +34,13 @@ def lookups_of_rows(given: Inputs) -> Sequence[Lookup]:
         Lookup({name: at(values, row) for name, values in given.items()})
         for row in range(1 if num_rows is None else num_rows)
     ]
+
+
+def lookups_of_heads(given: Inputs, num_heads: int) -> Sequence[Sequence[Lookup]]:
+    """One lookup per batch row and head, where inputs differ from head to head."""
+    num_rows = num_rows_of(given) or 1
+    flat = lookups_of_rows(folded(given, range(num_heads), num_rows))
+    return [flat[row * num_heads : (row + 1) * num_heads] for row in range(num_rows)]
 
 
 def groups_of_row(

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patterndsl.ir.index import Facet
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import Random, Relation
-from patterndsl.lower.geometry import Axis, Side
+from patterndsl.ir.relation import EVERYTHING, Random, Relation
+from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.hulls import Hull
+from patterndsl.lower.shapes import Band, Shape, Triangle
+from patterndsl.lower.shapes import Masked as MaskedShape
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge_, with_lse_gradient
@@ -35,41 +38,36 @@ MASK_PAIRS = 1 << 21
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A part of a hull's tiles. q_places [groups, length, 1], k_places [groups, 1, length]: where they lie, counted
-    from the first query and from key 0; None for a run of equal values, which is not masked."""
+    from the first query and from key 0; None for a run of equal values, which is not masked. kept: bool [length of q,
+    length of k], pairs of every group that are the hull's; None for all. is_first: no call before has its queries."""
 
     launch: Launch
     q_places: Tensor | None = None
     k_places: Tensor | None = None
+    kept: Tensor | None = None
+    is_first: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready. heads: None where they are all; runs: see `Hull`, its calls are made of each call's values."""
+    """A hull made ready. heads: None where they are all; rest, runs: see `Hull`, whose calls are made of each call's
+    values where it has runs. is_total: each query is in some call."""
 
     order: str | None
     heads: Tensor | None
-    relation: Relation
+    rest: Relation
     runs: str | None
     calls: tuple[_Call, ...]
     draws: Mapping[Random, Tensor]
+    is_total: bool
 
 
 class Masked:
     """The hulls of a pattern made ready for a device; call it with tensors and checked inputs."""
 
-    def __init__(self, hulls: Sequence[Hull], num_heads: int, q_start: int, device: torch.device) -> None:
+    def __init__(self, hulls: Sequence[Hull], num_heads: int, q_start: int, q_len: int, device: torch.device) -> None:
         self.q_start = q_start
-        self.hulls = tuple(
-            _Ready(
-                hull.order,
-                None if len(hull.heads) == num_heads else torch.tensor(hull.heads, device=device),
-                hull.relation,
-                hull.runs,
-                tuple(_calls(hull, device)),
-                draws_of(hull.relation, 1, device),
-            )
-            for hull in hulls
-        )
+        self.hulls = tuple(_ready(hull, num_heads, q_len, device) for hull in hulls)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, scale: float
@@ -79,14 +77,43 @@ class Masked:
         return attended(query, key, value, Run("masked", partial(forward, **how), partial(gradients, **how)))
 
 
-def _calls(hull: Hull, device: torch.device) -> Iterator[_Call]:
+def _ready(hull: Hull, num_heads: int, q_len: int, device: torch.device) -> _Ready:
+    seen = np.zeros(q_len, dtype=np.bool_)
+    return _Ready(
+        hull.order,
+        None if len(hull.heads) == num_heads else torch.tensor(hull.heads, device=device),
+        hull.rest,
+        hull.runs,
+        tuple(_calls(hull, seen, device)),
+        draws_of(hull.rest, 1, device),
+        bool(hull.runs) or bool(seen.all()),
+    )
+
+
+def _kept(shape: Shape, geometry: Geometry, device: torch.device) -> Tensor | None:
+    """Pairs of a group that are its piece's."""
+    match shape:
+        case Band(_, mask) | MaskedShape(mask):
+            return None if mask.all() else torch.from_numpy(mask).to(device)
+        case Triangle():
+            return torch.ones(geometry.q.length, geometry.k.length, dtype=torch.bool, device=device).tril()
+        case _:
+            return None
+
+
+def _calls(hull: Hull, seen: np.ndarray[Any, np.dtype[np.bool_]], device: torch.device) -> Iterator[_Call]:
+    """The calls of a hull; seen: the queries of those before, which this adds to."""
     for item in hull.passes:
+        kept = _kept(item.piece.shape, item.piece.geometry, device)
         for launch in launches(item.piece, None):
             q_len, kv_len = launch.queries.side.length, launch.keys.side.length
             at_once = max(1, MASK_PAIRS // (q_len * kv_len))
             for part in launch.split(at_once * (q_len + 2 * kv_len)):
-                q_places, k_places = (torch.from_numpy(x.rows()).to(device) for x in (part.queries, part.keys))
-                yield _Call(part, q_places.view(-1, q_len, 1), k_places.view(-1, 1, kv_len))
+                rows = part.queries.rows()
+                q_places, k_places = (torch.from_numpy(x).to(device) for x in (rows, part.keys.rows()))
+                is_first = not seen[rows].any()
+                seen[rows] = True
+                yield _Call(part, q_places.view(-1, q_len, 1), k_places.view(-1, 1, kv_len), kept, is_first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +127,7 @@ class Given:
 
     @staticmethod
     def of(masked: Masked, inputs: Inputs) -> Given:
-        facets = facets_of((hull.relation for hull in masked.hulls), inputs)
+        facets = facets_of((hull.rest for hull in masked.hulls), inputs)
         values, orders = dict[str, list[Tensor]](), dict[str, list[Tensor | None]]()
         for name in {hull.order for hull in masked.hulls if hull.order is not None}:
             rows = inputs[name].reshape(-1, inputs[name].shape[-1])
@@ -146,15 +173,25 @@ def _taken(x: Tensor, heads: Tensor | None, order: Tensor | None) -> Tensor:
     return (x if order is None else x.index_select(1, order)).unsqueeze(0)
 
 
-def _bias(turn: _Turn, call: _Call, q_start: int, dtype: torch.dtype) -> Tensor | None:
-    """What is added to scores, [groups, 1, length, width]: 0 or -inf; None for a run."""
+def _keep(turn: _Turn, call: _Call, q_start: int) -> Tensor | None:
+    """Which pairs count, bool [groups or 1, length, width]; None where all do."""
     if call.q_places is None or call.k_places is None:
         return None
+    if turn.hull.rest == EVERYTHING:
+        return None if call.kept is None else call.kept[None]
     q, k = call.q_places, call.k_places
     q, k = (q + q_start, k) if turn.order is None else (turn.order[q], turn.order[k])
-    keep = torch.as_tensor(member(turn.hull.relation, Point(q, k, 0, turn.data)), device=q.device)
-    bias = torch.zeros(keep.shape, dtype=dtype, device=q.device).masked_fill_(~keep, -torch.inf)
-    return bias.expand(q.shape[0], q.shape[1], k.shape[2]).unsqueeze(1)
+    keep = torch.as_tensor(member(turn.hull.rest, Point(q, k, 0, turn.data)), device=q.device)
+    keep = keep if call.kept is None else keep & call.kept
+    return keep.expand(keep.shape[0] if keep.dim() == 3 else 1, q.shape[1], k.shape[2])
+
+
+def _bias(keep: Tensor | None, num_groups: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to scores, [groups, 1, length, width]: 0 or -inf."""
+    if keep is None:
+        return None
+    counts, not_at_all = (torch.tensor(x, dtype=dtype, device=keep.device) for x in (0.0, -torch.inf))
+    return torch.where(keep, counts, not_at_all).unsqueeze(1).expand(num_groups, -1, -1, -1)
 
 
 def _by_group(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,18 +207,27 @@ def _hull_forward(
     """Output [1, heads, Tq, D] and lse [1, heads, Tq], by place."""
     query = tensors[0]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    out = torch.zeros((*query.shape[:3], tensors[2].shape[3]), dtype=dtype, device=query.device)
-    lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
+    out = torch.empty((*query.shape[:3], tensors[2].shape[3]), dtype=dtype, device=query.device)
+    lse = torch.empty(query.shape[:3], dtype=dtype, device=query.device)
+    if not turn.hull.is_total:
+        out.zero_()
+        lse.fill_(-torch.inf)
     for call in turn.calls:
-        bias = _bias(turn, call, q_start, query.dtype)
+        keep = _keep(turn, call, q_start)
+        bias = _bias(keep, call.launch.queries.num_groups, query.dtype)
         found, found_lse = aten._scaled_dot_product_flash_attention_for_cpu(
             *_by_group(call, *tensors), 0.0, turn.hull.runs == "causal", attn_mask=bias, scale=scale
         )
-        if bias is not None:  # the kernel says 0 of a row without keys
-            found_lse = found_lse.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
+        if keep is not None:  # the kernel says 0 of a row without keys
+            found_lse = found_lse.masked_fill(~keep.any(-1).unsqueeze(1), -torch.inf)
         places = call.launch.queries
         into, lse_into = places.into(out), places.into(lse)
-        merge_(into, lse_into, places.fit(found.transpose(0, 1), into), places.fit(found_lse.transpose(0, 1), lse_into))
+        part, part_lse = places.fit(found.transpose(0, 1), into), places.fit(found_lse.transpose(0, 1), lse_into)
+        if call.is_first:
+            into.copy_(part)
+            lse_into.copy_(part_lse)
+        else:
+            merge_(into, lse_into, part, part_lse)
     return out, lse
 
 
@@ -195,7 +241,7 @@ def _hull_backward(
     """Gradients of the tensors, by place. results: grad_out and out [1, heads, Tq, D], lse [1, heads, Tq], of all."""
     totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
     for call in turn.calls:
-        bias = _bias(turn, call, q_start, tensors[0].dtype)
+        bias = _bias(_keep(turn, call, q_start), call.launch.queries.num_groups, tensors[0].dtype)
         grad_out, out, lse = (call.launch.queries.grouped(x).transpose(0, 1) for x in results)
         found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out,

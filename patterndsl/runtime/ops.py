@@ -19,6 +19,8 @@ from torch import Tensor, autocast
 from patterndsl.diagnostics import input_error
 from patterndsl.runtime import flex, gathered, masked, oracle, planned
 from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.parts import has_heads
+from patterndsl.runtime.placed import Placed
 
 if TYPE_CHECKING:
     from patterndsl.runtime.program import Program
@@ -163,7 +165,10 @@ def _gradients(
     grads: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, ...]:
     query, key, value = tensors
+    inputs = program.with_labels(key, inputs)
     given = checked_inputs(program.bound, inputs, program.device, query.shape[0])
+    if has_heads(given) or not program.bound.is_plain:
+        return _differentiated(program, tensors, inputs, scale, grads)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
     match program.backend_for(query, key, value, train=True):
         case "planned":
@@ -171,15 +176,13 @@ def _gradients(
             return planned.gradients(*tensors, *results, *grads, passes, scale)
         case "masked":
             hulls = program.masked
+            if isinstance(hulls, Placed):
+                return _differentiated(program, tensors, inputs, scale, grads)
             return masked.gradients(*tensors, *results, *grads, hulls, masked.Given.of(hulls, given), scale)
         case "gathered":
             return gathered.gradients(*tensors, *results, *grads, program.groups(given), scale)
         case "flex":
-            with flex.with_derivatives():
-                leaves = [x.detach().requires_grad_() for x in tensors]
-                out, lse = program.attend(leaves[0], leaves[1], leaves[2], inputs, scale, train=True, want_lse=True)
-            wanted = [(x, grad) for x, grad in zip((out, lse), grads, strict=True) if grad is not None]
-            return torch.autograd.grad([x for x, _ in wanted if x is not None], leaves, [grad for _, grad in wanted])
+            return _differentiated(program, tensors, inputs, scale, grads)
         case _:
             keep = program.dense(given)
             found, pull, *_ = torch.func.vjp(lambda q, k, v: oracle.attend(q, k, v, keep, scale), *tensors)
@@ -187,6 +190,21 @@ def _gradients(
                 torch.zeros_like(x) if grad is None else grad.to(x.dtype) for x, grad in zip(found, grads, strict=True)
             ]
             return tuple(pull(tuple(back)))
+
+
+def _differentiated(
+    program: Program,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    inputs: Inputs | None,
+    scale: float | None,
+    grads: tuple[Tensor, Tensor | None],
+) -> tuple[Tensor, ...]:
+    """Gradients by running it again, where PyTorch differentiates it."""
+    with flex.with_derivatives():
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out, lse = program.attend(leaves[0], leaves[1], leaves[2], inputs, scale, train=True, want_lse=True)
+    wanted = [(x, grad) for x, grad in zip((out, lse), grads, strict=True) if grad is not None]
+    return torch.autograd.grad([x for x, _ in wanted if x is not None], leaves, [grad for _, grad in wanted])
 
 
 # ---- what the compiler and autograd know of them

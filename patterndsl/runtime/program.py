@@ -6,11 +6,11 @@ inputs of each call, on their device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
 from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
+from patterndsl.ir.relation import Relation
+from patterndsl.learn.lsh import lsh_labels
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
@@ -43,12 +45,27 @@ from patterndsl.runtime.arguments import (
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
-from patterndsl.runtime.groups import groups_of_row, lookups_of_rows, num_rows_of
+from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of
 from patterndsl.runtime.masked import Masked
+from patterndsl.runtime.parts import (
+    Chosen,
+    assembled,
+    folded,
+    has_heads,
+    is_own_key,
+    merged,
+    only_heads,
+    or_own_key,
+    otherwise,
+    part_of,
+    read_by,
+    summed_terms,
+)
+from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
-from patterndsl.sema.bind import Bound
+from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import integer
 
 MAX_GATHERED = 1 << 28
@@ -86,6 +103,7 @@ class Program:
         self.device = checked_device(device)
         self._chosen_by_rule = backend == "auto"
         self._choice = choice
+        self._constants_asked = machine
         self._constants = None if machine is None else given_constants(machine, self.device)
         self._asked = backend
         self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
@@ -107,7 +125,7 @@ class Program:
         if self._asked != "auto":
             return self._asked
         kind, has_inputs = self.device.type, bool(self.bound.inputs)
-        has_hulls = has_inputs and kind == "cpu" and self.hulls is not None
+        has_hulls = has_inputs and self.hulls is not None
         return usual_backend(kind, has_inputs, len(self.bound.groups), has_hulls)
 
     # ---- what is attended -----------------------------------------------------------------------------------
@@ -122,9 +140,22 @@ class Program:
         return keep if num_rows_of(given) is not None else keep[0]
 
     def dense(self, given: dict[str, Tensor]) -> Tensor:
+        """bool [rows or 1, heads or 1, q_len, kv_len]."""
         num_rows = num_rows_of(given)
         num_rows = 1 if num_rows is None else num_rows
-        return oracle.dense_mask(self.bound, self._device_data(given), num_rows, self.device)
+        if has_heads(given):
+            parts = self._by_head
+            kept = [
+                (it.heads, it.unfold(program.dense(folded(given, it.heads, num_rows)), num_rows))
+                for it, program in parts
+            ]
+            keep = assembled(kept)
+        else:
+            keep = oracle.dense_mask(self.bound, self._device_data(given), num_rows, self.device)
+        if self._fallback is None:
+            return keep
+        other = self._fallback.dense(read_by(self._fallback.bound, given))
+        return keep | (~keep.any(-1, keepdim=True) & other)
 
     def rows(self, positions: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
         """bool [heads or 1, len(positions), kv_len]: the mask's rows of some absolute query positions.
@@ -133,6 +164,7 @@ class Program:
         on others, E504 above oracle.MAX_PAIRS pairs.
         """
         given = self._inputs(inputs)
+        self._refuse("rows", given)
         num_rows = num_rows_of(given)
         found = checked_positions(positions, self.bound.sizes).to(self.device)
         keep = oracle.membership_rows(self.bound, self._device_data(given), found, 1 if num_rows is None else num_rows)
@@ -148,10 +180,19 @@ class Program:
     ) -> list[tuple[Tiles, ...]]:
         """The live tiles per batch row (one where inputs have no batch dimension) and head group.
 
-        Groups are those of `program.bound.groups`. Work: O(live tiles), see `lower.tiles`.
+        Groups are those of `program.bound.groups`; each head is one where inputs have a dimension for heads. Work:
+        O(live tiles), see `lower.tiles`.
         """
         key = _TileKey(checked_block(q_block), checked_block(q_block if kv_block is None else kv_block))
         given = self._inputs(inputs)
+        return self._tiles_of(key, given, on_event)
+
+    def _tiles_of(self, key: _TileKey, given: dict[str, Tensor], on_event: OnEvent | None) -> list[tuple[Tiles, ...]]:
+        if has_heads(given):
+            return [
+                tuple(self._found(key, self._group_of(head).relation, lookup) for head, lookup in enumerate(row))
+                for row in lookups_of_heads(given, self.bound.num_heads)
+            ]
         if given:
             return [self._find(key, lookup, on_event) for lookup in lookups_of_rows(given)]
         if key not in self._tiles:
@@ -165,17 +206,23 @@ class Program:
         `to_dense` and slicing.
         """
         given, block = self._inputs(inputs), checked_block(block)
+        self._refuse("block masks", None)
+        return self._block_mask(block, given)
+
+    def _block_mask(self, block: int, given: dict[str, Tensor]) -> BlockMask:
         if not given and block in self._block_masks:
             return self._block_masks[block]
         sizes = self.bound.sizes
-        tiles = self.tiles(block, inputs=inputs)
+        tiles = self._tiles_of(_TileKey(block, block), given, None)
         some = tiles[0][0]
+        by_head = has_heads(given)
+        flat = folded(given, range(self.bound.num_heads), len(tiles)) if by_head else given
         mask = flex.block_mask(
             [self._per_head(row) for row in tiles],
             (block, block),
             (some.num_q_blocks, some.num_kv_blocks),
             (sizes.q_len, sizes.kv_len),
-            flex.mask_mod(self.bound, self._device_data(given)),
+            flex.mask_mod(self.bound, self._device_data(flat), by_head=by_head),
         )
         if not given:
             self._block_masks[block] = mask
@@ -184,8 +231,8 @@ class Program:
     def _per_head(self, groups: tuple[Tiles, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The tiles of each head, or of one head where all agree."""
         on_device = [tuple(self._tensor(part) for part in (t.q_blks, t.kv_blks, t.is_full)) for t in groups]
-        if len(groups) == 1:
-            return [(on_device[0][0], on_device[0][1], on_device[0][2])]
+        if len(groups) in (1, self.bound.num_heads):
+            return [(parts[0], parts[1], parts[2]) for parts in on_device]
         group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
         picked = (on_device[group_of[head]] for head in range(self.bound.num_heads))
         return [(parts[0], parts[1], parts[2]) for parts in picked]
@@ -193,11 +240,13 @@ class Program:
     def gather_indices(self, q_block: int = 64, inputs: Inputs | None = None) -> GatherIndices:
         """The keys that each block of q_block queries needs. Raises InputError (E504) where there are too many."""
         given, q_block = self._inputs(inputs), checked_block(q_block)
-        per_row = []
-        for lookup in lookups_of_rows(given) if given else [Lookup()]:
-            key = _TileKey(q_block, 1)
-            found = self._find(key, lookup, None, tell_full=False)
-            per_row.append([(self._tensor(tiles.q_blks), self._tensor(tiles.kv_blks)) for tiles in found])
+        key = _TileKey(q_block, 1)
+        if has_heads(given):
+            rows = self._tiles_of(key, given, None)
+        else:
+            lookups = lookups_of_rows(given) if given else [Lookup()]
+            rows = [self._find(key, lookup, None, tell_full=False) for lookup in lookups]
+        per_row = [[(self._tensor(tiles.q_blks), self._tensor(tiles.kv_blks)) for tiles in row] for row in rows]
         num_q_blocks = -(-self.bound.sizes.q_len // q_block)
         counts = torch.stack(
             [torch.stack([torch.bincount(q, minlength=num_q_blocks) for q, _ in groups]) for groups in per_row]
@@ -212,7 +261,7 @@ class Program:
             for group, (q_blks, keys) in enumerate(groups):
                 place = torch.arange(len(keys), device=self.device) - starts[row, group, q_blks]
                 indices[row, group, q_blks, place] = keys
-        if len(self.bound.groups) > 1:
+        if len(self.bound.groups) > 1 and not has_heads(given):
             group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
             order = [group_of[head] for head in range(self.bound.num_heads)]
             indices, counts = indices[:, order], counts[:, order]
@@ -223,19 +272,23 @@ class Program:
     def _find(
         self, key: _TileKey, lookup: Lookup, on_event: OnEvent | None, tell_full: bool = True
     ) -> tuple[Tiles, ...]:
-        sizes = self.bound.sizes
-        return tuple(
-            find_tiles(
-                group.relation,
-                sizes,
-                lookup,
-                key.q_block,
-                key.kv_block,
-                tell_full=tell_full,
-                on_event=on_event,
-            )
-            for group in self.bound.groups
-        )
+        groups = self.bound.groups
+        return tuple(self._found(key, group.relation, lookup, on_event, tell_full=tell_full) for group in groups)
+
+    def _found(
+        self,
+        key: _TileKey,
+        relation: Relation,
+        lookup: Lookup,
+        on_event: OnEvent | None = None,
+        *,
+        tell_full: bool = True,
+    ) -> Tiles:
+        blocks, sizes = (key.q_block, key.kv_block), self.bound.sizes
+        return find_tiles(relation, sizes, lookup, *blocks, tell_full=tell_full, on_event=on_event)
+
+    def _group_of(self, head: int) -> HeadGroup:
+        return next(group for group in self.bound.groups if head in group.heads)
 
     # ---- decoding -------------------------------------------------------------------------------------------
 
@@ -255,8 +308,9 @@ class Program:
                 help = f"give an integer in {start}..{start + length}"
                 raise input_error("E406", f"there is no {name} {given!r}", help)
         assert at is not None
-        group = next(group for group in self.bound.groups if number in group.heads)
-        return self._tensor(row_keys(group.relation, sizes, self._host_lookup(inputs), at))
+        assert number is not None
+        lookup = self._host_lookup(inputs, number)
+        return self._tensor(row_keys(self._group_of(number).relation, sizes, lookup, at))
 
     def cache_plan(self, inputs: Inputs | None = None) -> tuple[CachePlan, ...]:
         """Which keys a decoder keeps, in which slots, until when: one plan per head group, see `analysis.cache`.
@@ -264,6 +318,7 @@ class Program:
         Raises PatternError (E505) where a query attends a later key, and InputError (E502) for inputs of more than one
         batch row.
         """
+        self._refuse("cache plans", None)
         lookup = self._host_lookup(inputs)
         plans = []
         for group in self.bound.groups:
@@ -273,14 +328,18 @@ class Program:
             plans.append(plan_or_not)
         return tuple(plans)
 
-    def _host_lookup(self, inputs: Inputs | None) -> Lookup:
-        """The inputs as NumPy arrays; one line at a time is faster on the host."""
+    def _host_lookup(self, inputs: Inputs | None, head: int | None = None) -> Lookup:
+        """The inputs of a head as NumPy arrays; one line at a time is faster on the host."""
         given = self._inputs(inputs)
         if not given:
             return self._static_lookup
         num_rows = num_rows_of(given)
         if num_rows not in (None, 1):
             raise input_error("E502", f"inputs of {num_rows} batch rows", "give those of one row: rows may differ")
+        if has_heads(given):
+            if head is None:
+                raise input_error("E502", "inputs that differ from head to head", "give those of one head")
+            given = folded(given, (head,), 1)
         return Lookup({name: values.reshape(-1).cpu().numpy() for name, values in given.items()})
 
     @cached_property
@@ -326,6 +385,7 @@ class Program:
         return_lse: bool,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
 
+    @overload
     def __call__(
         self,
         query: Tensor,
@@ -335,16 +395,32 @@ class Program:
         inputs: Inputs | None = None,
         scale: float | None = None,
         return_lse: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        return_labels: Literal[True],
+    ) -> tuple[Any, ...]: ...
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        inputs: Inputs | None = None,
+        scale: float | None = None,
+        return_lse: bool = False,
+        return_labels: bool = False,
+    ) -> Tensor | tuple[Any, ...]:
         """Sparse attention, differentiable.
 
         query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], Hq a multiple of Hkv; float32, bfloat16,
         float16, or float64. scale defaults to D ** -0.5. Returns [B, Hq, Tq, Dv] in the inputs' dtype, and with
         return_lse the log-sum-exp [B, Hq, Tq] in float32 (float64 for float64). An empty row yields 0 and -inf, with
-        gradient 0. Under autocast the three are cast as for scaled_dot_product_attention. Work: O(live tiles x D).
-        Raises InputError (E501, E502, E503, E505).
+        gradient 0. Labels that `inputs` leaves out are found from the keys; with return_labels the last that is
+        returned are all of them by name, as `inputs` takes them. Under autocast the three are cast as for
+        scaled_dot_product_attention. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
         """
         query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
+        if return_labels:
+            inputs = self.with_labels(key, inputs)
         output: Tensor
         lse: Tensor | None
         if torch.compiler.is_compiling():
@@ -352,10 +428,11 @@ class Program:
         else:
             train = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
             output, lse = self.attend(query, key, value, inputs, scale, train=train, want_lse=return_lse)
-        if not return_lse:
-            return output
-        assert lse is not None
-        return output, lse
+        results: tuple[Any, ...] = (output, lse) if return_lse else (output,)
+        if return_labels:
+            given = inputs or {}
+            results += ({shape.name: given[shape.name] for shape in self.bound.labels},)
+        return results if len(results) > 1 else output
 
     def attend(
         self,
@@ -370,14 +447,37 @@ class Program:
     ) -> tuple[Tensor, Tensor | None]:
         """Output and lse, eagerly; lse may be None where it is not wanted. train: whether a backward pass follows."""
         check_tensors(query, key, value, self.bound, self.device)
-        given = checked_inputs(self.bound, inputs, self.device, query.shape[0])
-        scale = checked_scale(scale, query.shape[-1])
+        given = checked_inputs(self.bound, self.with_labels(key, inputs), self.device, query.shape[0])
+        return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
+
+    def run(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        given: dict[str, Tensor],
+        scale: float,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`attend` of what was checked."""
+        if not self.bound.is_plain:
+            return self._composed(query, key, value, given, scale, train=train, want_lse=want_lse)
+        if has_heads(given):
+            batch, parts = query.shape[0], list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
+            for mine, program in self._by_head:
+                rows = mine.rows(query, key, value)
+                out, lse = program.run(*rows, folded(given, mine.heads, batch), scale, train=train, want_lse=True)
+                assert lse is not None
+                parts.append((mine.heads, (mine.unfold(out, batch), mine.unfold(lse, batch))))
+            return assembled([(h, out) for h, (out, _) in parts]), assembled([(h, lse) for h, (_, lse) in parts])
         match self.backend_for(query, key, value, train=train):
             case "oracle":
                 output, lse = oracle.attend(query, key, value, self.dense(given), scale)
                 return output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
             case "flex":
-                mask = self.block_mask(inputs=inputs)
+                mask = self._block_mask(128, given)
                 if self._flex is None:
                     self._flex = flex.compiled_flex()
                 return flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=want_lse)
@@ -387,6 +487,102 @@ class Program:
                 return self.masked(query, key, value, given, scale)
             case _:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
+
+    def _composed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        given: dict[str, Tensor],
+        scale: float,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Terms of a multiset by themselves; in rows without keys what `fallback` says."""
+
+        def attended(program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs) -> tuple[Tensor, Tensor]:
+            out, lse = program.run(*tensors, read_by(program.bound, given), scale, train=train, want_lse=True)
+            assert lse is not None
+            return out, lse
+
+        found = list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
+        for mine, programs in self._summed:
+            tensors = mine.take(query, key, value)
+            inputs = given if mine.is_all else only_heads(given, mine.heads)
+            found.append((mine.heads, merged([attended(program, tensors, inputs) for program in programs])))
+        results = assembled([(h, out) for h, (out, _) in found]), assembled([(h, lse) for h, (_, lse) in found])
+        if self._fallback is None:
+            return results
+        if is_own_key(self._fallback.bound):
+            return or_own_key(results, query, key, value, scale, want_lse=want_lse)
+        return otherwise(results, attended(self._fallback, (query, key, value), given))
+
+    def _part(self, bound: Bound) -> Program:
+        """A program of a part of the pattern, run the same way."""
+        return Program(bound, self.text, self.device, self._asked, self._choice, self._constants_asked)
+
+    @cached_property
+    def _by_head(self) -> tuple[tuple[Chosen, Program], ...]:
+        """The heads that agree, with the program of one of them: each is a batch row."""
+        groups, total = self.bound.groups, self.bound.num_heads
+        found = ((Chosen(group.heads, total), part_of(self.bound, group.relation, 1)) for group in groups)
+        return tuple((mine, self._part(bound)) for mine, bound in found)
+
+    @cached_property
+    def _summed(self) -> tuple[tuple[Chosen, tuple[Program, ...]], ...]:
+        """Heads that agree, with the programs of terms whose keys add up."""
+        total = self.bound.num_heads
+        if self.bound.merge == "set":
+            whole = self._part(replace(self.bound, fallback=None))
+            return ((Chosen(tuple(range(total)), total), (whole,)),)
+        terms = summed_terms(self.bound)
+        return tuple((Chosen(heads, total), tuple(map(self._part, bounds))) for heads, bounds in terms)
+
+    @cached_property
+    def _fallback(self) -> Program | None:
+        return None if self.bound.fallback is None else self._part(self.bound.fallback)
+
+    def _refuse(self, what: str, given: dict[str, Tensor] | None) -> None:
+        """Raises InputError (E505) where the relation is not all there is, or heads differ by inputs."""
+        if given is not None and has_heads(given):
+            raise input_error("E505", f"{what} of inputs that differ from head to head", "use mask()")
+        if self.bound.fallback is not None:
+            raise input_error("E505", f"{what} know no `fallback`", "use mask(), or leave the fallback out")
+        if self.bound.merge != "set":
+            raise input_error("E505", f"{what} hold each key once, and this is a multiset", "leave `merge` out")
+
+    # ---- labels ---------------------------------------------------------------------------------------------
+
+    def labels(self, key: Tensor) -> dict[str, Tensor]:
+        """What learners say of key [B, Hkv, Tk, D]: int64 [B, heads, Tk], or [B, heads, rounds, Tk], by name.
+
+        Query heads that share a key head share its labels. Without gradient. Learners that have a state, and labels
+        that are given, are left out. Raises InputError (E505) where queries stand behind the last key.
+        """
+        found = dict[str, Tensor]()
+        for shape in self.bound.labels:
+            assert shape.learner is not None
+            if shape.learner.name != "lsh":
+                continue
+            if shape.length != key.shape[2]:
+                message = (
+                    f"`{shape.name}` is found from keys, and there are {key.shape[2]} for {shape.length} positions"
+                )
+                raise input_error("E505", message, f'pass inputs={{"{shape.name}": ...}}')
+            label = lsh_labels(key, **dict(shape.learner.settings))
+            label = label.repeat_interleave(self.bound.num_heads // key.shape[1], dim=1)
+            found[shape.name] = label if shape.rounds > 1 else label[:, :, 0]
+        return found
+
+    def with_labels(self, key: Tensor, inputs: Inputs | None) -> Inputs | None:
+        """The inputs with what learners say, unless the caller does."""
+        if not (inputs is None or isinstance(inputs, Mapping)):
+            return inputs  # which is refused where inputs are checked
+        given = dict(inputs or {})
+        if all(shape.name in given for shape in self.bound.labels):
+            return inputs
+        return self.labels(key) | given
 
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
         """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to another one, asked for it
@@ -406,7 +602,7 @@ class Program:
             return self.backend
         if self.backend == "planned" and not self.planned(train=train).takes(query, key, value):
             return FALLBACK
-        if self.backend == "masked" and not is_finite(query, key, value):
+        if self.backend == "masked" and self.device.type == "cpu" and not is_finite(query, key, value):
             return FALLBACK
         return self.backend
 
@@ -455,14 +651,15 @@ class Program:
         return hulls(self.bound, self.constants.machine)
 
     @cached_property
-    def masked(self) -> Masked:
-        """The hulls made ready. Raises InputError (E505) where there are none, or on CUDA."""
-        if self.device.type != "cpu":
-            raise input_error("E505", "the masked backend is for the CPU", "use backend='flex'")
+    def masked(self) -> Masked | Placed:
+        """The hulls made ready. Raises InputError (E505) where there are none."""
         if self.hulls is None:
             help = "use backend='gathered', which finds tiles in each call"
             raise input_error("E505", "without its inputs the pattern could hold most pairs", help)
-        return Masked(self.hulls, self.bound.num_heads, self.bound.sizes.q_start, self.device)
+        if self.device.type != "cpu":
+            return Placed(self.hulls, self.bound, self.device)
+        sizes = self.bound.sizes
+        return Masked(self.hulls, self.bound.num_heads, sizes.q_start, sizes.q_len, self.device)
 
     def planned(self, *, train: bool) -> Planned:
         """The passes made ready, for training or for inference."""

@@ -7,11 +7,25 @@ bits. It knows nothing of tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from patterndsl.diagnostics import Diagnostic, PatternError, SourceRange, error
-from patterndsl.ir.index import HEAD, LAYER, Arithmetic, Const, Facet, Function, Index, Param, Read, Var, operands
+from patterndsl.ir.index import (
+    HEAD,
+    LAYER,
+    NK,
+    NQ,
+    Arithmetic,
+    Const,
+    Facet,
+    Function,
+    Index,
+    Param,
+    Read,
+    Var,
+    operands,
+)
 from patterndsl.ir.interval import Box, Interval, bounds
 from patterndsl.ir.relation import (
     Random,
@@ -20,11 +34,14 @@ from patterndsl.ir.relation import (
     children,
     depends_on,
     direct_indices,
+    disjunction,
     inputs_read,
+    renamed,
+    subexpressions,
     substitute,
     substitute_index,
 )
-from patterndsl.sema.model import InputDeclaration, Resolved, Side
+from patterndsl.sema.model import InputDeclaration, LabelDeclaration, Resolved, Side
 from patterndsl.sema.parameters import (
     MAX_HEADS,
     MAX_LAYER,
@@ -38,18 +55,47 @@ from patterndsl.sema.parameters import (
     sized,
     sizes_of,
 )
+from patterndsl.syntax.tree import Merge
 
-__all__ = ["Bound", "HeadGroup", "InputShape", "Sizes", "bind", "sizes_of"]
+__all__ = ["Bound", "BoundLearner", "HeadGroup", "InputShape", "Sizes", "bind", "round_of", "sizes_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class InputShape:
-    """An input as the caller must give it: `length` values, or any number for a table where it is None."""
+    """An input as the caller must give it: `length` values, or any number for a table where it is None; of a label with
+    several rounds so many rows of them. learner: a label's, None for what only the caller knows."""
 
     name: str
     dtype: Literal["int", "bool"]
     side: Side
     length: int | None
+    learner: BoundLearner | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many values each position has."""
+        return 1 if self.learner is None else self.learner.setting("rounds", 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the relation reads: one name for each round."""
+        return (self.name,) if self.rounds == 1 else tuple(round_of(self.name, at) for at in range(self.rounds))
+
+
+@dataclass(frozen=True, slots=True)
+class BoundLearner:
+    """A learner with its settings; `sema.learners` says what they mean."""
+
+    name: str
+    settings: tuple[tuple[str, int], ...]
+
+    def setting(self, name: str, default: int) -> int:
+        return dict(self.settings).get(name, default)
+
+
+def round_of(label: str, at: int) -> str:
+    """The name of a label's values in one of several rounds."""
+    return f"{label}#{at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +108,11 @@ class HeadGroup:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A pattern at given sizes. `relation` still has `head` in it where heads differ; the groups have not."""
+    """A pattern at given sizes. `relation` still has `head` in it where heads differ; the groups have not.
+
+    A label of several rounds is read by the names `round_of` gives, and the relation is the union of all rounds. merge:
+    whether a key counts once, or once for each term of that union. fallback: what rows attend that it leaves empty.
+    """
 
     relation: Relation
     groups: tuple[HeadGroup, ...]
@@ -70,6 +120,18 @@ class Bound:
     sizes: Sizes
     num_heads: int
     layer: int
+    merge: Merge = "set"
+    fallback: Bound | None = None
+
+    @property
+    def labels(self) -> tuple[InputShape, ...]:
+        """The inputs that learners find."""
+        return tuple(shape for shape in self.inputs if shape.learner is not None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each key counts once and there is no fallback: then the relation is all there is."""
+        return self.merge == "set" and self.fallback is None
 
 
 def bind(
@@ -90,13 +152,44 @@ def bind(
     def put(symbol: Var | Param) -> Index:
         return put_size(symbol, sizes, values, layer)
 
-    relation = substitute(resolved.relation, put, lists)
-    groups = _head_groups(relation, num_heads)
-    for group in groups:
-        _check_domains(group.relation, sizes.total, sizes.kv_len)
-    read = inputs_read(relation)
-    inputs = tuple(_input_shape(item, sizes, values) for item in resolved.inputs if item.name in read)
-    return Bound(relation, groups, inputs, sizes, num_heads, layer)
+    def bound(symbolic: Relation) -> Bound:
+        relation = substitute(symbolic, put, lists)
+        read = inputs_read(relation)
+        inputs = tuple(
+            _input_shape(item, learners.get(item.name), sizes, values) for item in resolved.inputs if item.name in read
+        )
+        for item in inputs:
+            relation = _of_all_rounds(relation, item)
+        groups = _head_groups(relation, num_heads)
+        for group in groups:
+            _check_domains(group.relation, sizes.total, sizes.kv_len)
+        return Bound(relation, groups, inputs, sizes, num_heads, layer)
+
+    learners = {label.name: _bound_learner(label, sizes, values) for label in resolved.labels}
+    fallback = None if resolved.fallback is None else bound(resolved.fallback)
+    return replace(bound(resolved.relation), merge=resolved.merge, fallback=fallback)
+
+
+def _of_all_rounds(relation: Relation, label: InputShape) -> Relation:
+    """The union over the rounds of a label, each with its own values."""
+    if label.rounds == 1:
+        return relation
+    return disjunction(renamed(relation, label.name, name) for name in label.names)
+
+
+def _bound_learner(label: LabelDeclaration, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> BoundLearner:
+    """Raises PatternError (E402) where there are more labels than positions, or hashing cannot be halved."""
+    found = BoundLearner(label.learner, tuple((name, sized(index, sizes, values)) for name, index in label.settings))
+    length = max(sizes.total, sizes.kv_len)
+    for name, value in found.settings:
+        if name in ("buckets", "clusters") and length and value > length:
+            message = f"label `{label.name}` has {value:,} {name} for {length:,} positions"
+            raise error("E402", message, label.place, f"give at most as many {name} as positions")
+    buckets = found.setting("buckets", 2)
+    if buckets % 2:
+        message = f"label `{label.name}` has {buckets:,} buckets, an odd number"
+        raise error("E402", message, label.place, "give an even number: each direction and its opposite are a bucket")
+    return found
 
 
 def _head_groups(relation: Relation, num_heads: int) -> tuple[HeadGroup, ...]:
@@ -140,7 +233,38 @@ def _check_requirements(
         raise PatternError(found)
 
 
-def _input_shape(declared: InputDeclaration, sizes: Sizes, values: Mapping[str, int | tuple[int, ...]]) -> InputShape:
+def fixed_settings(resolved: Resolved, label: LabelDeclaration) -> dict[str, int]:
+    """The settings of a learner that has a state, the same for all lengths; parameters have their defaults.
+
+    Raises PatternError (E209) where they depend on N, (E402) where a parameter has no value.
+    """
+    some = sizes_of(1, None, None, 0)
+    values = param_values(resolved, {}, some)
+    for _, index in label.settings:
+        if depends_on_length(index, resolved):
+            message = f"`{label.name}` learns, and how many it tells apart depends on N"
+            raise error("E209", message, label.place, "give a number: a layer keeps its centroids for all lengths")
+    return {name: sized(index, some, values) for name, index in label.settings}
+
+
+def depends_on_length(index: Index, resolved: Resolved) -> bool:
+    """Whether it has a length in it, or a parameter whose default has."""
+    defaults = {param.name: param.default for param in resolved.params}
+    for part in subexpressions(index):
+        if part in (NQ, NK):
+            return True
+        default = defaults.get(part.name) if isinstance(part, Param) else None
+        if default is not None and not isinstance(default, tuple) and depends_on_length(default, resolved):
+            return True
+    return False
+
+
+def _input_shape(
+    declared: InputDeclaration,
+    learner: BoundLearner | None,
+    sizes: Sizes,
+    values: Mapping[str, int | tuple[int, ...]],
+) -> InputShape:
     match declared.side:
         case "both":
             length: int | None = max(sizes.total, sizes.kv_len)
@@ -150,7 +274,7 @@ def _input_shape(declared: InputDeclaration, sizes: Sizes, values: Mapping[str, 
             length = sizes.kv_len
         case "table":
             length = None if declared.length is None else sized(declared.length, sizes, values)
-    return InputShape(declared.name, declared.dtype, declared.side, length)
+    return InputShape(declared.name, declared.dtype, declared.side, length, learner)
 
 
 # ---- domains ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from patterndsl.diagnostics import SourceRange
 from patterndsl.ir.index import Index
 from patterndsl.ir.relation import Relation
+from patterndsl.syntax.tree import Merge, Share
 
 Side: TypeAlias = Literal["both", "query", "key", "table"]
 """Which positions an input has a value for; a table has none, it is indexed by integers."""
@@ -21,6 +22,19 @@ class InputDeclaration:
     dtype: Literal["int", "bool"]
     side: Side
     length: Index | None
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class LabelDeclaration:
+    """A label of each position and head, and how it is found. The relation reads it as an input of that name.
+
+    learner: a key of `sema.learners.LEARNERS`; settings: all of its settings, symbolic in N and the parameters.
+    """
+
+    name: str
+    learner: str
+    settings: tuple[tuple[str, Index], ...]
     place: SourceRange
 
 
@@ -57,3 +71,7 @@ class Resolved:
     params: tuple[ParamDeclaration, ...]
     inputs: tuple[InputDeclaration, ...]
     requirements: tuple[Requirement, ...]
+    labels: tuple[LabelDeclaration, ...] = ()
+    merge: Merge = "set"
+    fallback: Relation | None = None
+    share: Share | None = None

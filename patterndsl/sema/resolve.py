@@ -6,7 +6,7 @@ It knows nothing of sizes or tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import cast
 
@@ -21,7 +21,8 @@ from patterndsl.ir.relation import (
     Relation,
 )
 from patterndsl.sema.expand import Expander
-from patterndsl.sema.model import InputDeclaration, ParamDeclaration, Requirement, Resolved, Side
+from patterndsl.sema.learners import LEARNERS, Learner
+from patterndsl.sema.model import InputDeclaration, LabelDeclaration, ParamDeclaration, Requirement, Resolved, Side
 from patterndsl.sema.scope import (
     RESERVED,
     AttributeName,
@@ -46,8 +47,16 @@ def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
     if resolver.diagnostics:
         raise PatternError(_ordered(resolver.diagnostics))
     assert relation is not None
-    requirements = tuple(dict.fromkeys(resolver.requirements))
-    return Resolved(relation, tuple(resolver.params), tuple(resolver.inputs.values()), requirements)
+    return Resolved(
+        relation,
+        tuple(resolver.params),
+        tuple(resolver.inputs.values()),
+        tuple(dict.fromkeys(resolver.requirements)),
+        tuple(resolver.labels.values()),
+        spec.merge,
+        resolver.fallback,
+        spec.share,
+    )
 
 
 def _ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -78,6 +87,8 @@ def prelude_names() -> tuple[str, ...]:
 class _Resolver(Expander):
     params: list[ParamDeclaration] = field(default_factory=list)
     inputs: dict[str, InputDeclaration] = field(default_factory=dict)
+    labels: dict[str, LabelDeclaration] = field(default_factory=dict)
+    fallback: Relation | None = None
 
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
@@ -86,6 +97,9 @@ class _Resolver(Expander):
             self.declare(param.name, param.place, scope)
             self.param(param, scope)
         self.declarations(spec, scope)
+        if spec.fallback is not None:
+            fallback = self.attempt(partial(self.predicate, spec.fallback, scope, "`fallback` must be"))
+            self.fallback = cast("Relation | None", fallback)
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
 
@@ -117,6 +131,9 @@ class _Resolver(Expander):
         for declared in spec.inputs:
             self.declare(declared.name, declared.place, scope)
             self.attempt(partial(self.input, declared, scope))
+        for label in spec.labels:
+            self.declare(label.name, label.place, scope)
+            self.attempt(partial(self.label, label, scope))
         for imported in spec.imports:
             self.declare(imported.name, imported.place, scope)
             scope.imports[imported.name] = imported
@@ -213,11 +230,57 @@ class _Resolver(Expander):
         scope.attributes[declared.name] = declaration
         return AttributeName(declaration)
 
+    def label(self, declared: ast.Label, scope: Scope) -> Value:
+        """A label is read as an input of its name, one integer for each position."""
+        name, before = declared.name, self.labels.get(declared.name)
+        is_input = before is None and name in self.inputs
+        declaration = scope.attributes[name] = InputDeclaration(name, "int", "both", NQ, declared.place)
+        learner, settings = self.learner(declared.learner, scope)
+        label = LabelDeclaration(name, learner.name, settings, declared.place)
+        if is_input or (before is not None and before != replace(label, place=before.place)):
+            scope.broken.add(name)
+            message = f"label `{name}` is something else elsewhere"
+            raise self.report("E208", message, declared.place, "rename it: labels of one name are one tensor")
+        self.labels.setdefault(name, label)
+        self.inputs.setdefault(name, declaration)
+        return AttributeName(declaration)
+
+    def learner(self, expr: ast.Expr, scope: Scope) -> tuple[Learner, tuple[tuple[str, Index], ...]]:
+        """The learner that is called, and all of its settings."""
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        if name is None or name not in LEARNERS:
+            near = nearest(name, LEARNERS) if name else None
+            help = f"did you mean `{near}`?" if near else f"the learners are {', '.join(LEARNERS)}"
+            message = f"unknown learner `{name}`" if name else "a label is found by a learner"
+            raise self.report("E202", message, expr.place, help)
+        learner = LEARNERS[name]
+        wanted = [setting.name for setting in learner.settings]
+        given: dict[str, Index] = {}
+        for argument in expr.arguments if isinstance(expr, ast.Call) else ():
+            if argument.name is None:
+                example = f"{wanted[0]} = ..." if wanted else ""
+                message = f"`{name}` takes its settings by name"
+                raise self.report("E204", message, argument.place, f"write {name}({example})")
+            self.check_argument(name, argument.name, wanted, given, argument.place)
+            given[argument.name] = self.constant(argument.value, scope, f"`{argument.name}` of `{name}` must be")
+        for setting in learner.settings:
+            if setting.name not in given and setting.default is None:
+                help = f"write {name}({setting.name} = ...)"
+                raise self.report("E204", f"`{name}` needs `{setting.name}`", expr.place, help)
+            value = given.setdefault(setting.name, Const(setting.default or 0))
+            label = f"{setting.name} of {name}"
+            self.require(Requirement("minimum", label, value, Const(setting.least), expr.place))
+        return learner, tuple((name, given[name]) for name in wanted)
+
     def imported(
         self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope
     ) -> Relation:
         """An imported spec with its parameters given as keywords: its relation, in a scope of its own."""
         spec = imported.spec
+        if spec.merge != "set" or spec.fallback is not None:
+            key = "merge" if spec.merge != "set" else "fallback"
+            help = f"give `{key}` in the spec that imports it"
+            raise self.report("E304", f"`{imported.name}` has `{key}`, which is of a whole pattern", place, help)
         params = {param.name: param for param in spec.params}
         given: dict[str, Value] = {}
         for argument in arguments:

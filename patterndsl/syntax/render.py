@@ -80,7 +80,8 @@ def render_spec(spec: ast.Spec) -> str:
     Name, doc and cite are left out, as they do not change the pattern; imported specs are written in place, so
     that the text stands alone.
     """
-    declared = spec.params or spec.grid or spec.inputs or spec.imports or spec.define
+    sections = (spec.params, spec.grid, spec.inputs, spec.labels, spec.imports, spec.define, spec.fallback, spec.share)
+    declared = any(sections) or spec.merge != "set"
     return "\n".join(_spec_lines(spec)) + "\n" if declared else render_expression(spec.attend)
 
 
@@ -95,6 +96,11 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
             "inputs:",
             *(f"  {_key(declared.name)}: {_scalar(input_type(declared))}" for declared in spec.inputs),
         ]
+    if spec.labels:
+        lines += [
+            "labels:",
+            *(f"  {_key(label.name)}: {_scalar(render_expression(label.learner))}" for label in spec.labels),
+        ]
     if spec.imports:
         lines.append("import:")
         for imported in spec.imports:
@@ -103,6 +109,9 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
     if spec.define:
         lines.append("define:")
         lines += [f"  {_key(_signature(item))}: {_scalar(render_expression(item.body))}" for item in spec.define]
+    lines += [f"merge: {spec.merge}"] * (spec.merge != "set")
+    lines += [] if spec.fallback is None else [f"fallback: {_scalar(render_expression(spec.fallback))}"]
+    lines += [] if spec.share is None else [f"share: {spec.share}"]
     lines.append(f"attend: {_scalar(render_expression(spec.attend))}")
     return lines
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
+
+from patterndsl.syntax.tree import Merge, Share
+
+MERGES: tuple[Merge, ...] = get_args(Merge)
+SHARES: tuple[Share, ...] = get_args(Share)
 
 _INTEGER: dict[str, object] = {
     "type": ["integer", "string"],
@@ -53,6 +59,11 @@ KEYS: dict[str, dict[str, object]] = {
         {"type": "string", "pattern": r"^\s*(int|bool)\s*\[.*\]\s*$"},
         "tensors that the caller brings: int[N], bool[Nk], int[] for a table of any length",
     ),
+    "labels": _map(
+        _NAME,
+        {"type": "string"},
+        "integers of each position and head that a learner finds: lsh(buckets = 64), kmeans(clusters = 16), given",
+    ),
     "import": _map(
         _NAME,
         {"anyOf": [{"type": "string"}, {"$ref": "#"}]},
@@ -65,6 +76,12 @@ KEYS: dict[str, dict[str, object]] = {
             {"type": "string"},
         ],
     },
+    "merge": {
+        "enum": list(MERGES),
+        "description": "whether a key that several terms of the union have counts once (the default) or for each",
+    },
+    "fallback": {"type": "string", "description": "what a query attends that would otherwise attend nothing"},
+    "share": {"enum": list(SHARES), "description": "projections of a layer that are one, as in Reformer"},
     "attend": {"type": ["string"], "description": "the predicate: which query q attends to which key k"},
 }
 

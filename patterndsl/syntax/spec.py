@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import yaml
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import KEYWORDS, Snippet, parse_definitions, parse_expression, snippet_of
-from patterndsl.syntax.schema import KEYS, PARAM_KEYS, REQUIRED
+from patterndsl.syntax.schema import KEYS, MERGES, PARAM_KEYS, REQUIRED, SHARES
 
 MAX_FILE_SIZE = 1_000_000
 MAX_YAML_DEPTH = 20
@@ -410,6 +410,12 @@ class _Reader:
                 if self.identifier(name, key, "an input")
                 and (declared := self.unless_broken(name, self.input(name, key, value)))
             ),
+            labels=tuple(
+                ast.Label(name, learner, place=self.place(key))
+                for name, key, value in section("labels")
+                if self.identifier(name, key, "a label")
+                and not isinstance(learner := self.expression(value, f"label `{name}`"), ast.Broken)
+            ),
             imports=tuple(
                 imported
                 for name, key, value in section("import")
@@ -417,6 +423,9 @@ class _Reader:
                 and (imported := self.unless_broken(name, self.imported(name, key, value)))
             ),
             define=tuple(self.definitions(found["define"])) if "define" in found else (),
+            merge=self.choice(found["merge"], "`merge`", MERGES) or "set" if "merge" in found else "set",
+            fallback=self.expression(found["fallback"], "`fallback`") if "fallback" in found else None,
+            share=self.choice(found["share"], "`share`", SHARES) if "share" in found else None,
             name=text("name"),
             doc=text("doc"),
             cite=text("cite"),
@@ -424,6 +433,16 @@ class _Reader:
         )
         spec, self.broken = replace(spec, broken=frozenset(self.broken)), outer
         return spec
+
+    def choice(self, node: yaml.Node, what: str, words: Sequence[_T]) -> _T | None:
+        """One of some words; None where it was reported."""
+        text = self.text(node, what)
+        if text is None or text in words:
+            return cast("_T | None", text)
+        near = nearest(text, [str(word) for word in words])
+        help = f"did you mean `{near}`?" if near else f"write {' or '.join(map(str, words))}"
+        self.report("E304", f"{what} is `{text}`", self.place(node), help)
+        return None
 
     def unless_broken(self, name: str, declared: _T | None) -> _T | None:
         """The declaration; a name without one is remembered, so that its uses are not reported too."""

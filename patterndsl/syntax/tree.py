@@ -236,6 +236,21 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """A label that a learner finds in each call: `lsh(buckets = 64)`, `given`."""
+
+    name: str
+    learner: Expr
+    place: SourceRange = _place()
+
+
+Merge: TypeAlias = Literal["set", "multiset"]
+"""Whether a key that several terms of a union have counts once, or once for each."""
+Share: TypeAlias = Literal["query_key"]
+"""Which projections of a layer are one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Import:
     """Another spec under a local name, used as a definition whose parameters are keywords."""
 
@@ -256,8 +271,12 @@ class Spec:
     params: tuple[Param, ...] = ()
     grid: tuple[Axis, ...] = ()
     inputs: tuple[Input, ...] = ()
+    labels: tuple[Label, ...] = ()
     imports: tuple[Import, ...] = ()
     define: tuple[Definition, ...] = ()
+    merge: Merge = "set"
+    fallback: Expr | None = None
+    share: Share | None = None
     name: str | None = field(default=None, compare=False)
     doc: str | None = field(default=None, compare=False)
     cite: str | None = field(default=None, compare=False)

@@ -26,6 +26,9 @@ PATTERNS = {
     "hot columns": patterndsl.parse("recent(40) | causal & block(50) | k < 9"),
     "window and stride by head": patterndsl.parse("causal & (head < 2 & recent(64) | head >= 2 & strided(40))"),
     "rows and columns": patterndsl.parse("grid: {row: 25, col: 40}\nattend: q.row == k.row | q.col == k.col\n"),
+    "chunks by label and a window": patterndsl.parse(
+        "labels: {doc: given}\nattend: causal & (chunks(doc, 16, 1) | recent(20)) | k < 3"
+    ),
     "diagonal": patterndsl.parse("q == k | k == 0"),
 }
 HALF = (torch.bfloat16, torch.float16)
@@ -37,11 +40,13 @@ def loss(output: Tensor, lse: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", ["planned", "flex", "gathered"])
+@pytest.mark.parametrize("backend", ["planned", "masked", "flex", "gathered"])
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_equals_the_oracle(pattern: Pattern, backend: str, dtype: torch.dtype, kv_heads: int) -> None:
     if backend == "planned" and (dtype not in HALF or pattern.resolved.inputs):
         pytest.skip("auto leaves it to another backend")
+    if backend == "masked" and not pattern.resolved.inputs:
+        pytest.skip("it is for patterns with inputs")
     torch.manual_seed(0)
     shapes = ((2, 4, N, 64), (2, kv_heads, N, 64), (2, kv_heads, N, 64))
     tensors = [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for shape in shapes]
@@ -79,7 +84,31 @@ def test_every_plan_in_inference_and_training(name: str, choice: int) -> None:
 def test_what_auto_takes() -> None:
     assert patterndsl.parse("causal").compile(64, device="cuda").backend == "planned"
     documents = patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})
-    assert documents.compile(64, device="cuda").backend == "flex"
+    assert documents.compile(64, device="cuda").backend == "masked"
+    assert documents.compile(4096, device="cuda").backend == "flex"
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_labels_of_each_head(rounds: int) -> None:
+    """Hashed by the program itself, with a multiset and a fallback, and the same again from the labels it returns."""
+    torch.manual_seed(0)
+    text = f"""
+labels: {{bucket: "lsh(buckets = 16, rounds = {rounds})"}}
+merge: multiset
+fallback: q == k
+attend: causal & (chunks(bucket, 32, 1) | recent(8)) & q != k
+"""
+    pattern = patterndsl.parse(text)
+    tensors = [torch.randn(2, 4, N, 64, device="cuda", requires_grad=True) for _ in range(3)]
+    query, key, value = tensors
+    fast = pattern.compile(N, heads=4, device="cuda")
+    output, lse, labels = fast(query, key, value, return_lse=True, return_labels=True)
+    truth, truth_lse = pattern.compile(N, heads=4, device="cuda", backend="oracle")(
+        query, key, value, inputs=labels, return_lse=True
+    )
+    grads = [torch.autograd.grad(loss(*found), tensors) for found in ((output, lse), (truth, truth_lse))]
+    for ours, other in zip((output, lse, *grads[0]), (truth, truth_lse, *grads[1]), strict=True):
+        assert (ours - other).abs().max() <= 2e-3 * other.abs().max().clamp_min(1.0)
 
 
 def test_tiles_of_inputs_stay_on_the_device() -> None:

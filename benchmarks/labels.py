@@ -1,0 +1,167 @@
+"""Chunks of hashed keys beside the libraries that do nothing else: Reformer's attention, in one round and in four.
+
+    python benchmarks/labels.py                        # two CPU cores, float32, 4 heads of 64
+    python benchmarks/labels.py --device cuda          # 16 heads of 64
+
+Each call hashes, sorts and attends, causally, in chunks of 64 and the chunk before; a query attends itself only where
+it has nothing else. Forward and backward, in turns in one run, with peak memory. The libraries, where installed:
+reformer-pytorch (LSHAttention on shared query and key, its own defaults but for dropout) and transformers
+(LSHSelfAttention, with its projections of as many channels as the heads have). They wrap the first chunk around, and
+hash with directions of their own; that changes which keys are near, not how many. Writes
+benchmarks/results/labels_<device>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import patterndsl
+from patterndsl.runtime.measure import timed
+
+ROOT = Path(__file__).parents[1]
+CHUNK, DIM = 64, 64
+SPEC = """
+labels: {{bucket: "lsh(buckets = {buckets}, rounds = {rounds})"}}
+merge: multiset
+fallback: q == k
+attend: causal & chunks(bucket, {chunk}, 1) & q != k
+"""
+
+
+def ours(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    pattern = patterndsl.parse(SPEC.format(buckets=n // CHUNK, rounds=rounds, chunk=CHUNK))
+    program = pattern.compile(n, heads=heads, device=device)
+    return lambda query, value: program(query, normalize(query, dim=-1), value, scale=1.0)
+
+
+def reformer_pytorch(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    from reformer_pytorch import LSHAttention
+
+    attend = LSHAttention(bucket_size=CHUNK, n_hashes=rounds, causal=True).to(device)
+
+    def run(query: Tensor, value: Tensor) -> Tensor:
+        return attend(query.flatten(0, 1), value.flatten(0, 1))[0].view(value.shape)
+
+    return run
+
+
+def transformers(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    from transformers import ReformerConfig
+    from transformers.models.reformer.modeling_reformer import LSHSelfAttention
+
+    config = ReformerConfig(
+        hidden_size=heads * DIM,
+        num_attention_heads=heads,
+        attention_head_size=DIM,
+        lsh_attn_chunk_length=CHUNK,
+        lsh_num_chunks_before=1,
+        lsh_num_chunks_after=0,
+        num_hashes=rounds,
+        num_buckets=buckets_of(n // CHUNK),
+        is_decoder=True,
+        lsh_attention_probs_dropout_prob=0.0,
+        hash_seed=0,
+    )
+    layer: Any = LSHSelfAttention(config).to(device)
+    return lambda query, value: layer(query.transpose(1, 2).flatten(2)).hidden_states
+
+
+def buckets_of(number: int) -> list[int]:
+    """Two even factors, as transformers takes them."""
+    small = next(size for size in range(int(number**0.5), 0, -1) if not (size % 2 or number % (2 * size)))
+    return [small, number // small]
+
+
+CONTESTANTS = {"ours": ours, "reformer-pytorch": reformer_pytorch, "transformers": transformers}
+
+
+def measured(
+    run: Callable[[Tensor, Tensor], Tensor], tensors: tuple[Tensor, Tensor], backward: bool
+) -> tuple[float, Any]:
+    """Seconds and peak bytes of a call."""
+
+    def call() -> None:
+        if not backward:
+            with torch.no_grad():
+                run(*tensors)
+            return
+        leaves = tuple(x.detach().requires_grad_() for x in tensors)
+        out = run(*leaves)
+        out.backward(torch.ones_like(out))
+
+    return timed(call, tensors[0].device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("-n", type=int, nargs="*", default=[16_384, 65_536])
+    parser.add_argument("--rounds", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    heads = 16 if device.type == "cuda" else 4
+    rows = []
+    for n in arguments.n:
+        for rounds in arguments.rounds:
+            torch.manual_seed(0)
+            shape = (1, heads, n, DIM)
+            tensors = tuple(torch.randn(shape, device=device, dtype=getattr(torch, arguments.dtype)) for _ in range(2))
+            row: dict[str, Any] = {"n": n, "rounds": rounds}
+            runs, times = {}, dict[tuple[str, bool], list[float]]()
+            for name, make in CONTESTANTS.items():
+                try:
+                    run = make(n, heads, rounds, device)
+                    for backward in (False, True):
+                        measured(run, tensors, backward)
+                        _, peak = measured(run, tensors, backward)
+                        row[f"{name} {'training' if backward else 'forward'} bytes"] = peak
+                    runs[name] = run
+                except (ImportError, RuntimeError) as failed:
+                    row[name] = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
+            for _ in range(arguments.repeats):
+                for name, run in runs.items():
+                    for backward in (False, True):
+                        times.setdefault((name, backward), []).append(measured(run, tensors, backward)[0])
+            for (name, backward), found in times.items():
+                row[f"{name} {'training' if backward else 'forward'} ms"] = 1e3 * statistics.median(found)
+            rows.append(row)
+            print(row, flush=True)
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    versions = {"torch": torch.__version__}
+    for package in ("reformer-pytorch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    found = {
+        "device": where,
+        "versions": versions,
+        "heads": heads,
+        "head_dim": DIM,
+        "dtype": arguments.dtype,
+        "rows": rows,
+    }
+    path = arguments.out or ROOT / "benchmarks" / "results" / f"labels_{device.type}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""How does a pattern run that is more than one relation with the same inputs for all heads? As programs of its parts.
+
+Terms of a multiset and heads with labels of their own each run by themselves: heads as batch rows, and terms merged by
+their log-sum-exp, which is what counting a key for each of them means. PyTorch differentiates what joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterndsl.ir.index import K, Q
+from patterndsl.ir.relation import Relation, compare, inputs_read
+from patterndsl.lower.plan import terms_of
+from patterndsl.runtime.data import Inputs
+from patterndsl.sema.bind import Bound, HeadGroup
+
+
+def part_of(bound: Bound, relation: Relation, num_heads: int) -> Bound:
+    """One relation of a pattern, the same for all of so many heads."""
+    read = inputs_read(relation)
+    inputs = tuple(shape for shape in bound.inputs if not read.isdisjoint(shape.names))
+    groups = (HeadGroup(relation, tuple(range(num_heads))),)
+    return Bound(relation, groups, inputs, bound.sizes, num_heads, bound.layer)
+
+
+def summed_terms(bound: Bound) -> list[tuple[tuple[int, ...], list[Bound]]]:
+    """The terms whose keys add up, of each group of heads."""
+    return [
+        (
+            group.heads,
+            [part_of(bound, term, len(group.heads)) for term in terms_of(group.relation, most=MANY)],
+        )
+        for group in bound.groups
+    ]
+
+
+MANY = 1 << 16
+
+
+def read_by(bound: Bound, given: Inputs) -> dict[str, Tensor]:
+    """Those of the inputs that a part reads."""
+    names = {name for shape in bound.inputs for name in shape.names}
+    return {name: values for name, values in given.items() if name in names}
+
+
+# ---- heads with inputs of their own
+
+
+def has_heads(given: Inputs) -> bool:
+    """Whether some input differs from head to head."""
+    return any(values.dim() == 3 for values in given.values())
+
+
+def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]:
+    """The inputs of these heads of all batch rows, [batch * heads, length]; [length] or [1, length] where all agree."""
+    found = dict[str, Tensor]()
+    for name, values in given.items():
+        if values.dim() == 3:
+            mine = values[:, list(heads)].expand(batch, -1, -1).flatten(0, 1)
+        elif values.dim() == 2 and values.shape[0] > 1:
+            mine = values.repeat_interleave(len(heads), 0)
+        else:
+            mine = values
+        found[name] = mine
+    return found
+
+
+def only_heads(given: Inputs, heads: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs as these heads have them."""
+    return {name: values[:, list(heads)] if values.dim() == 3 else values for name, values in given.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Some heads of query, key and value."""
+
+    heads: tuple[int, ...]
+    num_heads: int
+
+    @property
+    def is_all(self) -> bool:
+        return self.heads == tuple(range(self.num_heads))
+
+    def take(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, heads, T, D] each; query heads that share a key head each have a copy of it unless all heads are here."""
+        if self.is_all:
+            return query, key, value
+        heads = torch.tensor(self.heads, device=query.device)
+        kv_heads = heads // (query.shape[1] // key.shape[1])
+        return query.index_select(1, heads), key.index_select(1, kv_heads), value.index_select(1, kv_heads)
+
+    def rows(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B * heads, 1, T, D] each: heads as batch rows."""
+        query, key, value = self.take(query, key, value)
+        again = query.shape[1] // key.shape[1]
+        if again > 1:
+            key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
+        q, k, v = (x.flatten(0, 1).unsqueeze(1) for x in (query, key, value))
+        return q, k, v
+
+    def unfold(self, x: Tensor, batch: int) -> Tensor:
+        """[B, heads, ...] of [B * heads, 1, ...]."""
+        return x.reshape(batch, len(self.heads), *x.shape[2:])
+
+
+def assembled(parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
+    """[B, H, ...] of the parts of disjoint heads, [B, heads, ...] each."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order = [head for heads, _ in parts for head in heads]
+    places = torch.tensor(order, device=parts[0][1].device).argsort()
+    return torch.cat([x for _, x in parts], dim=1).index_select(1, places)
+
+
+# ---- results
+
+
+def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Output and lse of the sum of several parts' keys; differentiable, also where rows are empty.
+
+    parts: out [B, H, Tq, D], lse [B, H, Tq].
+    """
+    if len(parts) == 1:
+        return parts[0]
+    lses = torch.stack([lse for _, lse in parts])
+    empty = (lses == -torch.inf).all(0)
+    safe = lses.masked_fill(empty, 0.0)
+    weights = safe.softmax(0)
+    out = torch.stack([(out * weight[..., None]) for (out, _), weight in zip(parts, weights, strict=True)]).sum(0)
+    return out.to(parts[0][0].dtype), safe.logsumexp(0).masked_fill(empty, -torch.inf)
+
+
+def otherwise(main: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The results of another pattern in rows that have no keys."""
+    empty = main[1] == -torch.inf
+    return torch.where(empty[..., None], other[0], main[0]), torch.where(empty, other[1], main[1])
+
+
+def is_own_key(bound: Bound) -> bool:
+    """Whether each query attends itself and nothing else."""
+    is_square = bound.sizes.q_start == 0 and bound.sizes.q_len == bound.sizes.kv_len
+    return is_square and bound.is_plain and bound.relation == compare("==", Q, K)
+
+
+def or_own_key(
+    main: tuple[Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor, scale: float, *, want_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`otherwise` where the other pattern is `q == k`: its output is the value itself, so nothing is attended."""
+    out, lse = main
+    again = query.shape[1] // key.shape[1]
+    if again > 1:
+        key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
+    empty = lse == -torch.inf
+    out = torch.where(empty[..., None], value, out)
+    if not want_lse:
+        return out, None
+    scores = (query.to(lse.dtype) * key.to(lse.dtype)).sum(-1) * scale
+    return out, torch.where(empty, scores, lse)
