@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from patterndsl.sema.bind import Bound
 
 
-Claim: TypeAlias = Literal["causal", "rows_nonempty", "equals", "within", "symmetric"]
+Claim: TypeAlias = Literal["causal", "value_causal", "pattern_causal", "rows_nonempty", "equals", "within", "symmetric"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,11 +160,14 @@ class Pattern(Shown):
     ) -> Verdict:
         """Proven, Refuted with a witness, or Unknown with the reason, for every N and all values of the parameters.
 
-        claim: causal, rows_nonempty or symmetric; equals or within with another pattern. n, params: what has one value
-        only; `params={"w": 4}` fixes one. Parameters range from their declared minimum, or 0; those of one name in
-        both patterns are one. Raises InputError (E506) on an unknown claim.
+        claim: causal, rows_nonempty or symmetric; equals or within with another pattern. Causal is value_causal, no
+        query attends a later key, and pattern_causal, later tokens do not choose what a query attends (only labels
+        can tell of them). n, params: what has one value only; `params={"w": 4}` fixes one. Parameters range from their
+        declared minimum, or 0; those of one name in both patterns are one. Raises InputError (E506) on an unknown
+        claim.
         """
         from patterndsl.analysis.proof import prove
+        from patterndsl.analysis.selection import prove_causality
 
         known = checked_claim(claim, other is not None)
         if other is not None and not isinstance(other, Pattern):
@@ -173,7 +176,11 @@ class Pattern(Shown):
         _check_mapping("params", params, '{"w": 256}')
         sides = [side for side in (self, other) if side is not None]
         values = {name: _fixed(name, value, sides) for name, value in dict(params or {}).items()}
-        return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
+        match known:
+            case "causal" | "value_causal" | "pattern_causal":
+                return prove_causality(known, self.resolved, n=n, fixed=values)
+            case _:
+                return prove(known, self.resolved, None if other is None else other.resolved, n=n, fixed=values)
 
     def cache_policy(self, *, head: int = 0, layer: int = 0) -> Policy:
         """Which keys step t of decoding must hold, for every t, N and all values of the parameters.

@@ -15,7 +15,13 @@ from patterndsl.diagnostics import Diagnostic
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
 
-_KINDS = {ast.Param: "parameter", ast.Input: "input", ast.Definition: "definition", ast.Import: "import"}
+_KINDS = {
+    ast.Param: "parameter",
+    ast.Input: "input",
+    ast.Label: "label",
+    ast.Definition: "definition",
+    ast.Import: "import",
+}
 
 Values: TypeAlias = Mapping[str, int | tuple[int, ...]]
 
@@ -23,9 +29,10 @@ Values: TypeAlias = Mapping[str, int | tuple[int, ...]]
 def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
     """Parameters, inputs, definitions and imports that the pattern does without; those of imported specs too."""
     # every axis is part of the grid that must fit, used or not
-    used = reached(spec, spec.attend, *(expr for axis in spec.grid for expr in _expressions(axis)))
-    declared: tuple[ast.Param | ast.Input | ast.Definition | ast.Import, ...]
-    declared = (*spec.params, *spec.inputs, *spec.define, *spec.imports)
+    said = (spec.attend,) if spec.fallback is None else (spec.attend, spec.fallback)
+    used = reached(spec, *said, *(expr for axis in spec.grid for expr in _expressions(axis)))
+    declared: tuple[ast.Param | ast.Input | ast.Label | ast.Definition | ast.Import, ...]
+    declared = (*spec.params, *spec.inputs, *spec.labels, *spec.define, *spec.imports)
     for item in declared:
         if item.name not in used:
             message = f"{_KINDS[type(item)]} `{item.name}` is never used"
@@ -39,7 +46,8 @@ def reached(spec: ast.Spec, *exprs: ast.Expr) -> set[str]:
     declared: dict[str, list[ast.Expr]] = {}
     for definition in spec.define:
         declared.setdefault(definition.name, []).append(definition.body)
-    with_sizes: tuple[ast.Param | ast.Axis | ast.Input, ...] = (*spec.params, *spec.grid, *spec.inputs)
+    with_sizes: tuple[ast.Param | ast.Axis | ast.Input | ast.Label, ...]
+    with_sizes = (*spec.params, *spec.grid, *spec.inputs, *spec.labels)
     for item in with_sizes:
         declared.setdefault(item.name, []).extend(_expressions(item))
     found: set[str] = set()
@@ -125,7 +133,7 @@ def _names(expr: ast.Expr) -> Iterator[str]:
         yield from _names(child)
 
 
-def _expressions(declared: ast.Param | ast.Axis | ast.Input) -> Iterator[ast.Expr]:
+def _expressions(declared: ast.Param | ast.Axis | ast.Input | ast.Label) -> Iterator[ast.Expr]:
     """The expressions of a declaration; axes that an axis is composed of count as named."""
     for item in fields(declared):
         value = getattr(declared, item.name)

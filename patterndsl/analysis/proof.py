@@ -6,14 +6,11 @@ refuted by its smallest counterexample, in the pattern's own terms; isl decides 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
-from math import prod
 from operator import add
 from typing import Any, Literal
-
-import numpy as np
 
 from patterndsl.analysis.budget import check_time, within
 from patterndsl.analysis.conditions import assumptions
@@ -25,24 +22,36 @@ from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbol
 from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, limited, regions
 from patterndsl.analysis.verdict import Proven, Refuted, Unknown, Verdict, Witness
-from patterndsl.analysis.witness import Claim, Place, allowed, failure, first_failure, least_point
+from patterndsl.analysis.witness import (
+    Claim,
+    Place,
+    allowed,
+    attended,
+    bound_at,
+    failure,
+    first_failure,
+    input_shapes,
+    least_length,
+    least_point,
+    lookup_of,
+    small_inputs,
+)
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, NQ, Arithmetic, Const, Index, Param, Var
-from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import (
     EVERYTHING,
     Compare,
     Relation,
     conjunction,
+    depends_on,
     disjunction,
     indices,
     negation,
     substitute,
 )
-from patterndsl.lower.lookup import Lookup
-from patterndsl.sema.bind import Bound, bind
+from patterndsl.sema.bind import Bound
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_SIZE, sizes_of
+from patterndsl.sema.parameters import MAX_SIZE
 
 CLAIMS: tuple[Claim, ...] = ("causal", "rows_nonempty", "equals", "within", "symmetric")
 
@@ -52,9 +61,6 @@ MAX_SEARCHES = 2000
 MAX_DENSE = 1 << 22
 MAX_NEAR = 40
 """Lengths that are all looked at where inputs or draws decide."""
-MAX_INPUTS = 256
-"""Inputs of one short length that are looked at: all with values below NUM_VALUES, where they are no more."""
-NUM_VALUES = 3
 
 
 def prove(
@@ -69,7 +75,14 @@ def prove(
 
     n, fixed: the length and parameters that have one value; the others are every value from their declared minimum,
     or from 0. Parameters of both patterns that have one name have one value. List parameters have their defaults.
+    Labels are any integers; a counterexample has only such as their learners give.
     """
+    if claim == "rows_nonempty" and pattern.fallback is not None:
+        # a row has a key where either part of the pattern gives it one
+        enough = prove(claim, _only_fallback(pattern), n=n, fixed=fixed)
+        if isinstance(enough, Proven):
+            return enough
+        pattern = _united(pattern)
     problem = _Problem(claim, pattern, other, n, dict(fixed or {}))
     with within():
         try:
@@ -77,7 +90,10 @@ def prove(
             found = problem.search()
         except GaveUpError as failed:
             return Unknown(problem.text, str(failed))
-        return found if found is not None else problem.verdict()
+        if found is not None:
+            return found
+        has_fallback = any(side.fallback is not None for side in problem.patterns())
+        return problem.verdict_beside_a_fallback() if has_fallback else problem.verdict()
 
 
 def proven(claim: Claim, pattern: Resolved, other: Resolved | None = None, *, operations: int) -> Proven | None:
@@ -87,6 +103,24 @@ def proven(claim: Claim, pattern: Resolved, other: Resolved | None = None, *, op
     """
     verdict = _Problem(claim, pattern, other, None, {}, operations, is_hurried=True).decide()
     return verdict if isinstance(verdict, Proven) else None
+
+
+def scope_of(pattern: Resolved, *, n: int | None, fixed: Mapping[str, int]) -> str:
+    """The scope of what holds of a pattern by its form alone. Raises PatternError where no sizes fit what is fixed."""
+    problem = _Problem("causal", pattern, None, n, fixed)
+    problem.check_sizes()
+    return problem.scope(None)
+
+
+def free_params(patterns: Sequence[Resolved], fixed: Mapping[str, int]) -> dict[str, int]:
+    """The parameters without a value, with the least that they may be."""
+    found: dict[str, int] = {}
+    for resolved in patterns:
+        for item in resolved.params:
+            if item.name not in fixed and not isinstance(item.default, tuple):
+                least = item.minimum.value if isinstance(item.minimum, Const) else 0
+                found[item.name] = max(least, found.get(item.name, 0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -109,19 +143,14 @@ class _Problem:
     # ---- small sizes
 
     def free(self) -> dict[str, int]:
-        """The parameters without a value, with the least that they may be."""
-        found: dict[str, int] = {}
-        for resolved in self.patterns():
-            for item in resolved.params:
-                if item.name not in self.fixed and not isinstance(item.default, tuple):
-                    least = item.minimum.value if isinstance(item.minimum, Const) else 0
-                    found[item.name] = max(least, found.get(item.name, 0))
-        return found
+        return free_params(self.patterns(), self.fixed)
 
     def sizes(self) -> Iterator[tuple[int, dict[str, int]]]:
         """Lengths and parameters, small ones first; as many parameters for each length as the effort allows."""
         free = self.free()
-        lengths = range(MAX_SMALL + 1) if self.n is None else [self.n]
+        least = max(map(least_length, self.patterns()))
+        first = least if least > MAX_SMALL else 0
+        lengths = range(first, first + MAX_SMALL + 1) if self.n is None else [self.n]
         most = max(8, MAX_SEARCHES // (self.effort() * len(lengths) * max(1, lengths[-1] // MAX_SMALL) ** 2))
         above = islice(sorted(product(range(4), repeat=len(free)), key=lambda steps: (sum(steps), steps)), most)
         values = [dict(zip(free, map(add, free.values(), steps), strict=True)) for steps in above]
@@ -158,11 +187,12 @@ class _Problem:
                 bounds = [self.bound(resolved, n, values, heads[-1] + 1, layer) for resolved in self.patterns()]
             except PatternError:
                 continue  # sizes that the spec does not allow
-            for inputs in _small_inputs(bounds):
-                lookup = Lookup(inputs)
+            shapes = input_shapes(bounds)
+            for inputs in small_inputs(shapes):
+                lookup = lookup_of(inputs, shapes)
                 for head in heads:
                     check_time()
-                    pair = first_failure(self.claim, *(_mask(bound, head, n, lookup) for bound in bounds))
+                    pair = first_failure(self.claim, *(attended(bound, head, range(n), lookup) for bound in bounds))
                     if pair is not None:
                         shown = {name: tuple(map(int, array)) for name, array in inputs.items()}
                         witness = Witness(n, {**self.fixed, **values}, head, layer, pair[0], pair[1], shown)
@@ -170,12 +200,10 @@ class _Problem:
         return None
 
     def uses(self, name: Literal["head", "layer"]) -> bool:
-        return any(Var(name) in _symbols(resolved.relation) for resolved in self.patterns())
+        return any(depends_on(_united(resolved).relation, name) for resolved in self.patterns())
 
     def bound(self, resolved: Resolved, n: int, values: Mapping[str, int], heads: int, layer: int) -> Bound:
-        known = {item.name for item in resolved.params}
-        overrides = {name: value for name, value in {**self.fixed, **values}.items() if name in known}
-        return bind(resolved, sizes_of(n, None, None, 0), heads, layer, overrides)
+        return bound_at(resolved, n, {**self.fixed, **values}, heads, layer)
 
     # ---- all sizes
 
@@ -193,6 +221,25 @@ class _Problem:
         if is_impossible and self.n:
             for resolved in self.patterns():
                 self.bound(resolved, self.n, {}, 1, 0)  # says what does not fit
+
+    def verdict_beside_a_fallback(self) -> Verdict:
+        """For all sizes, where rows without keys attend something else: they are none, or it changes nothing."""
+        sides = [replace(side, fallback=None) for side in self.patterns()]
+        found = replace(self, pattern=sides[0], other=None if self.other is None else sides[1]).verdict()
+        match self.claim, found:
+            case "causal", Refuted() | Unknown():
+                return found
+            case "causal", Proven(scope=scope):
+                other = replace(self, pattern=_only_fallback(self.pattern)).verdict()
+                if isinstance(other, Proven):
+                    is_same = scope == other.scope
+                    return found if is_same else replace(found, scope=f"{scope}, and its fallback {other.scope}")
+            case "equals", Proven() if len({side.fallback for side in self.patterns()}) == 1:
+                return found
+        rows = (_Problem("rows_nonempty", side, None, self.n, self.fixed).verdict() for side in sides)
+        if all(isinstance(row, Proven) for row in rows):
+            return found
+        return Unknown(self.text, "what the fallback gives to rows that have no keys of their own may break it")
 
     def verdict(self) -> Verdict:
         """For all sizes; where that is open, what the default parameters say of it."""
@@ -402,38 +449,17 @@ def _factors(index: Index) -> Iterator[str]:
             yield from _factors(right)
 
 
-def _mask(bound: Bound, head: int, n: int, lookup: Lookup) -> Any:
-    relation = next(group.relation for group in bound.groups if head in group.heads)
-    q, k = np.arange(n, dtype=np.int64)[:, None], np.arange(n, dtype=np.int64)[None]
-    return np.broadcast_to(member(relation, Point(q, k, head, lookup)), (n, n))
+def _only_fallback(resolved: Resolved) -> Resolved:
+    """What rows attend that have no keys of their own."""
+    assert resolved.fallback is not None
+    return replace(resolved, relation=resolved.fallback, fallback=None)
 
 
-def _small_inputs(bounds: list[Bound]) -> Iterator[dict[str, Any]]:
-    """Every input of few values where that are few enough; else some: constant, all different, in runs, mixed."""
-    shapes = {item.name: item for bound in bounds for item in bound.inputs}
-    if not shapes:
-        yield {}
-        return
-    lengths = {name: 4 if shape.length is None else shape.length for name, shape in shapes.items()}
-    values = {name: range(2 if shape.dtype == "bool" else NUM_VALUES) for name, shape in shapes.items()}
-    if prod(len(values[name]) ** min(length, 16) for name, length in lengths.items()) <= MAX_INPUTS:
-        every = (product(values[name], repeat=length) for name, length in lengths.items())
-        for found in product(*every):
-            yield {name: np.array(item, dtype=np.int64) for name, item in zip(shapes, found, strict=True)}
-        return
-    random = np.random.default_rng(0)
-    makers: tuple[Callable[[int], Any], ...] = (
-        lambda length: np.zeros(length, dtype=np.int64),
-        lambda length: np.arange(length, dtype=np.int64),
-        lambda length: np.arange(length, dtype=np.int64) // 2,
-        *[lambda length: random.integers(0, 3, length)] * 5,
-    )
-    for make in makers:
-        yield {name: make(lengths[name]) % (2 if shapes[name].dtype == "bool" else 2**62) for name in shapes}
-
-
-def _symbols(relation: Relation) -> set[Index]:
-    return {index for index in indices(relation) if isinstance(index, Var)}
+def _united(resolved: Resolved) -> Resolved:
+    """The pattern in which every row has the keys that the fallback gives it."""
+    if resolved.fallback is None:
+        return resolved
+    return replace(resolved, relation=disjunction([resolved.relation, resolved.fallback]), fallback=None)
 
 
 def _transposed(relation: Relation) -> Relation:

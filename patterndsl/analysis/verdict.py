@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NoReturn, TypeAlias
 
 from patterndsl.analysis.latex import Shown
@@ -11,7 +12,10 @@ from patterndsl.analysis.latex import Shown
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """Where a claim fails: sizes, parameters and the pair; k is None where a whole row is meant."""
+    """Where a claim fails: sizes, parameters and the pair; k is None where a whole row is meant.
+
+    changed: the labels with which the query does not attend the key, though no token up to its own is another one.
+    """
 
     n: int
     params: Mapping[str, int]
@@ -20,13 +24,35 @@ class Witness:
     q: int
     k: int | None
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    changed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON; `changed` only where there is something."""
+        place = {"n": self.n, "params": dict(self.params), "head": self.head, "layer": self.layer}
+        changed = {"changed": dict(self.changed)} if self.changed else {}
+        return {**place, "q": self.q, "k": self.k, "inputs": dict(self.inputs), **changed}
 
     def __str__(self) -> str:
         sizes = [f"N = {self.n:,}", *(f"{name} = {value}" for name, value in self.params.items())]
         sizes += [f"head = {self.head}"] * bool(self.head) + [f"layer = {self.layer}"] * bool(self.layer)
-        sizes += [f"{name} = {list(values)}" for name, values in self.inputs.items()]
+        sizes += [_assigned(name, values) for name, values in self.inputs.items() if name not in self.changed]
+        if self.changed:
+            first = ", ".join(_assigned(name, self.inputs[name]) for name in self.changed)
+            second = ", ".join(_assigned(name, values) for name, values in self.changed.items())
+            return f"q = {self.q} attends key {self.k} with {first}, and not with {second}, at {', '.join(sizes)}"
         where = f"q = {self.q}" if self.k is None else f"q = {self.q}, k = {self.k}"
         return f"{where} at {', '.join(sizes)}"
+
+
+MAX_LISTED = 40
+"""Values of an input that are written one by one; more as the command line takes them, value*count."""
+
+
+def _assigned(name: str, values: Sequence[int]) -> str:
+    if len(values) <= MAX_LISTED:
+        return f"{name} = {list(values)}"
+    runs = ((value, len(list(run))) for value, run in groupby(values))
+    return f"{name} = " + ",".join(f"{value}*{count}" if count > 1 else f"{value}" for value, count in runs)
 
 
 class _Verdict(Shown):
@@ -65,9 +91,7 @@ class Refuted(_Verdict):
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
-        at = self.witness
-        place = {"n": at.n, "params": dict(at.params), "head": at.head, "layer": at.layer, "q": at.q, "k": at.k}
-        return {"claim": self.claim, "why": self.why, "witness": {**place, "inputs": dict(at.inputs)}}
+        return {"claim": self.claim, "why": self.why, "witness": self.witness.to_dict()}
 
     def __str__(self) -> str:
         return f"Refuted: {self.claim}; {self.why}: {self.witness}"

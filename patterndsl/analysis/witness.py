@@ -1,13 +1,15 @@
 """Where does a claim fail first? The least point of a set of isl, and one pair or row looked at there.
 
 isl knows the set in digits; whether a point is a counterexample is decided in the pattern's own terms, and no mask of
-all pairs is made.
+all pairs is made. Short lengths are looked at as a whole, with some inputs and labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,10 +18,13 @@ from patterndsl.analysis.budget import check_time
 from patterndsl.analysis.digits import Affine
 from patterndsl.analysis.radix import plain_name
 from patterndsl.analysis.sets import dim_names
+from patterndsl.ir.index import Const
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.lookup import Lookup
-from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE
+from patterndsl.sema.bind import Bound, InputShape, bind
+from patterndsl.sema.model import Resolved
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, sizes_of
 
 if TYPE_CHECKING:
     import islpy
@@ -31,6 +36,13 @@ Truths: TypeAlias = Any
 
 CHUNK, MAX_KEYS = 1 << 20, 1 << 26
 """Keys of a row that are looked at in one go, and in all: of the keys after them isl's word is taken."""
+
+MAX_INPUTS = 256
+"""Inputs of one short length that are looked at: all with values below NUM_VALUES, where they are no more."""
+NUM_VALUES = 3
+UNLIMITED = 2**62
+COUNTS = ("buckets", "clusters")
+"""The settings of learners that say how many labels there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +153,74 @@ def _has_keys(relation: Relation, place: Place) -> bool:
         if np.any(member(relation, Point(place.q, keys, place.head, Lookup({})))):
             return True
     return False
+
+
+# ---- one short length
+
+
+def least_length(pattern: Resolved) -> int:
+    """The length below which there are more labels than positions, as far as it is a number."""
+    sizes = [size for label in pattern.labels for name, size in label.settings if name in COUNTS]
+    return max((size.value for size in sizes if isinstance(size, Const)), default=0)
+
+
+def bound_at(resolved: Resolved, n: int, values: Mapping[str, int], heads: int, layer: int) -> Bound:
+    """A self-attention of n positions. values: of parameters, some of them perhaps another pattern's.
+
+    Raises PatternError (E4xx) where the sizes do not fit.
+    """
+    known = {item.name for item in resolved.params}
+    overrides = {name: value for name, value in values.items() if name in known}
+    return bind(resolved, sizes_of(n, None, None, 0), heads, layer, overrides)
+
+
+def attended(bound: Bound, head: int, rows: Sequence[int], lookup: Lookup) -> Any:
+    """bool [rows, N]: the keys that these queries attend, of the fallback where they have no others."""
+    relation = next(group.relation for group in bound.groups if head in group.heads)
+    q, k = np.array(rows, dtype=np.int64)[:, None], np.arange(bound.sizes.kv_len, dtype=np.int64)[None]
+    found: Any = np.broadcast_to(member(relation, Point(q, k, head, lookup)), (q.shape[0], k.shape[1]))
+    if bound.fallback is None:
+        return found
+    return np.where(found.any(axis=1, keepdims=True), found, attended(bound.fallback, head, rows, lookup))
+
+
+def input_shapes(bounds: Iterable[Bound]) -> dict[str, InputShape]:
+    """The inputs and labels of patterns at one size, by their names."""
+    parts = (part for bound in bounds for part in (bound, bound.fallback) if part is not None)
+    return {item.name: item for part in parts for item in part.inputs}
+
+
+def lookup_of(inputs: Mapping[str, Any], shapes: Mapping[str, InputShape]) -> Lookup:
+    """The inputs as the relations read them. A label has the same values in all of its rounds: the union over the
+    rounds is then that of one."""
+    return Lookup({name: values for item, values in inputs.items() for name in shapes[item].names})
+
+
+def num_values(shape: InputShape) -> int:
+    """How many values an input can have, from 0 on."""
+    if shape.dtype == "bool":
+        return 2
+    return UNLIMITED if shape.learner is None else min(shape.learner.setting(name, UNLIMITED) for name in COUNTS)
+
+
+def small_inputs(shapes: Mapping[str, InputShape]) -> Iterator[dict[str, Any]]:
+    """Every input of few values where that are few enough; else some: constant, all different, in runs, mixed."""
+    if not shapes:
+        yield {}
+        return
+    lengths = {name: 4 if shape.length is None else shape.length for name, shape in shapes.items()}
+    values = {name: range(min(num_values(shape), NUM_VALUES)) for name, shape in shapes.items()}
+    if prod(len(values[name]) ** min(length, 16) for name, length in lengths.items()) <= MAX_INPUTS:
+        every = (product(values[name], repeat=length) for name, length in lengths.items())
+        for found in product(*every):
+            yield {name: np.array(item, dtype=np.int64) for name, item in zip(shapes, found, strict=True)}
+        return
+    random = np.random.default_rng(0)
+    makers: tuple[Callable[[int], Any], ...] = (
+        lambda length: np.zeros(length, dtype=np.int64),
+        lambda length: np.arange(length, dtype=np.int64),
+        lambda length: np.arange(length, dtype=np.int64) // 2,
+        *[lambda length: random.integers(0, 3, length)] * 5,
+    )
+    for make in makers:
+        yield {name: make(lengths[name]) % num_values(shapes[name]) for name in shapes}

@@ -344,7 +344,8 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prove_options(parser: argparse.ArgumentParser) -> None:
-    claims = ("causal", "rows-nonempty", "symmetric", "equals", "within", "dead-terms")
+    causality = ("causal", "value-causal", "pattern-causal")
+    claims = (*causality, "rows-nonempty", "symmetric", "equals", "within", "dead-terms")
     parser.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
     parser.add_argument("claim", type=_claim, choices=claims, metavar="CLAIM", help=", ".join(claims))
     parser.add_argument("other", nargs="?", metavar="OTHER", help="the other pattern of `equals` and `within`")

@@ -26,10 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
         device = checked_device(arguments.device)
         given = trial.read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None
         program = _program(arguments, device, given)
-        inputs = trial.as_inputs(inputs_of(program.bound, arguments), device) or None
+        inputs = trial.as_inputs(inputs_of(program.bound, arguments, calls=True), device) or None
         tensors = given or _random(arguments, program, device)
         options: dict[str, Any] = {"backward": arguments.backward}
         ours = _costs(program, tensors, inputs, arguments.backward, on_event)
+        inputs = (
+            dict(program.with_labels(tensors.key, inputs) or {}) or None
+        )  # found in the calls above; the checks ask for masks
         found = trial.check(
             program,
             tensors,

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     pattern = pattern_of(arguments.spec, arguments)
     bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
-    lookup = _lookup(inputs_of(bound, arguments))
+    lookup = _lookup(bound, inputs_of(bound, arguments))
     group = _group(bound, arguments.head)
     words = _words(pattern, bound, group, arguments)
     if suffix == ".html":
@@ -51,11 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lookup(inputs: Mapping[str, Array]) -> Lookup:
+def _lookup(bound: Bound, inputs: Mapping[str, Array]) -> Lookup:
+    """Labels of several rounds have one row for all, or one each."""
     from patterndsl.lower.lookup import Lookup
 
-    one_row = {}
-    for name, values in inputs.items():
+    one_row: dict[str, Array] = {}
+    for shape in bound.inputs:
+        name, values = shape.name, inputs[shape.name]
+        if shape.rounds > 1:
+            rows = values if values.ndim == 2 and values.shape[0] == shape.rounds else [values] * shape.rounds
+            one_row |= {each: row.reshape(-1).astype("int64") for each, row in zip(shape.names, rows, strict=True)}
+            continue
         if values.ndim == 2 and values.shape[0] != 1:
             help = "draw one row of the batch: give a tensor of one dimension"
             raise input_error("E502", f"input `{name}` has {values.shape[0]} rows; a picture shows one", help)

@@ -129,8 +129,9 @@ def heads_of(arguments: argparse.Namespace) -> int:
 # ---- inputs -------------------------------------------------------------------------------------------------
 
 
-def inputs_of(bound: Bound, arguments: argparse.Namespace) -> dict[str, Array]:
-    """The inputs that the pattern reads: int64 or bool, [length] or, from a file, [batch, length].
+def inputs_of(bound: Bound, arguments: argparse.Namespace, *, calls: bool = False) -> dict[str, Array]:
+    """The inputs that the pattern reads: int64 or bool, [length] or, from a file, [batch, length]. calls: whether they
+    are for calls, which find some labels themselves.
 
     Raises PatternError (E501) on missing and unknown ones, (E502) on values that do not fit.
     """
@@ -143,9 +144,9 @@ def inputs_of(bound: Bound, arguments: argparse.Namespace) -> dict[str, Array]:
             raise _unknown_input(name, wanted)
         given[name] = _values(wanted[name], text)
     for name, shape in wanted.items():
-        if name not in given:
+        if name not in given and not (calls and shape.found_by == "call"):
             raise _missing_input(shape, arguments.inputs)
-    return {name: _checked(shape, given[name]) for name, shape in wanted.items()}
+    return {name: _checked(shape, given[name]) for name, shape in wanted.items() if name in given}
 
 
 def read_tensors(path: str) -> dict[str, Array]:

@@ -30,8 +30,9 @@ def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
             for at in range(rounds):  # one after the other: the projections of all are large
                 directions = _directions(shape, seed, turn, key.device, x.dtype)[:, at]
                 projected = x @ directions  # [B, H, T, size / 2]
-                high, low = projected.max(-1), projected.min(-1)
-                nearest = torch.where(high.values >= -low.values, high.indices, low.indices + size // 2)
+                nearest = projected.abs().argmax(-1, keepdim=True)
+                is_opposite = projected.gather(-1, nearest) < 0
+                nearest = (nearest + is_opposite * (size // 2))[..., 0]
                 label[:, :, at] = label[:, :, at] * size + nearest
     return label
 

@@ -45,10 +45,18 @@ BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A term: `places` of the order, and positions there of which `rest` holds."""
+
+    places: Relation
+    rest: Relation
+
+
+@dataclass(frozen=True, slots=True)
 class Hull:
     """Passes whose pairs hold those of `relation`, for some heads. order: the input by whose stable order positions are
-    placed, None for their own; the relation is of positions in any case. rest: what pairs of the passes must fulfil to
-    be the relation's; what the order itself says is not asked again.
+    placed, None for their own; the relation is of positions in any case. said: the same, term by term, in the words of
+    the order as far as they go; of hulls on the CPU it is one term, whose places the passes hold exactly.
 
     runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
     that order are then dense, and no pass is needed.
@@ -58,7 +66,7 @@ class Hull:
     order: str | None
     passes: tuple[Pass, ...]
     relation: Relation
-    rest: Relation
+    said: tuple[Said, ...]
     runs: Literal["full", "causal"] | None = None
 
 
@@ -80,19 +88,20 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
     """For each order the tiles of the terms that have fewest in it."""
     found = list[Hull]()
     for group in bound.groups:
-        by_order: dict[str | None, tuple[list[Relation], list[Relation]]] = {}
+        by_order: dict[str | None, tuple[list[Relation], list[Said]]] = {}
         before = list[Relation]()
         for term in terms_of(group.relation):
             number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in _orders(term, bound.sizes)}
             order = min(number, key=number.__getitem__)
-            parts, held = by_order.setdefault(order, ([], []))
+            parts, said = by_order.setdefault(order, ([], []))
             parts.append(conjunction((term, *map(negation, before))))
-            held.append(hull_of(term, order))
+            said.append(Said(hull_of(term, order), _rest(term, before, order)))
             before.append(term)
-        for order, (parts, held) in by_order.items():
-            shape = Sparse(_tiles(disjunction(held), bound), disjunction(held))
+        for order, (parts, said) in by_order.items():
+            places = disjunction(term.places for term in said)
+            shape = Sparse(_tiles(places, bound), places)
             item = pass_of(Piece(whole(bound.sizes.q_len, bound.sizes.kv_len), shape), group.heads, machine)
-            found.append(Hull(group.heads, order, (item,), disjunction(parts), disjunction(parts)))
+            found.append(Hull(group.heads, order, (item,), disjunction(parts), tuple(said)))
     return tuple(found)
 
 
@@ -118,7 +127,7 @@ def _dense(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
 def _runs(term: Relation, before: Sequence[Relation], heads: tuple[int, ...], sizes: Sizes) -> Hull | None:
     part = conjunction((term, *map(negation, before)))
     found = _runs_of(part, sizes)
-    return None if found is None else Hull(heads, found[0], (), part, EVERYTHING, found[1])
+    return None if found is None else Hull(heads, found[0], (), part, (), found[1])
 
 
 def _rest(term: Relation, before: Sequence[Relation], order: str | None) -> Relation:
@@ -165,7 +174,8 @@ def _best(
     for order in _orders(term, sizes):
         option = dense_option(hull_of(term, order), heads, sizes, Lookup(), machine)
         if option is not None:
-            hull = Hull(heads, order, option.passes, part, _rest(term, before, order))
+            said = Said(hull_of(term, order), _rest(term, before, order))
+            hull = Hull(heads, order, option.passes, part, (said,))
             ways.append((option.cost.of(train=True), hull))
     return min(ways, key=lambda way: way[0])[1] if ways else None
 

@@ -17,7 +17,6 @@ from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
 from patterndsl.ir.relation import Random, Relation, at_head, children, depends_on, indices
 from patterndsl.sema.bind import Bound, InputShape
-from patterndsl.sema.learners import LEARNERS
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 
@@ -147,10 +146,10 @@ def _checked_input(
     length = "any length" if shape.length is None else str(shape.length)
     kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
     inner = length if shape.rounds == 1 else f"{shape.rounds}, {length}"
-    form = f"{kind} tensor [{inner}], [batch, {inner}] or [batch, {num_heads} heads, {inner}]"
+    form = f"{kind} tensor [{inner}], [batch, {inner}] or [batch, heads, {inner}]"
     if values is None:
         how = f'pass inputs={{"{shape.name}": ...}}, {form}'
-        if shape.learner is not None and LEARNERS[shape.learner.name].has_state:
+        if shape.found_by == "layer":
             how = f"use patterndsl.nn.Attention, which learns it, or {how}"
         raise input_error("E501", f"input `{shape.name}` is missing", how)
     if not isinstance(values, Tensor):

@@ -50,8 +50,8 @@ class _Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready. heads: None where they are all; rest, runs: see `Hull`, whose calls are made of each call's
-    values where it has runs. is_total: each query is in some call."""
+    """A hull made ready. heads: None where they are all; rest: see `Said`; runs: see `Hull`, whose calls are made of
+    each call's values where it has some. is_total: each query is in some call."""
 
     order: str | None
     heads: Tensor | None
@@ -78,14 +78,15 @@ class Masked:
 
 
 def _ready(hull: Hull, num_heads: int, q_len: int, device: torch.device) -> _Ready:
+    rest = EVERYTHING if hull.runs else hull.said[0].rest
     seen = np.zeros(q_len, dtype=np.bool_)
     return _Ready(
         hull.order,
         None if len(hull.heads) == num_heads else torch.tensor(hull.heads, device=device),
-        hull.rest,
+        rest,
         hull.runs,
         tuple(_calls(hull, seen, device)),
-        draws_of(hull.rest, 1, device),
+        draws_of(rest, 1, device),
         bool(hull.runs) or bool(seen.all()),
     )
 
@@ -94,7 +95,7 @@ def _kept(shape: Shape, geometry: Geometry, device: torch.device) -> Tensor | No
     """Pairs of a group that are its piece's."""
     match shape:
         case Band(_, mask) | MaskedShape(mask):
-            return None if mask.all() else torch.from_numpy(mask).to(device)
+            return None if mask.all() else torch.tensor(mask, device=device)
         case Triangle():
             return torch.ones(geometry.q.length, geometry.k.length, dtype=torch.bool, device=device).tril()
         case _:

@@ -18,18 +18,8 @@ MAX_PAIRS = 1 << 28
 _PAIRS_AT_ONCE = 1 << 22
 
 
-def dense_mask(bound: Bound, data: DeviceData, num_rows: int, device: torch.device) -> Tensor:
-    """bool [rows or 1, heads or 1, q_len, kv_len]: may the query attend the key. Work: O(pairs).
-
-    Raises InputError (E504) above MAX_PAIRS.
-    """
-    sizes = bound.sizes
-    _check_pairs(bound, sizes.q_len, num_rows)
-    positions = torch.arange(sizes.q_start, sizes.q_start + sizes.q_len, device=device)
-    return membership_rows(bound, data, positions, num_rows)
-
-
-def _check_pairs(bound: Bound, num_positions: int, num_rows: int) -> None:
+def check_pairs(bound: Bound, num_positions: int, num_rows: int) -> None:
+    """Raises InputError (E504) above MAX_PAIRS."""
     heads = bound.num_heads if len(bound.groups) > 1 else 1
     num_pairs = num_rows * heads * num_positions * bound.sizes.kv_len
     if num_pairs > MAX_PAIRS:
@@ -45,7 +35,7 @@ def membership_rows(bound: Bound, data: DeviceData, positions: Tensor, num_rows:
 
     Raises InputError (E504) above MAX_PAIRS.
     """
-    _check_pairs(bound, len(positions), num_rows)
+    check_pairs(bound, len(positions), num_rows)
     heads = bound.num_heads if len(bound.groups) > 1 else 1
     kv_len = bound.sizes.kv_len
     keep = torch.zeros(num_rows, heads, len(positions), kv_len, dtype=torch.bool, device=positions.device)
@@ -64,7 +54,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """softmax(scale * query key^T) value over the kept pairs, in float64, differentiable.
 
-    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], keep: bool broadcastable to [B, Hq, Tq, Tk].
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], keep: bool broadcastable to [B, Hq, Tq, Tk],
+    or whole numbers, how often each key counts.
     Returns the output [B, Hq, Tq, Dv] and lse [B, Hq, Tq], both float64; an empty row yields 0 and -inf. A value that
     is not finite reaches exactly the rows that attend it. Work and memory: O(B Hq Tq Tk).
     """
@@ -72,7 +63,10 @@ def attend(
     q, k, v = query.double(), key.double(), value.double()
     k, v = k.repeat_interleave(kv_group, dim=1), v.repeat_interleave(kv_group, dim=1)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
-    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~keep, -torch.inf)
+    scores = q @ k.transpose(-1, -2) * scale
+    if keep.dtype != torch.bool:
+        scores, keep = scores + keep.clamp(min=1).log(), keep > 0
+    scores = scores.masked_fill(~keep, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -torch.inf)
     empty = lse == -torch.inf
     weights = torch.exp(scores - lse.masked_fill(empty, 0.0)[..., None])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch.autograd import Function
 from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
-from patterndsl.lower.hulls import Hull
+from patterndsl.ir.relation import disjunction
+from patterndsl.lower.hulls import Hull, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
@@ -55,14 +56,16 @@ class Placed:
         self, item: _Ready, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs, scale: float
     ) -> tuple[Tensor, Tensor]:
         query, key, value = tensors
-        data = device_data(item.hull.relation, 1, given, query.device)
+        asked = disjunction(term.rest for term in item.hull.said)
+        data = device_data(asked, 1, given, query.device)
         order = None if item.hull.order is None else given[item.hull.order].argsort(stable=True, dim=-1)
         mask = copy(item.mask)
-        mask.mask_mod = _mask_mod(item.hull, data, order, self.bound.sizes.q_start)
+        mask.mask_mod = _mask_mod(item.hull.said, data, order, self.bound.sizes.q_start)
         if order is None:
             out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
         else:
-            place = order.argsort(dim=-1)
+            places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+            place = torch.empty_like(order).scatter_(-1, order, places)
             query, key, value = (_permuted(x, order, place) for x in (query, key, value))
             out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
             assert lse is not None
@@ -84,9 +87,8 @@ def _mask(hull: Hull, bound: Bound, device: torch.device) -> BlockMask:
     )
 
 
-def _mask_mod(hull: Hull, data: DeviceData, order: Tensor | None, q_start: int) -> flex.MaskMod:
-    """Membership of what stands at two places."""
-    relation = hull.relation
+def _mask_mod(said: Sequence[Said], data: DeviceData, order: Tensor | None, q_start: int) -> flex.MaskMod:
+    """Membership of what stands at two places; positions are only looked up for what places do not say."""
 
     def position(batch: Tensor, place: Tensor) -> Tensor:
         if order is None:
@@ -94,9 +96,13 @@ def _mask_mod(hull: Hull, data: DeviceData, order: Tensor | None, q_start: int) 
         return order[place] if order.dim() == 1 else order[0 if order.shape[0] == 1 else batch, place]
 
     def keep(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q_place, here = q_idx + q_start, data.at_row(batch)
         q, k = position(batch, q_idx) + q_start, position(batch, kv_idx)
-        holds = member(relation, Point(q, k, 0, data.at_row(batch)))
-        return (q >= 0) & holds if isinstance(holds, bool) else cast("Tensor", holds)
+        holds = q_idx < 0
+        for term in said:
+            held = member(term.places, Point(q_place, kv_idx, 0, here))
+            holds = holds | ((q_idx >= 0) & held & member(term.rest, Point(q, k, 0, here)))
+        return holds
 
     return keep
 
@@ -119,7 +125,11 @@ class _Permute(Function):
 def _taken(x: Tensor, order: Tensor) -> Tensor:
     if order.dim() == 1 or order.shape[0] == 1:
         return x.index_select(2, order.reshape(-1))
-    return x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+    # whole rows of one matrix: a gather along a dimension looks up each channel by itself
+    batch, heads, length, dim = x.shape
+    starts = torch.arange(batch * heads, device=x.device).view(batch, heads, 1) * length
+    rows = (starts + order[:, None]).reshape(-1)
+    return x.reshape(-1, dim).index_select(0, rows).view(x.shape)
 
 
 # torch declares `apply` without types

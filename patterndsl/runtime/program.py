@@ -141,21 +141,9 @@ class Program:
 
     def dense(self, given: dict[str, Tensor]) -> Tensor:
         """bool [rows or 1, heads or 1, q_len, kv_len]."""
-        num_rows = num_rows_of(given)
-        num_rows = 1 if num_rows is None else num_rows
-        if has_heads(given):
-            parts = self._by_head
-            kept = [
-                (it.heads, it.unfold(program.dense(folded(given, it.heads, num_rows)), num_rows))
-                for it, program in parts
-            ]
-            keep = assembled(kept)
-        else:
-            keep = oracle.dense_mask(self.bound, self._device_data(given), num_rows, self.device)
-        if self._fallback is None:
-            return keep
-        other = self._fallback.dense(read_by(self._fallback.bound, given))
-        return keep | (~keep.any(-1, keepdim=True) & other)
+        oracle.check_pairs(self.bound, self.bound.sizes.q_len, num_rows_of(given) or 1)
+        start = self.bound.sizes.q_start
+        return self._counts(torch.arange(start, start + self.bound.sizes.q_len, device=self.device), given) > 0
 
     def rows(self, positions: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
         """bool [heads or 1, len(positions), kv_len]: the mask's rows of some absolute query positions.
@@ -163,12 +151,38 @@ class Program:
         positions: a one-dimensional tensor or list of integers in [q_start, q_start + q_len). Raises InputError: E502
         on others, E504 above oracle.MAX_PAIRS pairs.
         """
+        return self.counts(positions, inputs) > 0
+
+    def counts(self, positions: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
+        """How often each key counts, [heads or 1, len(positions), kv_len]: bool like `rows`, int64 of a multiset."""
         given = self._inputs(inputs)
-        self._refuse("rows", given)
-        num_rows = num_rows_of(given)
         found = checked_positions(positions, self.bound.sizes).to(self.device)
-        keep = oracle.membership_rows(self.bound, self._device_data(given), found, 1 if num_rows is None else num_rows)
-        return keep if num_rows is not None else keep[0]
+        counts = self._counts(found, given)
+        return counts if num_rows_of(given) is not None else counts[0]
+
+    def _counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """`counts` of checked positions and inputs, with a dimension for batch rows; bool where none counts twice."""
+        num_rows = num_rows_of(given) or 1
+        if self.bound.merge == "multiset":
+            parts = list[tuple[Sequence[int], Tensor]]()
+            for mine, programs in self._summed:
+                inputs = given if mine.is_all else only_heads(given, mine.heads)
+                terms = [program._counts(positions, read_by(program.bound, inputs)) for program in programs]
+                total = sum(term.long().expand(num_rows, len(mine.heads), -1, -1) for term in terms)
+                parts.append((mine.heads, torch.as_tensor(total)))
+            counts = assembled(parts)
+        elif has_heads(given):
+            parts = []
+            for mine, program in self._by_head:
+                rows = program._counts(positions, folded(given, mine.heads, num_rows))
+                parts.append((mine.heads, mine.unfold(rows, num_rows)))
+            counts = assembled(parts)
+        else:
+            counts = oracle.membership_rows(self.bound, self._device_data(given), positions, num_rows)
+        if self._fallback is None:
+            return counts
+        other = self._fallback._counts(positions, read_by(self._fallback.bound, given))
+        return torch.where((counts > 0).any(-1, keepdim=True), counts, other.to(counts.dtype))
 
     def tiles(
         self,
@@ -561,9 +575,8 @@ class Program:
         that are given, are left out. Raises InputError (E505) where queries stand behind the last key.
         """
         found = dict[str, Tensor]()
-        for shape in self.bound.labels:
-            assert shape.learner is not None
-            if shape.learner.name != "lsh":
+        for shape in self.bound.inputs:
+            if shape.found_by != "call" or shape.learner is None:
                 continue
             if shape.length != key.shape[2]:
                 message = (

@@ -247,8 +247,8 @@ def _reference(
 def _masks(
     program: Program, inputs: Inputs | None, rows: Tensor, shape: torch.Size, num_kv_heads: int
 ) -> Iterator[tuple[int, int, int, Tensor]]:
-    """batch, head, key head and bool [rows, Tk] for each head."""
-    keep = program.rows(rows + program.bound.sizes.q_start, inputs=inputs)
+    """batch, head, key head and, for each head, [rows, Tk] that says how often each key counts."""
+    keep = program.counts(rows + program.bound.sizes.q_start, inputs=inputs)
     keep = keep if keep.dim() == 4 else keep[None]
     kv_group = shape[1] // max(1, num_kv_heads)
     for batch in range(shape[0]):
@@ -271,9 +271,10 @@ def _exact(parts: _Parts, keep: Tensor, upstream: Tensor | None) -> list[Tensor]
 def _rough(parts: _Parts, keep: Tensor, upstream: Tensor | None) -> list[Tensor]:
     """The same from PyTorch's dense attention in the dtype of the parts; rows without keys are left out of it."""
     leaves = [part.detach().clone().requires_grad_(upstream is not None) for part in parts]
-    live = keep.any(-1)
+    live = (keep > 0).any(-1)
+    mask = keep[live] if keep.dtype == torch.bool else keep[live].to(parts[0].dtype).log()
     found = scaled_dot_product_attention(
-        leaves[0][None, None, live], leaves[1][None, None], leaves[2][None, None], attn_mask=keep[live]
+        leaves[0][None, None, live], leaves[1][None, None], leaves[2][None, None], attn_mask=mask
     )
     output = parts[2].new_zeros(len(keep), parts[2].shape[-1]).index_put((live,), found[0, 0])
     return [part.double() for part in _with_gradients(output, leaves, upstream)]

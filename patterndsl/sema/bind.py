@@ -41,6 +41,7 @@ from patterndsl.ir.relation import (
     substitute,
     substitute_index,
 )
+from patterndsl.sema.learners import LEARNERS
 from patterndsl.sema.model import InputDeclaration, LabelDeclaration, Resolved, Side
 from patterndsl.sema.parameters import (
     MAX_HEADS,
@@ -70,6 +71,11 @@ class InputShape:
     side: Side
     length: int | None
     learner: BoundLearner | None = None
+
+    @property
+    def found_by(self) -> Literal["call", "layer", "caller"]:
+        """Who knows its values."""
+        return "caller" if self.learner is None else LEARNERS[self.learner.name].found_by
 
     @property
     def rounds(self) -> int:
@@ -182,7 +188,7 @@ def _bound_learner(label: LabelDeclaration, sizes: Sizes, values: Mapping[str, i
     found = BoundLearner(label.learner, tuple((name, sized(index, sizes, values)) for name, index in label.settings))
     length = max(sizes.total, sizes.kv_len)
     for name, value in found.settings:
-        if name in ("buckets", "clusters") and length and value > length:
+        if name in ("buckets", "clusters") and value > max(2, length):
             message = f"label `{label.name}` has {value:,} {name} for {length:,} positions"
             raise error("E402", message, label.place, f"give at most as many {name} as positions")
     buckets = found.setting("buckets", 2)

@@ -24,13 +24,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A way to label positions. has_state: it learns while a layer trains, so only a layer can run it."""
+    """A way to label positions. found_by: a call, from its keys alone; a layer, which learns while it trains; or the
+    caller."""
 
     name: str
     doc: str
     settings: tuple[Setting, ...]
     sees: Sees
-    has_state: bool = False
+    found_by: Literal["call", "layer", "caller"]
 
 
 LEARNERS: dict[str, Learner] = {
@@ -41,14 +42,15 @@ LEARNERS: dict[str, Learner] = {
             "the direction among random ones that a key is nearest to (Reformer)",
             (Setting("buckets", 2), Setting("rounds", 1, 1), Setting("seed", 0, 0)),
             "token",
+            "call",
         ),
         Learner(
             "kmeans",
             "the centroid that a key is nearest to, learned by moving averages (Routing Transformer)",
             (Setting("clusters", 1), Setting("seed", 0, 0)),
             "token",
-            has_state=True,
+            "layer",
         ),
-        Learner("given", "what the caller brings, found from each token alone", (), "token"),
+        Learner("given", "what the caller brings, found from each token alone", (), "token", "caller"),
     )
 }

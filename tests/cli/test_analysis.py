@@ -117,6 +117,8 @@ def test_draws_and_inputs_are_bounded_and_say_why(capsys: pytest.CaptureFixture[
         (["causal & q != k", "rows-nonempty"], 1, "the query attends no key: q = 0 at N = 1"),
         (["strided(q * k + 1)", "symmetric", "-n", "3000"], 3, "Unknown: symmetric; "),
         (["causal", "causal", "-n", "100"], 0, "Proven: causal, for N = 100"),
+        (["causal & recent(3)", "value-causal"], 0, "Proven: value-causal, for all N"),
+        (["window(3)", "pattern-causal"], 0, "Proven: pattern-causal, for all N"),
     ],
 )
 def test_verdicts(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,11 +145,25 @@ def test_a_verdict_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["witness"]["q"], found["witness"]["k"], found["witness"]["n"]) == (0, 1, 2)
 
 
+def test_what_later_tokens_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "hashed.yaml"
+    spec.write_text('labels: {bucket: "lsh(buckets = 2)"}\nattend: causal & chunks(bucket, 2, 1)\n')
+    assert main(["prove", str(spec), "value-causal"]) == 0
+    assert main(["prove", str(spec), "causal"]) == 1
+    assert "but the selection is not: `bucket.rank` sees the whole sequence" in capsys.readouterr().out
+    assert main(["prove", str(spec), "pattern_causal", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["claim"]) == ("Refuted", "pattern-causal")
+    witness = found["witness"]
+    first, second, q = witness["inputs"]["bucket"], witness["changed"]["bucket"], witness["q"]
+    assert first[: q + 1] == second[: q + 1] and first != second
+
+
 def test_what_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prove", "causal", "within"]) == 1
     assert "error[E506]: `within` needs another pattern" in capsys.readouterr().err
     assert main(["prove", "causal", "sparse"]) == 2
-    assert "choose from causal, rows-nonempty" in capsys.readouterr().err
+    assert "choose from causal, value-causal, pattern-causal, rows-nonempty" in capsys.readouterr().err
     assert main(["prove", "window(w)", "causal", "--set", "w=N"]) == 2
     assert "a proof takes whole numbers" in capsys.readouterr().err
 
