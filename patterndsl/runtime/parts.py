@@ -6,8 +6,10 @@ their log-sum-exp, which is what counting a key for each of them means. PyTorch 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from patterndsl.lower.plan import terms_of
 from patterndsl.runtime.data import Inputs
 from patterndsl.sema.bind import Bound, HeadGroup
 
+if TYPE_CHECKING:
+    from patterndsl.runtime.program import Program
+
 
 def part_of(bound: Bound, relation: Relation, num_heads: int) -> Bound:
     """One relation of a pattern, the same for all of so many heads."""
@@ -27,18 +32,8 @@ def part_of(bound: Bound, relation: Relation, num_heads: int) -> Bound:
     return Bound(relation, groups, inputs, bound.sizes, num_heads, bound.layer)
 
 
-def summed_terms(bound: Bound) -> list[tuple[tuple[int, ...], list[Bound]]]:
-    """The terms whose keys add up, of each group of heads."""
-    return [
-        (
-            group.heads,
-            [part_of(bound, term, len(group.heads)) for term in terms_of(group.relation, most=MANY)],
-        )
-        for group in bound.groups
-    ]
-
-
 MANY = 1 << 16
+"""More terms than a union has."""
 
 
 def read_by(bound: Bound, given: Inputs) -> dict[str, Tensor]:
@@ -160,3 +155,116 @@ def or_own_key(
         return out, None
     scores = (query.to(lse.dtype) * key.to(lse.dtype)).sum(-1) * scale
     return out, torch.where(empty, scores, lse)
+
+
+# ---- programs
+
+
+class Parts:
+    """A pattern as programs of its parts, each made when it is first asked for. program_of: makes one.
+
+    A multiset is the sum of its terms, a fallback stands in for rows that have no keys, and heads whose inputs differ
+    are batch rows of a program of one head.
+    """
+
+    def __init__(self, bound: Bound, program_of: Callable[[Bound], Program]) -> None:
+        self.bound, self.program_of = bound, program_of
+
+    def are_needed(self, given: Inputs) -> bool:
+        """Whether the pattern is more than one relation whose inputs all heads share."""
+        return not self.bound.is_plain or has_heads(given)
+
+    @cached_property
+    def by_head(self) -> tuple[tuple[Chosen, Program], ...]:
+        """The heads that agree, with the program of one of them."""
+        groups, total = self.bound.groups, self.bound.num_heads
+        found = ((Chosen(group.heads, total), part_of(self.bound, group.relation, 1)) for group in groups)
+        return tuple((chosen, self.program_of(bound)) for chosen, bound in found)
+
+    @cached_property
+    def summed(self) -> tuple[tuple[Chosen, tuple[Program, ...]], ...]:
+        """Heads that agree, with the programs of terms whose keys add up; of a set that is one, for all heads."""
+        total = self.bound.num_heads
+        if self.bound.merge == "set":
+            whole = self.program_of(replace(self.bound, fallback=None))
+            return ((Chosen(tuple(range(total)), total), (whole,)),)
+        found = []
+        for group in self.bound.groups:
+            terms = terms_of(group.relation, most=MANY)
+            programs = (self.program_of(part_of(self.bound, term, len(group.heads))) for term in terms)
+            found.append((Chosen(group.heads, total), tuple(programs)))
+        return tuple(found)
+
+    @cached_property
+    def fallback(self) -> Program | None:
+        """What rows without keys attend."""
+        return None if self.bound.fallback is None else self.program_of(self.bound.fallback)
+
+    def run(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        given: dict[str, Tensor],
+        scale: float,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Program.run`."""
+        found = list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
+        if self.bound.is_plain:
+            batch = query.shape[0]
+            for chosen, program in self.by_head:
+                rows = chosen.rows(query, key, value)
+                out, lse = _run(program, rows, folded(given, chosen.heads, batch), scale, train)
+                found.append((chosen.heads, (chosen.unfold(out, batch), chosen.unfold(lse, batch))))
+            return _assembled(found)
+        for chosen, programs in self.summed:
+            tensors = chosen.take(query, key, value)
+            mine = given if chosen.is_all else only_heads(given, chosen.heads)
+            terms = [_run(program, tensors, read_by(program.bound, mine), scale, train) for program in programs]
+            found.append((chosen.heads, merged(terms)))
+        results = _assembled(found)
+        if self.fallback is None:
+            return results
+        if is_own_key(self.fallback.bound):
+            return or_own_key(results, query, key, value, scale, want_lse=want_lse)
+        other = read_by(self.fallback.bound, given)
+        return otherwise(results, _run(self.fallback, (query, key, value), other, scale, train))
+
+    def counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """See `Program.counted`."""
+        num_rows = max((values.shape[0] for values in given.values() if values.dim() > 1), default=1)
+        parts = list[tuple[Sequence[int], Tensor]]()
+        if self.bound.is_plain:
+            for chosen, program in self.by_head:
+                rows = program.counted(positions, folded(given, chosen.heads, num_rows))
+                parts.append(
+                    (chosen.heads, chosen.unfold(rows.expand(num_rows * len(chosen.heads), -1, -1, -1), num_rows))
+                )
+            return assembled(parts)
+        for chosen, programs in self.summed:
+            mine = given if chosen.is_all else only_heads(given, chosen.heads)
+            terms = [program.counted(positions, read_by(program.bound, mine)) for program in programs]
+            if self.bound.merge == "multiset":
+                terms = [term.long().expand(num_rows, len(chosen.heads), -1, -1) for term in terms]
+            parts.append((chosen.heads, torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]))
+        counts = assembled(parts)
+        if self.fallback is None:
+            return counts
+        other = self.fallback.counted(positions, read_by(self.fallback.bound, given))
+        return torch.where((counts > 0).any(-1, keepdim=True), counts, other.to(counts.dtype))
+
+
+def _run(
+    program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool
+) -> tuple[Tensor, Tensor]:
+    out, lse = program.run(*tensors, given, scale, train=train, want_lse=True)
+    assert lse is not None
+    return out, lse
+
+
+def _assembled(parts: Sequence[tuple[Sequence[int], tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    outs, lses = ([(heads, results[at]) for heads, results in parts] for at in range(2))
+    return assembled(outs), assembled(lses)

@@ -7,7 +7,7 @@ inputs of each call, on their device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from typing import Any, Literal, NamedTuple, overload
@@ -47,20 +47,7 @@ from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_d
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of
 from patterndsl.runtime.masked import Masked
-from patterndsl.runtime.parts import (
-    Chosen,
-    assembled,
-    folded,
-    has_heads,
-    is_own_key,
-    merged,
-    only_heads,
-    or_own_key,
-    otherwise,
-    part_of,
-    read_by,
-    summed_terms,
-)
+from patterndsl.runtime.parts import Parts, folded, has_heads
 from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
@@ -143,7 +130,7 @@ class Program:
         """bool [rows or 1, heads or 1, q_len, kv_len]."""
         oracle.check_pairs(self.bound, self.bound.sizes.q_len, num_rows_of(given) or 1)
         start = self.bound.sizes.q_start
-        return self._counts(torch.arange(start, start + self.bound.sizes.q_len, device=self.device), given) > 0
+        return self.counted(torch.arange(start, start + self.bound.sizes.q_len, device=self.device), given) > 0
 
     def rows(self, positions: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
         """bool [heads or 1, len(positions), kv_len]: the mask's rows of some absolute query positions.
@@ -157,32 +144,14 @@ class Program:
         """How often each key counts, [heads or 1, len(positions), kv_len]: bool like `rows`, int64 of a multiset."""
         given = self._inputs(inputs)
         found = checked_positions(positions, self.bound.sizes).to(self.device)
-        counts = self._counts(found, given)
+        counts = self.counted(found, given)
         return counts if num_rows_of(given) is not None else counts[0]
 
-    def _counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+    def counted(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
         """`counts` of checked positions and inputs, with a dimension for batch rows; bool where none counts twice."""
-        num_rows = num_rows_of(given) or 1
-        if self.bound.merge == "multiset":
-            parts = list[tuple[Sequence[int], Tensor]]()
-            for mine, programs in self._summed:
-                inputs = given if mine.is_all else only_heads(given, mine.heads)
-                terms = [program._counts(positions, read_by(program.bound, inputs)) for program in programs]
-                total = sum(term.long().expand(num_rows, len(mine.heads), -1, -1) for term in terms)
-                parts.append((mine.heads, torch.as_tensor(total)))
-            counts = assembled(parts)
-        elif has_heads(given):
-            parts = []
-            for mine, program in self._by_head:
-                rows = program._counts(positions, folded(given, mine.heads, num_rows))
-                parts.append((mine.heads, mine.unfold(rows, num_rows)))
-            counts = assembled(parts)
-        else:
-            counts = oracle.membership_rows(self.bound, self._device_data(given), positions, num_rows)
-        if self._fallback is None:
-            return counts
-        other = self._fallback._counts(positions, read_by(self._fallback.bound, given))
-        return torch.where((counts > 0).any(-1, keepdim=True), counts, other.to(counts.dtype))
+        if self._parts.are_needed(given):
+            return self._parts.counts(positions, given)
+        return oracle.membership_rows(self.bound, self._device_data(given), positions, num_rows_of(given) or 1)
 
     def tiles(
         self,
@@ -476,16 +445,8 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
-        if not self.bound.is_plain:
-            return self._composed(query, key, value, given, scale, train=train, want_lse=want_lse)
-        if has_heads(given):
-            batch, parts = query.shape[0], list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
-            for mine, program in self._by_head:
-                rows = mine.rows(query, key, value)
-                out, lse = program.run(*rows, folded(given, mine.heads, batch), scale, train=train, want_lse=True)
-                assert lse is not None
-                parts.append((mine.heads, (mine.unfold(out, batch), mine.unfold(lse, batch))))
-            return assembled([(h, out) for h, (out, _) in parts]), assembled([(h, lse) for h, (_, lse) in parts])
+        if self._parts.are_needed(given):
+            return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
         match self.backend_for(query, key, value, train=train):
             case "oracle":
                 output, lse = oracle.attend(query, key, value, self.dense(given), scale)
@@ -502,60 +463,14 @@ class Program:
             case _:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
 
-    def _composed(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        given: dict[str, Tensor],
-        scale: float,
-        *,
-        train: bool,
-        want_lse: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Terms of a multiset by themselves; in rows without keys what `fallback` says."""
-
-        def attended(program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs) -> tuple[Tensor, Tensor]:
-            out, lse = program.run(*tensors, read_by(program.bound, given), scale, train=train, want_lse=True)
-            assert lse is not None
-            return out, lse
-
-        found = list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
-        for mine, programs in self._summed:
-            tensors = mine.take(query, key, value)
-            inputs = given if mine.is_all else only_heads(given, mine.heads)
-            found.append((mine.heads, merged([attended(program, tensors, inputs) for program in programs])))
-        results = assembled([(h, out) for h, (out, _) in found]), assembled([(h, lse) for h, (_, lse) in found])
-        if self._fallback is None:
-            return results
-        if is_own_key(self._fallback.bound):
-            return or_own_key(results, query, key, value, scale, want_lse=want_lse)
-        return otherwise(results, attended(self._fallback, (query, key, value), given))
-
-    def _part(self, bound: Bound) -> Program:
-        """A program of a part of the pattern, run the same way."""
-        return Program(bound, self.text, self.device, self._asked, self._choice, self._constants_asked)
-
     @cached_property
-    def _by_head(self) -> tuple[tuple[Chosen, Program], ...]:
-        """The heads that agree, with the program of one of them: each is a batch row."""
-        groups, total = self.bound.groups, self.bound.num_heads
-        found = ((Chosen(group.heads, total), part_of(self.bound, group.relation, 1)) for group in groups)
-        return tuple((mine, self._part(bound)) for mine, bound in found)
+    def _parts(self) -> Parts:
+        """What the pattern is composed of, each part a program that runs the same way."""
 
-    @cached_property
-    def _summed(self) -> tuple[tuple[Chosen, tuple[Program, ...]], ...]:
-        """Heads that agree, with the programs of terms whose keys add up."""
-        total = self.bound.num_heads
-        if self.bound.merge == "set":
-            whole = self._part(replace(self.bound, fallback=None))
-            return ((Chosen(tuple(range(total)), total), (whole,)),)
-        terms = summed_terms(self.bound)
-        return tuple((Chosen(heads, total), tuple(map(self._part, bounds))) for heads, bounds in terms)
+        def program_of(bound: Bound) -> Program:
+            return Program(bound, self.text, self.device, self._asked, self._choice, self._constants_asked)
 
-    @cached_property
-    def _fallback(self) -> Program | None:
-        return None if self.bound.fallback is None else self._part(self.bound.fallback)
+        return Parts(self.bound, program_of)
 
     def _refuse(self, what: str, given: dict[str, Tensor] | None) -> None:
         """Raises InputError (E505) where the relation is not all there is, or heads differ by inputs."""
