@@ -252,6 +252,8 @@ class _Writer(Values):
             return opposite(self.flag(Compare("==", atom.left, atom.right)))
         if isinstance(atom, Compare) and atom.op == "<":
             return opposite(self.flag(Compare("<=", atom.right, atom.left)))
+        if isinstance(atom, Compare):  # what is known of it on the diagonal may name its parameters
+            self.seen |= symbols_of(atom.left) | symbols_of(atom.right)
         return f"{self.flags.setdefault(atom, f'flag{len(self.flags)}')} = 1"
 
     def reflexive(self, atom: Relation, flag: str) -> str:

@@ -49,8 +49,11 @@ def redundancy(spec: ast.Spec, same: Same | None = None, seconds: float = SECOND
     """What can be dropped from `attend` and the definitions, one after the other: of two equal terms the later one.
 
     same: where two specs are known to be equal; by default where they are proven to be.
-    Work: one proof for each term of a union and each difference, until the time is over.
+    Nothing of a multiset, where each term counts by itself. Work: one proof for each term of a union and each
+    difference, until the time is over.
     """
+    if spec.merge == "multiset":
+        return Redundancy((), 0)
     found: list[DeadTerm] = []
     with within(seconds):
         while (step := _step(spec, same or _same)) is not None:

@@ -23,6 +23,12 @@ def num_rows_of(given: Inputs) -> int | None:
     return max((values.shape[0] for values in given.values() if values.dim() > 1), default=None)
 
 
+def rows_of(given: Inputs) -> int:
+    """The same, where inputs of no batch dimension are one row for all."""
+    found = num_rows_of(given)
+    return 1 if found is None else found
+
+
 def lookups_of_rows(given: Inputs) -> Sequence[Lookup]:
     """One lookup per batch row of the inputs, on their device."""
     num_rows = num_rows_of(given)
@@ -38,7 +44,7 @@ def lookups_of_rows(given: Inputs) -> Sequence[Lookup]:
 
 def lookups_of_heads(given: Inputs, num_heads: int) -> Sequence[Sequence[Lookup]]:
     """One lookup per batch row and head, where inputs differ from head to head."""
-    num_rows = num_rows_of(given) or 1
+    num_rows = rows_of(given)
     flat = lookups_of_rows(folded(given, range(num_heads), num_rows))
     return [flat[row * num_heads : (row + 1) * num_heads] for row in range(num_rows)]
 

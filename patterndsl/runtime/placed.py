@@ -123,13 +123,13 @@ class _Permute(Function):
 
 
 def _taken(x: Tensor, order: Tensor) -> Tensor:
-    if order.dim() == 1 or order.shape[0] == 1:
-        return x.index_select(2, order.reshape(-1))
-    # whole rows of one matrix: a gather along a dimension looks up each channel by itself
-    batch, heads, length, dim = x.shape
-    starts = torch.arange(batch * heads, device=x.device).view(batch, heads, 1) * length
-    rows = (starts + order[:, None]).reshape(-1)
-    return x.reshape(-1, dim).index_select(0, rows).view(x.shape)
+    # a gather takes one element a thread: by eight bytes it takes half the time that it takes by two, and a third or
+    # fifth of what whole rows take that are selected (H100, PyTorch 2.11)
+    wide = x.contiguous()
+    if wide.shape[3] * wide.element_size() % 8 == 0:
+        wide = wide.view(torch.int64)
+    at = order.reshape(-1, 1, order.shape[-1], 1).expand(x.shape[0], x.shape[1], -1, wide.shape[3])
+    return wide.gather(2, at).view(x.dtype)
 
 
 # torch declares `apply` without types

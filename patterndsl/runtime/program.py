@@ -45,7 +45,7 @@ from patterndsl.runtime.arguments import (
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
-from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of
+from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
 from patterndsl.runtime.masked import Masked
 from patterndsl.runtime.parts import Parts, folded, has_heads
 from patterndsl.runtime.placed import Placed
@@ -128,7 +128,7 @@ class Program:
 
     def dense(self, given: dict[str, Tensor]) -> Tensor:
         """bool [rows or 1, heads or 1, q_len, kv_len]."""
-        oracle.check_pairs(self.bound, self.bound.sizes.q_len, num_rows_of(given) or 1)
+        oracle.check_pairs(self.bound, self.bound.sizes.q_len, rows_of(given))
         start = self.bound.sizes.q_start
         return self.counted(torch.arange(start, start + self.bound.sizes.q_len, device=self.device), given) > 0
 
@@ -151,7 +151,7 @@ class Program:
         """`counts` of checked positions and inputs, with a dimension for batch rows; bool where none counts twice."""
         if self._parts.are_needed(given):
             return self._parts.counts(positions, given)
-        return oracle.membership_rows(self.bound, self._device_data(given), positions, num_rows_of(given) or 1)
+        return oracle.membership_rows(self.bound, self._device_data(given), positions, rows_of(given))
 
     def tiles(
         self,

@@ -355,3 +355,11 @@ def test_what_is_divided_by_is_at_least_1_however_the_proof_went(text: str, leas
     verdict = patterndsl.parse(text, params={"s": 4}).prove("causal")
     assert isinstance(verdict, Proven)
     assert verdict.scope == f"for all N and all s ≥ {least}"
+
+
+def test_a_parameter_beside_an_input_on_the_diagonal() -> None:
+    """What is known where q is k names the parameter, which nothing else does."""
+    text = "causal & q.x - k.x <= back & q != k | q == k"
+    verdict = patterndsl.parse(text, params={"back": 1}, inputs={"x": "int[N]"}).prove("causal")
+    assert isinstance(verdict, Proven)
+    assert verdict.scope == "for all N and all back ≥ 0"

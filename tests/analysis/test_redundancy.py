@@ -41,3 +41,8 @@ def test_the_command_line_says_where(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == said
     assert main(["prove", "window(4)", "dead-terms"]) == 0
     assert capsys.readouterr().out == "no term is dead\n"
+
+
+def test_nothing_of_a_multiset_is_dead() -> None:
+    assert patterndsl.parse("causal & (recent(4) | recent(2))").dead_terms()
+    assert not patterndsl.parse("merge: multiset\nattend: causal & (recent(4) | recent(2))").dead_terms()
