@@ -212,7 +212,7 @@ def explanation(
             for at, (options, forward, training) in enumerate(chosen)
         )
     why = None
-    found = hulls(bound, machine) if backend == "masked" and device_type == "cpu" else None
+    found = hulls(bound, machine) if backend == "masked" else None
     if found is not None:
         groups = tuple(_masked_groups(bound, found, machine, head_dim))
     if bound.inputs and not groups:
@@ -231,7 +231,7 @@ def explanation(
         train,
         groups,
         why,
-        tuple(_rules(made, backend, is_by_rule, device_type, head_dim)),
+        (*_composed(bound), *_rules(made, backend, is_by_rule, device_type, head_dim)),
     )
 
 
@@ -262,7 +262,7 @@ def explained(
 
 
 def _usual(bound: Bound, device_type: str, machine: Machine) -> Backend:
-    has_hulls = bool(bound.inputs) and device_type == "cpu" and hulls(bound, machine) is not None
+    has_hulls = bool(bound.inputs) and hulls(bound, machine) is not None
     return usual_backend(device_type, bool(bound.inputs), len(bound.groups), has_hulls)
 
 
@@ -327,6 +327,16 @@ def _figures(seconds: Cost, num_bytes: Moved) -> dict[str, object]:
 
 
 # ---- what runs
+
+
+def _composed(bound: Bound) -> Iterator[str]:
+    """What a pattern is beside its relation."""
+    if bound.merge == "multiset":
+        yield "a multiset: each term of the union and each round runs by itself, and all are merged"
+    if bound.fallback is not None:
+        yield "rows without keys attend what `fallback` says"
+    if any(shape.learner is not None for shape in bound.inputs):
+        yield "labels may differ from head to head: then each head is a batch row of its own"
 
 
 def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, head_dim: int) -> Iterator[str]:

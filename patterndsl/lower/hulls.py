@@ -38,8 +38,9 @@ from patterndsl.sema.parameters import Sizes
 
 MAX_SHARE = 0.25
 """Of all pairs, that hulls may compute; where they hold more, tiles are found in each call instead."""
-SMALL = 1 << 20
-"""Pairs up to which all of them may be computed."""
+SMALL, SMALL_ON_GPU = 1 << 20, 1 << 28
+"""Pairs of a head up to which all of them may be computed; on a GPU that takes some milliseconds at most, and to find
+tiles takes twenty (H100, 16 heads, N = 16,384)."""
 BLOCK = 128
 """Queries and keys of a tile on a GPU."""
 
@@ -81,7 +82,8 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
         return None
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
-    return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * SMALL) else None
+    small = SMALL_ON_GPU if machine.is_gpu else SMALL
+    return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * small) else None
 
 
 def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:

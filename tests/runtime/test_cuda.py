@@ -85,7 +85,7 @@ def test_what_auto_takes() -> None:
     assert patterndsl.parse("causal").compile(64, device="cuda").backend == "planned"
     documents = patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})
     assert documents.compile(64, device="cuda").backend == "masked"
-    assert documents.compile(4096, device="cuda").backend == "flex"
+    assert documents.compile(32_768, device="cuda").backend == "flex"
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
