@@ -37,6 +37,7 @@ from patterndsl.ir.relation import (
     Compare,
     Everything,
     Holds,
+    Listed,
     Not,
     Nothing,
     Or,
@@ -235,7 +236,7 @@ class _Writer(Values):
                         for (a, x), (b, y) in self.pairs(self.value(left), self.value(right))
                     )
                 )
-            case Holds() | Random():
+            case Holds() | Random() | Listed():
                 return self.flag(relation)
             case And(terms):
                 return both(*map(self.relation, terms))

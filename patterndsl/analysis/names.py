@@ -19,6 +19,7 @@ _KINDS = {
     ast.Param: "parameter",
     ast.Input: "input",
     ast.Label: "label",
+    ast.Selection: "selection",
     ast.Definition: "definition",
     ast.Import: "import",
 }
@@ -31,8 +32,8 @@ def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
     # every axis is part of the grid that must fit, used or not
     said = (spec.attend,) if spec.fallback is None else (spec.attend, spec.fallback)
     used = reached(spec, *said, *(expr for axis in spec.grid for expr in _expressions(axis)))
-    declared: tuple[ast.Param | ast.Input | ast.Label | ast.Definition | ast.Import, ...]
-    declared = (*spec.params, *spec.inputs, *spec.labels, *spec.define, *spec.imports)
+    declared: tuple[ast.Param | ast.Input | ast.Label | ast.Selection | ast.Definition | ast.Import, ...]
+    declared = (*spec.params, *spec.inputs, *spec.labels, *spec.select, *spec.define, *spec.imports)
     for item in declared:
         if item.name not in used:
             message = f"{_KINDS[type(item)]} `{item.name}` is never used"
@@ -46,8 +47,8 @@ def reached(spec: ast.Spec, *exprs: ast.Expr) -> set[str]:
     declared: dict[str, list[ast.Expr]] = {}
     for definition in spec.define:
         declared.setdefault(definition.name, []).append(definition.body)
-    with_sizes: tuple[ast.Param | ast.Axis | ast.Input | ast.Label, ...]
-    with_sizes = (*spec.params, *spec.grid, *spec.inputs, *spec.labels)
+    with_sizes: tuple[ast.Param | ast.Axis | ast.Input | ast.Label | ast.Selection, ...]
+    with_sizes = (*spec.params, *spec.grid, *spec.inputs, *spec.labels, *spec.select)
     for item in with_sizes:
         declared.setdefault(item.name, []).extend(_expressions(item))
     found: set[str] = set()
@@ -133,7 +134,7 @@ def _names(expr: ast.Expr) -> Iterator[str]:
         yield from _names(child)
 
 
-def _expressions(declared: ast.Param | ast.Axis | ast.Input | ast.Label) -> Iterator[ast.Expr]:
+def _expressions(declared: ast.Param | ast.Axis | ast.Input | ast.Label | ast.Selection) -> Iterator[ast.Expr]:
     """The expressions of a declaration; axes that an axis is composed of count as named."""
     for item in fields(declared):
         value = getattr(declared, item.name)

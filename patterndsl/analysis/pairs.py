@@ -28,6 +28,7 @@ from patterndsl.ir.relation import (
     And,
     Compare,
     Holds,
+    Listed,
     Not,
     Or,
     Random,
@@ -249,7 +250,7 @@ def draws_of(relation: Relation) -> Iterator[Random]:
 def _draws_only_add(relation: Relation) -> bool:
     if isinstance(relation, Not):
         return not any(draws_of(relation.term))
-    if isinstance(relation, Holds) or (isinstance(relation, Compare) and inputs_read(relation)):
+    if isinstance(relation, Holds | Listed) or (isinstance(relation, Compare) and inputs_read(relation)):
         return False
     return all(map(_draws_only_add, children(relation)))
 

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         options: dict[str, Any] = {"backward": arguments.backward}
         ours = _costs(program, tensors, inputs, arguments.backward, on_event)
         inputs = (
-            dict(program.with_labels(tensors.key, inputs) or {}) or None
+            dict(program.with_found(tensors.query, tensors.key, inputs) or {}) or None
         )  # found in the calls above; the checks ask for masks
         found = trial.check(
             program,

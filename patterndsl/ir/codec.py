@@ -22,7 +22,7 @@ from patterndsl.ir.index import (
     Symbol,
     Var,
 )
-from patterndsl.ir.relation import And, Compare, CompareOp, Everything, Holds, Not, Nothing, Or, Random, Relation
+from patterndsl.ir.relation import And, Compare, CompareOp, Everything, Holds, Listed, Not, Nothing, Or, Random, Relation
 
 Written: TypeAlias = list[list[Any]]
 """Nodes as [name, field, ...]; a field that is a node is its place in the list. The last node is the whole."""
@@ -46,6 +46,7 @@ FIELDS: Mapping[type, tuple[Kind, ...]] = {
     And: ("relations",),
     Or: ("relations",),
     Not: ("relation",),
+    Listed: ("text", "index", "index", "index"),
     Random: ("index", "index", "relation", "index", "index", "index", "index"),
 }
 """What the fields of each node hold, in their order."""

@@ -7,14 +7,14 @@ a single point both are exact. Bounds are Python ints or integer arrays of any l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Protocol, TypeAlias, assert_never
 
 from patterndsl.ir.index import Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
 from patterndsl.ir.meaning import Integers, Truths, integer_root, larger, smaller
-from patterndsl.ir.relation import And, Compare, Everything, Holds, Not, Nothing, Or, Random, Relation
+from patterndsl.ir.relation import And, Compare, Everything, Holds, Listed, Not, Nothing, Or, Random, Relation
 
 Interval: TypeAlias = tuple[Integers, Integers]
 """Least and greatest value, both inclusive."""
@@ -30,6 +30,9 @@ class BoxData(Protocol):
 
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
         """Whether some drawn pair lies in the box of the node's frame; exact for a single point."""
+
+    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Truths:
+        """Whether some of these rows may list some of these keys; exact for a single row and key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,9 @@ def verdict(relation: Relation, box: Box) -> Verdict:
             certain, possible = verdict(term, box)
             return _inverse(possible), _inverse(certain)
         case Random():
-            return _drawn(relation, box)
+            return _found(bounds(relation.q, box), bounds(relation.k, box), partial(box.data.any_drawn, relation))
+        case Listed():
+            return _found(bounds(relation.row, box), bounds(relation.key, box), partial(box.data.any_listed, relation))
         case _:
             assert_never(relation)
 
@@ -91,9 +96,9 @@ def _compared(op: str, left: Interval, right: Interval) -> Verdict:
     return (same, _inverse(apart)) if op == "==" else (apart, _inverse(same))
 
 
-def _drawn(node: Random, box: Box) -> Verdict:
-    q, k = bounds(node.q, box), bounds(node.k, box)
-    found = box.data.any_drawn(node, q, k)
+def _found(q: Interval, k: Interval, is_any: Callable[[Interval, Interval], Truths]) -> Verdict:
+    """Of pairs that are looked up: none of them, or perhaps one; all only where there is but one."""
+    found = is_any(q, k)
     point = (q[0] == q[1]) & (k[0] == k[1])
     return found & point, found
 

@@ -34,6 +34,7 @@ from patterndsl.ir.relation import (
     CompareOp,
     Everything,
     Holds,
+    Listed,
     Not,
     Nothing,
     Or,
@@ -248,6 +249,8 @@ class Frame:
                 return disjunction(map(self.relation, terms))
             case Not(term):
                 return self.negated(self.relation(term))
+            case Listed(name, width, row, key):
+                return Listed(name, width, self.linear(row).index(), self.linear(key).index())
             case Random(count, seed, avoid, q, k, num_q, num_k, place):
                 q, k, num_q, num_k = (self.linear(item).index() for item in (q, k, num_q, num_k))
                 return Random(count, seed, avoid, q, k, num_q, num_k, place)

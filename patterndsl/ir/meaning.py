@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Any, Protocol, TypeAlias, assert_never
 
 from patterndsl.ir.index import Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
-from patterndsl.ir.relation import And, Compare, Everything, Holds, Not, Nothing, Or, Random, Relation
+from patterndsl.ir.relation import And, Compare, Everything, Holds, Listed, Not, Nothing, Or, Random, Relation
 
 Integers: TypeAlias = Any
 """An int or an integer array."""
@@ -72,6 +72,8 @@ def member(relation: Relation, point: Point) -> Truths:
             return not holds if isinstance(holds, bool) else ~holds
         case Random():
             return _drawn(relation, point)
+        case Listed():
+            return _listed(relation, point)
         case _:
             assert_never(relation)
 
@@ -83,6 +85,20 @@ def _drawn(node: Random, point: Point) -> Truths:
     for key in point.data.drawn(node, point.head, q):  # no reduction over a tensor: this must trace to pointwise code
         holds = holds | (key == k)
     return holds & (k >= 0)
+
+
+def _listed(node: Listed, point: Point) -> Truths:
+    row, key = value(node.row, point), value(node.key, point)
+    holds: Truths = False
+    for turn in range(width_of(node)):
+        holds = holds | (point.data.read(node.name, "value", row * width_of(node) + turn) == key)
+    return holds & (row >= 0) & (key >= 0)
+
+
+def width_of(node: Listed) -> int:
+    """How many keys a row can list; the node must be bound."""
+    assert isinstance(node.width, Const), f"{node.width} is not bound"
+    return node.width.value
 
 
 def value(index: Index, point: Point) -> Integers:

@@ -95,7 +95,20 @@ class Random:
     place: SourceRange | None = field(default=None, compare=False, repr=False)
 
 
-Relation: TypeAlias = Everything | Nothing | Compare | Holds | And | Or | Not | Random
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """{(q, k) : `key` is listed in row `row` of a table}: among its `width` values from index row * width on.
+
+    Row and key are functions of the positions. The table is an input, read value by value; -1 lists nothing.
+    """
+
+    name: str
+    width: Index
+    row: Index
+    key: Index
+
+
+Relation: TypeAlias = Everything | Nothing | Compare | Holds | And | Or | Not | Random | Listed
 
 EVERYTHING, NOTHING = Everything(), Nothing()
 
@@ -170,7 +183,7 @@ def children(relation: Relation) -> tuple[Relation, ...]:
             return terms
         case Not(term=term):
             return (term,)
-        case Everything() | Nothing() | Compare() | Holds() | Random():
+        case Everything() | Nothing() | Compare() | Holds() | Random() | Listed():
             return ()
         case _:
             assert_never(relation)
@@ -185,6 +198,8 @@ def direct_indices(relation: Relation) -> tuple[Index, ...]:
             return (read,)
         case Random(q=q, k=k, num_q=num_q, num_k=num_k):
             return (q, k, num_q, num_k)
+        case Listed(row=row, key=key):
+            return (row, key)
         case Everything() | Nothing() | And() | Or() | Not():
             return ()
         case _:
@@ -197,6 +212,8 @@ def indices(relation: Relation) -> Iterator[Index]:
         yield from subexpressions(index)
     for child in children(relation):
         yield from indices(child)
+    if isinstance(relation, Listed):
+        yield from subexpressions(relation.width)
     if isinstance(relation, Random):
         yield from subexpressions(relation.count)
         yield from subexpressions(relation.seed)
@@ -216,8 +233,17 @@ def depends_on(relation: Relation, symbol: Symbol) -> bool:
 
 
 def inputs_read(relation: Relation) -> frozenset[str]:
-    """The names of the inputs that the relation reads."""
-    return frozenset(index.name for index in indices(relation) if isinstance(index, Read))
+    """The names of the inputs that the relation reads, tables of lists among them."""
+    read = (index.name for index in indices(relation) if isinstance(index, Read))
+    return frozenset((*read, *(node.name for node in lists_in(relation))))
+
+
+def lists_in(relation: Relation) -> Iterator[Listed]:
+    """The lists that the relation asks."""
+    if isinstance(relation, Listed):
+        yield relation
+    for child in children(relation):
+        yield from lists_in(child)
 
 
 Replacement: TypeAlias = Callable[[Var | Param], Index]
@@ -226,6 +252,21 @@ Lists: TypeAlias = dict[str, tuple[Index, ...]]
 """The items of list parameters."""
 Names: TypeAlias = Mapping[str, str]
 """Other names of inputs."""
+
+
+def with_lists(relation: Relation, change: Callable[[Listed], Listed]) -> Relation:
+    """The relation with other lists."""
+    match relation:
+        case Listed():
+            return change(relation)
+        case And(terms):
+            return conjunction(with_lists(term, change) for term in terms)
+        case Or(terms):
+            return disjunction(with_lists(term, change) for term in terms)
+        case Not(term):
+            return negation(with_lists(term, change))
+        case _:
+            return relation
 
 
 def renamed(relation: Relation, name: str, other: str) -> Relation:
@@ -281,6 +322,8 @@ def substitute(
             return disjunction(substitute(term, put, lists, names) for term in terms)
         case Not(term):
             return negation(substitute(term, put, lists, names))
+        case Listed(name, width, row, key):
+            return Listed((names or {}).get(name, name), index(width), index(row), index(key))
         case Random():
             num_q, num_k = index(relation.num_q), index(relation.num_k)
 

@@ -7,7 +7,7 @@ order of positions by an input, read as conditions on places in that order. `chu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from patterndsl.ir.relation import (
     And,
     Compare,
     Everything,
+    Listed,
     Nothing,
     Or,
     Relation,
@@ -25,6 +26,7 @@ from patterndsl.ir.relation import (
     disjunction,
     indices,
     inputs_read,
+    lists_in,
     negation,
 )
 from patterndsl.lower.costs import Machine
@@ -54,13 +56,31 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Lists:
+    """A hull that each call lists: row r of the table has keys of block k // of for the queries q of q // per == r.
+
+    names: of the table, or of each route's, whose members are queries and keys alike. width: of a row; rows are counted
+    from first_row. once: a pair that several routes have counts once.
+    """
+
+    names: tuple[str, ...]
+    width: int
+    of: int
+    per: int
+    first_row: int
+    is_route: bool
+    once: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Hull:
     """Passes whose pairs hold those of `relation`, for some heads. order: the input by whose stable order positions are
     placed, None for their own; the relation is of positions in any case. said: the same, term by term, in the words of
     the order as far as they go; of hulls on the CPU it is one term, whose places the passes hold exactly.
 
     runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
-    that order are then dense, and no pass is needed.
+    that order are then dense, and no pass is needed. lists: pairs are where each call lists them, and there no pass is
+    needed either.
     """
 
     heads: tuple[int, ...]
@@ -69,6 +89,7 @@ class Hull:
     relation: Relation
     said: tuple[Said, ...]
     runs: Literal["full", "causal"] | None = None
+    lists: Lists | None = None
 
 
 def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
@@ -81,6 +102,7 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     if found is None:
         return None
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
+    computed += sum(len(hull.heads) * _num_listed(hull.lists, bound.sizes) for hull in found if hull.lists)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
     small = SMALL_ON_GPU if machine.is_gpu else SMALL
     return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * small) else None
@@ -91,8 +113,9 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
     found = list[Hull]()
     for group in bound.groups:
         by_order: dict[str | None, tuple[list[Relation], list[Said]]] = {}
+        terms, listed = _apart(group.relation, bound)
         before = list[Relation]()
-        for term in terms_of(group.relation):
+        for term in terms:
             number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in _orders(term, bound.sizes)}
             order = min(number, key=number.__getitem__)
             parts, said = by_order.setdefault(order, ([], []))
@@ -104,6 +127,7 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
             shape = Sparse(_tiles(places, bound), places)
             item = pass_of(Piece(whole(bound.sizes.q_len, bound.sizes.kv_len), shape), group.heads, machine)
             found.append(Hull(group.heads, order, (item,), disjunction(parts), tuple(said)))
+        found.extend(_listed(listed, before, group.heads, bound))
     return tuple(found)
 
 
@@ -114,16 +138,104 @@ def _tiles(hull: Relation, bound: Bound) -> Tiles:
 def _dense(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     found = list[Hull]()
     for group in bound.groups:
+        terms, listed = _apart(group.relation, bound)
         before = list[Relation]()
         # runs are dense as long as nothing is taken out of them
-        for term in sorted(terms_of(group.relation), key=lambda term: _runs_of(term, bound.sizes) is None):
+        for term in sorted(terms, key=lambda term: _runs_of(term, bound.sizes) is None):
             hull = _runs(term, before, group.heads, bound.sizes)
             hull = hull or _best(term, before, group.heads, bound.sizes, machine)
             if hull is None:
                 return None
             before.append(term)
             found.append(hull)
+        found.extend(_listed(listed, before, group.heads, bound))
     return tuple(found)
+
+
+# ---- what each call lists
+
+
+def _apart(relation: Relation, bound: Bound) -> tuple[list[Relation], dict[Lists, list[Relation]]]:
+    """The terms that are no lists, and those that are: what they say beyond being listed."""
+    has_lists = any(lists_in(relation))
+    plain, by_name = list[Relation](), dict[str, list[Relation]]()
+    for term in terms_of(relation, most=MANY) if has_lists else terms_of(relation):
+        name = _name_of(term, bound)
+        if name is None:
+            plain.append(term)
+        else:
+            by_name.setdefault(name, []).append(conjunction(_beyond(term, name)))
+    found = dict[Lists, list[Relation]]()
+    for shape in bound.inputs:
+        said = [by_name.get(name, []) for name in shape.names]
+        if shape.selection is None or not any(said):
+            continue
+        if any(said[0] != other for other in said):  # not all routes alike
+            return terms_of(relation), {}
+        selection = shape.selection
+        lists = Lists(
+            shape.names,
+            selection.width,
+            selection.of,
+            selection.per,
+            selection.first_row,
+            selection.label is not None,
+            bound.merge == "set",
+        )
+        found[lists] = said[0]
+    return plain, found
+
+
+MANY = 1 << 16
+"""More terms than a union has."""
+
+
+def _name_of(term: Relation, bound: Bound) -> str | None:
+    """The table whose lists a term asks for, in the way that they were listed."""
+    for part in term.terms if isinstance(term, And) else (term,):
+        if isinstance(part, Listed) and set(_asked(part.name, bound)) <= set(
+            term.terms if isinstance(term, And) else (term,)
+        ):
+            return part.name
+    return None
+
+
+def _asked(name: str, bound: Bound) -> tuple[Relation, ...]:
+    """What is asked of a table where its lists are taken as they are."""
+    selection = next(shape.selection for shape in bound.inputs if name in shape.names)
+    assert selection is not None
+    width = Const(selection.width)
+    if selection.label is not None:
+        return tuple(Listed(name, width, Const(0), position) for position in (Q, K))
+    row = arithmetic("-", arithmetic("//", Q, Const(selection.per)), Const(selection.first_row))
+    return (Listed(name, width, row, arithmetic("//", K, Const(selection.of))),)
+
+
+def _beyond(term: Relation, name: str) -> list[Relation]:
+    parts = term.terms if isinstance(term, And) else (term,)
+    return [part for part in parts if not (isinstance(part, Listed) and part.name == name)]
+
+
+def _listed(
+    listed: dict[Lists, list[Relation]], before: list[Relation], heads: tuple[int, ...], bound: Bound
+) -> Iterator[Hull]:
+    """Hulls of lists; each is without the pairs of the terms before it, those of other lists among them."""
+    for lists, said in listed.items():
+        rest = conjunction((disjunction(said), *map(negation, before)))
+        asked = disjunction(conjunction(_asked(name, bound)) for name in lists.names)
+        term = conjunction((asked, disjunction(said)))
+        yield Hull(heads, None, (), conjunction((asked, rest)), (Said(EVERYTHING, rest),), lists=lists)
+        before.append(term)
+
+
+def _num_listed(lists: Lists, sizes: Sizes) -> int:
+    """Pairs that are computed for them."""
+    if lists.is_route:
+        return len(lists.names) * lists.width**2
+    return sizes.q_len * min(sizes.kv_len, lists.width * lists.of)
+
+
+# ---- dense layouts
 
 
 def _runs(term: Relation, before: Sequence[Relation], heads: tuple[int, ...], sizes: Sizes) -> Hull | None:
@@ -227,4 +339,4 @@ def _placed(index: Index, order: str | None) -> Index | None:
             return None
 
 
-__all__ = ["Hull", "hull_of", "hulls"]
+__all__ = ["Hull", "Lists", "hull_of", "hulls"]

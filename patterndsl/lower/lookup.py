@@ -18,8 +18,8 @@ import numpy as np
 from patterndsl.ir.draws import DrawnCells, draw, drawn_for
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Interval
-from patterndsl.ir.meaning import Integers, Truths
-from patterndsl.ir.relation import Random
+from patterndsl.ir.meaning import Integers, Truths, width_of
+from patterndsl.ir.relation import Listed, Random
 
 Array: TypeAlias = Any
 
@@ -114,7 +114,7 @@ class Lookup:
         first = next(iter((inputs or {}).values()), None)
         self.xp: Any = namespace(np.zeros(0) if first is None else first)
         self.device: Any = None if first is None else array_api_compat.device(first)
-        self._cells: dict[Random, DrawnCells] = {}
+        self._cells: dict[Random | str, DrawnCells] = {}
 
     def integers(self, start: int, stop: int) -> Array:
         """int64 [start, stop) on the device."""
@@ -151,8 +151,17 @@ class Lookup:
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
         if node not in self._cells:
             self._cells[node] = DrawnCells(draw(node))
+        return self._any(self._cells[node], q, k)
+
+    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Truths:
+        if node.name not in self._cells:
+            table = _on_host(self.inputs[node.name].values).reshape(-1, max(1, width_of(node)))
+            self._cells[node.name] = DrawnCells(table)
+        return self._any(self._cells[node.name], row, key)
+
+    def _any(self, cells: DrawnCells, q: Interval, k: Interval) -> Truths:
         ends = np.broadcast_arrays(*(np.atleast_1d(_on_host(end)) for end in (*q, *k)))
-        return self._here(self._cells[node].any_within(*ends))
+        return self._here(cells.any_within(*ends))
 
     def _here(self, array: Array) -> Array:
         return array if self.device is None else self.xp.asarray(array, device=self.device)

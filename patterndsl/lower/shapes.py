@@ -20,6 +20,7 @@ from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
     Compare,
+    Listed,
     Random,
     Relation,
     children,
@@ -338,7 +339,7 @@ def _period(relation: Relation) -> int | None:
 
 
 def _moduli(relation: Relation) -> Iterator[int]:
-    if isinstance(relation, Random):
+    if isinstance(relation, Random | Listed):
         yield MAX_PERIOD + 1
     for index in direct_indices(relation):
         yield from _divisors(index)

@@ -15,7 +15,7 @@ from torch import Tensor
 from patterndsl.diagnostics import InputError, input_error, nearest
 from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
-from patterndsl.ir.relation import Random, Relation, at_head, children, depends_on, indices
+from patterndsl.ir.relation import Random, Relation, at_head, children, depends_on, indices, lists_in
 from patterndsl.sema.bind import Bound, InputShape
 
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -69,9 +69,11 @@ def device_data(relation: Relation, num_heads: int, inputs: Inputs, device: torc
 
 def facets_of(relations: Iterable[Relation], inputs: Inputs) -> dict[tuple[str, Facet], Tensor]:
     """What the relations read of inputs."""
-    read = (index for relation in relations for index in indices(relation) if isinstance(index, Read))
-    reads = sorted({(index.name, index.facet) for index in read})
-    return {(name, facet): _facet(inputs[name], facet) for name, facet in reads}
+    reads = set[tuple[str, Facet]]()
+    for relation in relations:
+        reads |= {(index.name, index.facet) for index in indices(relation) if isinstance(index, Read)}
+        reads |= {(node.name, "value") for node in lists_in(relation)}
+    return {(name, facet): _facet(inputs[name], facet) for name, facet in sorted(reads)}
 
 
 def draws_of(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
@@ -116,7 +118,7 @@ def checked_inputs(
     bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
-    label of several rounds by the name of each.
+    label of several rounds by the name of each, lists row by row, each key of a row once.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -135,31 +137,45 @@ def checked_inputs(
     found = dict[str, Tensor]()
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
-        found.update(zip(shape.names, values.unbind(-2) if shape.rounds > 1 else (values,), strict=True))
+        if shape.selection is not None:
+            values = _each_once(values, shape.selection.num_blocks)
+        if shape.rounds > 1:
+            found.update(zip(shape.names, values.unbind(-2), strict=True))
+        else:
+            found[name] = values if shape.selection is None else values.flatten(-2)
     return found
+
+
+def _each_once(lists: Tensor, num_blocks: int) -> Tensor:
+    """Lists [..., rows, width] of what there is, each once and in ascending order, but for -1 in between."""
+    ordered = lists.where((lists >= 0) & (lists < num_blocks), -1).sort(-1).values
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    return ordered.masked_fill(again, -1)
 
 
 def _checked_input(
     shape: InputShape, values: Tensor | None, num_heads: int, device: torch.device, batch: int | None
 ) -> Tensor:
-    """[..., length], [..., rounds, length] of several rounds; without a dimension for heads where all have the same."""
-    length = "any length" if shape.length is None else str(shape.length)
+    """[..., length], [..., rounds, length] of several rounds, [..., rows, width] of lists; without a dimension for
+    heads where all have the same."""
     kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
-    inner = length if shape.rounds == 1 else f"{shape.rounds}, {length}"
+    inner = ", ".join("any length" if size is None else str(size) for size in shape.inner)
     form = f"{kind} tensor [{inner}], [batch, {inner}] or [batch, heads, {inner}]"
     if values is None:
         how = f'pass inputs={{"{shape.name}": ...}}, {form}'
         if shape.found_by == "layer":
             how = f"use patterndsl.nn.Attention, which learns it, or {how}"
+        elif shape.found_by == "call":
+            how = f"it is found in a call, or {how}"
         raise input_error("E501", f"input `{shape.name}` is missing", how)
     if not isinstance(values, Tensor):
         raise _misfit(shape, f"is {type(values).__name__}", form)
     allowed = (torch.bool,) if shape.dtype == "bool" else INTEGER_DTYPES
     if values.dtype not in allowed:
         raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}", form)
-    outer = values.dim() - (1 if shape.rounds == 1 else 2)
-    fits = shape.length is None or values.shape[-1] == shape.length
-    if not 0 <= outer <= 2 or not fits or (shape.rounds > 1 and values.shape[-2] != shape.rounds):
+    outer, last = values.dim() - len(shape.inner), values.shape[-len(shape.inner) :]
+    if not 0 <= outer <= 2 or any(size not in (None, found) for size, found in zip(shape.inner, last, strict=False)):
         raise _misfit(shape, f"has shape {list(values.shape)}", form)
     if outer == 2 and values.shape[1] not in (1, num_heads):
         raise _misfit(shape, f"has {values.shape[1]} heads for {num_heads}", form)

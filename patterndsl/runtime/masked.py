@@ -20,14 +20,17 @@ from patterndsl.ir.index import Facet
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, Random, Relation
 from patterndsl.lower.geometry import Axis, Geometry, Side
-from patterndsl.lower.hulls import Hull
+from patterndsl.lower.hulls import Hull, Lists
+from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Band, Shape, Triangle
 from patterndsl.lower.shapes import Masked as MaskedShape
+from patterndsl.runtime import listed
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge_, with_lse_gradient
 from patterndsl.runtime.sdpa import launches
 from patterndsl.runtime.views import Launch, with_unit_stride
+from patterndsl.sema.parameters import Sizes
 
 aten: Any = torch.ops.aten
 
@@ -50,13 +53,14 @@ class _Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready. heads: None where they are all; rest: see `Said`; runs: see `Hull`, whose calls are made of
-    each call's values where it has some. is_total: each query is in some call."""
+    """A hull made ready. heads: None where they are all; rest: see `Said`; runs, lists: see `Hull`, whose calls are
+    made of each call's values where it has some. is_total: each query is in some call."""
 
     order: str | None
     heads: Tensor | None
     rest: Relation
     runs: str | None
+    lists: Lists | None
     calls: tuple[_Call, ...]
     draws: Mapping[Random, Tensor]
     is_total: bool
@@ -65,9 +69,9 @@ class _Ready:
 class Masked:
     """The hulls of a pattern made ready for a device; call it with tensors and checked inputs."""
 
-    def __init__(self, hulls: Sequence[Hull], num_heads: int, q_start: int, q_len: int, device: torch.device) -> None:
-        self.q_start = q_start
-        self.hulls = tuple(_ready(hull, num_heads, q_len, device) for hull in hulls)
+    def __init__(self, hulls: Sequence[Hull], num_heads: int, sizes: Sizes, device: torch.device) -> None:
+        self.sizes = sizes
+        self.hulls = tuple(_ready(hull, num_heads, sizes.q_len, device) for hull in hulls)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, scale: float
@@ -85,9 +89,10 @@ def _ready(hull: Hull, num_heads: int, q_len: int, device: torch.device) -> _Rea
         None if len(hull.heads) == num_heads else torch.tensor(hull.heads, device=device),
         rest,
         hull.runs,
+        hull.lists,
         tuple(_calls(hull, seen, device)),
         draws_of(rest, 1, device),
-        bool(hull.runs) or bool(seen.all()),
+        bool(hull.runs) or (hull.lists is None and bool(seen.all())),
     )
 
 
@@ -122,6 +127,7 @@ class Given:
     """What a call's inputs say: facets, and of the inputs that hulls are ordered by, per batch row or one for all, the
     sorted values and their positions, None where these are in order."""
 
+    inputs: Inputs
     facets: Mapping[tuple[str, Facet], Tensor]
     values: Mapping[str, Sequence[Tensor]]
     orders: Mapping[str, Sequence[Tensor | None]]
@@ -136,11 +142,17 @@ class Given:
             values[name] = [by_value.values for by_value in found]
             pairs = zip(rows, found, strict=True)
             orders[name] = [None if torch.equal(row, by_value.values) else by_value.indices for row, by_value in pairs]
-        return Given(facets, values, orders)
+        return Given(inputs, facets, values, orders)
 
     def order(self, name: str | None, row: int) -> Tensor | None:
         """The positions of a batch row by place; None for their own order."""
         return None if name is None else self.orders[name][row % len(self.orders[name])]
+
+    def asked(self, hull: _Ready, lists: Lists, row: int, data: DeviceData, sizes: Sizes) -> listed.Asked:
+        """What is listed in a batch row."""
+        mine = {name: x if x.dim() == 1 else x[row % x.shape[0]] for name, x in self.inputs.items()}
+        tables = torch.stack([mine[name] for name in lists.names]).unflatten(1, (-1, lists.width))
+        return listed.Asked(lists, tables, hull.rest, data, Lookup(mine), sizes)
 
     def runs(self, name: str, row: int) -> Iterator[_Call]:
         """The runs of equal values in their order."""
@@ -166,6 +178,7 @@ class _Turn:
     heads: Tensor | None
     kv_heads: Tensor | None
     data: DeviceData
+    asked: listed.Asked | None
 
 
 def _taken(x: Tensor, heads: Tensor | None, order: Tensor | None) -> Tensor:
@@ -206,6 +219,9 @@ def _hull_forward(
     turn: _Turn, tensors: tuple[Tensor, Tensor, Tensor], q_start: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output [1, heads, Tq, D] and lse [1, heads, Tq], by place."""
+    if turn.asked is not None:
+        found, found_lse = listed.forward(*(x[0] for x in tensors), listed.calls(turn.asked), scale)
+        return found[None], found_lse[None]
     query = tensors[0]
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = torch.empty((*query.shape[:3], tensors[2].shape[3]), dtype=dtype, device=query.device)
@@ -240,6 +256,10 @@ def _hull_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the tensors, by place. results: grad_out and out [1, heads, Tq, D], lse [1, heads, Tq], of all."""
+    if turn.asked is not None:
+        (q, k, v), (grad_out, out, lse) = ([x[0] for x in part] for part in (tensors, results))
+        grads = listed.gradients(q, k, v, (grad_out, out, lse), listed.calls(turn.asked), scale)
+        return grads[0][None], grads[1][None], grads[2][None]
     totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
     for call in turn.calls:
         bias = _bias(_keep(turn, call, q_start), call.launch.queries.num_groups, tensors[0].dtype)
@@ -275,7 +295,8 @@ def _turns(masked: Masked, given: Given, query: Tensor, key: Tensor) -> Iterator
             kv_heads = hull.heads if kv_group == 1 else heads // kv_group
             data = DeviceData(given.facets, hull.draws, row)
             runs = tuple(given.runs(hull.order, row)) if hull.runs and hull.order else ()
-            yield _Turn(hull, runs or hull.calls, row, given.order(hull.order, row), hull.heads, kv_heads, data)
+            asked = None if hull.lists is None else given.asked(hull, hull.lists, row, data, masked.sizes)
+            yield _Turn(hull, runs or hull.calls, row, given.order(hull.order, row), hull.heads, kv_heads, data, asked)
 
 
 def _put_back(x: Tensor, order: Tensor | None) -> Tensor:
@@ -293,7 +314,7 @@ def forward(
     lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
     for turn in _turns(masked, given, query, key):
         tensors = _tensors(turn, query, key, value)
-        found = _hull_forward(turn, tensors, masked.q_start, scale)
+        found = _hull_forward(turn, tensors, masked.sizes.q_start, scale)
         part_out, part_lse = (_put_back(x, turn.order)[0] for x in found)
         if turn.heads is None:
             merge_(out[turn.row], lse[turn.row], part_out, part_lse)
@@ -331,7 +352,7 @@ def gradients(
     totals = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (query, key, value))
     for turn in _turns(masked, given, query, key):
         results = [_taken(x[turn.row], turn.heads, turn.order) for x in (grad_out, out, lse)]
-        found = _hull_backward(turn, _tensors(turn, query, key, value), results, masked.q_start, scale)
+        found = _hull_backward(turn, _tensors(turn, query, key, value), results, masked.sizes.q_start, scale)
         for total, grad, heads in zip(totals, found, (turn.heads, turn.kv_heads, turn.kv_heads), strict=True):
             mine = _put_back(grad, turn.order)[0]
             if heads is None:

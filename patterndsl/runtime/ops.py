@@ -165,7 +165,7 @@ def _gradients(
     grads: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, ...]:
     query, key, value = tensors
-    inputs = program.with_labels(key, inputs)
+    inputs = program.with_found(query, key, inputs)
     given = checked_inputs(program.bound, inputs, program.device, query.shape[0])
     if has_heads(given) or not program.bound.is_plain:
         return _differentiated(program, tensors, inputs, scale, grads)

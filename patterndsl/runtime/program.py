@@ -6,7 +6,7 @@ inputs of each call, on their device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -21,6 +21,7 @@ from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
 from patterndsl.learn.lsh import lsh_labels
+from patterndsl.learn.topk import topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
@@ -52,7 +53,7 @@ from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
-from patterndsl.sema.bind import Bound, HeadGroup
+from patterndsl.sema.bind import Bound, HeadGroup, InputShape
 from patterndsl.sema.parameters import integer
 
 MAX_GATHERED = 1 << 28
@@ -397,13 +398,13 @@ class Program:
         query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], Hq a multiple of Hkv; float32, bfloat16,
         float16, or float64. scale defaults to D ** -0.5. Returns [B, Hq, Tq, Dv] in the inputs' dtype, and with
         return_lse the log-sum-exp [B, Hq, Tq] in float32 (float64 for float64). An empty row yields 0 and -inf, with
-        gradient 0. Labels that `inputs` leaves out are found from the keys; with return_labels the last that is
-        returned are all of them by name, as `inputs` takes them. Under autocast the three are cast as for
+        gradient 0. Labels and selections that `inputs` leaves out are found from queries and keys; with return_labels
+        the last that is returned are all of them by name, as `inputs` takes them. Under autocast the three are cast as for
         scaled_dot_product_attention. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
         """
         query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
         if return_labels:
-            inputs = self.with_labels(key, inputs)
+            inputs = self.with_found(query, key, inputs)
         output: Tensor
         lse: Tensor | None
         if torch.compiler.is_compiling():
@@ -414,7 +415,7 @@ class Program:
         results: tuple[Any, ...] = (output, lse) if return_lse else (output,)
         if return_labels:
             given = inputs or {}
-            results += ({shape.name: given[shape.name] for shape in self.bound.labels},)
+            results += ({shape.name: given[shape.name] for shape in self.bound.found},)
         return results if len(results) > 1 else output
 
     def attend(
@@ -430,7 +431,7 @@ class Program:
     ) -> tuple[Tensor, Tensor | None]:
         """Output and lse, eagerly; lse may be None where it is not wanted. train: whether a backward pass follows."""
         check_tensors(query, key, value, self.bound, self.device)
-        given = checked_inputs(self.bound, self.with_labels(key, inputs), self.device, query.shape[0])
+        given = checked_inputs(self.bound, self.with_found(query, key, inputs), self.device, query.shape[0])
         return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
 
     def run(
@@ -489,8 +490,24 @@ class Program:
         Query heads that share a key head share its labels. Without gradient. Learners that have a state, and labels
         that are given, are left out. Raises InputError (E505) where queries stand behind the last key.
         """
+        return self._labels(key, self.bound.found)
+
+    def selections(self, query: Tensor, key: Tensor) -> dict[str, Tensor]:
+        """What selectors list for query [B, heads, Tq, D] of key [B, Hkv, Tk, D]: int64 [B, heads or 1, rows, width],
+        by name; see `learn.topk`. Selections that layers or the caller make are left out."""
+        return self._selections(query, key, self.bound.found)
+
+    def _selections(self, query: Tensor, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
+        q_start = self.bound.sizes.q_start
+        return {
+            shape.name: topk_lists(query, key, shape.selection, q_start)
+            for shape in shapes
+            if shape.selection is not None and shape.found_by == "call"
+        }
+
+    def _labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         found = dict[str, Tensor]()
-        for shape in self.bound.inputs:
+        for shape in shapes:
             if shape.found_by != "call" or shape.learner is None:
                 continue
             if shape.length != key.shape[2]:
@@ -503,14 +520,15 @@ class Program:
             found[shape.name] = label if shape.rounds > 1 else label[:, :, 0]
         return found
 
-    def with_labels(self, key: Tensor, inputs: Inputs | None) -> Inputs | None:
-        """The inputs with what learners say, unless the caller does."""
+    def with_found(self, query: Tensor, key: Tensor, inputs: Inputs | None) -> Inputs | None:
+        """The inputs with what learners and selectors find, unless the caller says it."""
         if not (inputs is None or isinstance(inputs, Mapping)):
             return inputs  # which is refused where inputs are checked
         given = dict(inputs or {})
-        if all(shape.name in given for shape in self.bound.labels):
+        missing = [shape for shape in self.bound.found if shape.name not in given]
+        if not missing:
             return inputs
-        return self.labels(key) | given
+        return self._labels(key, missing) | self._selections(query, key, missing) | given
 
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
         """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to another one, asked for it
@@ -586,8 +604,7 @@ class Program:
             raise input_error("E505", "without its inputs the pattern could hold most pairs", help)
         if self.device.type != "cpu":
             return Placed(self.hulls, self.bound, self.device)
-        sizes = self.bound.sizes
-        return Masked(self.hulls, self.bound.num_heads, sizes.q_start, sizes.q_len, self.device)
+        return Masked(self.hulls, self.bound.num_heads, self.bound.sizes, self.device)
 
     def planned(self, *, train: bool) -> Planned:
         """The passes made ready, for training or for inference."""

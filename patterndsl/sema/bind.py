@@ -6,7 +6,7 @@ bits. It knows nothing of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,10 +24,12 @@ from patterndsl.ir.index import (
     Param,
     Read,
     Var,
+    arithmetic,
     operands,
 )
 from patterndsl.ir.interval import Box, Interval, bounds
 from patterndsl.ir.relation import (
+    Listed,
     Random,
     Relation,
     at_head,
@@ -40,9 +42,10 @@ from patterndsl.ir.relation import (
     subexpressions,
     substitute,
     substitute_index,
+    with_lists,
 )
 from patterndsl.sema.learners import LEARNERS
-from patterndsl.sema.model import InputDeclaration, LabelDeclaration, Resolved, Side
+from patterndsl.sema.model import InputDeclaration, LabelDeclaration, Resolved, SelectionDeclaration, Side
 from patterndsl.sema.parameters import (
     MAX_HEADS,
     MAX_LAYER,
@@ -56,31 +59,45 @@ from patterndsl.sema.parameters import (
     sized,
     sizes_of,
 )
+from patterndsl.sema.selectors import By, Sharing
 from patterndsl.syntax.tree import Merge
 
-__all__ = ["Bound", "BoundLearner", "HeadGroup", "InputShape", "Sizes", "bind", "round_of", "sizes_of"]
+__all__ = ["Bound", "BoundLearner", "BoundSelection", "HeadGroup", "InputShape", "Sizes", "bind", "round_of", "sizes_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class InputShape:
     """An input as the caller must give it: `length` values, or any number for a table where it is None; of a label with
-    several rounds so many rows of them. learner: a label's, None for what only the caller knows."""
+    several rounds so many rows of them. learner: a label's, selection: that of listed keys, whose values are listed row
+    by row; None for what only the caller knows."""
 
     name: str
     dtype: Literal["int", "bool"]
     side: Side
     length: int | None
     learner: BoundLearner | None = None
+    selection: BoundSelection | None = None
 
     @property
     def found_by(self) -> Literal["call", "layer", "caller"]:
         """Who knows its values."""
+        if self.selection is not None:
+            return self.selection.found_by
         return "caller" if self.learner is None else LEARNERS[self.learner.name].found_by
 
     @property
     def rounds(self) -> int:
-        """How many values each position has."""
+        """How many values each position has; routes of a selection, each a list of its own."""
+        if self.selection is not None:
+            return self.selection.num_routes
         return 1 if self.learner is None else self.learner.setting("rounds", 1)
+
+    @property
+    def inner(self) -> tuple[int | None, ...]:
+        """The dimensions of one head's values, None for any number of them."""
+        if self.selection is not None:
+            return (max(self.selection.num_rows, self.rounds), self.selection.width)
+        return (self.length,) if self.rounds == 1 else (self.rounds, self.length)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,6 +114,37 @@ class BoundLearner:
 
     def setting(self, name: str, default: int) -> int:
         return dict(self.settings).get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSelection:
+    """A selection at given sizes; `sema.model.SelectionDeclaration` says what its fields mean.
+
+    num_rows: rows of lists, the first of which is of the block of queries that q_start lies in. num_blocks: of keys.
+    among, always: between blocks of queries and of keys, counted from the first of all. num_routes: 1, or how many
+    centroids have members, each of which has one row of tokens.
+    """
+
+    selector: str
+    width: int
+    of: int
+    per: int
+    by: By
+    among: Relation
+    always: Relation
+    heads: Sharing
+    label: str | None
+    num_rows: int
+    first_row: int
+    num_blocks: int
+    num_routes: int = 1
+
+    @property
+    def found_by(self) -> Literal["call", "layer", "caller"]:
+        """Who knows the lists."""
+        if self.selector == "given":
+            return "caller"
+        return "layer" if self.label is not None or self.by == "learned" else "call"
 
 
 def round_of(label: str, at: int) -> str:
@@ -130,9 +178,9 @@ class Bound:
     fallback: Bound | None = None
 
     @property
-    def labels(self) -> tuple[InputShape, ...]:
-        """The inputs that learners find."""
-        return tuple(shape for shape in self.inputs if shape.learner is not None)
+    def found(self) -> tuple[InputShape, ...]:
+        """The inputs that learners and selectors find."""
+        return tuple(shape for shape in self.inputs if shape.learner is not None or shape.selection is not None)
 
     @property
     def is_plain(self) -> bool:
@@ -159,10 +207,12 @@ def bind(
         return put_size(symbol, sizes, values, layer)
 
     def bound(symbolic: Relation) -> Bound:
-        relation = substitute(symbolic, put, lists)
+        relation = with_lists(substitute(symbolic, put, lists), from_first_row)
         read = inputs_read(relation)
         inputs = tuple(
-            _input_shape(item, learners.get(item.name), sizes, values) for item in resolved.inputs if item.name in read
+            _input_shape(item, learners.get(item.name), selections.get(item.name), sizes, values)
+            for item in resolved.inputs
+            if item.name in read
         )
         for item in inputs:
             relation = _of_all_rounds(relation, item)
@@ -171,9 +221,56 @@ def bind(
             _check_domains(group.relation, sizes.total, sizes.kv_len)
         return Bound(relation, groups, inputs, sizes, num_heads, layer)
 
+    def from_first_row(node: Listed) -> Listed:
+        first = selections[node.name].first_row
+        return replace(node, row=arithmetic("-", node.row, Const(first)))
+
     learners = {label.name: _bound_learner(label, sizes, values) for label in resolved.labels}
+    selections = {
+        item.name: _bound_selection(item, sizes, values, learners, lambda relation: substitute(relation, put, lists))
+        for item in resolved.selections
+    }
     fallback = None if resolved.fallback is None else bound(resolved.fallback)
     return replace(bound(resolved.relation), merge=resolved.merge, fallback=fallback)
+
+
+def _bound_selection(
+    item: SelectionDeclaration,
+    sizes: Sizes,
+    values: Mapping[str, int | tuple[int, ...]],
+    learners: Mapping[str, BoundLearner],
+    bound: Callable[[Relation], Relation],
+) -> BoundSelection:
+    width, of, per = (sized(index, sizes, values) for index in (item.width, item.of, item.per))
+    first_row, num_blocks = sizes.q_start // per, -(-sizes.kv_len // of)
+    num_rows = -(-(sizes.q_start + sizes.q_len) // per) - first_row
+    frame = {"Nq": -(-sizes.total // per), "Nk": num_blocks}
+
+    def put(symbol: Var | Param) -> Index:
+        return Const(frame[symbol.name]) if isinstance(symbol, Var) and symbol.name in frame else symbol
+
+    among, always = (bound(substitute(part, put)) for part in (item.among, item.always))
+    for part in (among, always):
+        _check_domains(part, max(1, frame["Nq"]), max(1, num_blocks))
+    routes = 1
+    if item.label is not None:
+        routes, num_rows = learners[item.label].setting("clusters", 1), 1
+        width, of, per = min(width, max(1, sizes.total)), 1, 1
+    return BoundSelection(
+        item.selector,
+        width,
+        of,
+        per,
+        item.by,
+        among,
+        always,
+        item.heads,
+        item.label,
+        num_rows,
+        first_row,
+        num_blocks,
+        routes,
+    )
 
 
 def _of_all_rounds(relation: Relation, label: InputShape) -> Relation:
@@ -268,9 +365,13 @@ def depends_on_length(index: Index, resolved: Resolved) -> bool:
 def _input_shape(
     declared: InputDeclaration,
     learner: BoundLearner | None,
+    selection: BoundSelection | None,
     sizes: Sizes,
     values: Mapping[str, int | tuple[int, ...]],
 ) -> InputShape:
+    if selection is not None:
+        length = selection.num_rows * selection.width
+        return InputShape(declared.name, declared.dtype, declared.side, length, selection=selection)
     match declared.side:
         case "both":
             length: int | None = max(sizes.total, sizes.kv_len)
@@ -294,6 +395,9 @@ class _AnyData:
 
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> bool:
         raise AssertionError("draws have no part in the domain of an expression")
+
+    def any_listed(self, node: Listed, row: Interval, key: Interval) -> bool:
+        raise AssertionError("lists have no part in the domain of an expression")
 
 
 def _check_domains(relation: Relation, num_q: int, num_k: int) -> None:

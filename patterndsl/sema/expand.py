@@ -45,6 +45,7 @@ from patterndsl.ir.relation import (
     conjunction,
     disjunction,
     inputs_read,
+    lists_in,
     negation,
     subexpressions,
     substitute,
@@ -472,6 +473,9 @@ class Expander(ABC):
             if not isinstance(value, str):
                 value = substitute_index(value, put_symbol)
             self.require(replace(required, value=value, least=least))
+        if query != Q and any(lists_in(relation)):
+            message = "a selection lists keys for the queries of the sequence, and here they are others"
+            raise self.report("E209", message, expr.query.place, "let a selection stand outside `at` and `blocks`")
         return substitute(relation, put_symbol)
 
     def random(self, expr: ast.Call, scope: Scope) -> Relation:

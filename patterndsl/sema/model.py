@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from patterndsl.diagnostics import SourceRange
 from patterndsl.ir.index import Index
 from patterndsl.ir.relation import Relation
+from patterndsl.sema.selectors import By, Sharing
 from patterndsl.syntax.tree import Merge, Share
 
 Side: TypeAlias = Literal["both", "query", "key", "table"]
@@ -35,6 +36,27 @@ class LabelDeclaration:
     name: str
     learner: str
     settings: tuple[tuple[str, Index], ...]
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionDeclaration:
+    """Keys that are listed in each call: in row q // per, up to `width` of the blocks k // of.
+
+    selector: a key of `sema.selectors.SELECTORS`. The relation asks an input of that name. among, always: candidates,
+    and those that are taken first, between numbers of blocks. label: whose centroids have members, each a row.
+    """
+
+    name: str
+    selector: str
+    width: Index
+    of: Index
+    per: Index
+    by: By
+    among: Relation
+    always: Relation
+    heads: Sharing
+    label: str | None
     place: SourceRange
 
 
@@ -75,3 +97,4 @@ class Resolved:
     merge: Merge = "set"
     fallback: Relation | None = None
     share: Share | None = None
+    selections: tuple[SelectionDeclaration, ...] = ()

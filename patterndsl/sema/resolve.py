@@ -5,24 +5,34 @@ It knows nothing of sizes or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import cast
+from typing import TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
-from patterndsl.ir.index import (
-    NQ,
-    Const,
-    Index,
-    Param,
-)
+from patterndsl.ir.index import NK, NQ, Const, Index, K, Param, Q, arithmetic
 from patterndsl.ir.relation import (
+    EVERYTHING,
+    NOTHING,
+    Listed,
     Relation,
+    conjunction,
+    disjunction,
+    inputs_read,
+    substitute,
 )
-from patterndsl.sema.expand import Expander
+from patterndsl.sema.expand import Expander, Stop
 from patterndsl.sema.learners import LEARNERS, Learner
-from patterndsl.sema.model import InputDeclaration, LabelDeclaration, ParamDeclaration, Requirement, Resolved, Side
+from patterndsl.sema.model import (
+    InputDeclaration,
+    LabelDeclaration,
+    ParamDeclaration,
+    Requirement,
+    Resolved,
+    SelectionDeclaration,
+    Side,
+)
 from patterndsl.sema.scope import (
     RESERVED,
     AttributeName,
@@ -35,9 +45,12 @@ from patterndsl.sema.scope import (
     has_stand_in,
     product,
 )
+from patterndsl.sema.selectors import BYS, SELECTORS, SHARINGS
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
+
+_Word = TypeVar("_Word", bound=str)
 
 
 def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
@@ -56,6 +69,7 @@ def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
         spec.merge,
         resolver.fallback,
         spec.share,
+        tuple(resolver.selections.values()),
     )
 
 
@@ -88,6 +102,7 @@ class _Resolver(Expander):
     params: list[ParamDeclaration] = field(default_factory=list)
     inputs: dict[str, InputDeclaration] = field(default_factory=dict)
     labels: dict[str, LabelDeclaration] = field(default_factory=dict)
+    selections: dict[str, SelectionDeclaration] = field(default_factory=dict)
     fallback: Relation | None = None
 
     def spec(self, spec: ast.Spec) -> Relation | None:
@@ -150,6 +165,9 @@ class _Resolver(Expander):
                 if param in RESERVED:
                     message = f"parameter `{param}` belongs to the language"
                     self.report("E208", message, definition.place, "choose another name")
+        for selection in spec.select:
+            self.declare(selection.name, selection.place, scope)
+            self.attempt(partial(self.selection, selection, scope))
         for definition in spec.define:
             self.attempt(partial(self.check_alone, definition, scope))
 
@@ -271,6 +289,125 @@ class _Resolver(Expander):
             label = f"{setting.name} of {name}"
             self.require(Requirement("minimum", label, value, Const(setting.least), expr.place))
         return learner, tuple((name, given[name]) for name in wanted)
+
+    def selection(self, declared: ast.Selection, scope: Scope) -> Value:
+        """A selection is a relation by its name: what it lists, of what may be listed."""
+        name = declared.name
+        try:
+            found = self.selected(declared, scope)
+        except (Stop, PatternError):
+            scope.broken.add(name)
+            raise
+        before = self.selections.get(name)
+        if (name in self.inputs and before is None) or (before or found) != replace(
+            found, place=(before or found).place
+        ):
+            scope.broken.add(name)
+            message = f"selection `{name}` is something else elsewhere"
+            raise self.report("E208", message, declared.place, "rename it: selections of one name are one tensor")
+        self.selections.setdefault(name, found)
+        length = arithmetic("*", found.width, NQ)  # at most; binding knows the number of rows
+        self.inputs.setdefault(name, InputDeclaration(name, "int", "table", length, declared.place))
+        scope.values[name] = relation = self.listed(found)
+        return relation
+
+    def listed(self, found: SelectionDeclaration) -> Relation:
+        """What a selection lists: of a route, pairs of its members; see `sema.bind` for all routes."""
+        if found.label is not None:
+            return conjunction(Listed(found.name, found.width, Const(0), position) for position in (Q, K))
+        row, key = arithmetic("//", Q, found.per), arithmetic("//", K, found.of)
+        put: dict[Index, Index] = {
+            Q: row,
+            K: key,
+            NQ: arithmetic("//", arithmetic("+", NQ, arithmetic("-", found.per, Const(1))), found.per),
+            NK: arithmetic("//", arithmetic("+", NK, arithmetic("-", found.of, Const(1))), found.of),
+        }
+        may = substitute(disjunction((found.among, found.always)), lambda symbol: put.get(symbol, symbol))
+        return conjunction((Listed(found.name, found.width, row, key), may))
+
+    def selected(self, declared: ast.Selection, scope: Scope) -> SelectionDeclaration:
+        """The selector that is called, and all of its settings."""
+        expr = declared.selector
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        if name is None or name not in SELECTORS:
+            near = nearest(name, SELECTORS) if name else None
+            help = f"did you mean `{near}`?" if near else f"the selectors are {', '.join(SELECTORS)}"
+            message = f"unknown selector `{name}`" if name else "a selection is made by a selector"
+            raise self.report("E202", message, expr.place, help)
+        selector = SELECTORS[name]
+        given: dict[str, ast.Expr] = {}
+        for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):
+            if argument.name is None and at >= len(selector.needed):
+                message = f"`{name}` takes this setting by name"
+                raise self.report("E204", message, argument.place, f"one of {', '.join(selector.settings)}")
+            setting = argument.name or selector.settings[at]
+            self.check_argument(name, setting, selector.settings, given, argument.place)
+            given[setting] = argument.value
+        for setting in selector.needed:
+            if setting not in given:
+                help = "write " + ("members(label, top = ...)" if name == "members" else f"{name}(8)")
+                raise self.report("E204", f"`{name}` needs `{setting}`", expr.place, help)
+        width = self.at_least_one(name, "top" if "top" in given else "k", given, scope)
+        of, per = (self.block_of(name, setting, given, scope) for setting in ("of", "per"))
+        among, always = (
+            self.candidates(name, setting, given, scope, default)
+            for setting, default in (("among", EVERYTHING), ("always", NOTHING))
+        )
+        by, heads = self.word("by", given, BYS) or "mean", self.word("heads", given, SHARINGS) or "each"
+        label = self.clustered(given["label"], scope) if "label" in given else None
+        return SelectionDeclaration(
+            declared.name, name, width, of, per, by, among, always, heads, label, declared.place
+        )
+
+    def at_least_one(self, selector: str, setting: str, given: Mapping[str, ast.Expr], scope: Scope) -> Index:
+        value = self.constant(given[setting], scope, f"`{setting}` of `{selector}` must be")
+        self.require(Requirement("minimum", f"{setting} of {selector}", value, Const(1), given[setting].place))
+        return value
+
+    def block_of(self, selector: str, setting: str, given: Mapping[str, ast.Expr], scope: Scope) -> Index:
+        """`tokens`, or `blocks(b)`."""
+        match given.get(setting):
+            case None | ast.Name(name="tokens"):
+                return Const(1)
+            case ast.Call(name="blocks", arguments=(ast.Argument(name=None, value=size),)):
+                return self.at_least_one(f"{selector}'s {setting}", "blocks", {"blocks": size}, scope)
+            case wrong:
+                message = f"`{setting}` of `{selector}` is neither tokens nor blocks of them"
+                raise self.report("E203", message, wrong.place, f"write {setting} = blocks(64), or {setting} = tokens")
+
+    def candidates(
+        self, selector: str, setting: str, given: Mapping[str, ast.Expr], scope: Scope, default: Relation
+    ) -> Relation:
+        if setting not in given:
+            return default
+        relation = self.predicate(given[setting], scope, f"`{setting}` of `{selector}` must be")
+        if inputs_read(relation):
+            message = f"`{setting}` of `{selector}` depends on an input, and it is between numbers of blocks"
+            raise self.report("E209", message, given[setting].place, "intersect what is selected: top & same(doc)")
+        return relation
+
+    def word(self, setting: str, given: Mapping[str, ast.Expr], words: Sequence[_Word]) -> _Word | None:
+        """One of some words; None where it is not given."""
+        if setting not in given:
+            return None
+        expr = given[setting]
+        text = expr.name if isinstance(expr, ast.Name) else None
+        found = next((word for word in words if word == text), None)
+        if found is None:
+            near = nearest(text, [str(word) for word in words]) if text else None
+            help = f"did you mean `{near}`?" if near else f"it is one of {', '.join(map(str, words))}"
+            message = f"`{setting}` is not `{text}`" if text else f"`{setting}` is a word"
+            raise self.report("E202", message, expr.place, help)
+        return found
+
+    def clustered(self, expr: ast.Expr, scope: Scope) -> str:
+        """The name of a label whose centroids are known."""
+        value = self.wanted(expr, "attribute", "`members` takes", scope)
+        name = value.meaning.name if isinstance(value, AttributeName) and value.meaning else ""
+        if name not in self.labels or self.labels[name].learner != "kmeans":
+            message = f"`{name}` has no centroids to be near to"
+            raise self.report("E202", message, expr.place, "name a label that kmeans finds")
+        return name
 
     def imported(
         self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope

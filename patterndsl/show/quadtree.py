@@ -17,7 +17,7 @@ import numpy as np
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, Param, Read, Select, Var
 from patterndsl.ir.interval import Box, verdict
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import And, Compare, Everything, Holds, Not, Nothing, Or, Random, Relation
+from patterndsl.ir.relation import And, Compare, Everything, Holds, Listed, Not, Nothing, Or, Random, Relation
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.parameters import Sizes
@@ -200,7 +200,7 @@ def _signature(relation: Relation, box: Box, matters: Array) -> Iterator[Array]:
             columns = [a - b, *a_shape, *b_shape]
         case Holds(read):
             columns = _index(read, box)[1]
-        case Random(q=q, k=k):
+        case Random(q=q, k=k) | Listed(row=q, key=k):
             columns = [column for part in (q, k) for column in _flat(_index(part, box))]
         case _:
             assert_never(relation)

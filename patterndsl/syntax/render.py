@@ -80,8 +80,8 @@ def render_spec(spec: ast.Spec) -> str:
     Name, doc and cite are left out, as they do not change the pattern; imported specs are written in place, so
     that the text stands alone.
     """
-    sections = (spec.params, spec.grid, spec.inputs, spec.labels, spec.imports, spec.define, spec.fallback, spec.share)
-    declared = any(sections) or spec.merge != "set"
+    declared = any((spec.params, spec.grid, spec.inputs, spec.labels, spec.select, spec.imports, spec.define))
+    declared = declared or spec.fallback is not None or spec.share is not None or spec.merge != "set"
     return "\n".join(_spec_lines(spec)) + "\n" if declared else render_expression(spec.attend)
 
 
@@ -100,6 +100,11 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
         lines += [
             "labels:",
             *(f"  {_key(label.name)}: {_scalar(render_expression(label.learner))}" for label in spec.labels),
+        ]
+    if spec.select:
+        lines += [
+            "select:",
+            *(f"  {_key(item.name)}: {_scalar(render_expression(item.selector))}" for item in spec.select),
         ]
     if spec.imports:
         lines.append("import:")

@@ -64,6 +64,11 @@ KEYS: dict[str, dict[str, object]] = {
         {"type": "string"},
         "integers of each position and head that a learner finds: lsh(buckets = 64), kmeans(clusters = 16), given",
     ),
+    "select": _map(
+        _NAME,
+        {"type": "string"},
+        "keys that a selector lists in each call: topk(16, of = blocks(64), by = mean), given(8), members(label, top = w)",
+    ),
     "import": _map(
         _NAME,
         {"anyOf": [{"type": "string"}, {"$ref": "#"}]},
@@ -78,7 +83,8 @@ KEYS: dict[str, dict[str, object]] = {
     },
     "merge": {
         "enum": list(MERGES),
-        "description": "whether a key that several terms of the union have counts once (the default) or for each",
+        "description": "whether a key that several terms of the union have counts once (the default) or for each, or "
+        "the terms are attended one by one and averaged",
     },
     "fallback": {"type": "string", "description": "what a query attends that would otherwise attend nothing"},
     "share": {"enum": list(SHARES), "description": "projections of a layer that are one, as in Reformer"},

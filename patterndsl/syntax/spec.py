@@ -416,6 +416,12 @@ class _Reader:
                 if self.identifier(name, key, "a label")
                 and not isinstance(learner := self.expression(value, f"label `{name}`"), ast.Broken)
             ),
+            select=tuple(
+                ast.Selection(name, selector, place=self.place(key))
+                for name, key, value in section("select")
+                if self.identifier(name, key, "a selection")
+                and not isinstance(selector := self.expression(value, f"selection `{name}`"), ast.Broken)
+            ),
             imports=tuple(
                 imported
                 for name, key, value in section("import")

@@ -244,8 +244,18 @@ class Label:
     place: SourceRange = _place()
 
 
-Merge: TypeAlias = Literal["set", "multiset"]
-"""Whether a key that several terms of a union have counts once, or once for each."""
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Keys that a selector lists in each call: `topk(16, of = blocks(64), by = mean)`."""
+
+    name: str
+    selector: Expr
+    place: SourceRange = _place()
+
+
+Merge: TypeAlias = Literal["set", "multiset", "mean"]
+"""Whether a key that several terms of a union have counts once, or once for each; or each term is attended by itself,
+and a query has the mean over those in which it has keys."""
 Share: TypeAlias = Literal["query_key"]
 """Which projections of a layer are one."""
 
@@ -272,6 +282,7 @@ class Spec:
     grid: tuple[Axis, ...] = ()
     inputs: tuple[Input, ...] = ()
     labels: tuple[Label, ...] = ()
+    select: tuple[Selection, ...] = ()
     imports: tuple[Import, ...] = ()
     define: tuple[Definition, ...] = ()
     merge: Merge = "set"

@@ -1,0 +1,110 @@
+"""Which keys matter to a query? The candidates with the highest scores, block by block or token by token.
+
+Scores are those of MoBA (Lu et al. 2025, arXiv 2502.13189, section 2.2: the product with a block's mean key), of Quest
+(Tang et al. 2024, arXiv 2406.10774, section 3.2: the largest product that a key within a block's bounds could have), or
+what a layer has learned (DeepSeek-V3.2: an index of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.draws import NoInputs
+from patterndsl.ir.relation import Relation
+from patterndsl.sema.bind import BoundSelection
+
+MAX_SCORES = 1 << 25
+"""Scores that are held at once, over batch and heads."""
+
+Scores: TypeAlias = Callable[[slice], Tensor]
+"""[B, H, rows, num_blocks] of some rows."""
+
+
+def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> Tensor:
+    """int64 [B, Hq or 1, num_rows, width] of query [B, Hq, Tq, D], key [B, Hkv, Tk, D]: blocks of keys in ascending
+    order, -1 behind them where a row has fewer candidates; one list for all heads where they share it.
+
+    Blocks of `always` come first, then the highest scores; NaN is the lowest. Which of equal scores is listed may differ
+    from device to device. Without gradient; no scores of all rows are held. Work: O(num_rows num_blocks D).
+    """
+    with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        rows = _pooled(query.to(dtype), selection.per, q_start % selection.per)
+        kv_group = query.shape[1] // key.shape[1]
+        rows = rows.unflatten(1, (key.shape[1], kv_group))  # [B, Hkv, G, rows, D]
+
+        def of_heads(products: Tensor) -> Tensor:
+            match selection.heads:
+                case "each":
+                    return products.flatten(1, 2)
+                case "group":
+                    return products.sum(2)
+                case "all":
+                    return products.sum((1, 2))[:, None]
+
+        scores: Scores
+        if selection.by == "max":
+            keys = key.to(dtype)
+            most, least = _blocks(keys, selection.of, -torch.inf).amax(3), _blocks(keys, selection.of, torch.inf).amin(3)
+            most, least = (x.transpose(-1, -2)[:, :, None] for x in (most, least))
+
+            def scores(at: slice) -> Tensor:
+                part = rows[..., at, :]
+                return of_heads(part.clamp(min=0) @ most + part.clamp(max=0) @ least)
+        else:
+            means = _pooled(key.to(dtype), selection.of, 0).transpose(-1, -2)[:, :, None]
+
+            def scores(at: slice) -> Tensor:
+                return of_heads(rows[..., at, :] @ means)
+
+        found = best(scores, selection, query.shape[0] * query.shape[1], key.device)
+        return found.repeat_interleave(kv_group, dim=1) if selection.heads == "group" else found
+
+
+def best(scores: Scores, selection: BoundSelection, num_heads: int, device: torch.device) -> Tensor:
+    """The lists of `topk_lists` from scores, strip by strip. num_heads: of all batch rows, that scores are made for."""
+    strips = []
+    width = min(selection.width, selection.num_blocks)
+    at_once = max(1, MAX_SCORES // max(1, num_heads * selection.num_blocks))
+    blocks = torch.arange(selection.num_blocks, device=device)
+    for start in range(0, selection.num_rows, at_once):
+        at = slice(start, min(start + at_once, selection.num_rows))
+        rows = torch.arange(at.start, at.stop, device=device)[:, None] + selection.first_row
+        among, always = (_held(part, rows, blocks) for part in (selection.among, selection.always))
+        found = scores(at)
+        found = found.nan_to_num(torch.finfo(found.dtype).min)  # above what is no candidate
+        found = found.masked_fill(~among, -torch.inf).masked_fill(always, torch.inf)
+        value, block = found.topk(width, sorted=False)
+        block = block.masked_fill(value == -torch.inf, selection.num_blocks).sort(-1).values
+        strips.append(block.masked_fill(block == selection.num_blocks, -1))
+    lists = torch.cat(strips, dim=2)
+    missing = selection.width - width
+    return torch.nn.functional.pad(lists, (0, missing), value=-1) if missing else lists
+
+
+def _held(relation: Relation, rows: Tensor, blocks: Tensor) -> Tensor:
+    holds = torch.as_tensor(member(relation, Point(rows, blocks, 0, NoInputs())), device=blocks.device)
+    return holds.expand(rows.shape[0], blocks.shape[0])
+
+
+def _blocks(x: Tensor, size: int, filler: float) -> Tensor:
+    """[B, H, blocks, size, D], the last block filled up."""
+    short = -x.shape[2] % size
+    x = torch.nn.functional.pad(x, (0, 0, 0, short), value=filler) if short else x
+    return x.unflatten(2, (-1, size))
+
+
+def _pooled(x: Tensor, size: int, offset: int) -> Tensor:
+    """[B, H, blocks, D]: the mean of each block, of those of its positions that are there; the first has `offset`
+    positions before x."""
+    if size == 1:
+        return x
+    short = -(x.shape[2] + offset) % size
+    sums = torch.nn.functional.pad(x, (0, 0, offset, short)).unflatten(2, (-1, size)).sum(3)
+    there = torch.nn.functional.pad(torch.ones(x.shape[2], dtype=x.dtype, device=x.device), (offset, short))
+    return sums / there.view(-1, size).sum(1)[:, None]
