@@ -9,12 +9,14 @@ from torch.nn.functional import normalize
 
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import as_pattern, attention
+from patterndsl.ir.relation import inputs_read
+from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.data import Inputs
-from patterndsl.sema.bind import fixed_settings
-from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted
+from patterndsl.sema.bind import fixed_settings, selection_at
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, Sizes, counted, sizes_of
 
 
 class Attention(nn.Module):
@@ -27,7 +29,8 @@ class Attention(nn.Module):
     Where the pattern says `share: query_key`, the keys are the queries at unit length, and scores are their products as
     they are (Reformer). Labels by k-means are learned: their centroids are buffers that follow the keys while the layer
     trains, and `losses` then holds the commitment loss of the last call, to be added to the training loss by a small
-    factor (1e-4 in Routing Transformer).
+    factor (1e-4 in Routing Transformer). A selection `by = learned` has an index of index_heads heads of index_dim, and
+    its loss stands in `losses` too: it moves nothing but the index, which learns nothing unless it is added.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Attention(nn.Module):
         bias: bool = True,
         layer: int = 0,
         backend: str = "auto",
+        index_heads: int = 4,
+        index_dim: int = 32,
     ) -> None:
         super().__init__()
         self.pattern = as_pattern(pattern)
@@ -70,6 +75,15 @@ class Attention(nn.Module):
                 if label.learner == "kmeans"
             }
         )
+        self.indices = nn.ModuleDict(
+            {
+                item.name: Index(dim, index_heads, index_dim)
+                for item in self.pattern.resolved.selections
+                if item.by == "learned"
+            }
+        )
+        relations = (self.pattern.resolved.relation, self.pattern.resolved.fallback)
+        self.labels_read = frozenset[str]().union(*(inputs_read(part) for part in relations if part is not None))
         self.losses: dict[str, Tensor] = {}
 
     def forward(
@@ -87,12 +101,15 @@ class Attention(nn.Module):
         key = query if self.is_shared and context is None else self._by_head(self.key_projection(source), self.kv_heads)
         key, scale = (normalize(key, dim=-1), 1.0) if self.is_shared else (key, None)
         value = self._by_head(self.value_projection(source), self.kv_heads)
+        sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
+        scale = self.head_dim**-0.5 if scale is None else scale
+        found = self._learned(x, source, query, key, scale, sizes, inputs)
         attended = attention(
             query,
             key,
             value,
             self.pattern,
-            inputs=self._with_labels(key, inputs),
+            inputs={**(inputs or {}), **found} if found else inputs,
             layer=self.layer,
             q_start=q_start,
             scale=scale,
@@ -100,19 +117,48 @@ class Attention(nn.Module):
         )
         return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
 
-    def _with_labels(self, key: Tensor, inputs: Inputs | None) -> Inputs | None:
-        """The inputs with the labels of learners that have a state, which learn from the keys in training."""
+    def _learned(
+        self,
+        x: Tensor,
+        source: Tensor,
+        query: Tensor,
+        key: Tensor,
+        scale: float,
+        sizes: Sizes,
+        inputs: Inputs | None,
+    ) -> dict[str, Tensor]:
+        """What learners with a state say, unless the caller does; in training they learn from the keys first."""
         self.losses = {}
         found: dict[str, Tensor] = {}
+        again = self.heads // self.kv_heads
+        given = inputs or {}
+        selections = [item for item in self.pattern.resolved.selections if item.name not in given]
         for name, learner in self.learners.items():
             assert isinstance(learner, KMeans)
-            if inputs is not None and name in inputs:
+            routed = [item for item in selections if item.label == name]
+            if name in given and not routed:
                 continue
             if self.training:
                 learner.update(key)
                 self.losses[name] = learner.commitment(key)
-            found[name] = learner(key).repeat_interleave(self.heads // self.kv_heads, dim=1)
-        return {**(inputs or {}), **found} if found else inputs
+            if name in self.labels_read and name not in given:
+                found[name] = learner(key).repeat_interleave(again, dim=1)
+            for item in routed:
+                top = selection_at(self.pattern.resolved, item.name, sizes, self.layer).width
+                found[item.name] = learner.members(key, top).repeat_interleave(again, dim=1)
+        for item in selections:
+            if item.name not in self.indices:
+                continue
+            index = cast("Index", self.indices[item.name])
+            selection = selection_at(self.pattern.resolved, item.name, sizes, self.layer)
+            found[item.name] = index(x, source, selection, sizes.q_start)
+            if self.training:
+                keys = key.repeat_interleave(again, dim=1) if again > 1 else key
+                attended = (query.detach(), keys.detach(), scale)
+                self.losses[item.name] = index.loss(
+                    x, source, attended, found[item.name], selection, sizes.q_start
+                )
+        return found
 
     def _check(self, name: str, x: object) -> None:
         """Raises InputError (E503) where the projections cannot take it."""

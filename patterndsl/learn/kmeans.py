@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 
 class KMeans(nn.Module):
@@ -37,6 +37,15 @@ class KMeans(nn.Module):
         """int64 [B, H, T] of key [B, H, T, D]. Work: O(T D clusters)."""
         with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
             return (self._unit(key) @ self.centroids.transpose(-1, -2)).argmax(-1)
+
+    def members(self, key: Tensor, top: int) -> Tensor:
+        """int64 [B, H, clusters, top] of key [B, H, T, D]: the tokens that point most to each centroid, in ascending
+        order; -1 behind them where there are fewer tokens. A token may be a member of none, or of several. Work:
+        O(T D clusters)."""
+        with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
+            scores = self.centroids @ self._unit(key).transpose(-1, -2)
+            found = scores.topk(min(top, key.shape[2]), sorted=False).indices.sort(-1).values
+            return pad(found, (0, top - found.shape[-1]), value=-1)
 
     def _unit(self, key: Tensor) -> Tensor:
         return normalize(key.detach().to(self.centroids.dtype), dim=-1)

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.draws import NoInputs
+from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
 from patterndsl.sema.bind import BoundSelection
 
@@ -34,7 +34,7 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
     """
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
         dtype = torch.promote_types(key.dtype, torch.float32)
-        rows = _pooled(query.to(dtype), selection.per, q_start % selection.per)
+        rows = pooled(query.to(dtype), selection.per, q_start % selection.per)
         kv_group = query.shape[1] // key.shape[1]
         rows = rows.unflatten(1, (key.shape[1], kv_group))  # [B, Hkv, G, rows, D]
 
@@ -57,7 +57,7 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
                 part = rows[..., at, :]
                 return of_heads(part.clamp(min=0) @ most + part.clamp(max=0) @ least)
         else:
-            means = _pooled(key.to(dtype), selection.of, 0).transpose(-1, -2)[:, :, None]
+            means = pooled(key.to(dtype), selection.of, 0).transpose(-1, -2)[:, :, None]
 
             def scores(at: slice) -> Tensor:
                 return of_heads(rows[..., at, :] @ means)
@@ -99,7 +99,7 @@ def _blocks(x: Tensor, size: int, filler: float) -> Tensor:
     return x.unflatten(2, (-1, size))
 
 
-def _pooled(x: Tensor, size: int, offset: int) -> Tensor:
+def pooled(x: Tensor, size: int, offset: int) -> Tensor:
     """[B, H, blocks, D]: the mean of each block, of those of its positions that are there; the first has `offset`
     positions before x."""
     if size == 1:

@@ -7,7 +7,7 @@ order of positions by an input, read as conditions on places in that order. `chu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,7 +113,7 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
     found = list[Hull]()
     for group in bound.groups:
         by_order: dict[str | None, tuple[list[Relation], list[Said]]] = {}
-        terms, listed = _apart(group.relation, bound)
+        terms, listed = apart(group.relation, bound)
         before = list[Relation]()
         for term in terms:
             number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in _orders(term, bound.sizes)}
@@ -138,7 +138,7 @@ def _tiles(hull: Relation, bound: Bound) -> Tiles:
 def _dense(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     found = list[Hull]()
     for group in bound.groups:
-        terms, listed = _apart(group.relation, bound)
+        terms, listed = apart(group.relation, bound)
         before = list[Relation]()
         # runs are dense as long as nothing is taken out of them
         for term in sorted(terms, key=lambda term: _runs_of(term, bound.sizes) is None):
@@ -155,8 +155,8 @@ def _dense(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
 # ---- what each call lists
 
 
-def _apart(relation: Relation, bound: Bound) -> tuple[list[Relation], dict[Lists, list[Relation]]]:
-    """The terms that are no lists, and those that are: what they say beyond being listed."""
+def apart(relation: Relation, bound: Bound) -> tuple[list[Relation], dict[Lists, Relation]]:
+    """The terms of a union that are no lists, and what is said of the pairs of lists beyond being listed."""
     has_lists = any(lists_in(relation))
     plain, by_name = list[Relation](), dict[str, list[Relation]]()
     for term in terms_of(relation, most=MANY) if has_lists else terms_of(relation):
@@ -165,7 +165,7 @@ def _apart(relation: Relation, bound: Bound) -> tuple[list[Relation], dict[Lists
             plain.append(term)
         else:
             by_name.setdefault(name, []).append(conjunction(_beyond(term, name)))
-    found = dict[Lists, list[Relation]]()
+    found = dict[Lists, Relation]()
     for shape in bound.inputs:
         said = [by_name.get(name, []) for name in shape.names]
         if shape.selection is None or not any(said):
@@ -182,8 +182,13 @@ def _apart(relation: Relation, bound: Bound) -> tuple[list[Relation], dict[Lists
             selection.label is not None,
             bound.merge == "set",
         )
-        found[lists] = said[0]
+        found[lists] = disjunction(said[0])
     return plain, found
+
+
+def listed_relation(lists: Lists, rest: Relation, bound: Bound) -> Relation:
+    """Being listed, and the rest."""
+    return conjunction((disjunction(conjunction(_asked(name, bound)) for name in lists.names), rest))
 
 
 MANY = 1 << 16
@@ -217,15 +222,13 @@ def _beyond(term: Relation, name: str) -> list[Relation]:
 
 
 def _listed(
-    listed: dict[Lists, list[Relation]], before: list[Relation], heads: tuple[int, ...], bound: Bound
+    listed: Mapping[Lists, Relation], before: list[Relation], heads: tuple[int, ...], bound: Bound
 ) -> Iterator[Hull]:
     """Hulls of lists; each is without the pairs of the terms before it, those of other lists among them."""
     for lists, said in listed.items():
-        rest = conjunction((disjunction(said), *map(negation, before)))
-        asked = disjunction(conjunction(_asked(name, bound)) for name in lists.names)
-        term = conjunction((asked, disjunction(said)))
-        yield Hull(heads, None, (), conjunction((asked, rest)), (Said(EVERYTHING, rest),), lists=lists)
-        before.append(term)
+        rest = conjunction((said, *map(negation, before)))
+        yield Hull(heads, None, (), listed_relation(lists, rest, bound), (Said(EVERYTHING, rest),), lists=lists)
+        before.append(listed_relation(lists, said, bound))
 
 
 def _num_listed(lists: Lists, sizes: Sizes) -> int:
@@ -339,4 +342,4 @@ def _placed(index: Index, order: str | None) -> Index | None:
             return None
 
 
-__all__ = ["Hull", "Lists", "hull_of", "hulls"]
+__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "listed_relation"]

@@ -50,12 +50,13 @@ class Asked:
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """Queries q [n, T] and keys k [n, L] that meet, counted from the first of each, in groups; -1 where there is none.
-    keep: bool [n, T, L], None for all. bias: [n, T, L], added to scores; None for nothing."""
+    keep: bool [n, T, L], None for all. counts: [n, T, L], in how many calls a pair
+    stands, each of which has its share of it; None for one."""
 
     q: Tensor
     k: Tensor
     keep: Tensor | None
-    bias: Tensor | None = None
+    counts: Tensor | None = None
 
 
 def calls(asked: Asked) -> Iterator[Call]:
@@ -128,12 +129,12 @@ def _of_routes(asked: Asked) -> Iterator[Call]:
     for part in members.split(max(1, MAX_PAIRS // max(1, members.shape[1] ** 2))):
         queries = part - asked.sizes.q_start
         queries = queries.masked_fill((queries < 0) | (queries >= asked.sizes.q_len), -1)
-        bias = None
+        counts = None
         if is_member is not None:
             mine = is_member[part]
-            bias = -(mine @ mine.transpose(1, 2)).clamp(min=1).log()
+            counts = (mine @ mine.transpose(1, 2)).clamp(min=1)
         keep = _keep(asked, queries, part)
-        yield Call(queries, part, None if bool(keep.all()) else keep, bias)
+        yield Call(queries, part, None if bool(keep.all()) else keep, counts)
 
 
 def _verdicts(asked: Asked, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,11 +193,15 @@ def _taken(x: Tensor, places: Tensor) -> Tensor:
 
 
 def _bias(call: Call, dtype: torch.dtype) -> Tensor | None:
-    if call.keep is None:
-        return None if call.bias is None else call.bias[:, None].to(dtype)
-    bias = torch.zeros(call.keep.shape, dtype=dtype, device=call.keep.device)
-    bias = bias if call.bias is None else bias + call.bias.to(dtype)
-    return bias.masked_fill_(~call.keep, -torch.inf)[:, None]
+    """What is added to scores, [n, 1, T, L]."""
+    if call.keep is None and call.counts is None:
+        return None
+    if call.counts is None:
+        assert call.keep is not None
+        bias = torch.zeros(call.keep.shape, dtype=dtype, device=call.keep.device)
+    else:
+        bias = -call.counts.to(dtype).log()
+    return (bias if call.keep is None else bias.masked_fill_(~call.keep, -torch.inf))[:, None]
 
 
 def forward(

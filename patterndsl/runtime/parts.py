@@ -16,8 +16,9 @@ from torch import Tensor
 
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Relation, compare, inputs_read
-from patterndsl.lower.plan import terms_of
+from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ def part_of(bound: Bound, relation: Relation, num_heads: int) -> Bound:
     inputs = tuple(shape for shape in bound.inputs if not read.isdisjoint(shape.names))
     groups = (HeadGroup(relation, tuple(range(num_heads))),)
     return Bound(relation, groups, inputs, bound.sizes, num_heads, bound.layer)
-
-
-MANY = 1 << 16
-"""More terms than a union has."""
 
 
 def read_by(bound: Bound, given: Inputs) -> dict[str, Tensor]:
@@ -161,14 +158,15 @@ def or_own_key(
 
 
 class Parts:
-    """A pattern as programs of its parts, each made when it is first asked for. program_of: makes one.
+    """A pattern as programs of its parts, each made when it is first asked for. program_of: makes one. takes_routes:
+    whether all routes of a selection are one part, and not a program each.
 
     A multiset is the sum of its terms, a fallback stands in for rows that have no keys, and heads whose inputs differ
     are batch rows of a program of one head.
     """
 
-    def __init__(self, bound: Bound, program_of: Callable[[Bound], Program]) -> None:
-        self.bound, self.program_of = bound, program_of
+    def __init__(self, bound: Bound, program_of: Callable[[Bound], Program], *, takes_routes: bool) -> None:
+        self.bound, self.program_of, self.takes_routes = bound, program_of, takes_routes
 
     def are_needed(self, given: Inputs) -> bool:
         """Whether the pattern is more than one relation whose inputs all heads share."""
@@ -182,17 +180,36 @@ class Parts:
         return tuple((chosen, self.program_of(bound)) for chosen, bound in found)
 
     @cached_property
-    def summed(self) -> tuple[tuple[Chosen, tuple[Program, ...]], ...]:
-        """Heads that agree, with the programs of terms whose keys add up; of a set that is one, for all heads."""
+    def summed(self) -> tuple[tuple[Chosen, tuple[Program | Routes, ...]], ...]:
+        """Heads that agree, with the programs of terms whose keys add up, or all routes of a selection; of a set that
+        is one, for all heads."""
+        return self._summed(with_routes=self.takes_routes)
+
+    @cached_property
+    def terms(self) -> tuple[tuple[Chosen, tuple[Program, ...]], ...]:
+        """The same with a program of each route."""
+        found = self._summed(with_routes=False)
+        return tuple((chosen, tuple(x for x in parts if not isinstance(x, Routes))) for chosen, parts in found)
+
+    def _summed(self, *, with_routes: bool) -> tuple[tuple[Chosen, tuple[Program | Routes, ...]], ...]:
         total = self.bound.num_heads
         if self.bound.merge == "set":
             whole = self.program_of(replace(self.bound, fallback=None))
             return ((Chosen(tuple(range(total)), total), (whole,)),)
         found = []
         for group in self.bound.groups:
-            terms = terms_of(group.relation, most=MANY)
+            terms, listed = apart(group.relation, self.bound)
+            routes = list[Routes]()
+            for lists, rest in listed.items():
+                if lists.is_route and with_routes:
+                    routes.append(Routes(lists, rest, self.bound.sizes))
+                elif lists.is_route:
+                    each = (replace(lists, names=(name,)) for name in lists.names)
+                    terms.extend(listed_relation(one, rest, self.bound) for one in each)
+                else:
+                    terms.append(listed_relation(lists, rest, self.bound))
             programs = (self.program_of(part_of(self.bound, term, len(group.heads))) for term in terms)
-            found.append((Chosen(group.heads, total), tuple(programs)))
+            found.append((Chosen(group.heads, total), (*programs, *routes)))
         return tuple(found)
 
     @cached_property
@@ -223,8 +240,7 @@ class Parts:
         for chosen, programs in self.summed:
             tensors = chosen.take(query, key, value)
             mine = given if chosen.is_all else only_heads(given, chosen.heads)
-            terms = [_run(program, tensors, read_by(program.bound, mine), scale, train) for program in programs]
-            found.append((chosen.heads, merged(terms)))
+            found.append((chosen.heads, self._joined(programs, tensors, mine, scale, train)))
         results = _assembled(found)
         if self.fallback is None:
             return results
@@ -232,6 +248,27 @@ class Parts:
             return or_own_key(results, query, key, value, scale, want_lse=want_lse)
         other = read_by(self.fallback.bound, given)
         return otherwise(results, _run(self.fallback, (query, key, value), other, scale, train))
+
+    def _joined(
+        self,
+        parts: Sequence[Program | Routes],
+        tensors: tuple[Tensor, Tensor, Tensor],
+        given: Inputs,
+        scale: float,
+        train: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Output and lse of all parts of some heads; of a mean the lse is the log of how many parts have keys."""
+        is_mean, results = self.bound.merge == "mean", list[tuple[Tensor, Tensor]]()
+        query, key, value = tensors
+        again = query.shape[1] // key.shape[1]
+        for part in parts:
+            if isinstance(part, Routes):
+                k, v = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+                results.append((part.totals if is_mean else part.results)(query, k, v, given, scale))
+                continue
+            out, lse = _run(part, tensors, read_by(part.bound, given), scale, train)
+            results.append((out, (lse > -torch.inf).to(out.dtype)) if is_mean else (out, lse))
+        return averaged(results) if is_mean else merged(results)
 
     def counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
         """See `Program.counted`."""
@@ -244,10 +281,10 @@ class Parts:
                     (chosen.heads, chosen.unfold(rows.expand(num_rows * len(chosen.heads), -1, -1, -1), num_rows))
                 )
             return assembled(parts)
-        for chosen, programs in self.summed:
+        for chosen, programs in self.terms:
             mine = given if chosen.is_all else only_heads(given, chosen.heads)
             terms = [program.counted(positions, read_by(program.bound, mine)) for program in programs]
-            if self.bound.merge == "multiset":
+            if self.bound.merge != "set":
                 terms = [term.long().expand(num_rows, len(chosen.heads), -1, -1) for term in terms]
             parts.append((chosen.heads, torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]))
         counts = assembled(parts)

@@ -403,6 +403,9 @@ class Program:
         scaled_dot_product_attention. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
         """
         query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
+        if return_lse and self.bound.merge == "mean":
+            message = "a mean of several softmaxes has no log-sum-exp"
+            raise input_error("E505", message, "leave return_lse out, or take `merge: multiset`")
         if return_labels:
             inputs = self.with_found(query, key, inputs)
         output: Tensor
@@ -471,7 +474,7 @@ class Program:
         def program_of(bound: Bound) -> Program:
             return Program(bound, self.text, self.device, self._asked, self._choice, self._constants_asked)
 
-        return Parts(self.bound, program_of)
+        return Parts(self.bound, program_of, takes_routes=self._asked not in ("oracle", "gathered"))
 
     def _refuse(self, what: str, given: dict[str, Tensor] | None) -> None:
         """Raises InputError (E505) where the relation is not all there is, or heads differ by inputs."""

@@ -227,11 +227,19 @@ def bind(
 
     learners = {label.name: _bound_learner(label, sizes, values) for label in resolved.labels}
     selections = {
-        item.name: _bound_selection(item, sizes, values, learners, lambda relation: substitute(relation, put, lists))
+        item.name: _bound_selection(item, sizes, values, learners, lambda part: substitute(part, put, lists))
         for item in resolved.selections
     }
     fallback = None if resolved.fallback is None else bound(resolved.fallback)
     return replace(bound(resolved.relation), merge=resolved.merge, fallback=fallback)
+
+
+def selection_at(resolved: Resolved, name: str, sizes: Sizes, layer: int) -> BoundSelection:
+    """A selection at these sizes, parameters at their defaults. Raises PatternError (E4xx)."""
+    bound = bind(resolved, sizes, 1, layer)
+    parts = (bound, *(part for part in [bound.fallback] if part is not None))
+    found = (shape.selection for part in parts for shape in part.inputs if shape.name == name)
+    return next(item for item in found if item is not None)
 
 
 def _bound_selection(

@@ -20,6 +20,7 @@ from patterndsl.ir.relation import (
     conjunction,
     disjunction,
     inputs_read,
+    negation,
     substitute,
 )
 from patterndsl.sema.expand import Expander, Stop
@@ -322,7 +323,9 @@ class _Resolver(Expander):
             NQ: arithmetic("//", arithmetic("+", NQ, arithmetic("-", found.per, Const(1))), found.per),
             NK: arithmetic("//", arithmetic("+", NK, arithmetic("-", found.of, Const(1))), found.of),
         }
-        may = substitute(disjunction((found.among, found.always)), lambda symbol: put.get(symbol, symbol))
+        # disjoint, so that a multiset counts each key once
+        may = disjunction((found.always, conjunction((found.among, negation(found.always)))))
+        may = substitute(may, lambda symbol: put.get(symbol, symbol))
         return conjunction((Listed(found.name, found.width, row, key), may))
 
     def selected(self, declared: ast.Selection, scope: Scope) -> SelectionDeclaration:
@@ -353,7 +356,10 @@ class _Resolver(Expander):
             self.candidates(name, setting, given, scope, default)
             for setting, default in (("among", EVERYTHING), ("always", NOTHING))
         )
-        by, heads = self.word("by", given, BYS) or "mean", self.word("heads", given, SHARINGS) or "each"
+        by = self.word("by", given, BYS) or "mean"
+        heads = self.word("heads", given, SHARINGS) or ("all" if by == "learned" else "each")
+        if by == "learned" and heads != "all":
+            raise self.report("E204", "what a layer learns is for all heads", given["heads"].place, "write heads = all")
         label = self.clustered(given["label"], scope) if "label" in given else None
         return SelectionDeclaration(
             declared.name, name, width, of, per, by, among, always, heads, label, declared.place
