@@ -28,11 +28,26 @@ from patterndsl.analysis.witness import (
     small_inputs,
 )
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.index import Const, Facet, Index, K, Q, Read, Var
-from patterndsl.ir.relation import NOTHING, Or, Relation, compare, conjunction, depends_on, disjunction, indices
-from patterndsl.sema.bind import Bound, InputShape
+from patterndsl.ir.index import NK, Const, Facet, Index, K, Q, Read, Var, arithmetic
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import (
+    NOTHING,
+    Or,
+    Relation,
+    compare,
+    conjunction,
+    depends_on,
+    disjunction,
+    indices,
+    inputs_read,
+    lists_in,
+    negation,
+    substitute,
+)
+from patterndsl.lower.lookup import Lookup
+from patterndsl.sema.bind import Bound, BoundSelection, InputShape
 from patterndsl.sema.learners import LEARNERS
-from patterndsl.sema.model import Resolved
+from patterndsl.sema.model import Resolved, SelectionDeclaration
 
 Causality: TypeAlias = Literal["causal", "value_causal", "pattern_causal"]
 Labels: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -54,11 +69,17 @@ OPERATIONS = 300_000
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A label through which later tokens may choose what a query attends: it has seen them, or is one of theirs."""
+    """A label or selection through which later tokens may choose what a query attends: it has seen them, or is one of
+    theirs."""
 
     label: str
     facet: Facet
-    how: Literal["sees the whole sequence", "is read at a later position"]
+    how: Literal[
+        "sees the whole sequence",
+        "is read at a later position",
+        "is chosen for a block of queries, with later ones",
+        "is chosen among keys that may be later",
+    ]
 
     def __str__(self) -> str:
         facet = "" if self.facet == "value" else f".{self.facet}"
@@ -80,7 +101,8 @@ def prove_causality(
     if claim == "pattern_causal":
         return _selection(pattern, n, given, None)
     value = prove("causal", pattern, n=n, fixed=given)
-    return _both(value, _selection(pattern, n, given, value)) if any(_label_reads(pattern)) else value
+    chooses = any(_label_reads(pattern)) or any(_selections(pattern))
+    return _both(value, _selection(pattern, n, given, value)) if chooses else value
 
 
 def _both(value: Verdict, selection: Verdict) -> Verdict:
@@ -129,12 +151,18 @@ def _terms(pattern: Resolved) -> Iterator[Relation]:
             yield from relation.terms if isinstance(relation, Or) else (relation,)
 
 
+def _selections(pattern: Resolved) -> Iterator[SelectionDeclaration]:
+    """The selections that the pattern and its fallback ask, and that tokens have a say in."""
+    names = {node.name for term in _terms(pattern) for node in lists_in(term)}
+    yield from (item for item in pattern.selections if item.name in names and item.selector != "given")
+
+
 def _choosing(pattern: Resolved) -> Resolved:
     """The pattern without the terms that read no label: tokens have no say in those, whatever keys they have."""
-    names = {label.name for label in pattern.labels}
+    names = {item.name for item in (*pattern.labels, *pattern.selections)}
 
     def chooses(term: Relation) -> bool:
-        return any(isinstance(index, Read) and index.name in names for index in indices(term))
+        return not names.isdisjoint(inputs_read(term))
 
     return replace(pattern, relation=disjunction(filter(chooses, _terms(pattern))), fallback=None)
 
@@ -154,7 +182,41 @@ def leaks(pattern: Resolved) -> tuple[Leak, ...]:
     for read in reads:
         if read.name not in found and not _is_behind(read.index, pattern):
             found[read.name] = Leak(read.name, read.facet, "is read at a later position")
+    for selection in _selections(pattern):
+        how = _seen_by(selection, pattern)
+        if how is not None:
+            found[selection.name] = Leak(selection.name, "value", how)
     return tuple(found.values())
+
+
+def _seen_by(
+    selection: SelectionDeclaration, pattern: Resolved
+) -> (
+    Literal[
+        "sees the whole sequence",
+        "is chosen for a block of queries, with later ones",
+        "is chosen among keys that may be later",
+    ]
+    | None
+):
+    """What the lists of a query have seen beyond it; None for nothing. What is always taken has no part in the choice
+    of others, but takes a place."""
+    if selection.label is not None:
+        return "sees the whole sequence"
+    if selection.per != Const(1):
+        return "is chosen for a block of queries, with later ones"
+    block = arithmetic("//", K, selection.of)
+    put: dict[Index, Index] = {K: block, NK: arithmetic("//", arithmetic("+", NK, _less_one(selection.of)), selection.of)}
+    choice = conjunction((selection.among, negation(selection.always)))
+    among = substitute(choice, lambda symbol: put.get(symbol, symbol))
+    last = arithmetic("+", arithmetic("*", block, selection.of), _less_one(selection.of))
+    sides = (replace(pattern, relation=part, fallback=None) for part in (among, compare("<=", last, Q)))
+    is_before = proven("within", *sides, operations=OPERATIONS) is not None
+    return None if is_before else "is chosen among keys that may be later"
+
+
+def _less_one(size: Index) -> Index:
+    return arithmetic("-", size, Const(1))
 
 
 def _is_behind(index: Index, pattern: Resolved) -> bool:
@@ -176,7 +238,7 @@ def _selection(pattern: Resolved, n: int | None, fixed: Mapping[str, int], value
     """Whether which keys a query attends is a function of the tokens up to its own. value: of `causal`, where known."""
     text = "pattern-causal"
     scope = scope_of(pattern, n=n, fixed=fixed)
-    if not any(_label_reads(pattern)) or (n is not None and n < 2):
+    if not (any(_label_reads(pattern)) or any(_selections(pattern))) or (n is not None and n < 2):
         return Proven(text, scope)
     with within():
         suspects = leaks(pattern)
@@ -188,7 +250,8 @@ def _selection(pattern: Resolved, n: int | None, fixed: Mapping[str, int], value
             return replace(known, claim=text)
         reads = {read.name: read for read in _label_reads(pattern)}.values()
         suspects = tuple(Leak(read.name, read.facet, "is read at a later position") for read in reads)
-    open_because = f"{' and '.join(map(str, suspects))}; no labels were found with which that matters"
+    what = "labels" if any(_label_reads(pattern)) else "lists"
+    open_because = f"{' and '.join(map(str, suspects))}; no {what} were found with which that matters"
     if n is not None and n > MAX_LENGTH:
         return Unknown(text, f"{open_because}: N is above {MAX_LENGTH:,}")
     with within():
@@ -214,7 +277,8 @@ def _search(
                 continue  # sizes that the spec does not allow
             for leak, head in product(suspects, heads):
                 place = _Place(bound, {**fixed, **values}, head, leak.label, _sees_all(pattern, leak.label))
-                witness = place.witness()
+                is_list = any(item.name == leak.label for item in pattern.selections)
+                witness = place.witness_of_lists() if is_list else place.witness()
                 if witness is not None:
                     return witness, leak
     return None
@@ -274,6 +338,23 @@ class _Place:
                     return self.shown(int(rows[row]), k, pair, others)
         return None
 
+    def witness_of_lists(self) -> Witness | None:
+        """A query that attends a key with one list and not with another, which differs by what later tokens choose."""
+        shapes = input_shapes([self.bound])
+        shape = shapes.get(self.label)
+        if shape is None or shape.selection is None:
+            return None
+        rows = _rows(self.bound.sizes.kv_len)
+        for others in _surroundings(shapes, self.label):
+            keys = self.keys_by_labels(others, rows, shapes)
+            for first, second, before in _list_changes(shape.selection, self.bound.sizes.kv_len):
+                differing = np.argwhere((keys(first) != keys(second)) & (rows < before)[:, None])
+                if differing.size:
+                    row, k = map(int, differing[0])
+                    pair = (first, second) if keys(first)[row, k] else (second, first)
+                    return self.shown(int(rows[row]), k, pair, others)
+        return None
+
     def keys_by_labels(
         self, others: Mapping[str, Labels], rows: Labels, shapes: Mapping[str, InputShape]
     ) -> Callable[[Labels], Any]:
@@ -324,6 +405,37 @@ def _changes(n: int, num_labels: int) -> Iterator[tuple[Labels, Labels, int]]:
     several = [(random.integers(0, few, n), few) for _ in range(3)]
     for (base, number), at in product([*two, *several], sorted({n - 1, n - n // 3, n // 2}, reverse=True)):
         yield _changed(base, at, number)
+
+
+def _list_changes(selection: BoundSelection, n: int) -> Iterator[tuple[Labels, Labels, int]]:
+    """Two tables of lists that later tokens choose between, and the first of these tokens: what a query before it
+    attends is not to change. All that differs is which candidate has the last place."""
+    width, of, per = selection.width, selection.of, selection.per
+    if selection.label is not None:  # the first members, or the last token instead of the first of them
+        if 1 < width < n:
+            first = np.arange(width, dtype=np.int64)
+            yield first, np.append(first[1:], n - 1), n - 1
+        return
+    rows, blocks = np.arange(selection.num_rows)[:, None], np.arange(selection.num_blocks)[None]
+    among, always = (
+        np.broadcast_to(np.asarray(member(part, Point(rows, blocks, 0, Lookup({})))), (rows.size, blocks.size))
+        for part in (selection.among, selection.always)
+    )
+    for row in range(rows.size):
+        fixed = np.flatnonzero(always[row])[:width]
+        choice = np.flatnonzero(among[row] & ~always[row])
+        places = width - fixed.size
+        if not 0 < places < choice.size:
+            continue
+        latest_key = min(n, (int(choice[-1]) + 1) * of) - 1
+        latest = max(latest_key, min(n, (row + 1) * per) - 1)
+        tables = []
+        for chosen in (choice[:places], np.append(choice[: places - 1], choice[-1])):
+            table = np.full((rows.size, width), -1, dtype=np.int64)
+            listed = np.sort(np.append(fixed, chosen))
+            table[row, : listed.size] = listed
+            tables.append(table.ravel())
+        yield tables[0], tables[1], latest
 
 
 def _changed(labels: Labels, at: int, num_labels: int) -> tuple[Labels, Labels, int]:
