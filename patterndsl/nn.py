@@ -155,9 +155,7 @@ class Attention(nn.Module):
             if self.training:
                 keys = key.repeat_interleave(again, dim=1) if again > 1 else key
                 attended = (query.detach(), keys.detach(), scale)
-                self.losses[item.name] = index.loss(
-                    x, source, attended, found[item.name], selection, sizes.q_start
-                )
+                self.losses[item.name] = index.loss(x, source, attended, found[item.name], selection, sizes.q_start)
         return found
 
     def _check(self, name: str, x: object) -> None:

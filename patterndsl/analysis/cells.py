@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patterndsl.analysis.count import Cell, agrees, reduced
+from patterndsl.analysis.sets import coalesced
 
 if TYPE_CHECKING:
     import islpy
@@ -50,8 +51,8 @@ def _grown(main: Cell, others: Sequence[Cell], space: islpy.Set, few: bool) -> t
                 domain = domain.union(basic.to_set())
         left = cell.domain.subtract(domain)
         if not left.is_empty():
-            rest.append(Cell(left.coalesce(), cell.value))
-    return _rounded(Cell(domain.coalesce(), value), rest, space)
+            rest.append(Cell(coalesced(left), cell.value))
+    return _rounded(Cell(coalesced(domain), value), rest, space)
 
 
 def _rounded(main: Cell, rest: list[Cell], space: islpy.Set) -> tuple[Cell, list[Cell]]:
@@ -60,7 +61,7 @@ def _rounded(main: Cell, rest: list[Cell], space: islpy.Set) -> tuple[Cell, list
     shared = [Cell(cell.domain.intersect(hull), cell.value) for cell in rest]
     if not all(cell.domain.is_empty() or agrees(cell, main.value) for cell in shared):
         return main, rest
-    left = [Cell(cell.domain.subtract(hull).coalesce(), cell.value) for cell in rest]
+    left = [Cell(coalesced(cell.domain.subtract(hull)), cell.value) for cell in rest]
     return Cell(hull, main.value), [cell for cell in left if not cell.domain.is_empty()]
 
 

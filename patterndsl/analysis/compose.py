@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterndsl.analysis.budget import check_time
-from patterndsl.analysis.sets import GaveUpError, limited, weigh
+from patterndsl.analysis.sets import GaveUpError, coalesced, limited, weigh
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, Var, operands
 from patterndsl.ir.relation import And, Compare, Everything, Not, Nothing, Or, Relation
 
@@ -117,7 +117,7 @@ def _coalesced(relation: islpy.Map) -> islpy.Map:
             raise GaveUpError("it falls into too many pieces")
 
     check(relation, MAX_PIECES**2)
-    relation = relation.coalesce()
+    relation = coalesced(relation)
     check(relation, MAX_PIECES)
     if len(str(relation)) > MAX_TEXT:
         raise GaveUpError("its formula grows too long")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from patterndsl.analysis.digits import Affine, resolved
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
 from patterndsl.analysis.radix import Named, Split, divided, plain_name
-from patterndsl.analysis.sets import Constraint, Floor, constraints, floors
+from patterndsl.analysis.sets import Constraint, Floor, coalesced, constraints, floors
 
 if TYPE_CHECKING:
     import islpy
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def condition(points: islpy.Set, shown: Mapping[str, str], subject: Collection[str] = ()) -> str:
     """A set as inequalities of the language, each digit as it is shown; those of the subject alone on the left."""
     parts = []
-    for basic in points.coalesce().compute_divs().get_basic_sets():
+    for basic in coalesced(points).compute_divs().get_basic_sets():
         known = floors(basic)
         names = dict(shown)
         for at, floor in enumerate(known):

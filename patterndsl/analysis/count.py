@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from patterndsl.analysis.budget import check_time
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol, total
-from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names
+from patterndsl.analysis.sets import Constraint, GaveUpError, coalesced, constraints, dim_names
 
 if TYPE_CHECKING:
     import islpy
@@ -77,7 +77,7 @@ def combined(parts: Iterable[tuple[islpy.Set, Polynomial]], context: islpy.Set) 
             outside = cell.subtract(domain)
             if not outside.is_empty():
                 _put(after, known, outside)
-        cells = [(cell.coalesce(), known) for known, cell in after.items()]
+        cells = [(coalesced(cell), known) for known, cell in after.items()]
         if len(cells) > MAX_CELLS:
             raise GaveUpError(f"the formula has more than {MAX_CELLS} cases")
     return tuple(Cell(cell, value) for cell, value in cells)

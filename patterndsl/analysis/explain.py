@@ -13,7 +13,7 @@ from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
 from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
-from patterndsl.lower.hulls import Hull, hulls
+from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan
@@ -296,11 +296,27 @@ def _masked_groups(bound: Bound, found: Sequence[Hull], machine: Machine, head_d
             if hull.heads != group.heads:
                 continue
             if hull.runs is not None:
-                runs.append(f"runs of equal `{hull.order}`, {'causal' if hull.runs == 'causal' else 'every pair'}")
+                runs.append(
+                    f"runs of equal `{hull.order}`, {'causal' if hull.runs == 'causal' else 'every pair'}, "
+                    "as long as a call's inputs make them: not predicted"
+                )
+            if hull.lists is not None:
+                runs.append(
+                    f"{_listed_text(hull.lists)}, at most {num_listed(hull, bound.sizes):,} pairs: not predicted"
+                )
             placed = "" if hull.order is None else f"by `{hull.order}`, "
             figures = (_pass(item, None, machine, head_dim) for item in hull.passes)
             passes.extend(replace(shown, kernel="masked", text=placed + shown.text) for shown in figures)
         yield GroupWays(group.heads, (Way(0, "where pairs can be", tuple(passes), tuple(runs)),), 0, 0)
+
+
+def _listed_text(lists: Lists) -> str:
+    if lists.is_route:
+        name = lists.names[0].partition("#")[0]
+        return f"`{name}`: {len(lists.names):,} routes of {lists.width:,} members with each other"
+    keys = f"{lists.width:,} " + ("keys" if lists.of == 1 else f"blocks of {lists.of:,} keys")
+    queries = "each query" if lists.per == 1 else f"each {lists.per:,} queries"
+    return f"`{lists.names[0]}`: {keys} for {queries}, as each call lists them"
 
 
 def _pass(item: Pass, kept: int | None, machine: Machine, head_dim: int) -> PassFigures:
@@ -331,12 +347,13 @@ def _figures(seconds: Cost, num_bytes: Moved) -> dict[str, object]:
 
 def _composed(bound: Bound) -> Iterator[str]:
     """What a pattern is beside its relation."""
-    if bound.merge == "multiset":
-        yield "a multiset: each term of the union and each round runs by itself, and all are merged"
+    if bound.merge != "set":
+        how = "merged" if bound.merge == "multiset" else "averaged, each a softmax of its own"
+        yield f"a {bound.merge}: each term of the union and each round runs by itself, and all are {how}"
     if bound.fallback is not None:
         yield "rows without keys attend what `fallback` says"
-    if any(shape.learner is not None for shape in bound.inputs):
-        yield "labels may differ from head to head: then each head is a batch row of its own"
+    if bound.found:
+        yield "labels and lists may differ from head to head: then each head is a batch row of its own"
 
 
 def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, head_dim: int) -> Iterator[str]:
@@ -395,7 +412,7 @@ def _group_lines(group: GroupWays, train: bool, has_others: bool) -> Iterator[st
     heads = f"{_heads_text(group.heads)}: " if has_others else ""
     yield f"{heads}{_way_text(way)}: {_predicted_of(way)}"
     yield from (f"  {line}" for line in _aligned(_rows(way, train)))
-    yield from (f"  and {run}, as long as a call's inputs make them: not predicted" for run in way.runs)
+    yield from (f"  and {run}" for run in way.runs)
     rejected = group.rejected(train)
     for other in rejected[:MAX_SHOWN]:
         yield f"rejected {_way_text(other)}: {_predicted_of(other)}"

@@ -19,7 +19,7 @@ from patterndsl.analysis.latex import Shown, words
 from patterndsl.analysis.order import SUPERSCRIPTS
 from patterndsl.analysis.polynomial import Polynomial
 from patterndsl.analysis.radix import Named, plain_name, safe_name
-from patterndsl.analysis.sets import dim_names
+from patterndsl.analysis.sets import coalesced, dim_names
 
 if TYPE_CHECKING:
     import islpy
@@ -126,7 +126,7 @@ class Formula(Shown):
         whole = self.condition(cell)
         if len(whole) <= MAX_CONDITION:
             return whole
-        domain = cell.domain.gist(self.context).coalesce()
+        domain = coalesced(cell.domain.gist(self.context))
         parts = [basic.to_set() for basic in domain.get_basic_sets()]
         main = max(parts, key=lambda part: sum(_contains(part, digits) for digits in self.typical))
         others = f", and {len(parts) - 1:,} more such conditions" if len(parts) > 1 else ""

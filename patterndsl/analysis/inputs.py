@@ -1,4 +1,5 @@
-"""What data does an analysis read? Arrays of the caller, one number for each position, checked against the spec."""
+"""What data does an analysis read? Arrays of the caller, checked against the spec, or what learners can be expected to
+say."""
 
 from __future__ import annotations
 
@@ -8,23 +9,85 @@ from typing import Any
 import numpy as np
 
 from patterndsl.diagnostics import input_error
+from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.lookup import Lookup
-from patterndsl.sema.bind import InputShape
+from patterndsl.sema.bind import BoundSelection, InputShape
+
+MAX_SCORES = 1 << 26
+"""Of random ones, that lists are drawn by; more are too many."""
 
 
 def checked_inputs(shapes: Iterable[InputShape], inputs: Mapping[str, Any]) -> Lookup:
     """The inputs that are read, as int64. Raises InputError: E501 on a missing one, E502 on a wrong shape or dtype."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for shape in shapes:
         if shape.name not in inputs:
-            help = f'pass inputs={{"{shape.name}": ...}}, one number for each position'
+            help = f'pass inputs={{"{shape.name}": ...}}, {_form(shape)}'
             raise input_error("E501", f"input `{shape.name}` is missing", help)
         values = np.asarray(inputs[shape.name])
-        values = values[0] if values.ndim == 2 and len(values) == 1 else values
+        values = values[0] if values.ndim == len(shape.inner) + 1 and len(values) == 1 else values
         if values.dtype.kind not in "iub":
             raise input_error("E502", f"input `{shape.name}` has dtype {values.dtype}", f"give {shape.dtype}")
-        if values.ndim != 1 or (shape.length is not None and len(values) != shape.length):
-            wanted = "one dimension" if shape.length is None else f"{shape.length:,} values in one dimension"
-            raise input_error("E502", f"input `{shape.name}` has shape {list(values.shape)}", f"give {wanted}")
-        arrays[shape.name] = values.astype(np.int64)
+        fits = values.ndim == len(shape.inner) and all(
+            size in (None, found) for size, found in zip(shape.inner, values.shape, strict=True)
+        )
+        if not fits:
+            raise input_error("E502", f"input `{shape.name}` has shape {list(values.shape)}", f"give {_form(shape)}")
+        arrays |= _named(shape, values.astype(np.int64))
     return Lookup(arrays)
+
+
+def _form(shape: InputShape) -> str:
+    sizes = ["any number of" if size is None else f"{size:,}" for size in shape.inner]
+    return f"{sizes[0]} values in one dimension" if len(sizes) == 1 else f"values [{', '.join(sizes)}]"
+
+
+def _named(shape: InputShape, values: Any) -> dict[str, Any]:
+    """The values by the names that a relation reads."""
+    if shape.rounds > 1:
+        return dict(zip(shape.names, values, strict=True))
+    return {shape.name: values.ravel()}
+
+
+def expected_inputs(shapes: Iterable[InputShape]) -> Lookup | None:
+    """What learners and selectors can be expected to say: labels at random, each as often as the others, and lists of
+    candidates at random. None where only the caller knows something, or it is too much to draw. Work: O(values)."""
+    random, arrays = np.random.default_rng(0), dict[str, Any]()
+    for shape in shapes:
+        values: Any = None
+        if shape.selection is not None and shape.selection.selector != "given":
+            values = _lists(shape.selection, shape.rounds, random)
+        elif shape.learner is not None and shape.length is not None:
+            settings = dict(shape.learner.settings)
+            number = settings.get("buckets", settings.get("clusters"))
+            if number is not None:
+                labels = np.arange(shape.length, dtype=np.int64) % number
+                values = np.stack([random.permutation(labels) for _ in range(shape.rounds)])
+                values = values if shape.rounds > 1 else values[0]
+        if values is None:
+            return None
+        arrays |= _named(shape, values)
+    return Lookup(arrays)
+
+
+def _lists(selection: BoundSelection, routes: int, random: np.random.Generator) -> Any:
+    """int64 [routes, width] or [rows, width], or None."""
+    if selection.label is not None:
+        if routes * selection.num_blocks > MAX_SCORES:
+            return None
+        scores = random.random((routes, selection.num_blocks))
+        found = np.argpartition(scores, selection.width - 1, axis=1)[:, : selection.width]
+        return found.astype(np.int64)
+    if selection.num_rows * selection.num_blocks > MAX_SCORES:
+        return None
+    rows, blocks = np.arange(selection.num_rows)[:, None] + selection.first_row, np.arange(selection.num_blocks)[None]
+    among, always = (
+        np.broadcast_to(np.asarray(member(part, Point(rows, blocks, 0, Lookup()))), (rows.size, blocks.size))
+        for part in (selection.among, selection.always)
+    )
+    scores = np.where(always, 2.0, np.where(among, random.random((rows.size, blocks.size)), -1.0))
+    width = min(selection.width, blocks.size)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+    found = np.full((rows.size, selection.width), -1, dtype=np.int64)
+    found[:, :width] = np.where(np.take_along_axis(scores, order, axis=1) >= 0, order, -1)
+    return found

@@ -19,7 +19,7 @@ from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.formula import Formula, digits_at, formula, usual_first
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
 from patterndsl.analysis.radix import NotAffineError
-from patterndsl.analysis.sets import GaveUpError, constraints, limited, regions
+from patterndsl.analysis.sets import GaveUpError, coalesced, constraints, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Arithmetic, Const, Index, Param, Var
 from patterndsl.ir.relation import (
@@ -38,6 +38,7 @@ from patterndsl.ir.relation import (
     conjunction,
     disjunction,
     inputs_read,
+    lists_in,
     substitute,
 )
 from patterndsl.sema.model import Resolved
@@ -203,8 +204,8 @@ def _counted(pattern: Symbolic, form: Affine) -> Formula:
 
 
 def _drawn_at_most(pattern: Symbolic) -> Polynomial | None:
-    """How many pairs the draws of a relation can be, where they stand alone or in frames of whole blocks, and are
-    nowhere negated: the keys of each query, times the positions that a pair of the frame stands for."""
+    """How many pairs the draws and lists of a relation can be, where they stand alone or in frames of whole blocks, and
+    are nowhere negated: the keys of each query, times the positions that a pair of the frame stands for."""
     if not _draws_only_add(pattern.relation):
         return None
     total = Polynomial({})
@@ -215,6 +216,11 @@ def _drawn_at_most(pattern: Symbolic) -> Polynomial | None:
             return None
         # frames are whole blocks: at most N + b - 1 positions of queries
         total = total + number * blocks[1] * (symbol("N") + blocks[0] - 1)
+    for listed in lists_in(pattern.relation):
+        width, block = _plain(listed.width), _block_of(listed.key, "k")
+        if width is None or block is None:
+            return None
+        total = total + width * block * symbol("N")
     return total if total.terms else None
 
 
@@ -249,15 +255,17 @@ def draws_of(relation: Relation) -> Iterator[Random]:
 
 def _draws_only_add(relation: Relation) -> bool:
     if isinstance(relation, Not):
-        return not any(draws_of(relation.term))
-    if isinstance(relation, Holds | Listed) or (isinstance(relation, Compare) and inputs_read(relation)):
+        return not any(draws_of(relation.term)) and not any(lists_in(relation.term))
+    if isinstance(relation, Listed):
+        return not isinstance(relation.row, Const)  # those are members of routes, of which it is only one
+    if isinstance(relation, Holds) or (isinstance(relation, Compare) and inputs_read(relation)):
         return False
     return all(map(_draws_only_add, children(relation)))
 
 
 def _without_draws(relation: Relation) -> Relation:
     match relation:
-        case Random():
+        case Random() | Listed():
             return NOTHING
         case And(terms):
             return conjunction(map(_without_draws, terms))
@@ -288,15 +296,14 @@ def _points(context: islpy.Context, form: Affine) -> tuple[islpy.Set, islpy.Set]
     everywhere, (points,) = regions(context, form)
     kept = len(form.q_digits) + len(form.k_digits)
     points = points.project_out(islpy.dim_type.set, kept, len(form.flags))
-    return points.coalesce(), everywhere.params()
+    return coalesced(points), everywhere.params()
 
 
 def _per_row(points: islpy.Set, form: Affine, values: Mapping[str, int]) -> Integers | None:
     import islpy
 
-    moved = points.move_dims(
-        islpy.dim_type.param, len(form.params), islpy.dim_type.set, 0, len(form.q_digits)
-    ).coalesce()
+    kinds = (islpy.dim_type.param, len(form.params), islpy.dim_type.set)
+    moved = coalesced(points.move_dims(*kinds, 0, len(form.q_digits)))
     queries = np.arange(values["N"], dtype=np.int64)
     digits = digits_at(form, {**values, "q": queries}, of="q")
     if digits is None:

@@ -27,7 +27,7 @@ from patterndsl.analysis.latex import Shown
 from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, draws_of, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
 from patterndsl.analysis.radix import NotAffineError, Split
-from patterndsl.analysis.sets import Constraint, GaveUpError, constraints, dim_names, limited, regions
+from patterndsl.analysis.sets import Constraint, GaveUpError, coalesced, constraints, dim_names, limited, regions
 from patterndsl.ir.index import HEAD, LAYER, NK, NQ, Const, Index, K, Param, Q
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation, compare, conjunction, indices, inputs_read, substitute
@@ -232,7 +232,7 @@ def _policy(pattern: Symbolic, digits: bool, aligned: bool) -> Policy:
             kind = islpy.dim_type.set
             points = points.project_out(kind, len(form.q_digits) + len(form.k_digits), len(form.flags))
             points = points.project_out(kind, 0, len(form.q_digits))
-            return _without(points, free).coalesce()
+            return coalesced(_without(points, free))
 
         alive, frame = of_keys(later.intersect(known)), of_keys(known)
         domain = frame.params()
@@ -424,5 +424,5 @@ def _shortest(points: islpy.Set, frame: islpy.Set) -> islpy.Set:
 
     found = points.gist(frame)
     for _ in range(2):  # pieces that became one have constraints to lose again
-        found = united(shortened([piece.get_constraints() for piece in found.coalesce().get_basic_sets()]))
+        found = united(shortened([piece.get_constraints() for piece in coalesced(found).get_basic_sets()]))
     return found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from patterndsl.analysis.at_length import head_figures
+from patterndsl.analysis.at_length import HeadFigures, head_figures
 from patterndsl.analysis.budget import within
 from patterndsl.analysis.cost import (
     DEVICES,
@@ -32,11 +32,11 @@ from patterndsl.analysis.heads import (
     group_lines,
     head_reports,
 )
-from patterndsl.analysis.inputs import checked_inputs
+from patterndsl.analysis.inputs import checked_inputs, expected_inputs
 from patterndsl.analysis.pairs import NoFormula
 from patterndsl.analysis.policy import CachePolicy
 from patterndsl.diagnostics import input_error
-from patterndsl.ir.relation import depends_on
+from patterndsl.ir.relation import depends_on, inputs_read
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.fits import misfit
 from patterndsl.sema.model import Resolved
@@ -231,15 +231,17 @@ def report(
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
     shape = Shape(n, n, heads, kv_heads, head_dim, dtype)
     plain = head_reports(resolved, [group.heads for group in bound.groups], layer)
-    if bound.inputs and not inputs:
+    expected = expected_inputs(bound.inputs) if bound.inputs and not inputs else None
+    if bound.inputs and not inputs and expected is None:
         missing = tuple(item.name for item in bound.inputs)
         return _report(resolved, name, about, plain, n, shape, block, missing=missing)
-    lookup = checked_inputs(bound.inputs, inputs or {})
+    lookup = checked_inputs(bound.inputs, inputs or {}) if expected is None else expected
     values = _values(resolved, n)
     figured = []
     for group, found in zip(bound.groups, plain, strict=True):
         figures = head_figures(group, bound, lookup, block, found.formula, found.upper, found.cache, values)
-        figured.append(replace(found, figures=figures))
+        is_drawn = expected is not None and bool(inputs_read(group.relation))
+        figured.append(replace(found, figures=_expected(figures) if is_drawn and figures is not None else figures))
 
     def at(length: int) -> Bound:
         return bind(resolved, sizes_of(length, None, None, 0), heads, layer)
@@ -248,6 +250,25 @@ def report(
     is_tried = is_counted and not bound.inputs and is_quick(bound)
     least = overtakes(at, shape, tuple(DEVICES.values()), _is_causal(plain)) if is_tried else {}
     return _report(resolved, name, about, tuple(figured), n, shape, block, least)
+
+
+EXPECTED = "labels and lists at random, balanced"
+"""The model of what learners and selectors say, where the caller gives none."""
+
+
+def _expected(figures: HeadFigures) -> HeadFigures:
+    """Figures for inputs that were drawn."""
+
+    def so(figure: Figure | None) -> Figure | None:
+        return (
+            None
+            if figure is None or figure.certainty == "UpperBound"
+            else replace(figure, certainty="Expected", how=", ".join(filter(None, (figure.how, EXPECTED))))
+        )
+
+    found = {item.name: getattr(figures, item.name) for item in fields(figures)}
+    changed = {name: so(value) for name, value in found.items() if isinstance(value, Figure)}
+    return replace(figures, **{name: value for name, value in changed.items() if value is not None})
 
 
 def _about(resolved: Resolved, heads: int, layer: int) -> tuple[str, ...]:

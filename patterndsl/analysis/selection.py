@@ -159,7 +159,7 @@ def _selections(pattern: Resolved) -> Iterator[SelectionDeclaration]:
 
 def _choosing(pattern: Resolved) -> Resolved:
     """The pattern without the terms that read no label: tokens have no say in those, whatever keys they have."""
-    names = {item.name for item in (*pattern.labels, *pattern.selections)}
+    names = {label.name for label in pattern.labels} | {item.name for item in pattern.selections}
 
     def chooses(term: Relation) -> bool:
         return not names.isdisjoint(inputs_read(term))
@@ -206,7 +206,10 @@ def _seen_by(
     if selection.per != Const(1):
         return "is chosen for a block of queries, with later ones"
     block = arithmetic("//", K, selection.of)
-    put: dict[Index, Index] = {K: block, NK: arithmetic("//", arithmetic("+", NK, _less_one(selection.of)), selection.of)}
+    put: dict[Index, Index] = {
+        K: block,
+        NK: arithmetic("//", arithmetic("+", NK, _less_one(selection.of)), selection.of),
+    }
     choice = conjunction((selection.among, negation(selection.always)))
     among = substitute(choice, lambda symbol: put.get(symbol, symbol))
     last = arithmetic("+", arithmetic("*", block, selection.of), _less_one(selection.of))

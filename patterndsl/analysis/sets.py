@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from patterndsl.analysis.budget import GaveUpError as GaveUpError
 from patterndsl.analysis.budget import check_time
@@ -21,6 +21,8 @@ from patterndsl.analysis.radix import NotAffineError
 
 if TYPE_CHECKING:
     import islpy
+
+_Points = TypeVar("_Points", "islpy.Set", "islpy.Map")
 
 MAX_OPERATIONS = 12_000_000
 """Some 5 s on one core of 2026."""
@@ -106,7 +108,20 @@ def region(context: islpy.Context, params: Sequence[str], dims: Sequence[str], *
         part = islpy.Set(f"{space}{text} }}", context=context)
         result = part if result is None else result.intersect(part)
     assert result is not None
-    return result.coalesce()
+    return coalesced(result)
+
+
+def coalesced(points: _Points) -> _Points:
+    """The same points in fewer pieces, if isl manages: its assertions fail on some sets (islpy 2025.2), and what they
+    guard is only shorter."""
+    import islpy
+
+    try:
+        return points.coalesce()
+    except islpy.Error:
+        if _is_spent(points.get_ctx()):
+            raise
+        return points
 
 
 def regions(context: islpy.Context, form: Affine) -> tuple[islpy.Set, list[islpy.Set]]:

@@ -68,7 +68,9 @@ def _compared(program: Any, arguments: argparse.Namespace, device: torch.device,
     return compare(
         program,
         tensors,
-        program.with_found(tensors.query, tensors.key, as_inputs(inputs_of(program.bound, arguments, calls=True), device) or None),
+        program.with_found(
+            tensors.query, tensors.key, as_inputs(inputs_of(program.bound, arguments, calls=True), device) or None
+        ),
         backward=arguments.backward,
         limits=Limits(arguments.seconds, arguments.limit),
         on_event=on_event,

@@ -58,14 +58,13 @@ def _lookup(bound: Bound, inputs: Mapping[str, Array]) -> Lookup:
     one_row: dict[str, Array] = {}
     for shape in bound.inputs:
         name, values = shape.name, inputs[shape.name]
-        if shape.rounds > 1:
-            rows = values if values.ndim == 2 and values.shape[0] == shape.rounds else [values] * shape.rounds
-            one_row |= {each: row.reshape(-1).astype("int64") for each, row in zip(shape.names, rows, strict=True)}
-            continue
-        if values.ndim == 2 and values.shape[0] != 1:
-            help = "draw one row of the batch: give a tensor of one dimension"
-            raise input_error("E502", f"input `{name}` has {values.shape[0]} rows; a picture shows one", help)
-        one_row[name] = values.reshape(-1).astype("int64")
+        outer = values.shape[: values.ndim - len(shape.inner)]
+        if any(size != 1 for size in outer):
+            shown = " x ".join(map(str, outer))
+            help = f"draw one row of the batch and one head: give a tensor of {len(shape.inner)} dimensions"
+            raise input_error("E502", f"input `{name}` is of {shown} rows and heads; a picture shows one", help)
+        rows = values.reshape(shape.rounds, -1).astype("int64")
+        one_row |= dict(zip(shape.names, rows, strict=True))
     return Lookup(one_row)
 
 

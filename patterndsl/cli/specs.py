@@ -169,7 +169,7 @@ def _unknown_input(name: str, wanted: Mapping[str, InputShape]) -> PatternError:
 
 
 def _missing_input(shape: InputShape, path: str | None) -> PatternError:
-    length = shape.length if shape.length is not None else 4
+    length = shape.size if shape.size is not None else 4
     half = length // 2
     example = f"{shape.name}=0*{half},1*{length - half}" if half else f"{shape.name}=0"
     where = f" (it is not in {path})" if path else ""
@@ -197,13 +197,14 @@ def _values(shape: InputShape, text: str) -> Array:
         counts.append(int(run[2]) if run[2] else 1)
     if max(map(abs, values)) >= 2**62:
         raise input_error("E502", f"input `{shape.name}` holds a number beyond 62 bits", "use smaller numbers")
-    if shape.length is not None and sum(counts) != shape.length:  # said before so many are made
+    if shape.size is not None and sum(counts) != shape.size:  # said before so many are made
         raise _wrong_length(shape, f"{sum(counts):,} values")
     if sum(counts) > MAX_SIZE:
         raise _wrong_length(shape, f"{sum(counts):,} values")
     array = np.repeat(np.array(values, dtype=np.int64), np.array(counts, dtype=np.int64))
     if shape.dtype == "bool" and not set(values) <= {0, 1}:
         raise input_error("E502", f"input `{shape.name}` is not of truth values", "give 0 and 1, or false and true")
+    array = array if len(shape.inner) == 1 else array.reshape([size or 0 for size in shape.inner])
     return array.astype(bool) if shape.dtype == "bool" else array
 
 
@@ -211,11 +212,17 @@ def _checked(shape: InputShape, values: Array) -> Array:
     if values.dtype.kind not in ("b" if shape.dtype == "bool" else "iu"):
         help = f"give {'truth values' if shape.dtype == 'bool' else 'integers'}"
         raise input_error("E502", f"input `{shape.name}` has dtype {values.dtype}, not {shape.dtype}", help)
-    if values.ndim not in (1, 2) or (shape.length is not None and values.shape[-1] != shape.length):
+    depth = len(shape.inner)
+    inner = values.shape[-depth:]
+    if not 0 <= values.ndim - depth <= 2 or any(
+        size not in (None, found) for size, found in zip(shape.inner, inner, strict=False)
+    ):
         raise _wrong_length(shape, f"{values.shape[0]:,} values" if values.ndim == 1 else f"shape {list(values.shape)}")
     return values if shape.dtype == "bool" else values.astype("int64")
 
 
 def _wrong_length(shape: InputShape, shown: str) -> PatternError:
-    wanted = "one dimension of at most 2^40" if shape.length is None else f"{shape.length:,} values"
+    wanted = "one dimension of at most 2^40" if shape.size is None else f"{shape.size:,} values"
+    if len(shape.inner) > 1:
+        wanted += f", [{', '.join(map(str, shape.inner))}]"
     return input_error("E502", f"input `{shape.name}` has {shown}", f"give {wanted}")

@@ -22,7 +22,19 @@ from patterndsl.ir.index import (
     Symbol,
     Var,
 )
-from patterndsl.ir.relation import And, Compare, CompareOp, Everything, Holds, Listed, Not, Nothing, Or, Random, Relation
+from patterndsl.ir.relation import (
+    And,
+    Compare,
+    CompareOp,
+    Everything,
+    Holds,
+    Listed,
+    Not,
+    Nothing,
+    Or,
+    Random,
+    Relation,
+)
 
 Written: TypeAlias = list[list[Any]]
 """Nodes as [name, field, ...]; a field that is a node is its place in the list. The last node is the whole."""

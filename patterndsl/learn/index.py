@@ -84,7 +84,7 @@ class Index(nn.Module):
         query = pooled(self.query_projection(x)[:, None], selection.per, q_start % selection.per)[:, 0]
         weight = pooled(self.weight_projection(x)[:, None], selection.per, q_start % selection.per)[:, 0]
         key = pooled(self.key_projection(context)[:, None], selection.of, 0)[:, 0]
-        return query.unflatten(-1, (self.heads, self.head_dim)), weight, key
+        return query.reshape(*query.shape[:2], self.heads, self.head_dim), weight, key
 
     def _scores(self, query: Tensor, weight: Tensor, key: Tensor) -> Tensor:
         """[B, rows, blocks]."""
@@ -108,8 +108,10 @@ class Index(nn.Module):
         places = (blocks * selection.of)[..., None] + inside  # [B, S, width, of]
         there = keep[..., None] & (places < key.shape[2])
         at = places.clamp(max=key.shape[2] - 1).flatten(1)[:, None, :, None]
-        keys = key.gather(2, at.expand(-1, key.shape[1], -1, key.shape[3])).unflatten(2, places.shape[1:])
+        keys = key.gather(2, at.expand(-1, key.shape[1], -1, key.shape[3]))
+        keys = keys.view(*key.shape[:2], *places.shape[1:], key.shape[3])
         scores = torch.einsum("bhsd,bhswid->bhswi", query[:, :, last], keys) * scale
         scores = scores.masked_fill(~there[:, None], -torch.inf).flatten(3)
-        weights = scores.softmax(-1).nan_to_num(0.0).unflatten(3, (-1, selection.of))
-        return weights.sum(-1).mean(1)
+        weights = scores.softmax(-1).nan_to_num(0.0)
+        shares: Tensor = weights.view(*weights.shape[:3], -1, selection.of).sum(-1)
+        return shares.mean(1)

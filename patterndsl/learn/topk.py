@@ -29,14 +29,14 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
     """int64 [B, Hq or 1, num_rows, width] of query [B, Hq, Tq, D], key [B, Hkv, Tk, D]: blocks of keys in ascending
     order, -1 behind them where a row has fewer candidates; one list for all heads where they share it.
 
-    Blocks of `always` come first, then the highest scores; NaN is the lowest. Which of equal scores is listed may differ
-    from device to device. Without gradient; no scores of all rows are held. Work: O(num_rows num_blocks D).
+    Blocks of `always` come first, then the highest scores; NaN is the lowest. Which of equal scores is listed may
+    differ from device to device. Without gradient; no scores of all rows are held. Work: O(num_rows num_blocks D).
     """
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
         dtype = torch.promote_types(key.dtype, torch.float32)
         rows = pooled(query.to(dtype), selection.per, q_start % selection.per)
         kv_group = query.shape[1] // key.shape[1]
-        rows = rows.unflatten(1, (key.shape[1], kv_group))  # [B, Hkv, G, rows, D]
+        rows = rows.view(rows.shape[0], key.shape[1], kv_group, *rows.shape[2:])  # [B, Hkv, G, rows, D]
 
         def of_heads(products: Tensor) -> Tensor:
             match selection.heads:
@@ -50,7 +50,10 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
         scores: Scores
         if selection.by == "max":
             keys = key.to(dtype)
-            most, least = _blocks(keys, selection.of, -torch.inf).amax(3), _blocks(keys, selection.of, torch.inf).amin(3)
+            most, least = (
+                _blocks(keys, selection.of, -torch.inf).amax(3),
+                _blocks(keys, selection.of, torch.inf).amin(3),
+            )
             most, least = (x.transpose(-1, -2)[:, :, None] for x in (most, least))
 
             def scores(at: slice) -> Tensor:
@@ -96,7 +99,7 @@ def _blocks(x: Tensor, size: int, filler: float) -> Tensor:
     """[B, H, blocks, size, D], the last block filled up."""
     short = -x.shape[2] % size
     x = torch.nn.functional.pad(x, (0, 0, 0, short), value=filler) if short else x
-    return x.unflatten(2, (-1, size))
+    return x.reshape(*x.shape[:2], -1, size, x.shape[3])
 
 
 def pooled(x: Tensor, size: int, offset: int) -> Tensor:
@@ -105,6 +108,6 @@ def pooled(x: Tensor, size: int, offset: int) -> Tensor:
     if size == 1:
         return x
     short = -(x.shape[2] + offset) % size
-    sums = torch.nn.functional.pad(x, (0, 0, offset, short)).unflatten(2, (-1, size)).sum(3)
+    sums = torch.nn.functional.pad(x, (0, 0, offset, short)).reshape(*x.shape[:2], -1, size, x.shape[3]).sum(3)
     there = torch.nn.functional.pad(torch.ones(x.shape[2], dtype=x.dtype, device=x.device), (offset, short))
     return sums / there.view(-1, size).sum(1)[:, None]

@@ -102,7 +102,7 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     if found is None:
         return None
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
-    computed += sum(len(hull.heads) * _num_listed(hull.lists, bound.sizes) for hull in found if hull.lists)
+    computed += sum(len(hull.heads) * num_listed(hull, bound.sizes) for hull in found)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
     small = SMALL_ON_GPU if machine.is_gpu else SMALL
     return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * small) else None
@@ -231,8 +231,11 @@ def _listed(
         before.append(listed_relation(lists, said, bound))
 
 
-def _num_listed(lists: Lists, sizes: Sizes) -> int:
-    """Pairs that are computed for them."""
+def num_listed(hull: Hull, sizes: Sizes) -> int:
+    """Pairs of a head that are computed for the lists of a hull, at most."""
+    lists = hull.lists
+    if lists is None:
+        return 0
     if lists.is_route:
         return len(lists.names) * lists.width**2
     return sizes.q_len * min(sizes.kv_len, lists.width * lists.of)
@@ -342,4 +345,4 @@ def _placed(index: Index, order: str | None) -> Index | None:
             return None
 
 
-__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "listed_relation"]
+__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "listed_relation", "num_listed"]

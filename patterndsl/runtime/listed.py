@@ -79,7 +79,7 @@ def _of_rows(asked: Asked) -> Iterator[Call]:
     pairs = lists.per * lists.width * lists.of
     for sure in (True, False):
         mine = (is_sure == sure).nonzero()[:, 0]
-        for part in mine.split(max(1, MAX_PAIRS // pairs)):
+        for part in torch.split(mine, max(1, MAX_PAIRS // pairs)):
             q, k = _queries(asked, part), _keys(asked, block[part])
             yield Call(q, k, None if sure else _keep(asked, q, k))
 
@@ -111,7 +111,7 @@ def _of_blocks(asked: Asked) -> Iterator[Call]:
         unsure |= (row_of < 0).any(1) | (block_of == len(tiles) - 1)
         for is_sure in (True, False):
             mine = (unsure != is_sure).nonzero()[:, 0]
-            for part in mine.split(max(1, MAX_PAIRS // (units * lists.per * lists.of))):
+            for part in torch.split(mine, max(1, MAX_PAIRS // (units * lists.per * lists.of))):
                 q, k = _queries(asked, row_of[part]), _keys(asked, block_of[part, None])
                 yield Call(q, k, None if is_sure and bool((q >= 0).all()) else _keep(asked, q, k))
 
@@ -126,7 +126,7 @@ def _of_routes(asked: Asked) -> Iterator[Call]:
         is_member = torch.zeros(length, len(members), device=members.device)
         routes = torch.arange(len(members), device=members.device)[:, None].expand_as(members)
         is_member[members.clamp(min=-1), routes] = 1.0
-    for part in members.split(max(1, MAX_PAIRS // max(1, members.shape[1] ** 2))):
+    for part in torch.split(members, max(1, MAX_PAIRS // max(1, members.shape[1] ** 2))):
         queries = part - asked.sizes.q_start
         queries = queries.masked_fill((queries < 0) | (queries >= asked.sizes.q_len), -1)
         counts = None
@@ -189,7 +189,7 @@ def _keep(asked: Asked, q: Tensor, k: Tensor) -> Tensor:
 def _taken(x: Tensor, places: Tensor) -> Tensor:
     """[n, H, T, ...] of [H, length, ...] at places [n, T]."""
     found = x.index_select(1, places.clamp(min=0).flatten())
-    return found.unflatten(1, places.shape).transpose(0, 1)
+    return found.view(x.shape[0], *places.shape, *x.shape[2:]).transpose(0, 1)
 
 
 def _bias(call: Call, dtype: torch.dtype) -> Tensor | None:
@@ -204,9 +204,7 @@ def _bias(call: Call, dtype: torch.dtype) -> Tensor | None:
     return (bias if call.keep is None else bias.masked_fill_(~call.keep, -torch.inf))[:, None]
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, found: Iterable[Call], scale: float
-) -> tuple[Tensor, Tensor]:
+def forward(query: Tensor, key: Tensor, value: Tensor, found: Iterable[Call], scale: float) -> tuple[Tensor, Tensor]:
     """Output [H, Tq, Dv] and lse [H, Tq], in float32 at least, of query [H, Tq, D], key and value [H, Tk, D]; pairs of
     several calls add up. Rows without keys yield 0 and -inf."""
     dtype = torch.promote_types(query.dtype, torch.float32)

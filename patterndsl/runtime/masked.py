@@ -151,7 +151,7 @@ class Given:
     def asked(self, hull: _Ready, lists: Lists, row: int, data: DeviceData, sizes: Sizes) -> listed.Asked:
         """What is listed in a batch row."""
         mine = {name: x if x.dim() == 1 else x[row % x.shape[0]] for name, x in self.inputs.items()}
-        tables = torch.stack([mine[name] for name in lists.names]).unflatten(1, (-1, lists.width))
+        tables = torch.stack([mine[name] for name in lists.names]).view(len(lists.names), -1, lists.width)
         return listed.Asked(lists, tables, hull.rest, data, Lookup(mine), sizes)
 
     def runs(self, name: str, row: int) -> Iterator[_Call]:
@@ -220,7 +220,8 @@ def _hull_forward(
 ) -> tuple[Tensor, Tensor]:
     """Output [1, heads, Tq, D] and lse [1, heads, Tq], by place."""
     if turn.asked is not None:
-        found, found_lse = listed.forward(*(x[0] for x in tensors), listed.calls(turn.asked), scale)
+        q, k, v = (x[0] for x in tensors)
+        found, found_lse = listed.forward(q, k, v, listed.calls(turn.asked), scale)
         return found[None], found_lse[None]
     query = tensors[0]
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -258,8 +259,8 @@ def _hull_backward(
     """Gradients of the tensors, by place. results: grad_out and out [1, heads, Tq, D], lse [1, heads, Tq], of all."""
     if turn.asked is not None:
         (q, k, v), (grad_out, out, lse) = ([x[0] for x in part] for part in (tensors, results))
-        grads = listed.gradients(q, k, v, (grad_out, out, lse), listed.calls(turn.asked), scale)
-        return grads[0][None], grads[1][None], grads[2][None]
+        found = listed.gradients(q, k, v, (grad_out, out, lse), listed.calls(turn.asked), scale)
+        return found[0][None], found[1][None], found[2][None]
     totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
     for call in turn.calls:
         bias = _bias(_keep(turn, call, q_start), call.launch.queries.num_groups, tensors[0].dtype)

@@ -196,7 +196,7 @@ class Parts:
         if self.bound.merge == "set":
             whole = self.program_of(replace(self.bound, fallback=None))
             return ((Chosen(tuple(range(total)), total), (whole,)),)
-        found = []
+        found: list[tuple[Chosen, tuple[Program | Routes, ...]]] = []
         for group in self.bound.groups:
             terms, listed = apart(group.relation, self.bound)
             routes = list[Routes]()

@@ -399,8 +399,8 @@ class Program:
         float16, or float64. scale defaults to D ** -0.5. Returns [B, Hq, Tq, Dv] in the inputs' dtype, and with
         return_lse the log-sum-exp [B, Hq, Tq] in float32 (float64 for float64). An empty row yields 0 and -inf, with
         gradient 0. Labels and selections that `inputs` leaves out are found from queries and keys; with return_labels
-        the last that is returned are all of them by name, as `inputs` takes them. Under autocast the three are cast as for
-        scaled_dot_product_attention. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
+        the last that is returned are all of them by name, as `inputs` takes them. Under autocast the three are cast
+        as for scaled_dot_product_attention. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
         """
         query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
         if return_lse and self.bound.merge == "mean":

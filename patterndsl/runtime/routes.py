@@ -28,9 +28,7 @@ class Routes:
     rest: Relation
     sizes: Sizes
 
-    def results(
-        self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def results(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, H, Tq, Dv] and lse [B, H, Tq] of the sum of all routes; of their union where pairs count `once`.
 
         query: [B, H, Tq, D], key and value of as many heads. Differentiable in both. Work and memory: O(routes
@@ -46,13 +44,11 @@ class Routes:
         lse = safe.logsumexp(-1).masked_fill(~has, -torch.inf)
         out = safe.softmax(-1).to(value.dtype) @ met.value
         total = _log_sum(lse.flatten(2), met.q_places.flatten(2), query.shape[2])
-        at = total.gather(2, met.q_places.clamp(min=0).flatten(2)).unflatten(2, met.q_places.shape[2:])
+        at = total.gather(2, met.q_places.clamp(min=0).flatten(2)).view(met.q_places.shape)
         weight = (lse.masked_fill(~has, 0.0) - at.masked_fill(~has, 0.0)).exp() * has
         return _put_back(out * weight[..., None].to(out.dtype), met.q_places, query.shape[2]), total
 
-    def totals(
-        self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def totals(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """The sum of the results of the routes, [B, H, Tq, Dv], and in how many of them a query has keys, [B, H, Tq].
 
         Each route is a softmax of its own. Differentiable in the first. Work: as above, memory as PyTorch's SDPA.
@@ -62,7 +58,7 @@ class Routes:
         keep = met.keep | ~has[..., None]  # a row without keys is taken out again, and must not be NaN
         q, k, v = (x.flatten(0, 2).unsqueeze(1) for x in (met.query, met.key, met.value))
         out = scaled_dot_product_attention(q, k, v, attn_mask=keep.flatten(0, 2).unsqueeze(1), scale=scale)
-        out = out.squeeze(1).unflatten(0, met.q_places.shape[:3]) * has[..., None]
+        out = out.reshape(*met.q_places.shape, value.shape[3]) * has[..., None]
         count = torch.zeros(query.shape[:3], dtype=out.dtype, device=out.device)
         count.scatter_add_(2, met.q_places.clamp(min=0).flatten(2), has.flatten(2).to(out.dtype))
         return _put_back(out, met.q_places, query.shape[2]), count
@@ -92,7 +88,7 @@ class Routes:
         flat = (places * routes + routed).flatten(2)
         found = found.flatten(2).scatter_(2, flat, 1.0).view(batch, heads, -1, routes)
         at = places.flatten(2)[..., None].expand(-1, -1, -1, routes)
-        mine = found.gather(2, at).unflatten(2, places.shape[2:])
+        mine = found.gather(2, at).view(*places.shape, routes)
         return mine @ mine.transpose(-1, -2)
 
 
@@ -118,7 +114,7 @@ def _by_head(values: Tensor, batch: int, heads: int) -> Tensor:
 
 def _gathered(x: Tensor, places: Tensor) -> Tensor:
     at = places.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
-    return x.gather(2, at).unflatten(2, places.shape[2:])
+    return x.gather(2, at).view(*places.shape, x.shape[3])
 
 
 def _put_back(x: Tensor, places: Tensor, length: int) -> Tensor:

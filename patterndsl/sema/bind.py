@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 from patterndsl.diagnostics import Diagnostic, PatternError, SourceRange, error
@@ -62,7 +63,17 @@ from patterndsl.sema.parameters import (
 from patterndsl.sema.selectors import By, Sharing
 from patterndsl.syntax.tree import Merge
 
-__all__ = ["Bound", "BoundLearner", "BoundSelection", "HeadGroup", "InputShape", "Sizes", "bind", "round_of", "sizes_of"]
+__all__ = [
+    "Bound",
+    "BoundLearner",
+    "BoundSelection",
+    "HeadGroup",
+    "InputShape",
+    "Sizes",
+    "bind",
+    "round_of",
+    "sizes_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,11 @@ class InputShape:
     def names(self) -> tuple[str, ...]:
         """What the relation reads: one name for each round."""
         return (self.name,) if self.rounds == 1 else tuple(round_of(self.name, at) for at in range(self.rounds))
+
+    @property
+    def size(self) -> int | None:
+        """How many values of one head that are, None for any number."""
+        return None if self.length is None else prod(size for size in self.inner if size is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,8 +394,8 @@ def _input_shape(
     values: Mapping[str, int | tuple[int, ...]],
 ) -> InputShape:
     if selection is not None:
-        length = selection.num_rows * selection.width
-        return InputShape(declared.name, declared.dtype, declared.side, length, selection=selection)
+        size = selection.num_rows * selection.width
+        return InputShape(declared.name, declared.dtype, declared.side, size, selection=selection)
     match declared.side:
         case "both":
             length: int | None = max(sizes.total, sizes.kv_len)

@@ -67,7 +67,7 @@ KEYS: dict[str, dict[str, object]] = {
     "select": _map(
         _NAME,
         {"type": "string"},
-        "keys that a selector lists in each call: topk(16, of = blocks(64), by = mean), given(8), members(label, top = w)",
+        "keys that a selector lists in each call: topk(16, of = blocks(64)), given(8), members(label, top = w)",
     ),
     "import": _map(
         _NAME,
