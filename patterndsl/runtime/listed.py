@@ -7,12 +7,13 @@ masked where the lists do not decide; only the pairs that are listed are compute
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from patterndsl.ir.interval import Box, verdict
 from patterndsl.ir.meaning import Point, member
@@ -20,6 +21,7 @@ from patterndsl.ir.relation import EVERYTHING, Relation
 from patterndsl.lower.hulls import Lists
 from patterndsl.lower.lookup import Lookup
 from patterndsl.runtime.data import DeviceData
+from patterndsl.runtime.merge import merge_
 from patterndsl.sema.parameters import Sizes
 
 aten: Any = torch.ops.aten
@@ -30,6 +32,8 @@ FEW_QUERIES = 16
 """With fewer queries in a block, it is blocks of keys that are taken with many."""
 MANY_QUERIES = 64
 """So many of them."""
+ROWS_AT_ONCE = 8192
+"""Rows of lists whose blocks of keys are taken together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,151 +53,164 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """Queries q [n, T] and keys k [n, L] that meet, counted from the first of each, in groups; -1 where there is none.
-    keep: bool [n, T, L], None for all. counts: [n, T, L], in how many calls a pair
-    stands, each of which has its share of it; None for one."""
+    """Blocks of queries q [n, a] and of keys k [n, b] that meet in n groups; -1 where there is none. Of routes blocks are
+    single positions.
+
+    keep: bool [n, queries, keys], None for all. counts: in how many calls a pair stands, each of which has its share of
+    it; None for one. span: the blocks of queries that it may have. is_distinct: none of them twice.
+    """
 
     q: Tensor
     k: Tensor
     keep: Tensor | None
+    span: tuple[int, int]
+    is_distinct: bool
     counts: Tensor | None = None
 
 
 def calls(asked: Asked) -> Iterator[Call]:
     """All pairs of the lists, each once, but those of routes; see `Lists`."""
     if asked.lists.is_route:
-        yield from _of_routes(asked)
+        found = _of_routes(asked)
     elif asked.lists.per < FEW_QUERIES <= asked.lists.of:
-        yield from _of_blocks(asked)
+        found = _of_blocks(asked)
     else:
-        yield from _of_rows(asked)
+        found = _of_rows(asked)
+    yield from (call for call in found if len(call.q))
 
 
 def _of_rows(asked: Asked) -> Iterator[Call]:
-    """Each row of lists with its keys."""
+    """Each row of lists with its keys: those blocks of which all pairs count together, and the others one by one."""
     lists, table = asked.lists, asked.tables[0]
-    rows = torch.arange(table.shape[0], device=table.device)
+    rows, width = torch.arange(table.shape[0], device=table.device), table.shape[1]
     certain, possible = _verdicts(asked, rows[:, None], table)
-    block = table.masked_fill(~possible, -1)
-    is_sure = (certain & (block >= 0)).all(1) & _is_whole(asked, rows)
-    pairs = lists.per * lists.width * lists.of
-    for sure in (True, False):
-        mine = (is_sure == sure).nonzero()[:, 0]
-        for part in torch.split(mine, max(1, MAX_PAIRS // pairs)):
-            q, k = _queries(asked, part), _keys(asked, block[part])
-            yield Call(q, k, None if sure else _keep(asked, q, k))
+    span = (0, table.shape[0])
+    if lists.of == 1:  # single keys: a call for each would be many
+        blocks = table.masked_fill(~possible, -1)
+        is_sure = certain.all(1)
+        for sure in (True, False):
+            mine = (is_sure == sure).nonzero()[:, 0]
+            for part in torch.split(mine, max(1, MAX_PAIRS // (lists.per * width))):
+                keep = None if sure else _keep(asked, part[:, None], blocks[part])
+                yield Call(part[:, None], blocks[part], keep, span, True)
+        return
+    # blocks that count as a whole stand first; rows with as many of them are one call
+    number = certain.sum(1)
+    ordered = table.gather(1, certain.to(torch.int8).argsort(dim=1, descending=True, stable=True))
+    for count in range(1, width + 1):
+        mine = (number == count).nonzero()[:, 0]
+        for part in torch.split(mine, max(1, MAX_PAIRS // (lists.per * count * lists.of))):
+            yield Call(part[:, None], ordered[part, :count], None, span, True)
+    unsure = possible & ~certain
+    turn = unsure.cumsum(1).masked_fill(~unsure, 0)
+    for wave in range(1, int(turn.max()) + 1 if turn.numel() else 1):
+        mine, place = (turn == wave).nonzero(as_tuple=True)
+        chosen = table[mine, place]
+        for at in torch.split(torch.arange(len(mine), device=mine.device), max(1, MAX_PAIRS // (lists.per * lists.of))):
+            q, k = mine[at, None], chosen[at, None]
+            yield Call(q, k, _keep(asked, q, k), span, True)
 
 
 def _of_blocks(asked: Asked) -> Iterator[Call]:
-    """Each block of keys with queries that list it, some queries at a time so that little is held."""
+    """Each block of keys with queries that list it, some queries at a time so that results add up in place."""
     lists, table = asked.lists, asked.tables[0]
-    at_once = max(MANY_QUERIES, MAX_PAIRS // max(1, lists.width * lists.per))
-    for first in range(0, table.shape[0], at_once):
-        rows = torch.arange(first, min(first + at_once, table.shape[0]), device=table.device)
+    num_blocks = -(-asked.sizes.kv_len // lists.of)
+    units = max(1, MANY_QUERIES // lists.per)
+    for first in range(0, table.shape[0], ROWS_AT_ONCE):
+        stop = min(first + ROWS_AT_ONCE, table.shape[0])
+        rows = torch.arange(first, stop, device=table.device)
         certain, possible = _verdicts(asked, rows[:, None], table[rows])
-        block = table[rows].masked_fill(~possible, -1)
-        item = (block >= 0).flatten().nonzero()[:, 0]
-        item = item[block.flatten()[item].sort(stable=True).indices]
-        row, block, sure = rows[item // lists.width], block.flatten()[item], certain.flatten()[item]
-        units = max(1, MANY_QUERIES // lists.per)
-        counts = torch.bincount(block, minlength=-(-asked.sizes.kv_len // lists.of))
-        tiles = -(-counts // units)
-        # the place of each item in its tile: tiles of a block follow one another, the last one may be short
-        first_tile, first_item = tiles.cumsum(0) - tiles, counts.cumsum(0) - counts
-        place = torch.arange(len(item), device=item.device) - first_item[block]
-        tile, slot = first_tile[block] + place // units, place % units
-        num_tiles = int(tiles.sum())
-        row_of = torch.full((num_tiles, units), -1, device=item.device)
-        row_of[tile, slot] = row
-        block_of = torch.repeat_interleave(torch.arange(len(tiles), device=item.device), tiles)
-        unsure = torch.zeros(num_tiles, dtype=torch.bool, device=item.device)
-        unsure[tile[~sure]] = True
-        unsure |= (row_of < 0).any(1) | (block_of == len(tiles) - 1)
-        for is_sure in (True, False):
-            mine = (unsure != is_sure).nonzero()[:, 0]
-            for part in torch.split(mine, max(1, MAX_PAIRS // (units * lists.per * lists.of))):
-                q, k = _queries(asked, row_of[part]), _keys(asked, block_of[part, None])
-                yield Call(q, k, None if is_sure and bool((q >= 0).all()) else _keep(asked, q, k))
+        for sure in (True, False):
+            item = ((certain if sure else possible & ~certain).flatten()).nonzero()[:, 0]
+            block = table[rows].flatten()[item]
+            order = block.sort(stable=True).indices
+            row, block = rows[item[order] // lists.width], block[order]
+            # tiles of a block follow one another, and the last one may be short
+            counts = torch.bincount(block, minlength=num_blocks)
+            tiles = -(-counts // units)
+            place = torch.arange(len(item), device=item.device) - (counts.cumsum(0) - counts)[block]
+            row_of = torch.full((int(tiles.sum()), units), -1, device=item.device)
+            row_of[(tiles.cumsum(0) - tiles)[block] + place // units, place % units] = row
+            block_of = torch.repeat_interleave(torch.arange(num_blocks, device=item.device), tiles)[:, None]
+            at_once = max(1, MAX_PAIRS // (units * lists.per * lists.of))
+            for q, k in zip(torch.split(row_of, at_once), torch.split(block_of, at_once), strict=True):
+                # a missing query gives results that nobody takes
+                yield Call(q, k, None if sure else _keep(asked, q, k), (first, stop), False)
 
 
 def _of_routes(asked: Asked) -> Iterator[Call]:
     """Each route's members with each other; of pairs that count once, each by its share."""
-    members = asked.tables[:, 0]
-    members = members.masked_fill(members >= asked.sizes.kv_len, -1)
+    sizes, members = asked.sizes, asked.tables[:, 0]
+    members = members.masked_fill(members >= sizes.kv_len, -1)
     is_member: Tensor | None = None
     if asked.lists.once:
-        length = asked.sizes.kv_len + 1  # the last for what is no member
-        is_member = torch.zeros(length, len(members), device=members.device)
+        is_member = torch.zeros(sizes.kv_len + 1, len(members), device=members.device)  # the last is of no member
         routes = torch.arange(len(members), device=members.device)[:, None].expand_as(members)
-        is_member[members.clamp(min=-1), routes] = 1.0
+        is_member[members, routes] = 1.0
     for part in torch.split(members, max(1, MAX_PAIRS // max(1, members.shape[1] ** 2))):
-        queries = part - asked.sizes.q_start
-        queries = queries.masked_fill((queries < 0) | (queries >= asked.sizes.q_len), -1)
+        queries = part - sizes.q_start
+        queries = queries.masked_fill((queries < 0) | (queries >= sizes.q_len), -1)
         counts = None
         if is_member is not None:
             mine = is_member[part]
             counts = (mine @ mine.transpose(1, 2)).clamp(min=1)
         keep = _keep(asked, queries, part)
-        yield Call(queries, part, None if bool(keep.all()) else keep, counts)
+        yield Call(queries, part, None if bool(keep.all()) else keep, (0, sizes.q_len), False, counts)
 
 
 def _verdicts(asked: Asked, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether all pairs of these rows and blocks count, and whether one may; bool like the blocks."""
+    """Whether all pairs of these rows and blocks are there and count, and whether one may; bool like the blocks."""
     lists, sizes = asked.lists, asked.sizes
-    first = (rows + lists.first_row) * lists.per
-    q = first.clamp(min=sizes.q_start), (first + lists.per).clamp(max=sizes.q_start + sizes.q_len) - 1
-    start = blocks.clamp(min=0) * lists.of
-    k = start, (start + lists.of).clamp(max=sizes.kv_len) - 1
-    found = verdict(asked.rest, Box(q, k, asked.lookup))
+    first, start = (rows + lists.first_row) * lists.per, blocks.clamp(min=0) * lists.of
+    q_stop, k_stop = sizes.q_start + sizes.q_len, sizes.kv_len
+    q = first.clamp(min=sizes.q_start), (first + lists.per).clamp(max=q_stop) - 1
+    found = verdict(asked.rest, Box(q, (start, (start + lists.of).clamp(max=k_stop) - 1), asked.lookup))
     certain, possible = (torch.as_tensor(item, device=blocks.device).expand_as(blocks) for item in found)
-    return certain, possible & (blocks >= 0)
-
-
-def _is_whole(asked: Asked, rows: Tensor) -> Tensor:
-    """Whether the rows' blocks of queries and, as far as one can say, of keys reach beyond no end."""
-    lists, sizes = asked.lists, asked.sizes
-    first = (rows + lists.first_row) * lists.per
-    inside = (first >= sizes.q_start) & (first + lists.per <= sizes.q_start + sizes.q_len)
-    if sizes.kv_len % lists.of == 0:
-        return inside
-    return inside & ~(asked.tables[0][rows] == sizes.kv_len // lists.of).any(1)
-
-
-def _queries(asked: Asked, rows: Tensor) -> Tensor:
-    """[n, T] of rows [n] or [n, units]."""
-    lists, sizes = asked.lists, asked.sizes
-    inside = torch.arange(lists.per, device=rows.device)
-    q = ((rows + lists.first_row) * lists.per)[..., None] + inside - sizes.q_start
-    q = q.masked_fill((rows[..., None] < 0) | (q < 0) | (q >= sizes.q_len), -1)
-    return q.flatten(1)
-
-
-def _keys(asked: Asked, blocks: Tensor) -> Tensor:
-    """[n, L] of blocks [n, width]."""
-    inside = torch.arange(asked.lists.of, device=blocks.device)
-    k = (blocks * asked.lists.of)[..., None] + inside
-    return k.masked_fill((blocks[..., None] < 0) | (k >= asked.sizes.kv_len), -1).flatten(1)
+    is_whole = (first >= sizes.q_start) & (first + lists.per <= q_stop) & (start + lists.of <= k_stop)
+    there = (blocks >= 0) & (start < k_stop)
+    return certain & is_whole & there, possible & there
 
 
 def _keep(asked: Asked, q: Tensor, k: Tensor) -> Tensor:
-    there = (q >= 0)[:, :, None] & (k >= 0)[:, None, :]
+    """bool [n, queries, keys] of blocks q [n, a] and k [n, b]."""
+    lists, sizes = asked.lists, asked.sizes
+    offset = 0 if lists.is_route else sizes.q_start - lists.first_row * lists.per
+    q_at, k_at = _places(q, lists.per) - offset, _places(k, lists.of)
+    there = (q_at >= 0) & (q_at < sizes.q_len) & _is_there(q, lists.per)
+    there = there[:, :, None] & ((k_at < sizes.kv_len) & _is_there(k, lists.of))[:, None, :]
     if asked.rest == EVERYTHING:
         return there
-    point = Point((q + asked.sizes.q_start)[:, :, None], k[:, None, :], 0, asked.data)
+    point = Point((q_at + sizes.q_start)[:, :, None], k_at[:, None, :], 0, asked.data)
     return there & torch.as_tensor(member(asked.rest, point), device=q.device)
+
+
+def _places(blocks: Tensor, size: int) -> Tensor:
+    """[n, a * size], the positions of blocks [n, a]."""
+    return (blocks[..., None] * size + torch.arange(size, device=blocks.device)).flatten(1)
+
+
+def _is_there(blocks: Tensor, size: int) -> Tensor:
+    return (blocks >= 0).repeat_interleave(size, dim=1)
 
 
 # ---- attention
 
 
-def _taken(x: Tensor, places: Tensor) -> Tensor:
-    """[n, H, T, ...] of [H, length, ...] at places [n, T]."""
-    found = x.index_select(1, places.clamp(min=0).flatten())
-    return found.view(x.shape[0], *places.shape, *x.shape[2:]).transpose(0, 1)
+def _blocked(x: Tensor, size: int, offset: int) -> Tensor:
+    """[H, blocks, size, D] of x [H, T, D], which starts at `offset` of the first block, zeros around it."""
+    short = -(offset + x.shape[1]) % size
+    x = pad(x, (0, 0, offset, short)) if offset or short else x
+    return x.reshape(x.shape[0], -1, size, x.shape[2])
+
+
+def _taken(blocks: Tensor, at: Tensor) -> Tensor:
+    """[n, H, a * size, D] of [H, blocks, size, D] at [n, a]."""
+    found = blocks.index_select(1, at.clamp(min=0).flatten())
+    return found.view(blocks.shape[0], at.shape[0], -1, blocks.shape[3]).transpose(0, 1)
 
 
 def _bias(call: Call, dtype: torch.dtype) -> Tensor | None:
-    """What is added to scores, [n, 1, T, L]."""
+    """What is added to scores, [n, 1, queries, keys]."""
     if call.keep is None and call.counts is None:
         return None
     if call.counts is None:
@@ -204,17 +221,23 @@ def _bias(call: Call, dtype: torch.dtype) -> Tensor | None:
     return (bias if call.keep is None else bias.masked_fill_(~call.keep, -torch.inf))[:, None]
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, found: Iterable[Call], scale: float) -> tuple[Tensor, Tensor]:
+def _offset(asked: Asked) -> int:
+    """Positions of the first block of queries that are before the first query."""
+    return 0 if asked.lists.is_route else asked.sizes.q_start - asked.lists.first_row * asked.lists.per
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, asked: Asked, scale: float) -> tuple[Tensor, Tensor]:
     """Output [H, Tq, Dv] and lse [H, Tq], in float32 at least, of query [H, Tq, D], key and value [H, Tk, D]; pairs of
     several calls add up. Rows without keys yield 0 and -inf."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    out = torch.zeros((*query.shape[:2], value.shape[2]), dtype=dtype, device=query.device)
-    lse = torch.full(query.shape[:2], -torch.inf, dtype=dtype, device=query.device)
-    for call in found:
+    dtype, lists, offset = torch.promote_types(query.dtype, torch.float32), asked.lists, _offset(asked)
+    q, k, v = _blocked(query, lists.per, offset), _blocked(key, lists.of, 0), _blocked(value, lists.of, 0)
+    out = torch.zeros((*q.shape[:3], value.shape[2]), dtype=dtype, device=query.device)
+    lse = torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=query.device)
+    for call in calls(asked):
         part, part_lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            _taken(query, call.q),
-            _taken(key, call.k),
-            _taken(value, call.k),
+            _taken(q, call.q),
+            _taken(k, call.k),
+            _taken(v, call.k),
             0.0,
             False,
             attn_mask=_bias(call, query.dtype),
@@ -222,58 +245,64 @@ def forward(query: Tensor, key: Tensor, value: Tensor, found: Iterable[Call], sc
         )
         if call.keep is not None:  # the kernel says 0 of a row without keys
             part_lse = part_lse.masked_fill(~call.keep.any(-1).unsqueeze(1), -torch.inf)
-        _add(out, lse, call.q, part.transpose(0, 1).to(dtype), part_lse.transpose(0, 1).to(dtype))
-    return out, lse
+        at = call.q.flatten()
+        part, part_lse = (
+            x.transpose(0, 1).to(dtype).reshape(x.shape[1], len(at), lists.per, *x.shape[3:]) for x in (part, part_lse)
+        )
+        _add(out, lse, call, part, part_lse)
+    inside = slice(offset, offset + query.shape[1])
+    return out.flatten(1, 2)[:, inside], lse.flatten(1, 2)[:, inside]
 
 
-def _add(out: Tensor, lse: Tensor, places: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Merges results [H, n, T, D] of queries at places [n, T], where a query may stand several times."""
-    at = places.flatten()
-    part, part_lse = part.flatten(1, 2), part_lse.flatten(1, 2)
-    if bool((at < 0).any()):
-        there = (at >= 0).nonzero()[:, 0]
+def _add(out: Tensor, lse: Tensor, call: Call, part: Tensor, part_lse: Tensor) -> None:
+    """Merges results [H, blocks, size, D] of a call, where a block may stand several times."""
+    at = call.q.flatten()
+    if call.is_distinct:
+        mine, mine_lse = out.index_select(1, at), lse.index_select(1, at)
+        merge_(mine, mine_lse, part, part_lse)
+        out.index_copy_(1, at, mine)
+        lse.index_copy_(1, at, mine_lse)
+        return
+    there = (at >= 0).nonzero()[:, 0]
+    if len(there) < len(at):
         at, part, part_lse = at[there], part.index_select(1, there), part_lse.index_select(1, there)
-    by_head = at.expand(lse.shape[0], -1)
-    largest = lse.scatter_reduce(1, by_head, part_lse, "amax").clamp(min=torch.finfo(lse.dtype).min)
-    share = (part_lse - largest.gather(1, by_head)).exp()
-    total = (lse - largest).exp()
+    first, stop = call.span
+    out, lse, at = out[:, first:stop], lse[:, first:stop], at - first
+    to = at[None, :, None].expand_as(part_lse)
+    largest = lse.scatter_reduce(1, to, part_lse, "amax").clamp(min=torch.finfo(lse.dtype).min)
+    share, total = (part_lse - largest.gather(1, to)).exp(), (lse - largest).exp()
     out.mul_(total[..., None])
     out.index_add_(1, at, part * share[..., None])
-    total.scatter_add_(1, by_head, share)
+    total.scatter_add_(1, to, share)
     out.div_(total.masked_fill(total == 0, 1.0)[..., None])
     torch.add(largest, total.log(), out=lse)
 
 
 def gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    results: tuple[Tensor, Tensor, Tensor],
-    found: Iterable[Call],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, results: tuple[Tensor, Tensor, Tensor], asked: Asked, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. results: grad_out and out [H, Tq, D], lse [H, Tq], of all passes together."""
-    dtype = results[2].dtype
-    totals = [torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (query, key, value)]
-    for call in found:
-        grad_out, out, lse = (_taken(x, call.q) for x in results)
+    lists, offset, dtype = asked.lists, _offset(asked), results[2].dtype
+    q, grad_out, out = (_blocked(x, lists.per, offset) for x in (query, *results[:2]))
+    lse = _blocked(results[2][..., None], lists.per, offset)
+    k, v = _blocked(key, lists.of, 0), _blocked(value, lists.of, 0)
+    totals = [torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v)]
+    for call in calls(asked):
+        there = _is_there(call.q, lists.per)[:, None, :, None]
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out.masked_fill((call.q < 0)[:, None, :, None], 0.0),
-            _taken(query, call.q),
-            _taken(key, call.k),
-            _taken(value, call.k),
-            out,
-            lse,
+            _taken(grad_out, call.q) * there,
+            _taken(q, call.q),
+            _taken(k, call.k),
+            _taken(v, call.k),
+            _taken(out, call.q) * there,
+            _taken(lse, call.q)[..., 0].masked_fill(~there[..., 0], torch.inf),
             0.0,
             False,
             attn_mask=_bias(call, query.dtype),
             scale=scale,
         )
-        for total, grad, places in zip(totals, grads, (call.q, call.k, call.k), strict=True):
-            _sum_up(total, grad.transpose(0, 1).to(dtype), places)
-    return totals[0], totals[1], totals[2]
-
-
-def _sum_up(total: Tensor, grad: Tensor, places: Tensor) -> None:
-    """Adds gradients [H, n, T, D] at places [n, T]; what is nowhere has none."""
-    total.index_add_(1, places.clamp(min=0).flatten(), grad.flatten(1, 2))
+        for total, grad, at in zip(totals, grads, (call.q, call.k, call.k), strict=True):
+            by_block = grad.transpose(0, 1).to(dtype).reshape(total.shape[0], -1, *total.shape[2:])
+            total.index_add_(1, at.clamp(min=0).flatten(), by_block)
+    grad_query, grad_key, grad_value = (x.flatten(1, 2) for x in totals)
+    return grad_query[:, offset : offset + query.shape[1]], grad_key[:, : key.shape[1]], grad_value[:, : key.shape[1]]

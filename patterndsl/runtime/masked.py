@@ -221,7 +221,7 @@ def _hull_forward(
     """Output [1, heads, Tq, D] and lse [1, heads, Tq], by place."""
     if turn.asked is not None:
         q, k, v = (x[0] for x in tensors)
-        found, found_lse = listed.forward(q, k, v, listed.calls(turn.asked), scale)
+        found, found_lse = listed.forward(q, k, v, turn.asked, scale)
         return found[None], found_lse[None]
     query = tensors[0]
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -259,7 +259,7 @@ def _hull_backward(
     """Gradients of the tensors, by place. results: grad_out and out [1, heads, Tq, D], lse [1, heads, Tq], of all."""
     if turn.asked is not None:
         (q, k, v), (grad_out, out, lse) = ([x[0] for x in part] for part in (tensors, results))
-        found = listed.gradients(q, k, v, (grad_out, out, lse), listed.calls(turn.asked), scale)
+        found = listed.gradients(q, k, v, (grad_out, out, lse), turn.asked, scale)
         return found[0][None], found[1][None], found[2][None]
     totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
     for call in turn.calls:
