@@ -80,8 +80,8 @@ def best(scores: Scores, selection: BoundSelection, num_heads: int, device: torc
         rows = torch.arange(at.start, at.stop, device=device)[:, None] + selection.first_row
         among, always = (_held(part, rows, blocks) for part in (selection.among, selection.always))
         found = scores(at)
-        found = found.nan_to_num(torch.finfo(found.dtype).min)  # above what is no candidate
-        found = found.masked_fill(~among, -torch.inf).masked_fill(always, torch.inf)
+        found.masked_fill_(found.isnan(), torch.finfo(found.dtype).min)  # above what is no candidate
+        found.masked_fill_(~among, -torch.inf).masked_fill_(always, torch.inf)
         value, block = found.topk(width, sorted=False)
         block = block.masked_fill(value == -torch.inf, selection.num_blocks).sort(-1).values
         strips.append(block.masked_fill(block == selection.num_blocks, -1))

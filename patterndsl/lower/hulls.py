@@ -101,8 +101,8 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     found = _tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
     if found is None:
         return None
+    # lists are what is asked for, and no wider
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
-    computed += sum(len(hull.heads) * num_listed(hull, bound.sizes) for hull in found)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
     small = SMALL_ON_GPU if machine.is_gpu else SMALL
     return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * small) else None

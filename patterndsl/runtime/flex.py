@@ -81,6 +81,24 @@ def block_mask(
     return mask
 
 
+def mask_of_tiles(live: Tensor, block: int, lengths: tuple[int, int], mod: MaskMod) -> BlockMask:
+    """The BlockMask of live tiles, int8 [B, H, q tiles, kv tiles], each asked pair by pair; made on the device, without
+    a wait for it."""
+    kv_indices, q_indices = (
+        torch.argsort(x, dim=-1, descending=True, stable=True).int() for x in (live, live.mT.contiguous())
+    )
+    mask = BlockMask.from_kv_blocks(
+        live.sum(-1, dtype=torch.int32),
+        kv_indices,
+        BLOCK_SIZE=(block, block),
+        mask_mod=mod,
+        seq_lengths=lengths,
+        compute_q_blocks=False,
+    )
+    mask.q_num_blocks, mask.q_indices = live.sum(-2, dtype=torch.int32), q_indices
+    return mask
+
+
 def _ragged(q_blks: Tensor, kv_blks: Tensor, block: tuple[int, int], lengths: tuple[int, int]) -> Tensor:
     return ((q_blks + 1) * block[0] > lengths[0]) | ((kv_blks + 1) * block[1] > lengths[1])
 

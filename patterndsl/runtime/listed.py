@@ -28,6 +28,8 @@ aten: Any = torch.ops.aten
 
 MAX_PAIRS = 1 << 21
 """Pairs of a call, for one head."""
+MAX_KEYS = 1 << 15
+"""Gathered keys of a call: what is larger comes from fresh memory each time, and that takes longer than the copy."""
 FEW_QUERIES = 16
 """With fewer queries in a block, it is blocks of keys that are taken with many."""
 MANY_QUERIES = 64
@@ -53,8 +55,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """Blocks of queries q [n, a] and of keys k [n, b] that meet in n groups; -1 where there is none. Of routes blocks are
-    single positions.
+    """Blocks of queries q [n, a] and of keys k [n, b] that meet in n groups; -1 where there is none. Blocks of routes
+    are single positions.
 
     keep: bool [n, queries, keys], None for all. counts: in how many calls a pair stands, each of which has its share of
     it; None for one. span: the blocks of queries that it may have. is_distinct: none of them twice.
@@ -90,7 +92,7 @@ def _of_rows(asked: Asked) -> Iterator[Call]:
         is_sure = certain.all(1)
         for sure in (True, False):
             mine = (is_sure == sure).nonzero()[:, 0]
-            for part in torch.split(mine, max(1, MAX_PAIRS // (lists.per * width))):
+            for part in torch.split(mine, _at_once(lists.per, width)):
                 keep = None if sure else _keep(asked, part[:, None], blocks[part])
                 yield Call(part[:, None], blocks[part], keep, span, True)
         return
@@ -99,14 +101,14 @@ def _of_rows(asked: Asked) -> Iterator[Call]:
     ordered = table.gather(1, certain.to(torch.int8).argsort(dim=1, descending=True, stable=True))
     for count in range(1, width + 1):
         mine = (number == count).nonzero()[:, 0]
-        for part in torch.split(mine, max(1, MAX_PAIRS // (lists.per * count * lists.of))):
+        for part in torch.split(mine, _at_once(lists.per, count * lists.of)):
             yield Call(part[:, None], ordered[part, :count], None, span, True)
     unsure = possible & ~certain
     turn = unsure.cumsum(1).masked_fill(~unsure, 0)
     for wave in range(1, int(turn.max()) + 1 if turn.numel() else 1):
         mine, place = (turn == wave).nonzero(as_tuple=True)
         chosen = table[mine, place]
-        for at in torch.split(torch.arange(len(mine), device=mine.device), max(1, MAX_PAIRS // (lists.per * lists.of))):
+        for at in torch.split(torch.arange(len(mine), device=mine.device), _at_once(lists.per, lists.of)):
             q, k = mine[at, None], chosen[at, None]
             yield Call(q, k, _keep(asked, q, k), span, True)
 
@@ -132,7 +134,7 @@ def _of_blocks(asked: Asked) -> Iterator[Call]:
             row_of = torch.full((int(tiles.sum()), units), -1, device=item.device)
             row_of[(tiles.cumsum(0) - tiles)[block] + place // units, place % units] = row
             block_of = torch.repeat_interleave(torch.arange(num_blocks, device=item.device), tiles)[:, None]
-            at_once = max(1, MAX_PAIRS // (units * lists.per * lists.of))
+            at_once = _at_once(units * lists.per, lists.of)
             for q, k in zip(torch.split(row_of, at_once), torch.split(block_of, at_once), strict=True):
                 # a missing query gives results that nobody takes
                 yield Call(q, k, None if sure else _keep(asked, q, k), (first, stop), False)
@@ -147,7 +149,7 @@ def _of_routes(asked: Asked) -> Iterator[Call]:
         is_member = torch.zeros(sizes.kv_len + 1, len(members), device=members.device)  # the last is of no member
         routes = torch.arange(len(members), device=members.device)[:, None].expand_as(members)
         is_member[members, routes] = 1.0
-    for part in torch.split(members, max(1, MAX_PAIRS // max(1, members.shape[1] ** 2))):
+    for part in torch.split(members, _at_once(members.shape[1], members.shape[1])):
         queries = part - sizes.q_start
         queries = queries.masked_fill((queries < 0) | (queries >= sizes.q_len), -1)
         counts = None
@@ -156,6 +158,11 @@ def _of_routes(asked: Asked) -> Iterator[Call]:
             counts = (mine @ mine.transpose(1, 2)).clamp(min=1)
         keep = _keep(asked, queries, part)
         yield Call(queries, part, None if bool(keep.all()) else keep, (0, sizes.q_len), False, counts)
+
+
+def _at_once(num_queries: int, num_keys: int) -> int:
+    """Groups of a call."""
+    return max(1, min(MAX_PAIRS // max(1, num_queries * num_keys), MAX_KEYS // max(1, num_keys)))
 
 
 def _verdicts(asked: Asked, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,8 +212,13 @@ def _blocked(x: Tensor, size: int, offset: int) -> Tensor:
 
 def _taken(blocks: Tensor, at: Tensor) -> Tensor:
     """[n, H, a * size, D] of [H, blocks, size, D] at [n, a]."""
-    found = blocks.index_select(1, at.clamp(min=0).flatten())
-    return found.view(blocks.shape[0], at.shape[0], -1, blocks.shape[3]).transpose(0, 1)
+    num_heads, _, size, width = blocks.shape
+    at = at.clamp(min=0)
+    if num_heads == 1:  # rows of a matrix are copied half as fast again
+        found = blocks[0].flatten(1).index_select(0, at.flatten())
+        return found.view(at.shape[0], 1, at.shape[1] * size, width)
+    found = blocks.index_select(1, at.flatten())
+    return found.view(num_heads, at.shape[0], at.shape[1] * size, width).transpose(0, 1)
 
 
 def _bias(call: Call, dtype: torch.dtype) -> Tensor | None:

@@ -17,21 +17,23 @@ from torch.autograd import Function
 from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import disjunction
-from patterndsl.lower.hulls import Hull, Said
+from patterndsl.ir.relation import EVERYTHING, Relation, disjunction
+from patterndsl.lower.hulls import BLOCK, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
 from patterndsl.runtime.parts import Chosen, assembled, merged
+from patterndsl.runtime.routes import Routes
 from patterndsl.sema.bind import Bound
+from patterndsl.sema.parameters import Sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready: its tiles, and a compiled FlexAttention of its own."""
+    """A hull made ready: its tiles, None where each call lists them, and a compiled FlexAttention of its own."""
 
     hull: Hull
-    mask: BlockMask
+    mask: BlockMask | None
     attend: flex.Attend
 
 
@@ -56,6 +58,9 @@ class Placed:
         self, item: _Ready, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs, scale: float
     ) -> tuple[Tensor, Tensor]:
         query, key, value = tensors
+        if item.hull.lists is not None:
+            return self._listed(item, item.hull.lists, tensors, given, scale)
+        assert item.mask is not None
         asked = disjunction(term.rest for term in item.hull.said)
         data = device_data(asked, 1, given, query.device)
         order = None if item.hull.order is None else given[item.hull.order].argsort(stable=True, dim=-1)
@@ -73,9 +78,91 @@ class Placed:
         assert lse is not None
         return out, lse
 
+    def _listed(
+        self, item: _Ready, lists: Lists, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        query, key, value = tensors
+        rest, sizes = item.hull.said[0].rest, self.bound.sizes
+        if lists.is_route:
+            again = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+            return Routes(lists, rest, sizes).results(query, key, value, given, scale)
+        table = given[lists.names[0]]
+        table = table.view(-1, table.shape[-1] // lists.width, lists.width)
+        train = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        data = device_data(rest, 1, given, query.device)
+        mask = tiles_of(
+            lists, table, sizes, BLOCK if train else FINE_BLOCK, _listed_mod(lists, table, rest, data, sizes)
+        )
+        out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
+        assert lse is not None
+        return out, lse
 
-def _mask(hull: Hull, bound: Bound, device: torch.device) -> BlockMask:
+
+# ---- what each call lists
+
+
+FINE_BLOCK = 64
+"""Queries and keys of a tile where no gradient is wanted; FlexAttention's backward has no kernel for so few."""
+MAX_BITS = 1 << 30
+"""Pairs of blocks of which one bit each is held; of more, lists are searched."""
+
+
+def tiles_of(lists: Lists, table: Tensor, sizes: Sizes, block: int, mod: flex.MaskMod) -> BlockMask:
+    """The tiles [rows, 1, q tiles, kv tiles] that lists [rows, num_rows, width] touch, each asked pair by pair; found
+    on the device, without a wait. Work: O(listed blocks + tiles)."""
+    num_q, num_kv = -(-sizes.q_len // block), -(-sizes.kv_len // block)
+    row = torch.arange(table.shape[1], device=table.device)[:, None]
+    first = ((row + lists.first_row) * lists.per - sizes.q_start).clamp(min=0)
+    last = ((row + lists.first_row + 1) * lists.per - 1 - sizes.q_start).clamp(max=sizes.q_len - 1)
+    start = table.clamp(min=0) * lists.of
+    stop = (start + lists.of - 1).clamp(max=sizes.kv_len - 1)
+    live = torch.zeros(table.shape[0], num_q * num_kv + 1, dtype=torch.int8, device=table.device)
+    for down in range(_most_tiles(lists.per, block)):
+        q_tile = torch.minimum(first // block + down, last // block)
+        for right in range(_most_tiles(lists.of, block)):
+            kv_tile = torch.minimum(start // block + right, stop // block)
+            cell = (q_tile * num_kv + kv_tile).where(table >= 0, num_q * num_kv)
+            live.scatter_(1, cell.flatten(1), 1)
+    return flex.mask_of_tiles(live[:, None, :-1].reshape(-1, 1, num_q, num_kv), block, (sizes.q_len, sizes.kv_len), mod)
+
+
+def _most_tiles(size: int, block: int) -> int:
+    """How many tiles a block of this size can touch."""
+    return 1 if block % size == 0 else (size - 2) // block + 2
+
+
+def _listed_mod(lists: Lists, table: Tensor, rest: Relation, data: DeviceData, sizes: Sizes) -> flex.MaskMod:
+    """Whether a block is listed, and the rest holds."""
+    num_blocks = -(-sizes.kv_len // lists.of)
+    has_bits = table.shape[0] * table.shape[1] * num_blocks <= MAX_BITS
+    bits = torch.zeros(*table.shape[:2], num_blocks + 1 if has_bits else 0, dtype=torch.bool, device=table.device)
+    if has_bits:
+        bits.scatter_(2, table.where(table >= 0, num_blocks), True)
+    width = table.shape[2]
+
+    def keep(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        q = q_idx + sizes.q_start
+        at = 0 if table.shape[0] == 1 else batch
+        row, block = q // lists.per - lists.first_row, kv_idx // lists.of
+        if has_bits:
+            listed = bits[at, row, block]
+        else:
+            listed = q_idx < 0
+            for turn in range(width):
+                listed = listed | (table[at, row, turn] == block)
+        return listed if rest == EVERYTHING else listed & member(rest, Point(q, kv_idx, 0, data.at_row(batch)))
+
+    return keep
+
+
+# ---- tiles that stay
+
+
+def _mask(hull: Hull, bound: Bound, device: torch.device) -> BlockMask | None:
     """The tiles of a hull, each of which is asked pair by pair."""
+    if hull.lists is not None:
+        return None
     (item,) = hull.passes
     assert isinstance(item.piece.shape, Sparse)
     tiles = item.piece.shape.tiles
