@@ -139,13 +139,16 @@ class Attention(nn.Module):
             if name in given and not routed:
                 continue
             if self.training:
-                learner.update(key)
-                self.losses[name] = learner.commitment(key)
+                learner.begin(key)
+            scores = learner.scores(key)
             if name in self.labels_read and name not in given:
-                found[name] = learner(key).repeat_interleave(again, dim=1)
+                found[name] = learner(key, scores).repeat_interleave(again, dim=1)
             for item in routed:
                 top = selection_at(self.pattern.resolved, item.name, sizes, self.layer).width
-                found[item.name] = learner.members(key, top).repeat_interleave(again, dim=1)
+                found[item.name] = learner.members(key, top, scores).repeat_interleave(again, dim=1)
+            if self.training:
+                self.losses[name] = learner.commitment(key, scores)
+                learner.update(key, scores=scores)
         for item in selections:
             if item.name not in self.indices:
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 
 class KMeans(nn.Module):
@@ -33,25 +33,28 @@ class KMeans(nn.Module):
         self.register_buffer("sums", start.clone())
         self.register_buffer("is_begun", torch.tensor(False))
 
-    def forward(self, key: Tensor) -> Tensor:
-        """int64 [B, H, T] of key [B, H, T, D]. Work: O(T D clusters)."""
+    def scores(self, key: Tensor) -> Tensor:
+        """[B, H, T, clusters] of key [B, H, T, D]: how much each points to each centroid; what else is asked of these
+        keys takes them as they are. Work: O(T D clusters)."""
         with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
-            return (self._unit(key) @ self.centroids.transpose(-1, -2)).argmax(-1)
+            return self._unit(key) @ self.centroids.transpose(-1, -2)
 
-    def members(self, key: Tensor, top: int) -> Tensor:
-        """int64 [B, H, clusters, top] of key [B, H, T, D]: the tokens that point most to each centroid, in ascending
-        order; -1 behind them where there are fewer tokens. A token may be a member of none, or of several. Work:
-        O(T D clusters)."""
-        with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
-            scores = self.centroids @ self._unit(key).transpose(-1, -2)
-            found = scores.topk(min(top, key.shape[2]), sorted=False).indices.sort(-1).values
-            return pad(found, (0, top - found.shape[-1]), value=-1)
+    def forward(self, key: Tensor, scores: Tensor | None = None) -> Tensor:
+        """int64 [B, H, T] of key [B, H, T, D]. scores: of these keys, if they are known."""
+        return (self.scores(key) if scores is None else scores).argmax(-1)
+
+    def members(self, key: Tensor, top: int, scores: Tensor | None = None) -> Tensor:
+        """int64 [B, H, clusters, min(top, T)] of key [B, H, T, D]: the tokens that point most to each centroid, in
+        ascending order. A token may be a member of none, or of several."""
+        found = self.scores(key) if scores is None else scores
+        by_centroid = found.transpose(-1, -2).contiguous()
+        return by_centroid.topk(min(top, key.shape[2]), sorted=False).indices.sort(-1).values
 
     def _unit(self, key: Tensor) -> Tensor:
         return normalize(key.detach().to(self.centroids.dtype), dim=-1)
 
     @torch.no_grad()
-    def update(self, key: Tensor, keep: Tensor | None = None) -> None:
+    def update(self, key: Tensor, keep: Tensor | None = None, scores: Tensor | None = None) -> None:
         """A training step: counts and sums of what each centroid is nearest to, decayed; a centroid is its mean.
 
         keep: bool [B, T], False for padding, which moves nothing. Counts are smoothed by 1e-5 (Laplace), so a centroid
@@ -63,8 +66,10 @@ class KMeans(nn.Module):
                 unit = unit * keep[:, None, :, None]
             flat = unit.transpose(0, 1).flatten(1, 2)  # [H, B T, D]
             kept = (flat != 0).any(-1)
-            self._begin(flat)
-            nearest = (flat @ self.centroids.transpose(-1, -2)).argmax(-1)
+            if scores is None:
+                self._begin(flat)
+                scores = self.scores(key)
+            nearest = scores.transpose(0, 1).flatten(1, 2).argmax(-1)
             counts = torch.zeros_like(self.counts).scatter_add_(1, nearest, kept.to(self.counts.dtype))
             sums = torch.zeros_like(self.sums).scatter_add_(1, nearest[..., None].expand_as(flat), flat)
             self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -72,6 +77,12 @@ class KMeans(nn.Module):
             total = self.counts.sum(-1, keepdim=True)
             smoothed = (self.counts + SMOOTHING) / (total + self.counts.shape[1] * SMOOTHING) * total
             self.centroids.copy_(self.sums / smoothed[..., None])
+
+    @torch.no_grad()
+    def begin(self, key: Tensor) -> None:
+        """The start of the first training step, before scores are asked; nothing in later ones."""
+        with torch.autocast(key.device.type, enabled=False):
+            self._begin(self._unit(key).transpose(0, 1).flatten(1, 2))
 
     def _begin(self, flat: Tensor) -> None:
         """Before the first step the centroids are keys of it, evenly spaced; padding is no key. Without a look at the
@@ -84,10 +95,10 @@ class KMeans(nn.Module):
         self.centroids.copy_(start)
         self.is_begun.fill_(True)
 
-    def commitment(self, key: Tensor) -> Tensor:
+    def commitment(self, key: Tensor, scores: Tensor | None = None) -> Tensor:
         """The mean squared distance of unit keys to their centroids, a scalar; differentiable in the keys."""
         unit = normalize(key.to(self.centroids.dtype), dim=-1)
-        label = self(key)
+        label = self(key, scores)
         found = self.centroids[torch.arange(key.shape[1], device=key.device)[:, None], label]
         return (unit - found).square().mean()
 

@@ -33,8 +33,7 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
     differ from device to device. Without gradient; no scores of all rows are held. Work: O(num_rows num_blocks D).
     """
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
-        dtype = torch.promote_types(key.dtype, torch.float32)
-        rows = pooled(query.to(dtype), selection.per, q_start % selection.per)
+        rows = pooled(query, selection.per, q_start % selection.per)
         kv_group = query.shape[1] // key.shape[1]
         rows = rows.view(rows.shape[0], key.shape[1], kv_group, *rows.shape[2:])  # [B, Hkv, G, rows, D]
 
@@ -49,18 +48,17 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
 
         scores: Scores
         if selection.by == "max":
-            keys = key.to(dtype)
             most, least = (
-                _blocks(keys, selection.of, -torch.inf).amax(3),
-                _blocks(keys, selection.of, torch.inf).amin(3),
+                _blocks(key, selection.of, -torch.inf).amax(3),
+                _blocks(key, selection.of, torch.inf).amin(3),
             )
-            most, least = (x.transpose(-1, -2)[:, :, None] for x in (most, least))
+            most, least = (x.to(rows.dtype).transpose(-1, -2)[:, :, None] for x in (most, least))
 
             def scores(at: slice) -> Tensor:
                 part = rows[..., at, :]
                 return of_heads(part.clamp(min=0) @ most + part.clamp(max=0) @ least)
         else:
-            means = pooled(key.to(dtype), selection.of, 0).transpose(-1, -2)[:, :, None]
+            means = pooled(key, selection.of, 0).transpose(-1, -2)[:, :, None]
 
             def scores(at: slice) -> Tensor:
                 return of_heads(rows[..., at, :] @ means)
@@ -103,11 +101,15 @@ def _blocks(x: Tensor, size: int, filler: float) -> Tensor:
 
 
 def pooled(x: Tensor, size: int, offset: int) -> Tensor:
-    """[B, H, blocks, D]: the mean of each block, of those of its positions that are there; the first has `offset`
-    positions before x."""
+    """[B, H, blocks, D] in float32 at least: the mean of each block, of those of its positions that are there; the
+    first has `offset` positions before x."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if size == 1:
-        return x
+        return x.to(dtype)
     short = -(x.shape[2] + offset) % size
-    sums = torch.nn.functional.pad(x, (0, 0, offset, short)).reshape(*x.shape[:2], -1, size, x.shape[3]).sum(3)
-    there = torch.nn.functional.pad(torch.ones(x.shape[2], dtype=x.dtype, device=x.device), (offset, short))
+    if short or offset:
+        x = torch.nn.functional.pad(x, (0, 0, offset, short))
+    sums = x.reshape(*x.shape[:2], -1, size, x.shape[3]).sum(3, dtype=dtype)
+    there = torch.ones(sums.shape[2] * size, dtype=dtype, device=x.device)
+    there[:offset], there[there.shape[0] - short :] = 0, 0
     return sums / there.view(-1, size).sum(1)[:, None]

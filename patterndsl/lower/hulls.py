@@ -20,7 +20,9 @@ from patterndsl.ir.relation import (
     Listed,
     Nothing,
     Or,
+    Random,
     Relation,
+    children,
     compare,
     conjunction,
     disjunction,
@@ -45,6 +47,8 @@ SMALL, SMALL_ON_GPU = 1 << 20, 1 << 28
 tiles takes twenty (H100, 16 heads, N = 16,384)."""
 BLOCK = 128
 """Queries and keys of a tile on a GPU."""
+MAX_CELLS = 1 << 22
+"""Tiles, live or not, up to which a GPU tells in each call which are live: 262,144 positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Hull:
 
     runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
     that order are then dense, and no pass is needed. lists: pairs are where each call lists them, and there no pass is
-    needed either.
+    needed either. in_call: nor where its tiles are told from all tiles in each call.
     """
 
     heads: tuple[int, ...]
@@ -90,6 +94,7 @@ class Hull:
     said: tuple[Said, ...]
     runs: Literal["full", "causal"] | None = None
     lists: Lists | None = None
+    in_call: bool = False
 
 
 def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
@@ -116,19 +121,34 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
         terms, listed = apart(group.relation, bound)
         before = list[Relation]()
         for term in terms:
-            number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in _orders(term, bound.sizes)}
-            order = min(number, key=number.__getitem__)
+            orders = _orders(term, bound.sizes)
+            if len(orders) > 1:
+                number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in orders}
+                orders.sort(key=number.__getitem__)
+            order = orders[0]
             parts, said = by_order.setdefault(order, ([], []))
             parts.append(conjunction((term, *map(negation, before))))
             said.append(Said(hull_of(term, order), _rest(term, before, order)))
             before.append(term)
         for order, (parts, said) in by_order.items():
+            if order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts)):
+                found.append(Hull(group.heads, None, (), disjunction(parts), tuple(said), in_call=True))
+                continue
             places = disjunction(term.places for term in said)
             shape = Sparse(_tiles(places, bound), places)
             item = pass_of(Piece(whole(bound.sizes.q_len, bound.sizes.kv_len), shape), group.heads, machine)
             found.append(Hull(group.heads, order, (item,), disjunction(parts), tuple(said)))
         found.extend(_listed(listed, before, group.heads, bound))
     return tuple(found)
+
+
+def is_told(relation: Relation) -> bool:
+    """Whether intervals tell of it in a call: draws and lists they would have to look up."""
+    return not isinstance(relation, Random | Listed) and all(map(is_told, children(relation)))
+
+
+def _num_cells(sizes: Sizes) -> int:
+    return -(-sizes.q_len // BLOCK) * -(-sizes.kv_len // BLOCK)
 
 
 def _tiles(hull: Relation, bound: Bound) -> Tiles:
@@ -345,4 +365,4 @@ def _placed(index: Index, order: str | None) -> Index | None:
             return None
 
 
-__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "listed_relation", "num_listed"]
+__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "is_told", "listed_relation", "num_listed"]

@@ -88,10 +88,9 @@ class _Pyramid:
     def bounds(self, low: Array, high: Array) -> Interval:
         """Bounds over [low, high] within the array, inclusive."""
         xp = namespace(low)
-        extent = high - low
-        level = xp.zeros_like(extent)
-        for bit in range(len(self.level_starts) - 1):
-            level = level + xp.astype(extent >= (1 << bit), level.dtype)
+        # the number of bits of high - low: blocks of so many positions cover it by two
+        level = xp.astype(xp.frexp(xp.astype(high - low, xp.float64))[1], low.dtype)
+        level = level.clip(0, len(self.level_starts) - 1)
         start = xp.asarray(self.level_starts, dtype=level.dtype, device=array_api_compat.device(level))[level]
         first, second = start + (low >> level), start + (high >> level)
         return xp.minimum(self.least[first], self.least[second]), xp.maximum(self.most[first], self.most[second])

@@ -73,7 +73,7 @@ def facets_of(relations: Iterable[Relation], inputs: Inputs) -> dict[tuple[str, 
     for relation in relations:
         reads |= {(index.name, index.facet) for index in indices(relation) if isinstance(index, Read)}
         reads |= {(node.name, "value") for node in lists_in(relation)}
-    return {(name, facet): _facet(inputs[name], facet) for name, facet in sorted(reads)}
+    return {(name, facet): facet_of(inputs[name], facet) for name, facet in sorted(reads)}
 
 
 def draws_of(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
@@ -100,7 +100,7 @@ def _draws(node: Random, num_heads: int, device: torch.device) -> Tensor:
     return stacked.to(device)
 
 
-def _facet(values: Tensor, facet: Facet) -> Tensor:
+def facet_of(values: Tensor, facet: Facet) -> Tensor:
     """[..., length]: the values, the first position of each one's run, or its place in the stable order by value."""
     match facet:
         case "value":

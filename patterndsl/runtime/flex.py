@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from patterndsl.diagnostics import input_error
 from patterndsl.ir.meaning import Point, member
 from patterndsl.runtime.data import DeviceData
+from patterndsl.runtime.told import Told
 from patterndsl.sema.bind import Bound
 
 MAX_DENSE_BLOCKS = 1 << 24
@@ -81,21 +82,16 @@ def block_mask(
     return mask
 
 
-def mask_of_tiles(live: Tensor, block: int, lengths: tuple[int, int], mod: MaskMod) -> BlockMask:
-    """The BlockMask of live tiles, int8 [B, H, q tiles, kv tiles], each asked pair by pair; made on the device, without
-    a wait for it."""
-    kv_indices, q_indices = (
-        torch.argsort(x, dim=-1, descending=True, stable=True).int() for x in (live, live.mT.contiguous())
-    )
+def mask_of_tiles(found: Told, block: int, lengths: tuple[int, int], mod: MaskMod) -> BlockMask:
+    """The BlockMask of tiles that were told on the device."""
     mask = BlockMask.from_kv_blocks(
-        live.sum(-1, dtype=torch.int32),
-        kv_indices,
+        *found[:4],
         BLOCK_SIZE=(block, block),
         mask_mod=mod,
         seq_lengths=lengths,
         compute_q_blocks=False,
     )
-    mask.q_num_blocks, mask.q_indices = live.sum(-2, dtype=torch.int32), q_indices
+    mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices = found[4:]
     return mask
 
 

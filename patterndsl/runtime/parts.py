@@ -18,6 +18,7 @@ from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Relation, compare, inputs_read
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
 
@@ -237,7 +238,9 @@ class Parts:
                 out, lse = _run(program, rows, folded(given, chosen.heads, batch), scale, train)
                 found.append((chosen.heads, (chosen.unfold(out, batch), chosen.unfold(lse, batch))))
             return _assembled(found)
-        for chosen, programs in self.summed:
+        # a route's dense call multiplies what it masks by 0, which is NaN for what is not finite
+        careful = self.takes_routes and query.device.type == "cpu" and not is_finite(query, key, value)
+        for chosen, programs in self.terms if careful and self.bound.merge != "set" else self.summed:
             tensors = chosen.take(query, key, value)
             mine = given if chosen.is_all else only_heads(given, chosen.heads)
             found.append((chosen.heads, self._joined(programs, tensors, mine, scale, train)))
@@ -268,7 +271,10 @@ class Parts:
                 continue
             out, lse = _run(part, tensors, read_by(part.bound, given), scale, train)
             results.append((out, (lse > -torch.inf).to(out.dtype)) if is_mean else (out, lse))
-        return averaged(results) if is_mean else merged(results)
+        if not is_mean:
+            return merged(results)
+        out, count = averaged(results)
+        return out.to(value.dtype), count
 
     def counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
         """See `Program.counted`."""

@@ -20,21 +20,23 @@ from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, Relation, disjunction
 from patterndsl.lower.hulls import BLOCK, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
-from patterndsl.runtime import flex
+from patterndsl.runtime import flex, strips
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
 from patterndsl.runtime.parts import Chosen, assembled, merged
 from patterndsl.runtime.routes import Routes
+from patterndsl.runtime.told import list_teller, read_in, teller
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import Sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready: its tiles, None where each call lists them, and a compiled FlexAttention of its own."""
+    """A hull made ready: its tiles, or what tells them in each call, and a compiled FlexAttention of its own."""
 
     hull: Hull
     mask: BlockMask | None
     attend: flex.Attend
+    tell: Callable[..., Any] | None
 
 
 class Placed:
@@ -43,7 +45,9 @@ class Placed:
     def __init__(self, hulls: Sequence[Hull], bound: Bound, device: torch.device) -> None:
         self.bound = bound
         self.heads = tuple(dict.fromkeys(hull.heads for hull in hulls))
-        self.ready = tuple(_Ready(hull, _mask(hull, bound, device), flex.compiled_flex()) for hull in hulls)
+        self.ready = tuple(
+            _Ready(hull, _mask(hull, bound, device), flex.compiled_flex(), _teller(hull)) for hull in hulls
+        )
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable."""
@@ -60,6 +64,11 @@ class Placed:
         query, key, value = tensors
         if item.hull.lists is not None:
             return self._listed(item, item.hull.lists, tensors, given, scale)
+        if item.hull.in_call:
+            mask = self._told(item, given)
+            out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
+            assert lse is not None
+            return out, lse
         assert item.mask is not None
         asked = disjunction(term.rest for term in item.hull.said)
         data = device_data(asked, 1, given, query.device)
@@ -78,6 +87,14 @@ class Placed:
         assert lse is not None
         return out, lse
 
+    def _told(self, item: _Ready, given: Inputs) -> BlockMask:
+        """The tiles that are live and those that are full, told for all of them at once, for each batch row."""
+        relation, sizes = item.hull.relation, self.bound.sizes
+        assert item.tell is not None
+        found = item.tell(relation, sizes, read_in(relation, given), BLOCK)
+        mod = _relation_mod(relation, device_data(relation, 1, given, found.kv_num.device), sizes)
+        return flex.mask_of_tiles(found, BLOCK, (sizes.q_len, sizes.kv_len), mod)
+
     def _listed(
         self, item: _Ready, lists: Lists, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs, scale: float
     ) -> tuple[Tensor, Tensor]:
@@ -89,71 +106,88 @@ class Placed:
             return Routes(lists, rest, sizes).results(query, key, value, given, scale)
         table = given[lists.names[0]]
         table = table.view(-1, table.shape[-1] // lists.width, lists.width)
+        if lists.of < FEWEST_KEYS and lists.per < FEWEST_KEYS:
+            return self._by_keys(lists, rest, table, tensors, given, scale)
         train = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        data = device_data(rest, 1, given, query.device)
-        mask = tiles_of(
-            lists, table, sizes, BLOCK if train else FINE_BLOCK, _listed_mod(lists, table, rest, data, sizes)
-        )
+        block = BLOCK if train or min(lists.of, lists.per) >= BLOCK else FINE_BLOCK
+        assert item.tell is not None
+        found, bits = item.tell(lists, rest, sizes, table, read_in(rest, given), block)
+        mod = _listed_mod(lists, bits, rest, device_data(rest, 1, given, query.device), sizes)
+        mask = flex.mask_of_tiles(found, block, (sizes.q_len, sizes.kv_len), mod)
         out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
         assert lse is not None
         return out, lse
+
+    def _by_keys(
+        self,
+        lists: Lists,
+        rest: Relation,
+        table: Tensor,
+        tensors: tuple[Tensor, Tensor, Tensor],
+        given: Inputs,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of few keys here and there, which no tiles hold."""
+        query, key, value = tensors
+        sizes, again = self.bound.sizes, query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+        positions = torch.arange(sizes.q_start, sizes.q_start + sizes.q_len, device=query.device)
+        blocks = table[:, positions // lists.per - lists.first_row]  # [rows, Tq, width]
+        inside = torch.arange(lists.of, device=query.device)
+        keys = (blocks[..., None] * lists.of + inside).where(blocks[..., None] >= 0, -1).flatten(2)
+        keys = keys.masked_fill(keys >= sizes.kv_len, -1)
+        data = device_data(rest, 1, given, query.device)
+        row = torch.arange(keys.shape[0], device=query.device)[:, None, None]
+
+        def keep(start: int, stop: int) -> Tensor:
+            point = Point(positions[start:stop, None], keys[:, start:stop], 0, data.at_row(row))
+            return torch.as_tensor(member(rest, point), device=query.device).expand(keys[:, start:stop].shape)[:, None]
+
+        return strips.attend(query, key, value, strips.Lists(keys[:, None], keep), scale)
+
+
+# ---- tiles that each call tells
+
+
+def _relation_mod(relation: Relation, data: DeviceData, sizes: Sizes) -> flex.MaskMod:
+    def keep(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        holds: Tensor = (q_idx >= 0) & member(relation, Point(q_idx + sizes.q_start, kv_idx, 0, data.at_row(batch)))
+        return holds
+
+    return keep
 
 
 # ---- what each call lists
 
 
 FINE_BLOCK = 64
-"""Queries and keys of a tile where no gradient is wanted; FlexAttention's backward has no kernel for so few."""
-MAX_BITS = 1 << 30
-"""Pairs of blocks of which one bit each is held; of more, lists are searched."""
+"""Queries and keys of a tile where blocks of lists are smaller than usual ones and no gradient is wanted: the backward
+pass of FlexAttention has no kernel for so few on Hopper."""
 
 
-def tiles_of(lists: Lists, table: Tensor, sizes: Sizes, block: int, mod: flex.MaskMod) -> BlockMask:
-    """The tiles [rows, 1, q tiles, kv tiles] that lists [rows, num_rows, width] touch, each asked pair by pair; found
-    on the device, without a wait. Work: O(listed blocks + tiles)."""
-    num_q, num_kv = -(-sizes.q_len // block), -(-sizes.kv_len // block)
-    row = torch.arange(table.shape[1], device=table.device)[:, None]
-    first = ((row + lists.first_row) * lists.per - sizes.q_start).clamp(min=0)
-    last = ((row + lists.first_row + 1) * lists.per - 1 - sizes.q_start).clamp(max=sizes.q_len - 1)
-    start = table.clamp(min=0) * lists.of
-    stop = (start + lists.of - 1).clamp(max=sizes.kv_len - 1)
-    live = torch.zeros(table.shape[0], num_q * num_kv + 1, dtype=torch.int8, device=table.device)
-    for down in range(_most_tiles(lists.per, block)):
-        q_tile = torch.minimum(first // block + down, last // block)
-        for right in range(_most_tiles(lists.of, block)):
-            kv_tile = torch.minimum(start // block + right, stop // block)
-            cell = (q_tile * num_kv + kv_tile).where(table >= 0, num_q * num_kv)
-            live.scatter_(1, cell.flatten(1), 1)
-    return flex.mask_of_tiles(live[:, None, :-1].reshape(-1, 1, num_q, num_kv), block, (sizes.q_len, sizes.kv_len), mod)
+FEWEST_KEYS = 16
+"""Blocks of fewer queries and of fewer keys are gathered and not looked for in tiles."""
 
 
-def _most_tiles(size: int, block: int) -> int:
-    """How many tiles a block of this size can touch."""
-    return 1 if block % size == 0 else (size - 2) // block + 2
-
-
-def _listed_mod(lists: Lists, table: Tensor, rest: Relation, data: DeviceData, sizes: Sizes) -> flex.MaskMod:
-    """Whether a block is listed, and the rest holds."""
-    num_blocks = -(-sizes.kv_len // lists.of)
-    has_bits = table.shape[0] * table.shape[1] * num_blocks <= MAX_BITS
-    bits = torch.zeros(*table.shape[:2], num_blocks + 1 if has_bits else 0, dtype=torch.bool, device=table.device)
-    if has_bits:
-        bits.scatter_(2, table.where(table >= 0, num_blocks), True)
-    width = table.shape[2]
+def _listed_mod(lists: Lists, bits: Tensor, rest: Relation, data: DeviceData, sizes: Sizes) -> flex.MaskMod:
+    """Whether a block is listed, and the rest holds. bits: see `told.list_teller`."""
+    num_rows = bits.shape[0]
 
     def keep(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         q = q_idx + sizes.q_start
-        at = 0 if table.shape[0] == 1 else batch
-        row, block = q // lists.per - lists.first_row, kv_idx // lists.of
-        if has_bits:
-            listed = bits[at, row, block]
-        else:
-            listed = q_idx < 0
-            for turn in range(width):
-                listed = listed | (table[at, row, turn] == block)
-        return listed if rest == EVERYTHING else listed & member(rest, Point(q, kv_idx, 0, data.at_row(batch)))
+        at = 0 if num_rows == 1 else batch
+        holds: Tensor = bits[at, q // lists.per - lists.first_row, kv_idx // lists.of]
+        if rest != EVERYTHING:
+            holds = holds & member(rest, Point(q, kv_idx, 0, data.at_row(batch)))
+        return holds
 
     return keep
+
+
+def _teller(hull: Hull) -> Callable[..., Any] | None:
+    if hull.in_call:
+        return teller()
+    return list_teller() if hull.lists is not None and not hull.lists.is_route else None
 
 
 # ---- tiles that stay
@@ -161,7 +195,7 @@ def _listed_mod(lists: Lists, table: Tensor, rest: Relation, data: DeviceData, s
 
 def _mask(hull: Hull, bound: Bound, device: torch.device) -> BlockMask | None:
     """The tiles of a hull, each of which is asked pair by pair."""
-    if hull.lists is not None:
+    if hull.lists is not None or hull.in_call:
         return None
     (item,) = hull.passes
     assert isinstance(item.piece.shape, Sparse)

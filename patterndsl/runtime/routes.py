@@ -6,8 +6,9 @@ one softmax in which a key counts once for each route, or averaged, as released 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
-from patterndsl.lower.hulls import Lists
+from patterndsl.lower.hulls import CAUSAL, Lists
 from patterndsl.runtime.data import Inputs, device_data
 from patterndsl.sema.parameters import Sizes
 
@@ -46,7 +47,7 @@ class Routes:
         total = _log_sum(lse.flatten(2), met.q_places.flatten(2), query.shape[2])
         at = total.gather(2, met.q_places.clamp(min=0).flatten(2)).view(met.q_places.shape)
         weight = (lse.masked_fill(~has, 0.0) - at.masked_fill(~has, 0.0)).exp() * has
-        return _put_back(out * weight[..., None].to(out.dtype), met.q_places, query.shape[2]), total
+        return _put_back(out * weight[..., None], met.q_places, query.shape[2]).to(value.dtype), total
 
     def totals(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """The sum of the results of the routes, [B, H, Tq, Dv], and in how many of them a query has keys, [B, H, Tq].
@@ -54,14 +55,23 @@ class Routes:
         Each route is a softmax of its own. Differentiable in the first. Work: as above, memory as PyTorch's SDPA.
         """
         met = self._met(query, key, value, given)
-        has = met.keep.any(-1)
-        keep = met.keep | ~has[..., None]  # a row without keys is taken out again, and must not be NaN
+        is_causal, keep = self._is_by_rank(met), None
+        has = met.q_places >= 0 if is_causal else met.keep.any(-1)
+        if not is_causal:
+            keep = met.keep | ~has[..., None]  # a row without keys is taken out again, and must not be NaN
         q, k, v = (x.flatten(0, 2).unsqueeze(1) for x in (met.query, met.key, met.value))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=keep.flatten(0, 2).unsqueeze(1), scale=scale)
-        out = out.reshape(*met.q_places.shape, value.shape[3]) * has[..., None]
+        mask = None if keep is None else keep.flatten(0, 2).unsqueeze(1)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+        out = out.reshape(*met.q_places.shape, value.shape[3]).to(torch.promote_types(out.dtype, torch.float32))
         count = torch.zeros(query.shape[:3], dtype=out.dtype, device=out.device)
         count.scatter_add_(2, met.q_places.clamp(min=0).flatten(2), has.flatten(2).to(out.dtype))
-        return _put_back(out, met.q_places, query.shape[2]), count
+        return _put_back(out * has[..., None], met.q_places, query.shape[2]), count
+
+    def _is_by_rank(self, met: _Met) -> bool:
+        """Whether causality is that of places in the lists, which ascend: all members are there, and nothing else is
+        asked. A GPU would have to wait for the answer."""
+        is_plain = self.rest == CAUSAL and self.sizes.q_start == 0 and met.members.device.type == "cpu"
+        return is_plain and bool((met.q_places >= 0).all())
 
     def _met(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs) -> _Met:
         batch, heads, q_len, _ = query.shape
@@ -71,13 +81,16 @@ class Routes:
         q_places = members - sizes.q_start
         q_places = q_places.masked_fill((q_places < 0) | (q_places >= q_len) | (members < 0), -1)
         others = {name: _by_head(x, batch, heads).flatten(0, 1) for name, x in given.items() if name not in lists.names}
-        data = device_data(self.rest, 1, others, query.device)
-        row = torch.arange(batch * heads, device=query.device).view(batch, heads, 1, 1, 1)
-        point = Point(members[..., :, None], members[..., None, :], 0, data.at_row(row))
-        holds = torch.as_tensor(member(self.rest, point), device=query.device)
-        keep = (q_places >= 0)[..., :, None] & (members >= 0)[..., None, :] & holds
         q, k, v = (_gathered(x, at) for x, at in ((query, q_places), (key, members), (value, members)))
-        return _Met(q, k, v, members, q_places, keep)
+        return _Met(q, k, v, members, q_places, partial(self._keep, members, q_places, others))
+
+    def _keep(self, members: Tensor, q_places: Tensor, others: Inputs) -> Tensor:
+        data = device_data(self.rest, 1, others, members.device)
+        row = torch.arange(members.shape[0] * members.shape[1], device=members.device)
+        row = row.view(*members.shape[:2], 1, 1, 1)
+        point = Point(members[..., :, None], members[..., None, :], 0, data.at_row(row))
+        holds = torch.as_tensor(member(self.rest, point), device=members.device)
+        return (q_places >= 0)[..., :, None] & (members >= 0)[..., None, :] & holds
 
     def _multiplicity(self, met: _Met) -> Tensor:
         """In how many routes the two members of each pair are, [B, H, C, w, w]."""
@@ -92,17 +105,22 @@ class Routes:
         return mine @ mine.transpose(-1, -2)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Met:
-    """Members of routes [B, H, C, w] as queries, keys and values [B, H, C, w, D], -1 where there is none, and which
-    pairs count, [B, H, C, w, w]. q_places: the members counted from the first query, -1 where they are none."""
+    """Members of routes [B, H, C, w] as queries, keys and values [B, H, C, w, D], -1 where there is none. q_places: the
+    members counted from the first query, -1 where they are none."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     members: Tensor
     q_places: Tensor
-    keep: Tensor
+    kept: Callable[[], Tensor]
+
+    @cached_property
+    def keep(self) -> Tensor:
+        """Which pairs count, bool [B, H, C, w, w]."""
+        return self.kept()
 
 
 def _by_head(values: Tensor, batch: int, heads: int) -> Tensor:

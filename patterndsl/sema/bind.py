@@ -277,9 +277,10 @@ def _bound_selection(
     for part in (among, always):
         _check_domains(part, max(1, frame["Nq"]), max(1, num_blocks))
     routes = 1
-    if item.label is not None:
-        routes, num_rows = learners[item.label].setting("clusters", 1), 1
-        width, of, per = min(width, max(1, sizes.total)), 1, 1
+    if item.label is not None:  # a row of tokens for each route, which queries and keys are asked for
+        routes, num_rows, first_row = learners[item.label].setting("clusters", 1), 1, 0
+        num_blocks, of, per = max(sizes.total, sizes.kv_len), 1, 1
+        width = min(width, max(1, num_blocks))
     return BoundSelection(
         item.selector,
         width,

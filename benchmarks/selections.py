@@ -1,0 +1,195 @@
+"""The keys that matter, chosen in each call, beside dense attention; and packed documents beside FlexAttention.
+
+    python benchmarks/selections.py                                   # two CPU cores, float32, 4 heads of 64
+    python benchmarks/selections.py --device cuda --dtype bfloat16    # 16 heads of 64
+
+Each call of ours chooses and attends. Dense attention is PyTorch's scaled_dot_product_attention, causal where ours
+is, by the best of its kernels. Documents have random lengths, 1,024 positions on average, and differ in each call:
+FlexAttention makes its mask anew, by a compiled create_block_mask, as we do whatever we need. Forward, and with
+backward, in turns in one run, with peak memory; the selections were checked against float64 rows first. Writes
+benchmarks/results/selections_<device>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+import patterndsl
+from patterndsl.runtime.measure import timed
+
+ROOT = Path(__file__).parents[1]
+DIM, DOCUMENT = 64, 1024
+SELECTIONS = {
+    "blocks for blocks": """
+select:
+  top: topk(16, of = blocks(64), per = blocks(64), among = k < q, always = k == q)
+attend: causal & top
+""",
+    "blocks for queries": """
+select:
+  top: topk(3, of = blocks(512), among = k < q // 512, always = k == q // 512)
+attend: causal & top
+""",
+    "blocks of all, for blocks": """
+select:
+  top: topk(16, of = blocks(64), per = blocks(64))
+attend: top
+""",
+    "blocks and a window": """
+select:
+  top: topk(16, of = blocks(64), per = blocks(64), among = k < q)
+attend: causal & (top | recent(512) | first(64))
+""",
+}
+Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def selecting(spec: str, n: int, heads: int, device: torch.device) -> Run:
+    return patterndsl.parse(spec).compile(n, heads=heads, device=device)
+
+
+def dense(kernel: SDPBackend, *, is_causal: bool) -> Run:
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+
+    return run
+
+
+def lengths(n: int, device: torch.device) -> Tensor:
+    """The document of each position, int32 [n]: new ones in each call."""
+    starts = torch.rand(n, device=device) < 1 / DOCUMENT
+    return starts.cumsum(0, dtype=torch.int32)
+
+
+def documents(n: int, heads: int, device: torch.device) -> Run:
+    pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
+    program = pattern.compile(n, heads=heads, device=device)
+    return lambda query, key, value: program(query, key, value, inputs={"doc": lengths(n, device)})
+
+
+def flex_documents(n: int, device: torch.device) -> Run:
+    attend, make = torch.compile(flex_attention), torch.compile(create_block_mask)
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        doc = lengths(n, device)
+
+        def keep(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (doc[q] == doc[k])
+
+        mask = make(keep, None, None, n, n, device=device)
+        return attend(query, key, value, block_mask=mask)
+
+    return run
+
+
+def contests(n: int, heads: int, device: torch.device) -> dict[str, dict[str, Run]]:
+    """Who computes the same, by what; dense attention is beside each selection."""
+    kernels = {"dense flash": SDPBackend.FLASH_ATTENTION}
+    if device.type == "cuda":
+        kernels["dense cudnn"] = SDPBackend.CUDNN_ATTENTION
+    found = dict[str, dict[str, Run]]()
+    for name, spec in SELECTIONS.items():
+        rivals = {who: dense(kernel, is_causal="causal" in spec) for who, kernel in kernels.items()}
+        found[name] = {"ours": selecting(spec, n, heads, device), **rivals}
+    return found | {"documents": {"ours": documents(n, heads, device), "flex": flex_documents(n, device)}}
+
+
+def check(run: Run, tensors: tuple[Tensor, ...], rows: int = 8) -> None:
+    """Some rows in float64, from the selection of the call itself."""
+    assert isinstance(run, patterndsl.runtime.program.Program)
+    query, key, value = tensors
+    out, found = run(query, key, value, return_labels=True)
+    positions = torch.linspace(0, query.shape[2] - 1, rows, device=query.device).long()
+    keep = run.rows(positions, found)
+    scores = (query[:, :, positions].double() @ key.double().transpose(-1, -2)) * DIM**-0.5
+    truth = scores.masked_fill(~keep, -torch.inf).softmax(-1) @ value.double()
+    error = (out[:, :, positions].double() - truth).abs().max() / truth.abs().max()
+    assert error < (2e-2 if query.dtype == torch.bfloat16 else 1e-4), f"wrong by {error:.1e}"
+
+
+def measured(run: Run, tensors: tuple[Tensor, ...], backward: bool) -> tuple[float, Any]:
+    """Seconds and peak bytes of a call."""
+
+    def call() -> None:
+        if not backward:
+            with torch.no_grad():
+                run(*tensors)
+            return
+        leaves = tuple(x.detach().requires_grad_() for x in tensors)
+        out = run(*leaves)
+        out.backward(torch.ones_like(out))
+
+    return timed(call, tensors[0].device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("-n", type=int, nargs="*", default=[16_384, 65_536])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", nargs="*", default=[*SELECTIONS, "documents"])
+    parser.add_argument("--forward", action="store_true", help="no backward")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    heads = 16 if device.type == "cuda" else 4
+    rows = []
+    for n in arguments.n:
+        torch.manual_seed(0)
+        shape = (1, heads, n, DIM)
+        tensors = tuple(torch.randn(shape, device=device, dtype=getattr(torch, arguments.dtype)) for _ in range(3))
+        for name, runs in contests(n, heads, device).items():
+            if name not in arguments.only:
+                continue
+            row: dict[str, Any] = {"n": n, "pattern": name}
+            if name in SELECTIONS:
+                check(runs["ours"], tensors)
+            times = dict[tuple[str, bool], list[float]]()
+            kinds = (False,) if arguments.forward or (name == "documents" and device.type == "cpu") else (False, True)
+            for who, run in list(runs.items()):
+                try:
+                    for backward in kinds:
+                        measured(run, tensors, backward)
+                        _, peak = measured(run, tensors, backward)
+                        row[f"{who} {'training' if backward else 'forward'} bytes"] = peak
+                except RuntimeError as failed:
+                    row[who] = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
+                    del runs[who]
+            for _ in range(arguments.repeats):
+                for who, run in runs.items():
+                    for backward in kinds:
+                        times.setdefault((who, backward), []).append(measured(run, tensors, backward)[0])
+            for (who, backward), found in times.items():
+                row[f"{who} {'training' if backward else 'forward'} ms"] = 1e3 * statistics.median(found)
+            rows.append(row)
+            print(row, flush=True)
+    is_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name() if is_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    report = {
+        "device": where,
+        "versions": {"torch": torch.__version__},
+        "heads": heads,
+        "head_dim": DIM,
+        "dtype": arguments.dtype,
+        "rows": rows,
+    }
+    path = arguments.out or ROOT / "benchmarks" / "results" / f"selections_{device.type}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
