@@ -67,6 +67,16 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
         return found.repeat_interleave(kv_group, dim=1) if selection.heads == "group" else found
 
 
+MOST_STRIPS = 4
+"""Of scores, that a compiled function takes one after the other."""
+
+
+def is_short(query: Tensor, selection: BoundSelection) -> bool:
+    """Whether the scores are few enough for one compiled function."""
+    num_scores = query.shape[0] * query.shape[1] * selection.num_rows * selection.num_blocks
+    return num_scores <= MOST_STRIPS * MAX_SCORES
+
+
 def best(scores: Scores, selection: BoundSelection, num_heads: int, device: torch.device) -> Tensor:
     """The lists of `topk_lists` from scores, strip by strip. num_heads: of all batch rows, that scores are made for."""
     strips = []

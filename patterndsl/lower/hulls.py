@@ -84,7 +84,8 @@ class Hull:
 
     runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
     that order are then dense, and no pass is needed. lists: pairs are where each call lists them, and there no pass is
-    needed either. in_call: nor where its tiles are told from all tiles in each call.
+    needed either; `rest` of said[0] is what they must be besides. in_call: nor where tiles are told from all tiles in
+    each call; with lists, `relation` is what there is beside them, for the same kernel.
     """
 
     heads: tuple[int, ...]
@@ -120,7 +121,7 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
         by_order: dict[str | None, tuple[list[Relation], list[Said]]] = {}
         terms, listed = apart(group.relation, bound)
         before = list[Relation]()
-        for term in terms:
+        for term in sorted(terms, key=lambda term: bool(inputs_read(term))):  # what is static stays so
             orders = _orders(term, bound.sizes)
             if len(orders) > 1:
                 number = {order: _tiles(hull_of(term, order), bound).num_tiles for order in orders}
@@ -131,7 +132,14 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
             said.append(Said(hull_of(term, order), _rest(term, before, order)))
             before.append(term)
         for order, (parts, said) in by_order.items():
-            if order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts)):
+            is_small = order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts))
+            beside = next(iter(listed.items()), None) if len(listed) == 1 else None
+            if is_small and beside is not None and _fits_tiles(beside[0]) and is_told(beside[1]) and len(by_order) == 1:
+                rest = (Said(EVERYTHING, beside[1]),)
+                found.append(Hull(group.heads, None, (), disjunction(parts), rest, lists=beside[0], in_call=True))
+                listed = {}
+                continue
+            if is_small and inputs_read(disjunction(parts)):
                 found.append(Hull(group.heads, None, (), disjunction(parts), tuple(said), in_call=True))
                 continue
             places = disjunction(term.places for term in said)
@@ -140,6 +148,14 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
             found.append(Hull(group.heads, order, (item,), disjunction(parts), tuple(said)))
         found.extend(_listed(listed, before, group.heads, bound))
     return tuple(found)
+
+
+FEWEST_KEYS = 16
+"""Blocks of fewer queries and of fewer keys are gathered by a GPU, and not looked for in tiles."""
+
+
+def _fits_tiles(lists: Lists) -> bool:
+    return not lists.is_route and max(lists.of, lists.per) >= FEWEST_KEYS
 
 
 def is_told(relation: Relation) -> bool:

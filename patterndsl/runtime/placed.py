@@ -17,8 +17,8 @@ from torch.autograd import Function
 from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import EVERYTHING, Relation, disjunction
-from patterndsl.lower.hulls import BLOCK, Hull, Lists, Said
+from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, disjunction, inputs_read
+from patterndsl.lower.hulls import BLOCK, FEWEST_KEYS, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
@@ -106,13 +106,15 @@ class Placed:
             return Routes(lists, rest, sizes).results(query, key, value, given, scale)
         table = given[lists.names[0]]
         table = table.view(-1, table.shape[-1] // lists.width, lists.width)
-        if lists.of < FEWEST_KEYS and lists.per < FEWEST_KEYS:
+        if max(lists.of, lists.per) < FEWEST_KEYS:
             return self._by_keys(lists, rest, table, tensors, given, scale)
         train = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         block = BLOCK if train or min(lists.of, lists.per) >= BLOCK else FINE_BLOCK
         assert item.tell is not None
-        found, bits = item.tell(lists, rest, sizes, table, read_in(rest, given), block)
-        mod = _listed_mod(lists, bits, rest, device_data(rest, 1, given, query.device), sizes)
+        beside = item.hull.relation if item.hull.in_call else NOTHING
+        asked = disjunction((rest, beside))
+        found, bits = item.tell(lists, rest, beside, sizes, table, read_in(asked, given), block)
+        mod = _listed_mod(lists, bits, rest, beside, device_data(asked, 1, given, query.device), sizes)
         mask = flex.mask_of_tiles(found, block, (sizes.q_len, sizes.kv_len), mod)
         out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
         assert lse is not None
@@ -165,12 +167,10 @@ FINE_BLOCK = 64
 pass of FlexAttention has no kernel for so few on Hopper."""
 
 
-FEWEST_KEYS = 16
-"""Blocks of fewer queries and of fewer keys are gathered and not looked for in tiles."""
-
-
-def _listed_mod(lists: Lists, bits: Tensor, rest: Relation, data: DeviceData, sizes: Sizes) -> flex.MaskMod:
-    """Whether a block is listed, and the rest holds. bits: see `told.list_teller`."""
+def _listed_mod(
+    lists: Lists, bits: Tensor, rest: Relation, beside: Relation, data: DeviceData, sizes: Sizes
+) -> flex.MaskMod:
+    """Whether a block is listed, and the rest holds, or what there is beside. bits: see `told.list_teller`."""
     num_rows = bits.shape[0]
 
     def keep(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -179,13 +179,15 @@ def _listed_mod(lists: Lists, bits: Tensor, rest: Relation, data: DeviceData, si
         holds: Tensor = bits[at, q // lists.per - lists.first_row, kv_idx // lists.of]
         if rest != EVERYTHING:
             holds = holds & member(rest, Point(q, kv_idx, 0, data.at_row(batch)))
+        if beside != NOTHING:
+            holds = holds | member(beside, Point(q, kv_idx, 0, data.at_row(batch)))
         return holds
 
     return keep
 
 
 def _teller(hull: Hull) -> Callable[..., Any] | None:
-    if hull.in_call:
+    if hull.in_call and hull.lists is None:
         return teller()
     return list_teller() if hull.lists is not None and not hull.lists.is_route else None
 
@@ -194,14 +196,15 @@ def _teller(hull: Hull) -> Callable[..., Any] | None:
 
 
 def _mask(hull: Hull, bound: Bound, device: torch.device) -> BlockMask | None:
-    """The tiles of a hull, each of which is asked pair by pair."""
+    """The tiles of a hull, each of which is asked pair by pair, but full ones of what is static."""
     if hull.lists is not None or hull.in_call:
         return None
     (item,) = hull.passes
     assert isinstance(item.piece.shape, Sparse)
     tiles = item.piece.shape.tiles
     q_blks, kv_blks = (torch.as_tensor(part, device=device) for part in (tiles.q_blks, tiles.kv_blks))
-    is_full = torch.zeros_like(q_blks, dtype=torch.bool)
+    is_static = hull.order is None and not inputs_read(hull.relation)
+    is_full = torch.as_tensor(tiles.is_full, device=device) & is_static
     blocks, lengths = (tiles.q_block, tiles.kv_block), (bound.sizes.q_len, bound.sizes.kv_len)
     return flex.block_mask(
         [[(q_blks, kv_blks, is_full)]], blocks, (tiles.num_q_blocks, tiles.num_kv_blocks), lengths, None

@@ -6,7 +6,7 @@ inputs of each call, on their device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -21,7 +21,7 @@ from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
 from patterndsl.learn.lsh import lsh_labels
-from patterndsl.learn.topk import topk_lists
+from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
@@ -53,6 +53,7 @@ from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
+from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
 from patterndsl.sema.parameters import integer
 
@@ -501,12 +502,18 @@ class Program:
         return self._selections(query, key, self.bound.found)
 
     def _selections(self, query: Tensor, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
-        q_start = self.bound.sizes.q_start
-        return {
-            shape.name: topk_lists(query, key, shape.selection, q_start)
-            for shape in shapes
-            if shape.selection is not None and shape.found_by == "call"
-        }
+        found = dict[str, Tensor]()
+        for shape in shapes:
+            if shape.selection is not None and shape.found_by == "call":
+                is_eager = self.device.type == "cpu" or not is_short(query, shape.selection)
+                listing = topk_lists if is_eager or torch.compiler.is_compiling() else self._listing
+                found[shape.name] = listing(query, key, shape.selection, self.bound.sizes.q_start)
+        return found
+
+    @cached_property
+    def _listing(self) -> Callable[..., Tensor]:
+        """Compiled for a GPU, where launching its many small steps takes longer than they do."""
+        return compiled(topk_lists)
 
     def _labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         found = dict[str, Tensor]()

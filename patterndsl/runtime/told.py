@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Box, Interval, verdict
-from patterndsl.ir.relation import Listed, Random, Relation, inputs_read
+from patterndsl.ir.relation import NOTHING, Listed, Random, Relation, inputs_read
 from patterndsl.lower.hulls import Lists, is_told
 from patterndsl.runtime.data import Inputs, facet_of
 from patterndsl.sema.parameters import Sizes
@@ -162,16 +162,20 @@ def _tell(relation: Relation, sizes: Sizes, inputs: Inputs, block: int) -> Told:
 
 
 def _tell_listed(
-    lists: Lists, rest: Relation, sizes: Sizes, table: Tensor, inputs: Inputs, block: int
+    lists: Lists, rest: Relation, beside: Relation, sizes: Sizes, table: Tensor, inputs: Inputs, block: int
 ) -> tuple[Told, Tensor]:
-    """And which blocks of keys are listed by each row, bool [rows, num_rows, blocks + 1]."""
+    """Tiles of what is listed or beside, and which blocks of keys are listed by each row, bool [rows, num_rows, blocks
+    + 1]."""
     live = listed(lists, table, sizes, block)
     full = torch.zeros_like(live)
     if is_told(rest):
         possible, certain = states(rest, sizes, inputs, block, table.device)
         live = live & possible
         if lists.per % block == 0 and lists.of % block == 0 and sizes.q_start % block == 0:  # tiles listed as a whole
-            full = certain.expand(live.shape)
+            full = live & certain
+    if beside != NOTHING:
+        possible, certain = states(beside, sizes, inputs, block, table.device)
+        live, full = live | possible, full | certain
     num_blocks = -(-sizes.kv_len // lists.of)
     bits = torch.zeros(*table.shape[:2], num_blocks + 1, dtype=torch.bool, device=table.device)
     return told(live, full), bits.scatter(2, table.where(table >= 0, num_blocks), True)
@@ -179,7 +183,7 @@ def _tell_listed(
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled copy of a function; see `flex.compiled_flex` for why each program has its own."""
-    copied = FunctionType(function.__code__.replace(), globals(), function.__name__)
+    copied = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     found: Callable[..., Any] = torch.compile(copied, dynamic=False, fullgraph=True)
     return found
 
@@ -190,5 +194,5 @@ def teller() -> Callable[..., Told]:
 
 
 def list_teller() -> Callable[..., tuple[Told, Tensor]]:
-    """(lists, rest, sizes, table, inputs, block) to the tiles of lists; compiled for one program."""
+    """(lists, rest, beside, sizes, table, inputs, block) to the tiles of lists; compiled for one program."""
     return compiled(_tell_listed)
