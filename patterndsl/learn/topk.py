@@ -26,8 +26,8 @@ Scores: TypeAlias = Callable[[slice], Tensor]
 
 
 def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> Tensor:
-    """int64 [B, Hq or 1, num_rows, width] of query [B, Hq, Tq, D], key [B, Hkv, Tk, D]: blocks of keys in ascending
-    order, -1 behind them where a row has fewer candidates; one list for all heads where they share it.
+    """int64 [B, Hq or 1, num_rows, width] of query [B, Hq, Tq, D], key [B, Hkv, Tk, D]: blocks of keys in no order,
+    -1 for none where a row has fewer candidates; one list for all heads where they share it.
 
     Blocks of `always` come first, then the highest scores; NaN is the lowest. Which of equal scores is listed may
     differ from device to device. Without gradient; no scores of all rows are held. Work: O(num_rows num_blocks D).
@@ -91,8 +91,7 @@ def best(scores: Scores, selection: BoundSelection, num_heads: int, device: torc
         found.masked_fill_(found.isnan(), torch.finfo(found.dtype).min)  # above what is no candidate
         found.masked_fill_(~among, -torch.inf).masked_fill_(always, torch.inf)
         value, block = found.topk(width, sorted=False)
-        block = block.masked_fill(value == -torch.inf, selection.num_blocks).sort(-1).values
-        strips.append(block.masked_fill(block == selection.num_blocks, -1))
+        strips.append(block.masked_fill(value == -torch.inf, -1))
     lists = torch.cat(strips, dim=2)
     missing = selection.width - width
     return torch.nn.functional.pad(lists, (0, missing), value=-1) if missing else lists
