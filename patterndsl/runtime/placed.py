@@ -24,7 +24,7 @@ from patterndsl.runtime import flex, strips
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
 from patterndsl.runtime.parts import Chosen, assembled, merged
 from patterndsl.runtime.routes import Routes
-from patterndsl.runtime.told import list_teller, read_in, teller
+from patterndsl.runtime.told import list_teller, read_in, teller, told
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import Sizes
 
@@ -91,9 +91,9 @@ class Placed:
         """The tiles that are live and those that are full, told for all of them at once, for each batch row."""
         relation, sizes = item.hull.relation, self.bound.sizes
         assert item.tell is not None
-        found = item.tell(relation, sizes, read_in(relation, given), BLOCK)
-        mod = _relation_mod(relation, device_data(relation, 1, given, found.kv_num.device), sizes)
-        return flex.mask_of_tiles(found, BLOCK, (sizes.q_len, sizes.kv_len), mod)
+        live, full = item.tell(relation, sizes, read_in(relation, given), BLOCK)
+        mod = _relation_mod(relation, device_data(relation, 1, given, live.device), sizes)
+        return flex.mask_of_tiles(told(live, full), BLOCK, (sizes.q_len, sizes.kv_len), mod)
 
     def _listed(
         self, item: _Ready, lists: Lists, tensors: tuple[Tensor, Tensor, Tensor], given: Inputs, scale: float
@@ -113,9 +113,9 @@ class Placed:
         assert item.tell is not None
         beside = item.hull.relation if item.hull.in_call else NOTHING
         asked = disjunction((rest, beside))
-        found, bits = item.tell(lists, rest, beside, sizes, table, read_in(asked, given), block)
+        live, full, bits = item.tell(lists, rest, beside, sizes, table, read_in(asked, given), block)
         mod = _listed_mod(lists, bits, rest, beside, device_data(asked, 1, given, query.device), sizes)
-        mask = flex.mask_of_tiles(found, block, (sizes.q_len, sizes.kv_len), mod)
+        mask = flex.mask_of_tiles(told(live, full), block, (sizes.q_len, sizes.kv_len), mod)
         out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
         assert lse is not None
         return out, lse

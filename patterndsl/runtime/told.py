@@ -135,14 +135,9 @@ def _most_tiles(size: int, block: int) -> int:
 
 
 def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tiles a row has, int32 [rows, 1, q tiles], and their columns first, int32 [rows, 1, q tiles, kv tiles];
-    what is behind them is 0."""
-    width = tiles.shape[-1]
-    place = (tiles.cumsum(-1) - 1).where(tiles, width)  # what is not live goes behind the end
-    columns = torch.arange(width, device=tiles.device, dtype=torch.int32).expand(tiles.shape)
-    found = torch.zeros(*tiles.shape[:-1], width + 1, dtype=torch.int32, device=tiles.device)
-    found = found.scatter(-1, place, columns)[..., :width].contiguous()
-    return tiles.sum(-1, dtype=torch.int32)[:, None], found[:, None]
+    """How many tiles a row has, int32 [rows, 1, q tiles], and their columns first, [rows, 1, q tiles, kv tiles]."""
+    columns = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[:, None], columns.int()[:, None]
 
 
 def told(live: Tensor, full: Tensor) -> Told:
@@ -157,15 +152,15 @@ def read_in(relation: Relation, given: Inputs) -> Inputs:
     return {name: values for name, values in given.items() if name in names}
 
 
-def _tell(relation: Relation, sizes: Sizes, inputs: Inputs, block: int) -> Told:
-    return told(*states(relation, sizes, inputs, block, next(iter(inputs.values())).device))
+def _tell(relation: Relation, sizes: Sizes, inputs: Inputs, block: int) -> tuple[Tensor, Tensor]:
+    return states(relation, sizes, inputs, block, next(iter(inputs.values())).device)
 
 
 def _tell_listed(
     lists: Lists, rest: Relation, beside: Relation, sizes: Sizes, table: Tensor, inputs: Inputs, block: int
-) -> tuple[Told, Tensor]:
-    """Tiles of what is listed or beside, and which blocks of keys are listed by each row, bool [rows, num_rows, blocks
-    + 1]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Live and full tiles of what is listed or beside, and which blocks of keys are listed by each row, bool [rows,
+    num_rows, blocks + 1]."""
     live = listed(lists, table, sizes, block)
     full = torch.zeros_like(live)
     if is_told(rest):
@@ -178,7 +173,7 @@ def _tell_listed(
         live, full = live | possible, full | certain
     num_blocks = -(-sizes.kv_len // lists.of)
     bits = torch.zeros(*table.shape[:2], num_blocks + 1, dtype=torch.bool, device=table.device)
-    return told(live, full), bits.scatter(2, table.where(table >= 0, num_blocks), True)
+    return live, full, bits.scatter(2, table.where(table >= 0, num_blocks), True)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,11 +183,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def teller() -> Callable[..., Told]:
-    """(relation, sizes, inputs, block) to the tiles of a relation; compiled for one program."""
+def teller() -> Callable[..., tuple[Tensor, Tensor]]:
+    """(relation, sizes, inputs, block) to the live and the full tiles of a relation; compiled for one program."""
     return compiled(_tell)
 
 
-def list_teller() -> Callable[..., tuple[Told, Tensor]]:
-    """(lists, rest, beside, sizes, table, inputs, block) to the tiles of lists; compiled for one program."""
+def list_teller() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """(lists, rest, beside, sizes, table, inputs, block) to the live and the full tiles of lists, and which blocks rows
+    list; compiled for one program."""
     return compiled(_tell_listed)
