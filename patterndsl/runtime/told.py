@@ -136,7 +136,8 @@ def _most_tiles(size: int, block: int) -> int:
 
 def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
     """How many tiles a row has, int32 [rows, 1, q tiles], and their columns first, [rows, 1, q tiles, kv tiles]."""
-    columns = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
+    tiles = tiles.to(torch.int8).contiguous()  # a kernel reads the lists as if nothing lay between them
+    columns = torch.argsort(tiles, dim=-1, descending=True, stable=True)
     return tiles.sum(-1, dtype=torch.int32)[:, None], columns.int()[:, None]
 
 
