@@ -77,7 +77,7 @@ def test_tiles_of_inputs(text: str, n: int, rows: int, is_sorted: bool, seed: in
     beside=st.sampled_from(["", " | recent(7)", " | same(doc)"]),
     seed=st.integers(0, 99),
 )
-def test_tiles_of_lists(n: int, of: int, per: int, start: int, beside: str, seed: int) -> None:
+def test_tiles_of_lists(n: int, sizes: tuple[int, int], start: int, beside: str, seed: int) -> None:
     """What a GPU would run: lists and what stands beside them."""
     generator = torch.Generator().manual_seed(seed)
     start, (of, per) = min(start, n - 1), sizes
