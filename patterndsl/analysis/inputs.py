@@ -17,9 +17,12 @@ MAX_SCORES = 1 << 26
 """Of random ones, that lists are drawn by; more are too many."""
 
 
-def checked_inputs(shapes: Iterable[InputShape], inputs: Mapping[str, Any]) -> Lookup:
-    """The inputs that are read, as int64. Raises InputError: E501 on a missing one, E502 on a wrong shape or dtype."""
-    arrays: dict[str, Any] = {}
+def checked_inputs(
+    shapes: Iterable[InputShape], inputs: Mapping[str, Any], others: Mapping[str, Any] | None = None
+) -> Lookup:
+    """The inputs that are read, as int64, and others that are known. Raises InputError: E501 on a missing one, E502 on
+    a wrong shape or dtype."""
+    arrays: dict[str, Any] = dict(others or {})
     for shape in shapes:
         if shape.name not in inputs:
             help = f'pass inputs={{"{shape.name}": ...}}, {_form(shape)}'
@@ -49,9 +52,10 @@ def _named(shape: InputShape, values: Any) -> dict[str, Any]:
     return {shape.name: values.ravel()}
 
 
-def expected_inputs(shapes: Iterable[InputShape]) -> Lookup | None:
-    """What learners and selectors can be expected to say: labels at random, each as often as the others, and lists of
-    candidates at random. None where only the caller knows something, or it is too much to draw. Work: O(values)."""
+def expected_inputs(shapes: Iterable[InputShape]) -> dict[str, Any] | None:
+    """What learners and selectors can be expected to say, by the names that a relation reads: labels at random, each
+    as often as the others, and lists of candidates at random. None where only the caller knows something, or it is too
+    much to draw. Work: O(values)."""
     random, arrays = np.random.default_rng(0), dict[str, Any]()
     for shape in shapes:
         values: Any = None
@@ -67,7 +71,7 @@ def expected_inputs(shapes: Iterable[InputShape]) -> Lookup | None:
         if values is None:
             return None
         arrays |= _named(shape, values)
-    return Lookup(arrays)
+    return arrays
 
 
 def _lists(selection: BoundSelection, routes: int, random: np.random.Generator) -> Any:

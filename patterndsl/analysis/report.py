@@ -231,16 +231,19 @@ def report(
     bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
     shape = Shape(n, n, heads, kv_heads, head_dim, dtype)
     plain = head_reports(resolved, [group.heads for group in bound.groups], layer)
-    expected = expected_inputs(bound.inputs) if bound.inputs and not inputs else None
-    if bound.inputs and not inputs and expected is None:
-        missing = tuple(item.name for item in bound.inputs)
+    left = [item for item in bound.inputs if item.name not in (inputs or {})]
+    expected = expected_inputs(left)
+    if expected is None:
+        if inputs:
+            checked_inputs(bound.inputs, inputs)  # says which is missing
+        missing = tuple(item.name for item in left)
         return _report(resolved, name, about, plain, n, shape, block, missing=missing)
-    lookup = checked_inputs(bound.inputs, inputs or {}) if expected is None else expected
+    lookup = checked_inputs([item for item in bound.inputs if item not in left], inputs or {}, expected)
     values = _values(resolved, n)
     figured = []
     for group, found in zip(bound.groups, plain, strict=True):
         figures = head_figures(group, bound, lookup, block, found.formula, found.upper, found.cache, values)
-        is_drawn = expected is not None and bool(inputs_read(group.relation))
+        is_drawn = not inputs_read(group.relation).isdisjoint(name for item in left for name in item.names)
         figured.append(replace(found, figures=_expected(figures) if is_drawn and figures is not None else figures))
 
     def at(length: int) -> Bound:

@@ -129,9 +129,11 @@ def heads_of(arguments: argparse.Namespace) -> int:
 # ---- inputs -------------------------------------------------------------------------------------------------
 
 
-def inputs_of(bound: Bound, arguments: argparse.Namespace, *, calls: bool = False) -> dict[str, Array]:
+def inputs_of(
+    bound: Bound, arguments: argparse.Namespace, *, calls: bool = False, drawn: bool = False
+) -> dict[str, Array]:
     """The inputs that the pattern reads: int64 or bool, [length] or, from a file, [batch, length]. calls: whether they
-    are for calls, which find some labels themselves.
+    are for calls, which find some labels themselves; drawn: whether labels that learners find may be left out.
 
     Raises PatternError (E501) on missing and unknown ones, (E502) on values that do not fit.
     """
@@ -144,7 +146,8 @@ def inputs_of(bound: Bound, arguments: argparse.Namespace, *, calls: bool = Fals
             raise _unknown_input(name, wanted)
         given[name] = _values(wanted[name], text)
     for name, shape in wanted.items():
-        if name not in given and not (calls and shape.found_by == "call"):
+        is_found = (calls and shape.found_by == "call") or (drawn and shape.found_by != "caller")
+        if name not in given and not is_found:
             raise _missing_input(shape, arguments.inputs)
     return {name: _checked(shape, given[name]) for name, shape in wanted.items() if name in given}
 

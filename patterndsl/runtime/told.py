@@ -121,17 +121,18 @@ def listed(lists: Lists, table: Tensor, sizes: Sizes, block: int) -> Tensor:
     start = table.clamp(min=0) * lists.of
     stop = (start + lists.of - 1).clamp(max=sizes.kv_len - 1)
     live = torch.zeros(table.shape[0], num_q * num_kv + 1, dtype=torch.bool, device=table.device)
-    for down in range(_most_tiles(lists.per, block)):
+    is_aligned = sizes.q_start == lists.first_row * lists.per
+    for down in range(_most_tiles(lists.per, block, is_aligned=is_aligned)):
         q_tile = torch.minimum(first // block + down, last // block)
-        for right in range(_most_tiles(lists.of, block)):
+        for right in range(_most_tiles(lists.of, block, is_aligned=True)):
             cell = q_tile * num_kv + torch.minimum(start // block + right, stop // block)
             live = live.scatter(1, cell.where(table >= 0, num_q * num_kv).flatten(1), True)
     return live[:, :-1].reshape(-1, num_q, num_kv)
 
 
-def _most_tiles(size: int, block: int) -> int:
-    """How many tiles a block of this size can touch."""
-    return 1 if block % size == 0 else (size - 2) // block + 2
+def _most_tiles(size: int, block: int, *, is_aligned: bool) -> int:
+    """How many tiles a block of this size can touch. is_aligned: the first one starts with a tile."""
+    return 1 if block % size == 0 and is_aligned else (size - 2) // block + 2
 
 
 def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
