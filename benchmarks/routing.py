@@ -74,8 +74,9 @@ def ours(sizes: Sizes) -> Run:
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         key = normalize(query, dim=-1)
-        lists = learner.members(key, sizes.window)
-        return program(query, key, value, inputs={"route": lists}), COMMITMENT * learner.commitment(key)
+        scores = learner.scores(key)
+        lists = learner.members(key, sizes.window, scores)
+        return program(query, key, value, inputs={"route": lists}), COMMITMENT * learner.commitment(key, scores)
 
     return run
 
@@ -85,9 +86,10 @@ def itself_last(sizes: Sizes) -> Run:
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         key = normalize(query, dim=-1)
-        lists = learner.members(key, sizes.window)
+        scores = learner.scores(key)
+        lists = learner.members(key, sizes.window, scores)
         out = program(query, key, value, inputs={"route": lists, "first": lists[..., :1]})
-        return out, COMMITMENT * learner.commitment(key)
+        return out, COMMITMENT * learner.commitment(key, scores)
 
     return run
 

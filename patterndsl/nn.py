@@ -15,8 +15,8 @@ from patterndsl.learn.kmeans import KMeans
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.data import Inputs
-from patterndsl.sema.bind import fixed_settings, selection_at
-from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, Sizes, counted, sizes_of
+from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
 
 
 class Attention(nn.Module):
@@ -83,6 +83,7 @@ class Attention(nn.Module):
             }
         )
         relations = (self.pattern.resolved.relation, self.pattern.resolved.fallback)
+        self.learns = bool(self.learners) or bool(self.indices)
         self.labels_read = frozenset[str]().union(*(inputs_read(part) for part in relations if part is not None))
         self.losses: dict[str, Tensor] = {}
 
@@ -101,9 +102,8 @@ class Attention(nn.Module):
         key = query if self.is_shared and context is None else self._by_head(self.key_projection(source), self.kv_heads)
         key, scale = (normalize(key, dim=-1), 1.0) if self.is_shared else (key, None)
         value = self._by_head(self.value_projection(source), self.kv_heads)
-        sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
-        scale = self.head_dim**-0.5 if scale is None else scale
-        found = self._learned(x, source, query, key, scale, sizes, inputs)
+        self.losses = {}
+        found = self._learned(x, source, (query, key), scale, q_start, inputs) if self.learns else {}
         attended = attention(
             query,
             key,
@@ -121,14 +121,18 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         source: Tensor,
-        query: Tensor,
-        key: Tensor,
-        scale: float,
-        sizes: Sizes,
+        tensors: tuple[Tensor, Tensor],
+        scale: float | None,
+        q_start: int,
         inputs: Inputs | None,
     ) -> dict[str, Tensor]:
         """What learners with a state say, unless the caller does; in training they learn from the keys first."""
-        self.losses = {}
+        query, key = tensors
+
+        def bound(name: str) -> BoundSelection:
+            sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
+            return selection_at(self.pattern.resolved, name, sizes, self.layer)
+
         found: dict[str, Tensor] = {}
         again = self.heads // self.kv_heads
         given = inputs or {}
@@ -144,8 +148,7 @@ class Attention(nn.Module):
             if name in self.labels_read and name not in given:
                 found[name] = learner(key, scores).repeat_interleave(again, dim=1)
             for item in routed:
-                top = selection_at(self.pattern.resolved, item.name, sizes, self.layer).width
-                found[item.name] = learner.members(key, top, scores).repeat_interleave(again, dim=1)
+                found[item.name] = learner.members(key, bound(item.name).width, scores).repeat_interleave(again, dim=1)
             if self.training:
                 self.losses[name] = learner.commitment(key, scores)
                 learner.update(key, scores=scores)
@@ -153,12 +156,12 @@ class Attention(nn.Module):
             if item.name not in self.indices:
                 continue
             index = cast("Index", self.indices[item.name])
-            selection = selection_at(self.pattern.resolved, item.name, sizes, self.layer)
-            found[item.name] = index(x, source, selection, sizes.q_start)
+            selection = bound(item.name)
+            found[item.name] = index(x, source, selection, q_start)
             if self.training:
                 keys = key.repeat_interleave(again, dim=1) if again > 1 else key
-                attended = (query.detach(), keys.detach(), scale)
-                self.losses[item.name] = index.loss(x, source, attended, found[item.name], selection, sizes.q_start)
+                attended = (query.detach(), keys.detach(), self.head_dim**-0.5 if scale is None else scale)
+                self.losses[item.name] = index.loss(x, source, attended, found[item.name], selection, q_start)
         return found
 
     def _check(self, name: str, x: object) -> None:

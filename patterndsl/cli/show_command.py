@@ -60,9 +60,11 @@ def _lookup(bound: Bound, inputs: Mapping[str, Array]) -> Lookup:
         name, values = shape.name, inputs[shape.name]
         outer = values.shape[: values.ndim - len(shape.inner)]
         if any(size != 1 for size in outer):
-            shown = " x ".join(map(str, outer))
-            help = f"draw one row of the batch and one head: give a tensor of {len(shape.inner)} dimensions"
-            raise input_error("E502", f"input `{name}` is of {shown} rows and heads; a picture shows one", help)
+            kinds = zip(outer, ("rows", "heads"), strict=False)
+            shown = " and ".join(f"{size} {kind}" for size, kind in kinds if size != 1)
+            dims = len(shape.inner)
+            help = f"draw one of them: give a tensor of {dims} dimension{'s' * (dims != 1)}"
+            raise input_error("E502", f"input `{name}` has {shown}; a picture shows one", help)
         rows = values.reshape(shape.rounds, -1).astype("int64")
         one_row |= dict(zip(shape.names, rows, strict=True))
     return Lookup(one_row)
