@@ -92,6 +92,8 @@ def best(scores: Scores, selection: BoundSelection, num_heads: int, device: torc
         found.masked_fill_(~among, -torch.inf).masked_fill_(always, torch.inf)
         value, block = found.topk(width, sorted=False)
         strips.append(block.masked_fill(value == -torch.inf, -1))
+    if not strips:  # no queries
+        return torch.full((*scores(slice(0, 0)).shape[:3], selection.width), -1, device=device)
     lists = torch.cat(strips, dim=2)
     missing = selection.width - width
     return torch.nn.functional.pad(lists, (0, missing), value=-1) if missing else lists
@@ -106,7 +108,7 @@ def _blocks(x: Tensor, size: int, filler: float) -> Tensor:
     """[B, H, blocks, size, D], the last block filled up."""
     short = -x.shape[2] % size
     x = torch.nn.functional.pad(x, (0, 0, 0, short), value=filler) if short else x
-    return x.reshape(*x.shape[:2], -1, size, x.shape[3])
+    return x.reshape(*x.shape[:2], x.shape[2] // size, size, x.shape[3])
 
 
 def pooled(x: Tensor, size: int, offset: int) -> Tensor:
@@ -118,7 +120,7 @@ def pooled(x: Tensor, size: int, offset: int) -> Tensor:
     short = -(x.shape[2] + offset) % size
     if short or offset:
         x = torch.nn.functional.pad(x, (0, 0, offset, short))
-    sums = x.reshape(*x.shape[:2], -1, size, x.shape[3]).sum(3, dtype=dtype)
+    sums = x.reshape(*x.shape[:2], x.shape[2] // size, size, x.shape[3]).sum(3, dtype=dtype)
     there = torch.ones(sums.shape[2] * size, dtype=dtype, device=x.device)
     there[:offset], there[there.shape[0] - short :] = 0, 0
     return sums / there.view(-1, size).sum(1)[:, None]

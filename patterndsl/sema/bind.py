@@ -107,7 +107,8 @@ class InputShape:
     def inner(self) -> tuple[int | None, ...]:
         """The dimensions of one head's values, None for any number of them."""
         if self.selection is not None:
-            return (max(self.selection.num_rows, self.rounds), self.selection.width)
+            is_route = self.selection.label is not None
+            return (self.rounds if is_route else self.selection.num_rows, self.selection.width)
         return (self.length,) if self.rounds == 1 else (self.rounds, self.length)
 
     @property

@@ -264,6 +264,17 @@ def test_lists_are_shorter_than_a_strip_of_scores(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(program.selections(query, key)["top"], whole)
 
 
+@pytest.mark.parametrize(("batch", "q_len", "kv_len"), [(0, 9, 9), (2, 0, 9), (2, 0, 0), (2, 3, 0)])
+@pytest.mark.parametrize("per", ["tokens", "blocks(4)"])
+def test_nothing_to_choose_from(batch: int, q_len: int, kv_len: int, per: str) -> None:
+    program = patterndsl.parse(spec(per=per, always="none")).compile(9, heads=2, q_len=q_len, kv_len=kv_len)
+    tensors = tensors_of(batch, 2, q_len, kv_len, 2)
+    out = program(*tensors)
+    assert out.shape == (batch, 2, q_len, 8)
+    assert out.isfinite().all()
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), tensors))
+
+
 # ---- what is given
 
 
