@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from patterndsl.analysis.verdict import Refuted as Refuted
     from patterndsl.analysis.verdict import Unknown as Unknown
     from patterndsl.functional import attention as attention
-    from patterndsl.packed import documents as documents
-    from patterndsl.packed import present as present
+    from patterndsl.runtime.packed import documents as documents
+    from patterndsl.runtime.packed import present as present
     from patterndsl.runtime.program import Program as Program
 
 __version__ = "0.1.0"
@@ -42,8 +42,8 @@ _LAZY = {
     "Refuted": "patterndsl.analysis.verdict",
     "Unknown": "patterndsl.analysis.verdict",
     "attention": "patterndsl.functional",
-    "documents": "patterndsl.packed",
-    "present": "patterndsl.packed",
+    "documents": "patterndsl.runtime.packed",
+    "present": "patterndsl.runtime.packed",
 }
 
 
