@@ -137,7 +137,7 @@ class Placed:
         blocks = table[:, positions // lists.per - lists.first_row]  # [rows, Tq, width]
         inside = torch.arange(lists.of, device=query.device)
         keys = (blocks[..., None] * lists.of + inside).where(blocks[..., None] >= 0, -1).flatten(2)
-        keys = keys.masked_fill(keys >= sizes.kv_len, -1)
+        keys = keys.masked_fill(keys >= sizes.kv_len, -1).expand(query.shape[0], -1, -1)
         data = device_data(rest, 1, given, query.device)
         row = torch.arange(keys.shape[0], device=query.device)[:, None, None]
 

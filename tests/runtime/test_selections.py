@@ -15,7 +15,12 @@ from torch import Tensor
 import patterndsl
 from patterndsl.diagnostics import InputError
 from patterndsl.learn.index import Index
+from patterndsl.lower.costs import CUDA
+from patterndsl.lower.hulls import hulls
 from patterndsl.nn import Attention
+from patterndsl.runtime import strips
+from patterndsl.runtime.data import checked_inputs
+from patterndsl.runtime.placed import Placed
 from patterndsl.sema.bind import BoundSelection
 
 TOP = """
@@ -294,6 +299,36 @@ def test_lists_that_do_not_fit(plan: Any, said: str) -> None:
     program = patterndsl.parse("select: {plan: 'given(2, per = blocks(4))'}\nattend: plan\n").compile(16, heads=2)
     with pytest.raises(InputError, match=said):
         program(*tensors_of(1, 2, 16, 16, 2), inputs={} if plan is None else {"plan": plan})
+
+
+# ---- what a GPU runs on single keys, which any device can
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize(("of", "per", "start"), [(1, 1, 0), (3, 2, 0), (2, 4, 5)])
+def test_strips_of_gathered_keys(of: int, per: int, start: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of all batch rows or of each, with documents of each row, some queries at a time."""
+    monkeypatch.setattr(strips, "MAX_ELEMENTS", 1 << 11)
+    n, generator = 19, torch.Generator().manual_seed(rows)
+    text = f"inputs: {{doc: 'int[N]'}}\nselect: {{top: 'given(4, of = blocks({of}), per = blocks({per}))'}}\n"
+    pattern = patterndsl.parse(text + "attend: causal & top & same(doc)\n")
+    program = pattern.compile(n, heads=4, q_len=n - start, kv_len=n, q_start=start, backend="oracle")
+    shape = next(shape for shape in program.bound.inputs if shape.selection is not None)
+    size = ((rows,) if rows else ()) + tuple(item or 0 for item in shape.inner)
+    inputs = {
+        "top": torch.randint(-1, -(-n // of), size, generator=generator),
+        "doc": torch.randint(0, 2, (2, n), generator=generator),
+    }
+    query, key, value = tensors_of(2, 4, n - start, n, 2)
+    truth, truth_lse = program(query, key, value, inputs=inputs, return_lse=True)
+    placed = Placed(hulls(program.bound, CUDA) or (), program.bound, torch.device("cpu"))
+    given = checked_inputs(program.bound, inputs, torch.device("cpu"), 2)
+    out, lse = placed(query, key, value, given, 8**-0.5)
+    torch.testing.assert_close(out, truth, rtol=0, atol=1e-9)
+    torch.testing.assert_close(lse, truth_lse, rtol=0, atol=1e-9)
+    grads = (torch.autograd.grad(x.sin().sum(), (query, key, value)) for x in (out, truth))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
 
 
 # ---- layers
