@@ -5,7 +5,7 @@ Operations on tensors only, without synchronisation and without reductions, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -64,7 +64,13 @@ class DeviceData:
 
 def device_data(relation: Relation, num_heads: int, inputs: Inputs, device: torch.device) -> DeviceData:
     """Everything that the relation looks up, on the device. inputs: as `checked_inputs` returns them."""
-    return DeviceData(facets_of((relation,), inputs), draws_of(relation, num_heads, device))
+    return data_of((relation,), num_heads, inputs, device)
+
+
+def data_of(relations: Sequence[Relation], num_heads: int, inputs: Inputs, device: torch.device) -> DeviceData:
+    """The same of several relations."""
+    draws = {node: keys for part in relations for node, keys in draws_of(part, num_heads, device).items()}
+    return DeviceData(facets_of(relations, inputs), draws)
 
 
 def facets_of(relations: Iterable[Relation], inputs: Inputs) -> dict[tuple[str, Facet], Tensor]:

@@ -17,11 +17,11 @@ from torch.autograd import Function
 from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, disjunction, inputs_read
+from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, inputs_read
 from patterndsl.lower.hulls import BLOCK, FEWEST_KEYS, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
-from patterndsl.runtime.data import DeviceData, Inputs, device_data
+from patterndsl.runtime.data import DeviceData, Inputs, data_of, device_data
 from patterndsl.runtime.parts import Chosen, assembled, merged
 from patterndsl.runtime.routes import Routes
 from patterndsl.runtime.told import list_teller, read_in, teller, told
@@ -70,8 +70,8 @@ class Placed:
             assert lse is not None
             return out, lse
         assert item.mask is not None
-        asked = disjunction(term.rest for term in item.hull.said)
-        data = device_data(asked, 1, given, query.device)
+        asked = [part for term in item.hull.said for part in (term.places, term.rest)]
+        data = data_of(asked, 1, given, query.device)
         order = None if item.hull.order is None else given[item.hull.order].argsort(stable=True, dim=-1)
         mask = copy(item.mask)
         mask.mask_mod = _mask_mod(item.hull.said, data, order, self.bound.sizes.q_start)
@@ -112,9 +112,9 @@ class Placed:
         block = BLOCK if train or min(lists.of, lists.per) >= BLOCK else FINE_BLOCK
         assert item.tell is not None
         beside = item.hull.relation if item.hull.in_call else NOTHING
-        asked = disjunction((rest, beside))
-        live, full, bits = item.tell(lists, rest, beside, sizes, table, read_in(asked, given), block)
-        mod = _listed_mod(lists, bits, rest, beside, device_data(asked, 1, given, query.device), sizes)
+        read = {**read_in(rest, given), **read_in(beside, given)}
+        live, full, bits = item.tell(lists, rest, beside, sizes, table, read, block)
+        mod = _listed_mod(lists, bits, rest, beside, data_of((rest, beside), 1, given, query.device), sizes)
         mask = flex.mask_of_tiles(told(live, full), block, (sizes.q_len, sizes.kv_len), mod)
         out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
         assert lse is not None
