@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterndsl.diagnostics import Diagnostic, InputError, PatternError
-from patterndsl.pattern import Pattern, load, load_program, parse
+from patterndsl.loading import load, load_program, parse
+from patterndsl.pattern import Pattern
 
 if TYPE_CHECKING:
     from patterndsl import nn as nn

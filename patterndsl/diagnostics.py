@@ -29,6 +29,7 @@ CODES: dict[str, str] = {
     "E207": "a list is used without an index, or indexed by something else than head or layer",
     "E208": "a name is taken",
     "E209": "an argument depends on what it must not depend on",
+    "E210": "a source that cannot be attended so",
     # E3: the YAML around the expressions
     "E301": "not YAML",
     "E302": "unknown key",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
+from patterndsl.composite import Composite, Term
 from patterndsl.diagnostics import input_error
-from patterndsl.pattern import Pattern, parse
+from patterndsl.loading import parse
+from patterndsl.pattern import Pattern
 from patterndsl.runtime import ops
 from patterndsl.runtime.arguments import as_autocast, check_backend
+from patterndsl.runtime.composed import Keys, combined
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
@@ -41,6 +45,8 @@ def attention(
     pattern: Pattern | str,
     *,
     inputs: Inputs | None = None,
+    sources: Mapping[str, Keys] | None = None,
+    gates: Mapping[str, Tensor] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -58,6 +64,8 @@ def attention(
     pattern: Pattern | str,
     *,
     inputs: Inputs | None = None,
+    sources: Mapping[str, Keys] | None = None,
+    gates: Mapping[str, Tensor] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -67,6 +75,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
 def attention(
     query: Tensor,
     key: Tensor,
@@ -74,6 +83,26 @@ def attention(
     pattern: Pattern | str,
     *,
     inputs: Inputs | None = None,
+    sources: Mapping[str, Keys] | None = None,
+    gates: Mapping[str, Tensor] | None = None,
+    layer: int = 0,
+    q_start: int = 0,
+    n: int | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | str,
+    *,
+    inputs: Inputs | None = None,
+    sources: Mapping[str, Keys] | None = None,
+    gates: Mapping[str, Tensor] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -85,13 +114,29 @@ def attention(
 
     query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]; returns as `Program.__call__` does.
     q_start: position of the first query, for queries that continue a sequence; n: the N of the pattern, by default
-    q_start + Tq. The last MAX_PROGRAMS programs are kept.
+    q_start + Tq. sources, gates: keys of each source, and weights of gated branches, see `CompositeProgram.__call__`.
+    The last MAX_PROGRAMS programs are kept.
     """
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
     check_backend(backend)
+    if isinstance(pattern, str):
+        pattern = as_pattern(pattern)
+    if isinstance(pattern, Composite):
+
+        def attend(term: Term, keys: Keys) -> tuple[Tensor, Tensor]:
+            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
+            total = q_start + query.shape[2] if n is None else n
+            options: dict[str, Any] = {"layer": layer, "q_start": q_start, "scale": scale, "backend": backend}
+            out, lse = attention(query, *keys, term.pattern, inputs=read, n=total, return_lse=True, **options)
+            return out, lse
+
+        return combined(pattern, attend, (key, value), sources or {}, gates, return_lse=return_lse)
+    if sources or gates:
+        help = "declare them in the spec, under `sources` and `branches`"
+        raise input_error("E501", f"the pattern has no {'sources' if sources else 'branches'}", help)
     if torch.compiler.is_compiling():
         return _traced(
             query,

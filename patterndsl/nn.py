@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.func import functional_call
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import as_pattern, attention
 from patterndsl.ir.relation import inputs_read
@@ -16,7 +21,11 @@ from patterndsl.pattern import Pattern
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.data import Inputs
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
+from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
+from patterndsl.source.sequence import Keys, Sequence
+from patterndsl.source.sources import Sources, Told
+from patterndsl.source.state import State
 
 
 class Attention(nn.Module):
@@ -31,6 +40,10 @@ class Attention(nn.Module):
     trains, and `losses` then holds the commitment loss of the last call, to be added to the training loss by a small
     factor (1e-4 in Routing Transformer). A selection `by = learned` has an index of index_heads heads of index_dim, and
     its loss stands in `losses` too: it moves nothing but the index, which learns nothing unless it is added.
+
+    Sources of the pattern are modules in `sources`, by name. Where one recalls earlier segments, a call takes a state
+    and returns the next: `state = layer.init_state(batch)`, `out, state = layer(x, state)`; what compressions lose
+    stands in `losses`. Gated branches have weights in `gate`, the sigmoid of a linear map of x for each head.
     """
 
     def __init__(
@@ -82,40 +95,140 @@ class Attention(nn.Module):
                 if item.by == "learned"
             }
         )
-        relations = (self.pattern.resolved.relation, self.pattern.resolved.fallback)
         self.learns = bool(self.learners) or bool(self.indices)
-        self.labels_read = frozenset[str]().union(*(inputs_read(part) for part in relations if part is not None))
+        terms = [term.pattern for term in self.pattern.terms] if isinstance(self.pattern, Composite) else [self.pattern]
+        self.relations = tuple(term.resolved for term in terms)
+        self.labels_read = frozenset[str]().union(*map(_read_by, self.relations))
         self.losses: dict[str, Tensor] = {}
+        self.sources = Sources(_told(self.pattern), dim, kv_heads, self.head_dim)
+        branches = tuple(self.pattern.branches) if isinstance(self.pattern, Composite) else ()
+        self.gated = branches if self.pattern.spec.combine == "gate" else ()
+        self.gate = nn.Linear(dim, heads * len(self.gated)) if self.gated else None
+        if self.sources.used and len(branches) > 1:
+            message = "what is most used is told by one softmax, and the pattern has several branches"
+            raise input_error("E505", message, "compress by conv, mean or max")
+
+    def init_state(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """The state before the first segment: nothing is recalled. Of the layer's device and dtype by default.
+
+        Raises InputError (E505) where the pattern recalls nothing.
+        """
+        if not self.sources.is_recurrent:
+            raise input_error("E505", "the pattern recalls nothing", "call the layer without a state")
+        weight = self.query_projection.weight
+        like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
+        return self.sources.start(counted("batch", batch, 0, MAX_SIZE), like)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, inputs: Inputs | None = None, q_start: int = 0
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        context: Tensor | State | None = None,
+        state: State | None = None,
+        *,
+        inputs: Inputs | None = None,
+        sources: Mapping[str, Tensor] | None = None,
+        present: Tensor | None = None,
+        q_start: int = 0,
+    ) -> Tensor | tuple[Tensor, State]:
         """x: [B, T, dim] attends to itself, or to context: [B, Tk, dim]. Returns [B, T, dim].
 
-        inputs: tensors that the pattern reads; labels that are not among them are found from the keys. q_start:
-        position of x's first token. An empty row yields the output projection's bias.
+        state: of earlier segments, as the second or third argument; returned is then (output, next state). inputs:
+        tensors that the pattern reads; labels that are not among them are found from the keys. sources: states
+        [B, any length, dim] of other sequences, by name. present: bool [B, Tk], False where a token is padding, which
+        takes no part in keys that are made of several tokens. q_start: position of x's first token. An empty row yields
+        the output projection's bias.
         """
+        if isinstance(context, State):
+            context, state = None, context
         source = x if context is None else context
         self._check("x", x)
         self._check("context", source)
         query = self._by_head(self.query_projection(x), self.heads)
-        key = query if self.is_shared and context is None else self._by_head(self.key_projection(source), self.kv_heads)
-        key, scale = (normalize(key, dim=-1), 1.0) if self.is_shared else (key, None)
-        value = self._by_head(self.value_projection(source), self.kv_heads)
+        scale = 1.0 if self.is_shared else None
+        if self.is_shared and context is None:
+            key, value = normalize(query, dim=-1), self._by_head(self.value_projection(source), self.kv_heads)
+        else:
+            key, value = self._keys(source)
         self.losses = {}
+        sequence = Sequence(source, (key, value), self._keys, present, self.training)
+        keys = self.sources(sequence, state, sources or {})
         found = self._learned(x, source, (query, key), scale, q_start, inputs) if self.learns else {}
-        attended = attention(
+        found_all = attention(
             query,
             key,
             value,
             self.pattern,
             inputs={**(inputs or {}), **found} if found else inputs,
+            sources=keys,
+            gates=self._gates(x),
             layer=self.layer,
             q_start=q_start,
             scale=scale,
             backend=self.backend,
+            return_lse=bool(self.sources.used),
         )
-        return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
+        attended, lse = found_all if isinstance(found_all, tuple) else (found_all, None)
+        output = cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
+        if state is None:
+            return output
+        usage = {} if lse is None else self._usage(query, keys, lse, scale, q_start, inputs)
+        after, losses = self.sources.after(sequence, state, usage, lambda: partial(self._read, query.detach(), scale))
+        self.losses |= losses
+        return output, after
+
+    def _keys(self, states: Tensor, *, frozen: bool = False) -> Keys:
+        """Key and value [B, Hkv, T, D] of states [B, T, dim]. frozen: without gradient to the projections."""
+        projected = []
+        for module in (self.key_projection, self.value_projection):
+            weights = {name: x.detach() for name, x in module.named_parameters()} if frozen else {}
+            projected.append(functional_call(module, weights, (states,)) if frozen else module(states))
+        key, value = (self._by_head(x, self.kv_heads) for x in projected)
+        return normalize(key, dim=-1) if self.is_shared else key, value
+
+    def _gates(self, x: Tensor) -> dict[str, Tensor] | None:
+        """The weight of each gated branch, [B, H, T]."""
+        if self.gate is None:
+            return None
+        weights = self.gate(x).sigmoid().view(*x.shape[:2], self.heads, len(self.gated)).transpose(1, 2)
+        return dict(zip(self.gated, weights.unbind(-1), strict=True))
+
+    def _read(self, query: Tensor, scale: float | None, states: Tensor) -> Tensor:
+        """What queries read of states as their only keys, without gradient to the projections."""
+        key, value = self._keys(states, frozen=True)
+        return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=self.heads != self.kv_heads)
+
+    @torch.no_grad()
+    def _usage(
+        self,
+        query: Tensor,
+        keys: Mapping[str, Keys],
+        lse: Tensor,
+        scale: float | None,
+        q_start: int,
+        inputs: Inputs | None,
+    ) -> dict[str, Tensor]:
+        """The part of the attention of all queries and heads that each recalled state has, [B, T]. Work: O(Tq T)."""
+        found = {}
+        assert isinstance(self.pattern, Composite)
+        for term in self.pattern.terms:
+            if term.source not in self.sources.used:
+                continue
+            key = keys[term.source][0].repeat_interleave(self.heads // self.kv_heads, dim=1)
+            program = term.pattern.compile(
+                q_len=query.shape[2],
+                kv_len=key.shape[2],
+                q_start=q_start,
+                heads=self.heads,
+                layer=self.layer,
+                device=query.device,
+            )
+            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
+            scores = (query @ key.transpose(-1, -2)) * (self.head_dim**-0.5 if scale is None else scale)
+            weights = (scores - lse[..., None]).exp().masked_fill(~program.mask(read), 0.0)
+            found[term.source] = weights.nan_to_num(0.0).sum((1, 2))
+        return found
 
     def _learned(
         self,
@@ -131,7 +244,8 @@ class Attention(nn.Module):
 
         def bound(name: str) -> BoundSelection:
             sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
-            return selection_at(self.pattern.resolved, name, sizes, self.layer)
+            home = next(resolved for resolved in self.relations if name in _read_by(resolved))
+            return selection_at(home, name, sizes, self.layer)
 
         found: dict[str, Tensor] = {}
         again = self.heads // self.kv_heads
@@ -185,3 +299,16 @@ class Attention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+
+
+def _read_by(resolved: Resolved) -> frozenset[str]:
+    """The inputs that a pattern reads."""
+    fallback = frozenset[str]() if resolved.fallback is None else inputs_read(resolved.fallback)
+    return inputs_read(resolved.relation) | fallback
+
+
+def _told(pattern: Pattern) -> tuple[Told, ...]:
+    """The sources of a pattern with their settings as numbers."""
+    if not isinstance(pattern, Composite):
+        return ()
+    return tuple(Told(item.name, item.kind, pattern.settings(item.name)) for item in pattern.resolved.sources)

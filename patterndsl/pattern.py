@@ -5,16 +5,13 @@ Everything slow to import (NumPy, PyTorch) is loaded where it is first needed: c
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from patterndsl.analysis.latex import Shown
-from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, input_error, nearest
+from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, input_error, nearest
 from patterndsl.ir.index import Const
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import (
@@ -34,7 +31,6 @@ from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import parse_expression, snippet_of
 from patterndsl.syntax.render import render_expression, render_spec
-from patterndsl.syntax.spec import check_name, read_expression, read_file, read_input, read_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +66,11 @@ class Pattern(Shown):
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", render_spec(self.spec))
 
+    @classmethod
+    def of(cls, spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Pattern:
+        """The pattern of a spec. Raises PatternError with everything that is wrong with it, `found` included."""
+        return cls(spec, resolve(spec, found))
+
     @property
     def name(self) -> str | None:
         """The spec's name; it takes no part in equality."""
@@ -99,7 +100,7 @@ class Pattern(Shown):
         """
         if unnamed:
             help = "with_params(w=256), or with_params(**values)"
-            raise input_error("E304", f"with_params takes names and values, not {_kind(unnamed[0])}", help)
+            raise input_error("E304", f"with_params takes names and values, not {kind_of(unnamed[0])}", help)
         return _with_params(self, values)
 
     def bind(
@@ -116,6 +117,16 @@ class Pattern(Shown):
         from patterndsl.sema.bind import bind, sizes_of
 
         return bind(self.resolved, sizes_of(n, q_len, kv_len, q_start), heads, layer)
+
+    def fit(self, n: int, *, heads: int = 1, layer: int = 0) -> None:
+        """Raises PatternError (E4xx) where the sizes do not fit the pattern."""
+        self.bind(n, heads=heads, layer=layer)
+
+    def misfit(self, heads: int) -> PatternError | None:
+        """What is wrong at every length, at the defaults of the parameters; see `sema.fits`."""
+        from patterndsl.sema.fits import misfit
+
+        return misfit(self.resolved, heads)
 
     def report(
         self,
@@ -171,9 +182,9 @@ class Pattern(Shown):
 
         known = checked_claim(claim, other is not None)
         if other is not None and not isinstance(other, Pattern):
-            raise input_error("E506", f"the other pattern is {_kind(other)}", "parse it first: patterndsl.parse(...)")
+            raise input_error("E506", f"the other pattern is {kind_of(other)}", "parse it first: patterndsl.parse(...)")
         n = None if n is None else counted("n", n, 0, MAX_SIZE)
-        _check_mapping("params", params, '{"w": 256}')
+        check_mapping("params", params, '{"w": 256}')
         sides = [side for side in (self, other) if side is not None]
         values = {name: _fixed(name, value, sides) for name, value in dict(params or {}).items()}
         match known:
@@ -338,160 +349,6 @@ def checked_claim(claim: str, has_other: bool) -> Claim:
     return cast("Claim", word)
 
 
-def load(path: str | PathLike[str]) -> Pattern:
-    """The pattern of a YAML spec file. Raises PatternError with everything that is wrong with it."""
-    _check_path("load", path)
-    if not os.path.exists(path) and _is_expression(str(path)):
-        raise error("E601", f"there is no file `{path}`", None, f'read an expression: patterndsl.parse("{path}")')
-    return _checked(*read_file(Path(path)))
-
-
-def _check_path(caller: str, path: object) -> None:
-    if not isinstance(path, str | PathLike):
-        message = f"{caller} takes the path of a file, not {_kind(path)}"
-        raise input_error("E601", message, f'for example patterndsl.{caller}("patterns/local.{_SUFFIXES[caller]}")')
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as failed:  # too long, or with a character that no path has
-        raise error(
-            "E601", f"cannot read {path}: {getattr(failed, 'strerror', failed)}", None, "check the path"
-        ) from None
-
-
-_SUFFIXES = {"load": "yaml", "load_program": "safetensors"}
-
-
-def _is_expression(text: str) -> bool:
-    """Whether somebody who names a file would not write this: it has signs of the language, or parses."""
-    if text.lower().endswith(_SPEC_SUFFIXES) or any(os.path.exists(text + suffix) for suffix in _SPEC_SUFFIXES):
-        return False
-    if re.search(r"[()&|<>=~\n]", text):
-        return True
-    try:
-        parse(text)
-    except PatternError:
-        return False
-    return True
-
-
-def load_program(path: str | PathLike[str], *, device: str | torch.device = "cpu", backend: str = "auto") -> Program:
-    """The program of a plan file, with the passes or tiles in it: nothing is planned again.
-
-    backend: by default that of the program that was saved. On another kind of device, or with another backend, the
-    pattern is the same and what that needs is found when it runs. Raises PatternError: E601 unreadable, E603 damaged or
-    no plan.
-    """
-    from patterndsl.runtime import plan
-
-    _check_path("load_program", path)
-    stored = plan.read(path)
-    sizes = stored.sizes
-    program = parse(stored.text).compile(
-        sizes.total,
-        q_len=sizes.q_len,
-        kv_len=sizes.kv_len,
-        q_start=sizes.q_start,
-        heads=stored.num_heads,
-        layer=stored.layer,
-        device=device,
-        backend=stored.backend if backend == "auto" and stored.device_type == str(device).split(":")[0] else backend,
-    )
-    program.adopt(stored)
-    return program
-
-
-def parse(
-    text: str,
-    params: Mapping[str, ParamValue | str] | None = None,
-    grid: Mapping[str, int | str | Sequence[str]] | None = None,
-    inputs: Mapping[str, str] | None = None,
-    *,
-    name: str = "<expression>",
-) -> Pattern:
-    """The pattern of an expression, or of a YAML spec text (recognised by its keys, which expressions have not).
-
-    params: values of the parameters (integers, lists, or expressions such as "isqrt(N)"); for a spec text they
-    override its defaults. grid: axis sizes, row-major. inputs: types such as {"doc": "int[N]"}.
-    name: what diagnostics call the text. Raises PatternError with everything that is wrong.
-    """
-    _check_arguments(text, params, grid, inputs)
-    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
-    spec, found = read_yaml(Source(name, text)) if _is_spec(text) else read_expression(text, name)
-    declared = {param.name for param in spec.params}
-    added = [_param(key, value, found) for key, value in (params or {}).items() if key not in declared]
-    if added and declared:
-        raise unknown_parameter(added[0].name, dict.fromkeys(declared))
-    axes = tuple(_axis(key, value, found) for key, value in grid.items()) if grid is not None else spec.grid
-    brought = tuple(read_input(key, kind, found) for key, kind in (inputs or {}).items())
-    spec = replace(
-        spec,
-        params=(*spec.params, *added),
-        grid=axes,
-        inputs=(*spec.inputs, *(item for item in brought if item is not None)),
-    )
-    pattern = _checked(spec, found)
-    overrides = {key: value for key, value in (params or {}).items() if key in declared}
-    return _with_params(pattern, overrides) if overrides else pattern
-
-
-def parse_beside(text: str, pattern: Pattern, params: Mapping[str, ParamValue], *, name: str) -> Pattern:
-    """The pattern of an expression that may use what another pattern declares: parameters, grid, inputs, definitions.
-
-    params: values of further parameters, or of these. name: what diagnostics call the text. Raises PatternError.
-    """
-    theirs = pattern.spec
-    spec, found = read_expression(text, name)
-    added = tuple(_param(key, value, found) for key, value in params.items())
-    params_of_both = (*(item for item in theirs.params if item.name not in params), *added)
-    return _checked(replace(theirs, attend=spec.attend, params=params_of_both, name=None, place=spec.place), found)
-
-
-_SPEC_SUFFIXES = (".yaml", ".yml")
-
-
-def _check_arguments(text: object, params: object, grid: object, inputs: object) -> None:
-    """Raises InputError (E304) on what is no text and no mapping, and PatternError (E601) on the path of a file."""
-    if not isinstance(text, str):
-        raise input_error("E304", f"a pattern is text, not {_kind(text)}", 'for example parse("causal & window(256)")')
-    if text.strip().lower().endswith(_SPEC_SUFFIXES) and "\n" not in text.strip():
-        help = f'read the file: patterndsl.load("{text.strip()}")'
-        raise error("E601", f"`{text.strip()}` is the path of a spec, not its text", None, help)
-    for name, given, example in (
-        ("params", params, '{"w": 256}'),
-        ("grid", grid, '{"row": 64, "col": 64}'),
-        ("inputs", inputs, '{"doc": "int[N]"}'),
-    ):
-        _check_mapping(name, given, example)
-
-
-def _check_mapping(name: str, given: object, example: str) -> None:
-    """Raises InputError (E304) on what has no names and values."""
-    if given is not None and not isinstance(given, Mapping):
-        raise input_error("E304", f"{name} is {_kind(given)}, not a mapping", f"for example {name}={example}")
-    for key in given or ():
-        if not isinstance(key, str):
-            raise input_error("E304", f"{name} has the key {key!r}, not a name", f"for example {name}={example}")
-
-
-def _kind(value: object) -> str:
-    """What a wrong argument is, in words."""
-    return "None" if value is None else type(value).__name__
-
-
-_KEY = re.compile(r"""^[ \t]*(["']?)[A-Za-z_]\w*\1[ \t]*:(?:\s|$)""", re.MULTILINE)
-
-
-def _is_spec(text: str) -> bool:
-    """Some line starts with a key and its colon, or the text with a bracket of YAML; no expression does."""
-    return text.lstrip().startswith(("{", "[")) or _KEY.search(text) is not None
-
-
-def _checked(spec: ast.Spec, found: Sequence[Diagnostic]) -> Pattern:
-    return Pattern(spec, resolve(spec, found))
-
-
 def _with_params(pattern: Pattern, values: Mapping[str, ParamValue | str]) -> Pattern:
     declared = {param.name: param for param in pattern.resolved.params}
     trees: dict[str, ast.Expr | tuple[ast.Expr, ...]] = {}
@@ -501,26 +358,12 @@ def _with_params(pattern: Pattern, values: Mapping[str, ParamValue | str]) -> Pa
             raise unknown_parameter(key, declared)
         if not isinstance(value, str):
             value = checked_override(declared[key], value)
-        trees[key] = _value_tree(key, value, found)
+        trees[key] = value_tree(key, value, found)
     params = tuple(replace(param, default=trees.get(param.name, param.default)) for param in pattern.spec.params)
-    return _checked(replace(pattern.spec, params=params), found)
+    return type(pattern).of(replace(pattern.spec, params=params), found)
 
 
-def _param(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Param:
-    check_name(name, "a parameter", found)
-    return ast.Param(name, _value_tree(name, value, found), place=_place_of(f"params: {name}"))
-
-
-def _axis(name: str, value: int | str | Sequence[str], found: list[Diagnostic]) -> ast.Axis:
-    check_name(name, "an axis", found)
-    place = _place_of(f"grid: {name}")
-    if isinstance(value, list | tuple):
-        return ast.Axis(name, tuple(part for part in value if check_name(part, "an axis", found)), place=place)
-    size = _value_tree(name, cast("int | str", value), found)
-    return ast.Axis(name, size if not isinstance(size, tuple) else (), place=place)
-
-
-def _value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Expr | tuple[ast.Expr, ...]:
+def value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Expr | tuple[ast.Expr, ...]:
     number, listed = integer(value), integers(value)
     if number is not None:
         value = number
@@ -529,13 +372,13 @@ def _value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> 
     items = value if isinstance(value, list | tuple) else (value,)
     for item in items or (None,):
         if isinstance(item, bool) or not isinstance(item, int | str):
-            message = f"`{name}` is {_kind(item) if items else 'an empty list'}"
+            message = f"`{name}` is {kind_of(item) if items else 'an empty list'}"
             help = 'give an integer, a list of them, or text such as "isqrt(N)"'
             found.append(Diagnostic("E402", message, None, help))
-            return ast.Broken(place=_place_of(name))
+            return ast.Broken(place=place_of(name))
         if isinstance(item, int) and abs(item) >= MAX_VALUE:
             found.append(Diagnostic("E407", f"`{name}` is a number beyond 62 bits", None, "use a smaller number"))
-            return ast.Broken(place=_place_of(name))
+            return ast.Broken(place=place_of(name))
     trees = tuple(_tree(name, str(item), found) for item in items)
     return trees if items is value else trees[0]
 
@@ -549,5 +392,19 @@ def _tree(name: str, text: str, found: list[Diagnostic]) -> ast.Expr:
         return ast.Broken(place=snippet.place(0, 1))
 
 
-def _place_of(what: str) -> SourceRange:
+def place_of(what: str) -> SourceRange:
     return SourceRange(Source("<arguments>", what), 0, len(what))
+
+
+def check_mapping(name: str, given: object, example: str) -> None:
+    """Raises InputError (E304) on what has no names and values."""
+    if given is not None and not isinstance(given, Mapping):
+        raise input_error("E304", f"{name} is {kind_of(given)}, not a mapping", f"for example {name}={example}")
+    for key in given or ():
+        if not isinstance(key, str):
+            raise input_error("E304", f"{name} has the key {key!r}, not a name", f"for example {name}={example}")
+
+
+def kind_of(value: object) -> str:
+    """What a wrong argument is, in words."""
+    return "None" if value is None else type(value).__name__

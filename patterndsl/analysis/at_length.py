@@ -20,7 +20,7 @@ from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import indices
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
-from patterndsl.sema.bind import Bound, HeadGroup
+from patterndsl.sema.bind import Bound, HeadGroup, Sizes
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -76,7 +76,7 @@ def head_figures(
         counted, rows = _counted(group, bound, lookup, tiles)
         pairs = pairs or counted
     if pairs is None and upper is not None and (number := upper.at(values)) is not None:
-        pairs = Figure(min(number, n * n), "UpperBound", "pairs", "formula")
+        pairs = Figure(min(number, n * bound.sizes.kv_len), "UpperBound", "pairs", "formula")
     if pairs is None:
         return None
     return HeadFigures(
@@ -84,17 +84,17 @@ def head_figures(
         Figure(int(rows.min()), "Exact", "keys") if rows is not None and n else None,
         Figure(int(rows.max()), "Exact", "keys") if rows is not None and n else None,
         Figure(tiles.num_tiles, sure, "tiles") if tiles is not None else None,
-        Figure(area(tiles, n), sure, "pairs") if tiles is not None else None,
+        Figure(area(tiles, bound.sizes), sure, "pairs") if tiles is not None else None,
         _held(policy, values, n) if isinstance(policy, CachePolicy) else None,
     )
 
 
 def _tiles(group: HeadGroup, bound: Bound, lookup: Lookup, block: int) -> Tiles | None:
     """The live tiles, unless they are too many."""
-    n = bound.sizes.total
-    if n > MAX_LENGTH:
+    n, num_keys = bound.sizes.total, bound.sizes.kv_len
+    if max(n, num_keys) > MAX_LENGTH:
         return None
-    if (n // block) ** 2 > MAX_TILES:
+    if (n // block) * (num_keys // block) > MAX_TILES:
         side = COARSE * block
         coarse = find_tiles(group.relation, bound.sizes, lookup, side, side, tell_full=False, effort=EFFORT)
         if coarse.num_tiles * COARSE**2 > MAX_TILES:
@@ -102,17 +102,17 @@ def _tiles(group: HeadGroup, bound: Bound, lookup: Lookup, block: int) -> Tiles 
     return find_tiles(group.relation, bound.sizes, lookup, block, block, effort=EFFORT)
 
 
-def area(tiles: Tiles, n: int) -> int:
-    """Pairs in live tiles of n positions: whole blocks, but no position that is not there."""
-    return int((_height(tiles, n) * _width(tiles, n)).sum())
+def area(tiles: Tiles, sizes: Sizes) -> int:
+    """Pairs in live tiles of all positions: whole blocks, but no position that is not there."""
+    return int((_height(tiles, sizes.total) * _width(tiles, sizes.kv_len)).sum())
 
 
 def _height(tiles: Tiles, n: int) -> Any:
     return np.minimum(tiles.q_block, n - tiles.q_blks * tiles.q_block)
 
 
-def _width(tiles: Tiles, n: int) -> Any:
-    return np.minimum(tiles.kv_block, n - tiles.kv_blks * tiles.kv_block)
+def _width(tiles: Tiles, num_keys: int) -> Any:
+    return np.minimum(tiles.kv_block, num_keys - tiles.kv_blks * tiles.kv_block)
 
 
 def _counted(group: HeadGroup, bound: Bound, lookup: Lookup, tiles: Tiles) -> tuple[Figure, Integers | None]:
@@ -131,7 +131,7 @@ def _counted(group: HeadGroup, bound: Bound, lookup: Lookup, tiles: Tiles) -> tu
     inside = np.arange(tiles.q_block)
     q = (tiles.q_blks[full] * tiles.q_block)[:, None] + inside
     whole = np.zeros(n, dtype=np.int64)
-    np.add.at(whole, q[q < n], np.broadcast_to(_width(tiles, n)[full][:, None], q.shape)[q < n])
+    np.add.at(whole, q[q < n], np.broadcast_to(_width(tiles, bound.sizes.kv_len)[full][:, None], q.shape)[q < n])
     if len(looked) == len(partial):
         return Figure(int(rows.sum() + whole.sum()), "Exact", "pairs", "enumeration"), rows + whole
     estimate = whole.sum() + rows.sum() * len(partial) / len(looked)
@@ -144,14 +144,14 @@ def _kept(
     group: HeadGroup, bound: Bound, lookup: Lookup, tiles: Tiles, looked: Integers
 ) -> Iterator[tuple[Integers, Integers]]:
     """Queries of partial tiles, and how many keys of the tile each has."""
-    n = bound.sizes.total
+    n, num_keys = bound.sizes.total, bound.sizes.kv_len
     step = max(1, CHUNK // (tiles.q_block * tiles.kv_block))
     for start in range(0, len(looked), step):
         part = looked[start : start + step]
         q = (tiles.q_blks[part] * tiles.q_block)[:, None, None] + np.arange(tiles.q_block)[:, None]
         k = (tiles.kv_blks[part] * tiles.kv_block)[:, None, None] + np.arange(tiles.kv_block)
-        point = Point(np.minimum(q, n - 1), np.minimum(k, n - 1), group.heads[0], lookup)
-        holds = member(group.relation, point) & (q < n) & (k < n)
+        point = Point(np.minimum(q, n - 1), np.minimum(k, num_keys - 1), group.heads[0], lookup)
+        holds = member(group.relation, point) & (q < n) & (k < num_keys)
         kept = np.broadcast_to(holds, (len(part), tiles.q_block, tiles.kv_block)).sum(axis=2)
         queries = q[:, :, 0]
         yield queries[queries < n], kept[queries < n]

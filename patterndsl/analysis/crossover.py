@@ -69,7 +69,7 @@ def _flops(bind: Callable[[int], Bound], n: int, head_dim: int, is_causal: bool)
         num_heads[alike] = num_heads.get(alike, 0) + len(group.heads)
     for relation, number in num_heads.items():
         tiles = find_tiles(relation, bound.sizes, Lookup({}), BLOCK, BLOCK, tell_full=False, effort=EFFORT)
-        computed += area(tiles, n) * number
+        computed += area(tiles, bound.sizes) * number
     dense = (n * (n + 1) // 2 if is_causal else n * n) * bound.num_heads
     return forward_flops(computed, head_dim), forward_flops(dense, head_dim)
 

@@ -6,8 +6,9 @@ It decides nothing that takes arithmetic; a relation that is not empty at a glan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from patterndsl.ir.relation import And, Everything, Nothing, Or, Relation, negation
+from patterndsl.ir.relation import And, Compare, Everything, Nothing, Or, Relation, negation
 
 
 def is_empty(relation: Relation) -> bool:
@@ -30,6 +31,8 @@ def _implied(relation: Relation, known: Sequence[Relation]) -> bool:
     match relation:
         case Everything():
             return True
+        case Compare("<=", left, right):
+            return any(replace(relation, op=op) in known for op in ("<", "==")) or Compare("==", right, left) in known
         case And(terms):
             return all(_implied(term, known) for term in terms)
         case Or(terms):

@@ -20,7 +20,7 @@ from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound, HeadGroup, bind
 from patterndsl.sema.fits import fitting
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import ParamValue, param_values, sizes_of
+from patterndsl.sema.parameters import ParamValue, param_values, self_sizes
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -79,7 +79,7 @@ class Sample:
     def relations(self, resolved: Resolved) -> dict[int, Relation] | None:
         """Another pattern of the same parameters at the same sizes, by head; None where it does not fit them."""
         try:
-            bound = bind(resolved, sizes_of(self.n, None, None, 0), self.num_heads, self.layer, dict(self.params))
+            bound = bind(resolved, self_sizes(resolved, self.n), self.num_heads, self.layer, dict(self.params))
         except PatternError:
             return None
         return {head: group.relation for group in bound.groups for head in group.heads}
@@ -99,7 +99,7 @@ def sample(resolved: Resolved, n: int | None, heads: int, layer: int, *, below: 
         if below is not None and length >= below:
             continue
         try:
-            bound = bind(resolved, sizes_of(length, None, None, 0), heads, layer, params)
+            bound = bind(resolved, self_sizes(resolved, length), heads, layer, params)
         except PatternError:
             continue
         if bound.inputs:
@@ -122,7 +122,7 @@ def _lengths(resolved: Resolved, n: int | None) -> Iterator[tuple[int, dict[str,
         return
     if n <= MAX_LENGTH:
         yield n, {}
-    values: dict[str, ParamValue] = {**param_values(resolved, {}, sizes_of(n, None, None, 0))}
+    values: dict[str, ParamValue] = {**param_values(resolved, {}, self_sizes(resolved, n))}
     yield from ((length, values) for length in (MAX_LENGTH, 8192, 4096, 2048, 1024) if length < n)
 
 

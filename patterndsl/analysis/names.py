@@ -8,12 +8,12 @@ sides; NATTEN's `kernel_size` is the whole width; FlashAttention's `window_size_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from typing import TypeAlias
 
 from patterndsl.diagnostics import Diagnostic
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
+from patterndsl.syntax.used import expressions, reached
 
 _KINDS = {
     ast.Param: "parameter",
@@ -30,34 +30,23 @@ Values: TypeAlias = Mapping[str, int | tuple[int, ...]]
 def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
     """Parameters, inputs, definitions and imports that the pattern does without; those of imported specs too."""
     # every axis is part of the grid that must fit, used or not
-    said = (spec.attend,) if spec.fallback is None else (spec.attend, spec.fallback)
-    used = reached(spec, *said, *(expr for axis in spec.grid for expr in _expressions(axis)))
+    attended = [term.attend for branch in spec.branches for term in branch.terms] or [spec.attend]
+    attended += [source.maker for source in spec.sources]
+    said = [*attended, *(expr for expr in (spec.fallback, spec.keys) if expr is not None)]
+    used = reached(spec, *said, *(expr for axis in spec.grid for expr in expressions(axis)))
     declared: tuple[ast.Param | ast.Input | ast.Label | ast.Selection | ast.Definition | ast.Import, ...]
     declared = (*spec.params, *spec.inputs, *spec.labels, *spec.select, *spec.define, *spec.imports)
     for item in declared:
         if item.name not in used:
             message = f"{_KINDS[type(item)]} `{item.name}` is never used"
             yield Diagnostic("W202", message, item.place, "drop it, or use it in `attend`")
+    terms = {term.source for branch in spec.branches for term in branch.terms}
+    for source in spec.sources:
+        if source.name not in terms and source.name not in reached(spec, *(item.maker for item in spec.sources)):
+            message = f"source `{source.name}` is never attended"
+            yield Diagnostic("W202", message, source.place, "drop it, or say under `attend` what of it is attended")
     for imported in spec.imports:
         yield from unused(imported.spec)
-
-
-def reached(spec: ast.Spec, *exprs: ast.Expr) -> set[str]:
-    """The names in expressions, and those in what the spec declares by these names."""
-    declared: dict[str, list[ast.Expr]] = {}
-    for definition in spec.define:
-        declared.setdefault(definition.name, []).append(definition.body)
-    with_sizes: tuple[ast.Param | ast.Axis | ast.Input | ast.Label | ast.Selection, ...]
-    with_sizes = (*spec.params, *spec.grid, *spec.inputs, *spec.labels, *spec.select)
-    for item in with_sizes:
-        declared.setdefault(item.name, []).extend(_expressions(item))
-    found: set[str] = set()
-    waiting = list(exprs)
-    while waiting:
-        for name in set(_names(waiting.pop())) - found:
-            found.add(name)
-            waiting.extend(declared.get(name, ()))
-    return found
 
 
 def conventions(spec: ast.Spec, values: Values, is_causal: Callable[[], bool]) -> Iterator[Diagnostic]:
@@ -124,22 +113,3 @@ def _calls(expr: ast.Expr) -> Iterator[ast.Call]:
         yield expr
     for child in ast.children(expr):
         yield from _calls(child)
-
-
-def _names(expr: ast.Expr) -> Iterator[str]:
-    """Every name that stands in an expression, of whatever kind."""
-    if isinstance(expr, ast.Name | ast.Attribute | ast.Subscript | ast.Call):
-        yield expr.name
-    for child in ast.children(expr):
-        yield from _names(child)
-
-
-def _expressions(declared: ast.Param | ast.Axis | ast.Input | ast.Label | ast.Selection) -> Iterator[ast.Expr]:
-    """The expressions of a declaration; axes that an axis is composed of count as named."""
-    for item in fields(declared):
-        value = getattr(declared, item.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, str) and item.name == "size":
-                yield ast.Name(part, place=declared.place)
-            elif isinstance(part, ast.Expr):
-                yield part

@@ -7,7 +7,7 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import lcm, prod
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,7 +21,7 @@ from patterndsl.analysis.polynomial import Polynomial, constant, symbol
 from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import GaveUpError, coalesced, constraints, limited, regions
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.index import Arithmetic, Const, Index, Param, Var
+from patterndsl.ir.index import NK, Arithmetic, Const, Index, Param, Var
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
@@ -40,9 +40,10 @@ from patterndsl.ir.relation import (
     inputs_read,
     lists_in,
     substitute,
+    substitute_index,
 )
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_SIZE, param_values, sizes_of
+from patterndsl.sema.parameters import MAX_SIZE, param_values, self_sizes
 
 if TYPE_CHECKING:
     import islpy
@@ -70,12 +71,14 @@ class Symbolic:
     """A relation with its parameters free: list parameters, head and layer put in.
 
     given: what the spec demands of the parameters. typical, short: N and parameters of some long and short sequences.
+    lengths: the symbols of the numbers of queries and keys.
     """
 
     relation: Relation
     given: tuple[Relation, ...]
     typical: tuple[Mapping[str, int], ...]
     short: tuple[Mapping[str, int], ...]
+    lengths: Mapping[str, str] = field(default_factory=lambda: dict(LENGTHS))
 
 
 def symbolic(
@@ -107,8 +110,15 @@ def symbolic(
         left, right = (item.value, item.least) if item.kind == "grid" else (item.least, item.value)
         given.append(substitute(compare("==" if item.kind == "grid" else "<=", left, right), put, lists))
     relation = substitute(resolved.relation, put, lists)
+    lengths = dict(LENGTHS)
+    if resolved.num_keys is not None:
+        num_keys = substitute_index(resolved.num_keys, put, lists)
+        lengths["Nk"] = num_keys.name if isinstance(num_keys, Param) else "Nk"
+        if not isinstance(num_keys, Param):
+            given.append(compare("==", NK, num_keys))
     demanded = tuple(item for item in given if item != EVERYTHING)
-    return Symbolic(relation, demanded, _defaults(resolved, values, TYPICAL), _defaults(resolved, values, SHORT))
+    typical, short = (_defaults(resolved, values, some) for some in (TYPICAL, SHORT))
+    return Symbolic(relation, demanded, typical, short, lengths)
 
 
 def _defaults(resolved: Resolved, fixed: Mapping[str, int], lengths: Iterable[int]) -> tuple[Mapping[str, int], ...]:
@@ -116,11 +126,12 @@ def _defaults(resolved: Resolved, fixed: Mapping[str, int], lengths: Iterable[in
     found = []
     for n in lengths:
         try:
-            values = param_values(resolved, dict(fixed), sizes_of(n, None, None, 0))
+            sizes = self_sizes(resolved, n, fixed)
+            values = param_values(resolved, dict(fixed), sizes)
         except PatternError:
             continue
         numbers = {name: value for name, value in values.items() if isinstance(value, int)}
-        found.append({"N": n, "head": 0, "layer": 0, **numbers})
+        found.append({"N": n, "Nk": sizes.kv_len, "head": 0, "layer": 0, **numbers})
     return tuple(found)
 
 
@@ -189,7 +200,7 @@ def _form(pattern: Symbolic, *, digits: bool = True, aligned: bool = False, boun
     return affine(
         [pattern.relation],
         pattern.given,
-        lengths=LENGTHS,
+        lengths=pattern.lengths,
         hints=hints(pattern),
         digits=digits,
         aligned=aligned,

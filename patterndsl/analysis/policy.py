@@ -24,7 +24,7 @@ from patterndsl.analysis.enclosing import enclosing
 from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, digits_at, formula
 from patterndsl.analysis.latex import Shown
-from patterndsl.analysis.pairs import COUNTING, LENGTHS, NoFormula, Symbolic, draws_of, hints
+from patterndsl.analysis.pairs import COUNTING, NoFormula, Symbolic, draws_of, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
 from patterndsl.analysis.radix import NotAffineError, Split
 from patterndsl.analysis.sets import Constraint, GaveUpError, coalesced, constraints, dim_names, limited, regions
@@ -156,6 +156,8 @@ def cache_policy(pattern: Symbolic) -> Policy:
 @within()
 def policy_by(pattern: Symbolic, attempts: Sequence[Attempt]) -> tuple[Policy, Sequence[Attempt]]:
     """The same by the first attempt that succeeds, and the attempts from that one on: for patterns that are alike."""
+    if pattern.lengths["Nk"] != pattern.lengths["Nq"]:
+        return NoFormula("its keys are not the sequence"), attempts
     if _is_seen_ahead(pattern):
         return LooksAhead("Exact"), attempts
     reasons = []
@@ -219,7 +221,9 @@ def _policy(pattern: Symbolic, digits: bool, aligned: bool) -> Policy:
         conjunction((compare("<=", K, t), compare("<", t, NQ))),
         compare("<", Q, K),
     )
-    form = affine(relations, pattern.given, lengths=LENGTHS, hints=hints(pattern), digits=digits, aligned=aligned)
+    form = affine(
+        relations, pattern.given, lengths=pattern.lengths, hints=hints(pattern), digits=digits, aligned=aligned
+    )
     certainty: Certainty = "UpperBound" if form.flags else "Exact"
     with limited(EFFORT if digits else COUNTING) as context:
         _, (later, known, ahead) = regions(context, form)

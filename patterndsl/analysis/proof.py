@@ -18,7 +18,8 @@ from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.enclosing import enclosed, enclosing
 from patterndsl.analysis.formula import digits_at
 from patterndsl.analysis.glance import is_empty
-from patterndsl.analysis.pairs import LENGTHS, Symbolic, draws_of, hints, symbolic, usual
+from patterndsl.analysis.keys import squared
+from patterndsl.analysis.pairs import Symbolic, draws_of, hints, symbolic, usual
 from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, limited, regions
 from patterndsl.analysis.verdict import Proven, Refuted, Unknown, Verdict, Witness
@@ -77,6 +78,7 @@ def prove(
     or from 0. Parameters of both patterns that have one name have one value. List parameters have their defaults.
     Labels are any integers; a counterexample has only such as their learners give.
     """
+    pattern, other = squared(pattern), None if other is None else squared(other)
     if claim == "rows_nonempty" and pattern.fallback is not None:
         # a row has a key where either part of the pattern gives it one
         enough = prove(claim, _only_fallback(pattern), n=n, fixed=fixed)
@@ -213,7 +215,7 @@ class _Problem:
             return
         try:
             given, known = self.given()
-            form = affine([EVERYTHING], given, lengths=LENGTHS, hints=known)
+            form = affine([EVERYTHING], given, lengths=self.lengths(), hints=known)
             with limited(self.operations // 10) as context:
                 is_impossible = regions(context, form)[0].is_empty()
         except (NotAffineError, GaveUpError):
@@ -301,6 +303,10 @@ class _Problem:
         sides = [self.symbolic(resolved) for resolved in self.patterns()]
         return tuple(item for side in sides for item in side.given), hints(sides[0])
 
+    def lengths(self) -> Mapping[str, str]:
+        """The symbols of the numbers of queries and keys, of both patterns the same."""
+        return self.symbolic(self.pattern).lengths
+
     def asked(self) -> Relation:
         """The pairs that must not be, or of which each row must have one."""
         sides = [self.symbolic(resolved) for resolved in self.patterns()]
@@ -318,7 +324,7 @@ class _Problem:
     ) -> Verdict:
         if self.claim != "rows_nonempty" and is_empty(asked):
             return Proven(self.text, self.scope(None))
-        form = affine([asked], given, lengths=LENGTHS, hints=known, digits=digits, aligned=aligned)
+        form = affine([asked], given, lengths=self.lengths(), hints=known, digits=digits, aligned=aligned)
         with limited(self.operations // 3) as context:  # three ways to write it are tried
             everywhere, (points,) = regions(context, form)
             if self.claim == "rows_nonempty":
@@ -336,9 +342,10 @@ class _Problem:
         if self.n is None:
             return side
         length = Const(self.n)
+        known_lengths = (NQ, NK) if resolved.num_keys is None else (NQ,)
 
         def put(found: Var | Param) -> Index:
-            return length if found in (NQ, NK) else found
+            return length if found in known_lengths else found
 
         pinned = Compare("==", NQ, length)
         given = (*(substitute(item, put) for item in side.given), pinned)
@@ -400,7 +407,7 @@ class _Problem:
         except PatternError:
             return None
         relations = [group.relation for bound in bounds for group in bound.groups if place.head in group.heads]
-        why = failure(self.claim, relations, place)
+        why = failure(self.claim, relations, place, bounds[0].sizes.kv_len)
         params = {**self.fixed, **place.params}
         witness = Witness(place.n, params, place.head, place.layer, place.q, place.k)
         return None if why is None else Refuted(self.text, witness, why)

@@ -33,6 +33,7 @@ from patterndsl.analysis.heads import (
     head_reports,
 )
 from patterndsl.analysis.inputs import checked_inputs, expected_inputs
+from patterndsl.analysis.keys import squared
 from patterndsl.analysis.pairs import NoFormula
 from patterndsl.analysis.policy import CachePolicy
 from patterndsl.diagnostics import input_error
@@ -40,7 +41,7 @@ from patterndsl.ir.relation import depends_on, inputs_read
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.fits import misfit
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, counted, param_values, sizes_of
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, counted, param_values, self_sizes
 
 MAX_DOMAIN = 60
 """Characters of a condition beside a formula in a table."""
@@ -223,13 +224,14 @@ def report(
         raise input_error("E406", f"{heads} heads do not share {kv_heads} key heads", "give a divisor of the heads")
     layer = counted("layer", layer, 0, MAX_LAYER)
     about = _about(resolved, heads, layer)
+    resolved = squared(resolved)
     if n is None:
         if (wrong := misfit(resolved, heads, layer)) is not None:
             raise wrong
         groups = head_reports(resolved, alike(resolved, heads, layer), layer)
         return _report(resolved, name, about, groups, None, None, block)
-    bound = bind(resolved, sizes_of(n, None, None, 0), heads, layer)
-    shape = Shape(n, n, heads, kv_heads, head_dim, dtype)
+    bound = bind(resolved, self_sizes(resolved, n), heads, layer)
+    shape = Shape(n, bound.sizes.kv_len, heads, kv_heads, head_dim, dtype)
     plain = head_reports(resolved, [group.heads for group in bound.groups], layer)
     left = [item for item in bound.inputs if item.name not in (inputs or {})]
     expected = expected_inputs(left)
@@ -247,10 +249,10 @@ def report(
         figured.append(replace(found, figures=_expected(figures) if is_drawn and figures is not None else figures))
 
     def at(length: int) -> Bound:
-        return bind(resolved, sizes_of(length, None, None, 0), heads, layer)
+        return bind(resolved, self_sizes(resolved, length), heads, layer)
 
     is_counted = all(group.figures is not None and group.figures.computed is not None for group in figured)
-    is_tried = is_counted and not bound.inputs and is_quick(bound)
+    is_tried = is_counted and not bound.inputs and resolved.num_keys is None and is_quick(bound)
     least = overtakes(at, shape, tuple(DEVICES.values()), _is_causal(plain)) if is_tried else {}
     return _report(resolved, name, about, tuple(figured), n, shape, block, least)
 
@@ -285,8 +287,9 @@ def _about(resolved: Resolved, heads: int, layer: int) -> tuple[str, ...]:
 
 
 def _values(resolved: Resolved, n: int) -> dict[str, int]:
-    values = param_values(resolved, {}, sizes_of(n, None, None, 0))
-    return {"N": n} | {name: value for name, value in values.items() if isinstance(value, int)}
+    sizes = self_sizes(resolved, n)
+    values = param_values(resolved, {}, sizes)
+    return {"N": n, "Nk": sizes.kv_len} | {name: value for name, value in values.items() if isinstance(value, int)}
 
 
 def _report(
@@ -302,7 +305,7 @@ def _report(
 ) -> Report:
     params: Mapping[str, int | tuple[int, ...]] = {}
     if n is not None:
-        params = param_values(resolved, {}, sizes_of(n, None, None, 0))
+        params = param_values(resolved, {}, self_sizes(resolved, n))
     figures = [(group.figures, len(group.heads)) for group in groups if group.figures is not None]
     empty = dict.fromkeys(FIGURES)
     known = Report(
@@ -312,11 +315,12 @@ def _report(
         return known
     kept = _summed([(found.pairs, count) for found, count in figures])
     num_bytes = least_bytes(shape)
+    num_pairs = n * shape.kv_len * shape.num_q_heads
     work = forward_flops(kept.value, shape.head_dim)
     counted = replace(
         known,
         pairs=kept,
-        density=Figure(kept.value / (n * n * shape.num_q_heads) if n else 0.0, kept.certainty),
+        density=Figure(kept.value / num_pairs if num_pairs else 0.0, kept.certainty),
         flops=Figure(work, kept.certainty, "FLOP"),
         backward_flops=Figure(backward_flops(kept.value, shape.head_dim), kept.certainty, "FLOP"),
         memory=Figure(num_bytes, "Exact", "bytes", "query, key, value and output once"),
@@ -328,7 +332,9 @@ def _report(
     if len(tiled) < len(figures):
         return counted
     computed = _summed(tiled)
-    dense = forward_flops((n * (n + 1) // 2 if _is_causal(groups) else n * n) * shape.num_q_heads, shape.head_dim)
+    dense = forward_flops(
+        (n * (n + 1) // 2 if _is_causal(groups) else n * shape.kv_len) * shape.num_q_heads, shape.head_dim
+    )
     computed_work = forward_flops(computed.value, shape.head_dim)
     return replace(
         counted,

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from patterndsl.analysis.kept import Integers, Sample
-from patterndsl.analysis.names import reached
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.relation import Relation
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.used import reached
 
 MAX_TERMS = 12
 MAX_PARAMS = 4

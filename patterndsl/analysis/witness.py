@@ -24,7 +24,7 @@ from patterndsl.ir.relation import Relation
 from patterndsl.lower.lookup import Lookup
 from patterndsl.sema.bind import Bound, InputShape, bind
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, sizes_of
+from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, self_sizes
 
 if TYPE_CHECKING:
     import islpy
@@ -98,11 +98,11 @@ def _turn(name: str, form: Affine) -> tuple[int, str]:
     return {"layer": 3, "head": 4}.get(name, 1), name
 
 
-def failure(claim: Claim, relations: Sequence[Relation], place: Place) -> str | None:
+def failure(claim: Claim, relations: Sequence[Relation], place: Place, num_keys: int) -> str | None:
     """How the claim fails at a place, None where it does not. relations: bound there, and without inputs or draws."""
     q, k = place.q, place.k
     if claim == "rows_nonempty":
-        return None if _has_keys(relations[0], place) else "the query attends no key"
+        return None if _has_keys(relations[0], place, num_keys) else "the query attends no key"
     assert k is not None
     first = _holds(relations[0], q, k, place.head)
     match claim:
@@ -118,11 +118,11 @@ def failure(claim: Claim, relations: Sequence[Relation], place: Place) -> str | 
 
 
 def first_failure(claim: Claim, mask: Truths, other: Truths = None) -> tuple[int, int | None, str] | None:
-    """(q, k, how it fails) of the first pair or row against the claim. mask, other: bool [N, N], at one size."""
+    """(q, k, how it fails) of the first pair or row against the claim. mask, other: bool [N, keys], at one size."""
     n = mask.shape[0]
     match claim:
         case "causal":
-            bad, why = mask & (np.arange(n)[:, None] < np.arange(n)), "the query attends a later key"
+            bad, why = mask & (np.arange(n)[:, None] < np.arange(mask.shape[1])), "the query attends a later key"
         case "rows_nonempty":
             rows = np.flatnonzero(~mask.any(axis=1))
             return (int(rows[0]), None, "the query attends no key") if rows.size else None
@@ -145,11 +145,11 @@ def _holds(relation: Relation, q: int, k: int, head: int) -> bool:
     return bool(member(relation, Point(q, k, head, Lookup({}))))
 
 
-def _has_keys(relation: Relation, place: Place) -> bool:
+def _has_keys(relation: Relation, place: Place, num_keys: int) -> bool:
     """Whether the query attends one of the first keys."""
-    for start in range(0, min(place.n, MAX_KEYS), CHUNK):
+    for start in range(0, min(num_keys, MAX_KEYS), CHUNK):
         check_time()
-        keys = np.arange(start, min(start + CHUNK, place.n), dtype=np.int64)
+        keys = np.arange(start, min(start + CHUNK, num_keys), dtype=np.int64)
         if np.any(member(relation, Point(place.q, keys, place.head, Lookup({})))):
             return True
     return False
@@ -171,7 +171,7 @@ def bound_at(resolved: Resolved, n: int, values: Mapping[str, int], heads: int, 
     """
     known = {item.name for item in resolved.params}
     overrides = {name: value for name, value in values.items() if name in known}
-    return bind(resolved, sizes_of(n, None, None, 0), heads, layer, overrides)
+    return bind(resolved, self_sizes(resolved, n, overrides), heads, layer, overrides)
 
 
 def attended(bound: Bound, head: int, rows: Sequence[int], lookup: Lookup) -> Any:

@@ -44,7 +44,7 @@ def _found(spec: str, arguments: argparse.Namespace) -> Sequence[Diagnostic]:
     try:
         pattern = pattern_of(spec, arguments)
         if arguments.n is not None:
-            pattern.bind(arguments.n, heads=heads)
+            pattern.fit(arguments.n, heads=heads)
         else:
             _check_constants(pattern, arguments.heads or 1)
     except PatternError as failed:
@@ -57,9 +57,7 @@ def _found(spec: str, arguments: argparse.Namespace) -> Sequence[Diagnostic]:
 
 def _check_constants(pattern: Pattern, num_heads: int) -> None:
     """Raises PatternError with what is wrong at every length."""
-    from patterndsl.sema.fits import misfit
-
-    wrong = misfit(pattern.resolved, num_heads)
+    wrong = pattern.misfit(num_heads)
     if wrong is not None:
         raise wrong
 

@@ -9,7 +9,8 @@ from patterndsl.analysis.budget import SECONDS
 from patterndsl.cli.output import say, say_json
 from patterndsl.cli.specs import is_path, pattern_of
 from patterndsl.diagnostics import error
-from patterndsl.pattern import Pattern, load, parse_beside
+from patterndsl.loading import load, parse_beside
+from patterndsl.pattern import Pattern
 
 if TYPE_CHECKING:
     from patterndsl.analysis.redundancy import DeadTerm

@@ -76,7 +76,7 @@ def _is_plan(spec: str) -> bool:
 
 
 def _program(arguments: argparse.Namespace, device: torch.device, given: Tensors | None) -> Program:
-    from patterndsl.pattern import load_program
+    from patterndsl.loading import load_program
 
     if _is_plan(arguments.spec):
         return load_program(arguments.spec, device=device, backend=arguments.backend)

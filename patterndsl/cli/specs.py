@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.diagnostics import PatternError, error, input_error, nearest
-from patterndsl.pattern import Pattern, load, parse
+from patterndsl.loading import load, parse
+from patterndsl.pattern import Pattern
 from patterndsl.sema.parameters import MAX_SIZE
 
 if TYPE_CHECKING:

@@ -182,6 +182,9 @@ class Expander(ABC):
                 raise Stop
             case ast.Number(value=number):
                 return Const(number)
+            case ast.Real():
+                message = f"`{render_expression(expr)}` is no whole number"
+                raise self.report("E203", message, self.place(expr), "positions and sizes are integers")
             case ast.Name(name=name, place=place):
                 return self.name(name, place, scope)
             case ast.Attribute():

@@ -7,7 +7,7 @@ from patterndsl.ir.index import NK
 from patterndsl.ir.relation import indices
 from patterndsl.sema.bind import bind
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_SIZE, param_values, sized, sizes_of
+from patterndsl.sema.parameters import MAX_SIZE, param_values, self_sizes, sized
 
 TRIED = (4096, 1024, 65_536, 1 << 20)
 ABOUT_SIZES = {"E404", "E406"}
@@ -17,7 +17,7 @@ ABOUT_SIZES = {"E404", "E406"}
 def fitting(resolved: Resolved, n: int, most: int = MAX_SIZE) -> int | None:
     """n, or a length near it, and at most so long, that the grids multiply to."""
     for _ in range(4):
-        sizes = sizes_of(n, None, None, 0)
+        sizes = self_sizes(resolved, n)
         try:
             values = param_values(resolved, {}, sizes)
             grids = [item.value for item in resolved.requirements if item.kind == "grid"]
@@ -43,7 +43,7 @@ def misfit(resolved: Resolved, num_heads: int, layer: int = 0) -> PatternError |
     for length in TRIED:
         n = fitting(resolved, length)
         try:
-            bind(resolved, sizes_of(length if n is None else n, None, None, 0), num_heads, layer)
+            bind(resolved, self_sizes(resolved, length if n is None else n), num_heads, layer)
         except PatternError as failed:
             failures.append(failed)
         else:

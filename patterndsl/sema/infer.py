@@ -61,7 +61,7 @@ def _infer(
             inside(relation, "predicate")
             for child in (query, key, *(length.value for length in lengths)):
                 inside(child, "integer")
-        case ast.Number() | ast.Broken():
+        case ast.Number() | ast.Real() | ast.Broken():
             pass
         case _:
             assert_never(expr)

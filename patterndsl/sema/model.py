@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from patterndsl.diagnostics import SourceRange
@@ -61,6 +62,17 @@ class SelectionDeclaration:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceDeclaration:
+    """Where keys come from. kind: a key of `sema.sources.SOURCES`; settings: all of its settings, numbers symbolic in N
+    and the parameters, words and names of sources as they are."""
+
+    name: str
+    kind: str
+    settings: tuple[tuple[str, Index | Decimal | str], ...]
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
 class ParamDeclaration:
     """A parameter: one value, a list of values, or None where the user must give it."""
 
@@ -87,7 +99,8 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A spec with every name looked up and every kind checked."""
+    """A spec with every name looked up and every kind checked. num_keys: where they are not as many as the caller
+    gives, N in a self-attention."""
 
     relation: Relation
     params: tuple[ParamDeclaration, ...]
@@ -98,3 +111,5 @@ class Resolved:
     fallback: Relation | None = None
     share: Share | None = None
     selections: tuple[SelectionDeclaration, ...] = ()
+    sources: tuple[SourceDeclaration, ...] = ()
+    num_keys: Index | None = None

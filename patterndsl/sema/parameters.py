@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import SupportsIndex, TypeAlias, cast
 
 from patterndsl.diagnostics import PatternError, error, input_error, nearest
@@ -111,6 +111,18 @@ def param_values(
             values[param.name] = sized(param.default, sizes, values)
         _check_minimum(param, values[param.name], sizes, values)
     return values
+
+
+def self_sizes(resolved: Resolved, n: int, overrides: Mapping[str, ParamValue] | None = None) -> Sizes:
+    """The sizes of a self-attention: as many keys as positions, unless the pattern says how many there are.
+
+    Raises PatternError (E4xx) where parameters do not fit the length.
+    """
+    sizes = sizes_of(n, None, None, 0)
+    if resolved.num_keys is None:
+        return sizes
+    num_keys = sized(resolved.num_keys, sizes, param_values(resolved, overrides or {}, sizes))
+    return replace(sizes, kv_len=counted("keys", num_keys, 0, MAX_SIZE))
 
 
 def unknown_parameter(name: str, known: Mapping[str, object]) -> PatternError:

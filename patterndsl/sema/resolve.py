@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cache, partial
 from typing import TypeVar, cast
 
@@ -33,6 +34,7 @@ from patterndsl.sema.model import (
     Resolved,
     SelectionDeclaration,
     Side,
+    SourceDeclaration,
 )
 from patterndsl.sema.scope import (
     RESERVED,
@@ -47,6 +49,7 @@ from patterndsl.sema.scope import (
     product,
 )
 from patterndsl.sema.selectors import BYS, SELECTORS, SHARINGS
+from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, text_of_setting
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
@@ -56,12 +59,18 @@ _Word = TypeVar("_Word", bound=str)
 
 def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
     """The meaning of a spec. Raises PatternError with everything that is wrong with it, `found` included."""
+    return resolve_with_sources(spec, found)[0]
+
+
+def resolve_with_sources(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, Mapping[str, Given]]:
+    """`resolve`, with the expressions of each source's settings. The relation of a spec with branches is none: what
+    it attends is said by its terms, see `sema.terms`."""
     resolver = _Resolver(list(found))
     relation = resolver.spec(spec)
     if resolver.diagnostics:
-        raise PatternError(_ordered(resolver.diagnostics))
+        raise PatternError(ordered(resolver.diagnostics))
     assert relation is not None
-    return Resolved(
+    resolved = Resolved(
         relation,
         tuple(resolver.params),
         tuple(resolver.inputs.values()),
@@ -71,10 +80,17 @@ def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
         resolver.fallback,
         spec.share,
         tuple(resolver.selections.values()),
+        tuple(resolver.sources.values()),
+        resolver.num_keys,
     )
+    return resolved, resolver.given
 
 
-def _ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+def _setting_named(part: ast.Expr, settings: Mapping[str, ast.Expr]) -> ast.Expr | None:
+    return settings.get(part.name) if isinstance(part, ast.Name) else None
+
+
+def ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """By place in each file, each mistake once."""
     unique = {(d.code, d.message, d.where): d for d in diagnostics}
     files = list(dict.fromkeys(d.where.source.name for d in unique.values() if d.where))
@@ -104,7 +120,10 @@ class _Resolver(Expander):
     inputs: dict[str, InputDeclaration] = field(default_factory=dict)
     labels: dict[str, LabelDeclaration] = field(default_factory=dict)
     selections: dict[str, SelectionDeclaration] = field(default_factory=dict)
+    sources: dict[str, SourceDeclaration] = field(default_factory=dict)
+    given: dict[str, Given] = field(default_factory=dict)
     fallback: Relation | None = None
+    num_keys: Index | None = None
 
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
@@ -116,8 +135,108 @@ class _Resolver(Expander):
         if spec.fallback is not None:
             fallback = self.attempt(partial(self.predicate, spec.fallback, scope, "`fallback` must be"))
             self.fallback = cast("Relation | None", fallback)
+        if spec.keys is not None:
+            keys = self.attempt(partial(self.constant, spec.keys, scope, "`keys` must be"))
+            self.num_keys = cast("Index | None", keys)
+            if self.num_keys is not None:
+                self.require(Requirement("minimum", "keys", self.num_keys, Const(0), spec.keys.place))
+        for source in spec.sources:
+            self.declare(source.name, source.place, scope)
+            self.attempt(partial(self.source, source, scope))
+        if spec.branches:
+            self.check_branches(spec)
+            return NOTHING
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
+
+    # ---- sources ------------------------------------------------------------------------------------------
+
+    def source(self, declared: ast.KeySource, scope: Scope) -> Value:
+        """A source with all of its settings. Its keys are no value; what it returns is for `attempt`."""
+        expr = declared.maker
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        scope.broken.add(declared.name)  # in an expression its name means nothing
+        if declared.name == ast.OWN_KEYS:
+            raise self.report("E208", "`self` are the sequence's own keys", declared.place, "choose another name")
+        if name is None or name not in SOURCES:
+            near = nearest(name, SOURCES) if name else None
+            help = f"did you mean `{near}`?" if near else f"the sources are {', '.join(SOURCES)}"
+            message = f"unknown source `{name}`" if name else "keys come from a source"
+            raise self.report("E202", message, expr.place, help)
+        kind = SOURCES[name]
+        given = self.source_settings(kind, expr, scope)
+        known = {setting.name: setting for setting in kind.settings}
+        settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())
+        if kind.name == "compress":
+            past = str(dict(settings)["past"])
+            given["past"] = self.given[past].settings["size"]
+        self.given[declared.name] = Given(as_told(kind, given), given)
+        self.sources[declared.name] = SourceDeclaration(declared.name, kind.name, settings, declared.place)
+        return Const(0)
+
+    def source_settings(self, kind: SourceKind, expr: ast.Expr, scope: Scope) -> dict[str, ast.Expr]:
+        """The expression of each setting, those left out by their defaults."""
+        names = tuple(setting.name for setting in kind.settings)
+        given: dict[str, ast.Expr] = {}
+        for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):
+            if argument.name is None and at >= max(1, len(kind.needed)):
+                message = f"`{kind.name}` takes this setting by name"
+                raise self.report("E204", message, argument.place, f"one of {', '.join(names)}")
+            name = argument.name or names[at]
+            self.check_argument(kind.name, name, names, given, argument.place)
+            given[name] = argument.value
+        found: dict[str, ast.Expr] = {}
+        for setting in kind.settings:
+            if setting.name not in given and setting.default is None:
+                needed = ", ".join(f"{name} = ..." for name in kind.needed)
+                raise self.report(
+                    "E204", f"`{kind.name}` needs `{setting.name}`", expr.place, f"write {kind.name}({needed})"
+                )
+            default = text_of_setting(str(setting.default))
+            value = given.get(setting.name, default)
+            # a default may be another setting
+            found[setting.name] = (
+                ast.put(value, lambda part: _setting_named(part, found)) if value is default else value
+            )
+        return found
+
+    def setting(self, kind: SourceKind, setting: SourceSetting, value: ast.Expr, scope: Scope) -> Index | Decimal | str:
+        what = f"`{setting.name}` of `{kind.name}`"
+        match setting.takes:
+            case "integer":
+                number = self.constant(value, scope, f"{what} must be")
+                label = f"{setting.name} of {kind.name}"
+                self.require(Requirement("minimum", label, number, Const(setting.least), value.place))
+                return number
+            case "real":
+                if isinstance(value, ast.Number | ast.Real) and value.value > 0:
+                    return Decimal(value.value)
+                raise self.report("E203", f"{what} must be a positive number", value.place, "write it out: 0.75")
+            case "word":
+                return self.word(setting.name, {setting.name: value}, setting.words) or setting.words[0]
+            case "source":
+                name = value.name if isinstance(value, ast.Name) else ""
+                if name not in self.sources or self.sources[name].kind != "recall":
+                    known = [item.name for item in self.sources.values() if item.kind == "recall"]
+                    near = nearest(name, known)
+                    help = f"did you mean `{near}`?" if near else "name a source that is declared before as recall(...)"
+                    raise self.report("E202", f"{what} is no source that recalls", value.place, help)
+                return name
+
+    def check_branches(self, spec: ast.Spec) -> None:
+        """Whether each term is of a source that there is, and that has positions where it is asked for them."""
+        if spec.fallback is not None or spec.merge != "set":
+            key, place = ("fallback", spec.fallback.place) if spec.fallback else ("merge", spec.place)
+            self.report("E304", f"`{key}` is of a pattern with one term", place, "write one expression under `attend`")
+        for branch in spec.branches:
+            for term in branch.terms:
+                if term.source == ast.OWN_KEYS:
+                    continue
+                declared = {source.name for source in spec.sources}
+                if term.source not in declared:
+                    near = nearest(term.source, [*declared, ast.OWN_KEYS])
+                    help = f"did you mean `{near}`?" if near else "declare it under `sources`"
+                    self.report("E201", f"unknown source `{term.source}`", term.place, help)
 
     def param(self, param: ast.Param, scope: Scope) -> None:
         """A parameter's default may use the lengths and the parameters before it."""

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,8 @@ MAX_LENGTH = 65_536
 MAX_DEPTH = 100
 """Nesting of brackets, and of operators that do not chain flat."""
 KEYWORDS = ("and", "or", "not", "in", "at")
+MAX_DIGITS = 20
+"""Of a decimal number; those after them are dropped."""
 MAX_LITERAL = 2**53
 """Integers beyond this are refused: they are exact in no picture, plan or page."""
 
@@ -303,6 +306,8 @@ class _Builder:
                 if value > MAX_LITERAL:
                     raise error("E102", "the number is too large", place, "numbers up to 2^53 are read")
                 return ast.Number(value, place=place)
+            case "real":
+                return ast.Real(Decimal(str(children[0])[:MAX_DIGITS]), place=place)
             case "name":
                 return ast.Name(str(children[0]), place=place)
             case "attribute":

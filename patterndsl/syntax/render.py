@@ -37,6 +37,8 @@ def _written(expr: ast.Expr) -> tuple[str, int]:
             raise AssertionError("a broken expression has no canonical text")
         case ast.Number(value=value):
             return str(value), _POSTFIX
+        case ast.Real(value=value):
+            return f"{value.normalize():f}" if value % 1 else f"{value:.1f}", _POSTFIX
         case ast.Name(name=name):
             return name, _POSTFIX
         case ast.Attribute(position=position, name=name, facet=facet):
@@ -81,6 +83,7 @@ def render_spec(spec: ast.Spec) -> str:
     that the text stands alone.
     """
     declared = any((spec.params, spec.grid, spec.inputs, spec.labels, spec.select, spec.imports, spec.define))
+    declared = declared or bool(spec.sources or spec.branches) or spec.keys is not None
     declared = declared or spec.fallback is not None or spec.share is not None or spec.merge != "set"
     return "\n".join(_spec_lines(spec)) + "\n" if declared else render_expression(spec.attend)
 
@@ -106,6 +109,11 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
             "select:",
             *(f"  {_key(item.name)}: {_scalar(render_expression(item.selector))}" for item in spec.select),
         ]
+    if spec.sources:
+        lines += [
+            "sources:",
+            *(f"  {_key(item.name)}: {_scalar(render_expression(item.maker))}" for item in spec.sources),
+        ]
     if spec.imports:
         lines.append("import:")
         for imported in spec.imports:
@@ -117,8 +125,23 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
     lines += [f"merge: {spec.merge}"] * (spec.merge != "set")
     lines += [] if spec.fallback is None else [f"fallback: {_scalar(render_expression(spec.fallback))}"]
     lines += [] if spec.share is None else [f"share: {spec.share}"]
-    lines.append(f"attend: {_scalar(render_expression(spec.attend))}")
-    return lines
+    lines += [] if spec.keys is None else [f"keys: {_scalar(render_expression(spec.keys))}"]
+    return [*lines, *_attended(spec)]
+
+
+def _attended(spec: ast.Spec) -> list[str]:
+    if not spec.branches:
+        return [f"attend: {_scalar(render_expression(spec.attend))}"]
+    if [branch.name for branch in spec.branches] == [""]:
+        return ["attend:", *_term_lines(spec.branches[0], "  ")]
+    lines = ["branches:"]
+    for branch in spec.branches:
+        lines += [f"  {_key(branch.name)}:", *_term_lines(branch, "    ")]
+    return [*lines, f"combine: {spec.combine}"]
+
+
+def _term_lines(branch: ast.Branch, indent: str) -> list[str]:
+    return [f"{indent}{_key(term.source)}: {_scalar(render_expression(term.attend))}" for term in branch.terms]
 
 
 def _signature(definition: ast.Definition) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import get_args
 
-from patterndsl.syntax.tree import Merge, Share
+from patterndsl.syntax.tree import Combine, Merge, Share
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 SHARES: tuple[Share, ...] = get_args(Share)
+COMBINES: tuple[Combine, ...] = get_args(Combine)
 
 _INTEGER: dict[str, object] = {
     "type": ["integer", "string"],
@@ -34,6 +35,9 @@ PARAM_KEYS: dict[str, dict[str, object]] = {
     "min": _INTEGER,
     "doc": _TEXT,
 }
+
+_ATTENDED: dict[str, object] = {"type": ["string"]}
+_TERMS = _map(_NAME, {"type": "string"}, "what of each source is attended; `self` are the sequence's own keys")
 
 KEYS: dict[str, dict[str, object]] = {
     "name": {**_TEXT, "description": "what the pattern is called"},
@@ -69,6 +73,12 @@ KEYS: dict[str, dict[str, object]] = {
         {"type": "string"},
         "keys that a selector lists in each call: topk(16, of = blocks(64)), given(8), members(label, top = w)",
     ),
+    "sources": _map(
+        _NAME,
+        {"type": "string"},
+        "keys that are no tokens of the sequence: memory(16), recall(128), pool(3, by = conv), project(128, length = "
+        "4096), sort(64, length = 4096), compress(past, 3, size = 64), cross",
+    ),
     "import": _map(
         _NAME,
         {"anyOf": [{"type": "string"}, {"$ref": "#"}]},
@@ -88,10 +98,17 @@ KEYS: dict[str, dict[str, object]] = {
     },
     "fallback": {"type": "string", "description": "what a query attends that would otherwise attend nothing"},
     "share": {"enum": list(SHARES), "description": "projections of a layer that are one, as in Reformer"},
-    "attend": {"type": ["string"], "description": "the predicate: which query q attends to which key k"},
+    "keys": {**_INTEGER, "description": "how many keys there are, where they are no sequence of N"},
+    "attend": {"anyOf": [_ATTENDED, _TERMS], "description": "the predicate: which query q attends to which key k"},
+    "branches": _map(_NAME, {"anyOf": [_ATTENDED, _TERMS]}, "parts that are normalised each by itself, then combined"),
+    "combine": {
+        "enum": list(COMBINES),
+        "description": "how branches become one output: added (the default), averaged, or weighted by learned gates",
+    },
 }
 
-REQUIRED = ("attend",)
+REQUIRED = (("attend", "branches"),)
+"""Of each of these keys one is there."""
 
 
 def schema() -> dict[str, object]:
@@ -101,7 +118,7 @@ def schema() -> dict[str, object]:
         "title": "patterndsl attention pattern",
         "type": "object",
         "properties": KEYS,
-        "required": list(REQUIRED),
+        "anyOf": [{"required": [key]} for keys in REQUIRED for key in keys],
         "additionalProperties": False,
     }
 

@@ -18,7 +18,7 @@ import yaml
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import KEYWORDS, Snippet, parse_definitions, parse_expression, snippet_of
-from patterndsl.syntax.schema import KEYS, MERGES, PARAM_KEYS, REQUIRED, SHARES
+from patterndsl.syntax.schema import COMBINES, KEYS, MERGES, PARAM_KEYS, REQUIRED, SHARES
 
 MAX_FILE_SIZE = 1_000_000
 MAX_YAML_DEPTH = 20
@@ -380,10 +380,14 @@ class _Reader:
             self.report("E302", f"unknown key `{key}`", self.place(key_node), help)
             if near:  # read on as if it had been spelled so, or what it declares would be reported missing
                 found.setdefault(near, value)
-        for key in REQUIRED:
-            if key not in found and isinstance(root, yaml.MappingNode):
+        for keys in REQUIRED:
+            given = [key for key in keys if key in found]
+            if not given and isinstance(root, yaml.MappingNode):
                 start = SourceRange(self.source, root.start_mark.index, root.start_mark.index + 1)
-                self.report("E305", f"the key `{key}` is missing", start, "write at least `attend: causal`")
+                self.report("E305", f"the key `{keys[0]}` is missing", start, "write at least `attend: causal`")
+            for extra in given[1:]:
+                message = f"`{given[0]}` and `{extra}` are both given"
+                self.report("E303", message, self.place(found[extra]), "keep one of the two")
 
         def section(key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
             return self.entries(found[key], f"`{key}`") if key in found else iter(())
@@ -392,8 +396,12 @@ class _Reader:
             return self.text(found[key], f"`{key}`") if key in found else None
 
         outer, self.broken = self.broken, set()
+        attend, branches = self.attended(found, place)
+        if "combine" in found and "branches" not in found:
+            help = "it says how `branches` become one output"
+            self.report("E304", "`combine` without `branches`", self.place(found["combine"]), help)
         spec = ast.Spec(
-            attend=self.expression(found["attend"], "`attend`") if "attend" in found else ast.Broken(place=place),
+            attend=attend,
             params=tuple(
                 self.param(name, key, value)
                 for name, key, value in section("params")
@@ -432,6 +440,15 @@ class _Reader:
             merge=self.choice(found["merge"], "`merge`", MERGES) or "set" if "merge" in found else "set",
             fallback=self.expression(found["fallback"], "`fallback`") if "fallback" in found else None,
             share=self.choice(found["share"], "`share`", SHARES) if "share" in found else None,
+            keys=self.expression(found["keys"], "`keys`") if "keys" in found else None,
+            sources=tuple(
+                ast.KeySource(name, maker, place=self.place(key))
+                for name, key, value in section("sources")
+                if self.identifier(name, key, "a source")
+                and not isinstance(maker := self.expression(value, f"source `{name}`"), ast.Broken)
+            ),
+            branches=branches,
+            combine=self.choice(found["combine"], "`combine`", COMBINES) or "sum" if "combine" in found else "sum",
             name=text("name"),
             doc=text("doc"),
             cite=text("cite"),
@@ -439,6 +456,38 @@ class _Reader:
         )
         spec, self.broken = replace(spec, broken=frozenset(self.broken)), outer
         return spec
+
+    def attended(self, found: dict[str, yaml.Node], place: SourceRange) -> tuple[ast.Expr, tuple[ast.Branch, ...]]:
+        """What is attended, of a pattern with several terms that of the first one, and the branches of such."""
+        if "branches" in found:
+            branches = tuple(
+                self.branch(name, key, value)
+                for name, key, value in self.entries(found["branches"], "`branches`")
+                if self.identifier(name, key, "a branch")
+            )
+            if not branches and isinstance(found["branches"], yaml.MappingNode):
+                self.report("E304", "`branches` is empty", self.place(found["branches"]), "write `name: expression`")
+        elif "attend" not in found:
+            return ast.Broken(place=place), ()
+        elif isinstance(found["attend"], yaml.MappingNode):
+            branches = (self.branch("", found["attend"], found["attend"]),)
+        else:
+            return self.expression(found["attend"], "`attend`"), ()
+        first = next((term.attend for branch in branches for term in branch.terms), ast.Broken(place=place))
+        return first, branches
+
+    def branch(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Branch:
+        what = f"branch `{name}`" if name else "`attend`"
+        if not isinstance(node, yaml.MappingNode):
+            attend = self.expression(node, what)
+            return ast.Branch(name, (ast.Term(ast.OWN_KEYS, attend, place=self.place(node)),), place=self.place(key))
+        terms = tuple(
+            ast.Term(source, self.expression(value, f"what of `{source}` is attended"), place=self.place(source_key))
+            for source, source_key, value in self.entries(node, what)
+        )
+        if not terms:
+            self.report("E304", f"{what} is empty", self.place(node), "write `self: causal`")
+        return ast.Branch(name, terms, place=self.place(key))
 
     def choice(self, node: yaml.Node, what: str, words: Sequence[_T]) -> _T | None:
         """One of some words; None where it was reported."""

@@ -6,7 +6,9 @@ texts are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, Literal, TypeAlias, assert_never
 
 from patterndsl.diagnostics import SourceRange
@@ -21,6 +23,14 @@ class Number:
     """An integer literal."""
 
     value: int
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A decimal literal, which some settings take and no expression of positions does."""
+
+    value: Decimal
     place: SourceRange = _place()
 
 
@@ -153,6 +163,7 @@ class Broken:
 Expr: TypeAlias = (
     Broken
     | Number
+    | Real
     | Name
     | Attribute
     | Subscript
@@ -171,7 +182,7 @@ Expr: TypeAlias = (
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The direct subexpressions, left to right."""
     match expr:
-        case Broken() | Number() | Name() | Attribute():
+        case Broken() | Number() | Real() | Name() | Attribute():
             return ()
         case Subscript(index=index):
             return (index,)
@@ -191,6 +202,44 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return terms
         case At(relation=relation, query=query, key=key, lengths=lengths):
             return (relation, query, key, *(length.value for length in lengths))
+        case _:
+            assert_never(expr)
+
+
+def put(expr: Expr, found: Callable[[Expr], Expr | None]) -> Expr:
+    """The expression with what is found for some of its parts in their place."""
+    instead = found(expr)
+    if instead is not None:
+        return instead
+
+    def each(exprs: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        return tuple(put(part, found) for part in exprs)
+
+    def every(arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
+        return tuple(replace(argument, value=put(argument.value, found)) for argument in arguments)
+
+    match expr:
+        case Broken() | Number() | Real() | Name() | Attribute():
+            return expr
+        case Subscript(index=index):
+            return replace(expr, index=put(index, found))
+        case Call(arguments=arguments):
+            return replace(expr, arguments=every(arguments))
+        case Negative(operand=operand) | Not(operand=operand):
+            return replace(expr, operand=put(operand, found))
+        case Binary(left=left, right=right):
+            return replace(expr, left=put(left, found), right=put(right, found))
+        case Comparison(operands=operands):
+            return replace(expr, operands=each(operands))
+        case InRange(operand=operand, start=start, stop=stop):
+            return replace(expr, operand=put(operand, found), start=put(start, found), stop=put(stop, found))
+        case InSet(operand=operand, items=items):
+            return replace(expr, operand=put(operand, found), items=each(items))
+        case Logic(terms=terms):
+            return replace(expr, terms=each(terms))
+        case At(relation=relation, query=query, key=key, lengths=lengths):
+            q, k = put(query, found), put(key, found)
+            return replace(expr, relation=put(relation, found), query=q, key=k, lengths=every(lengths))
         case _:
             assert_never(expr)
 
@@ -253,6 +302,39 @@ class Selection:
     place: SourceRange = _place()
 
 
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where keys come from that are no tokens of the sequence: `memory(16)`, `pool(3, by = conv)`."""
+
+    name: str
+    maker: Expr
+    place: SourceRange = _place()
+
+
+OWN_KEYS = "self"
+"""The source that every pattern has: the sequence's own keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What of one source is attended. source: a declared one, or `self`."""
+
+    source: str
+    attend: Expr
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Terms that are normalised together. The only branch of a pattern has the name ""."""
+
+    name: str
+    terms: tuple[Term, ...]
+    place: SourceRange = _place()
+
+
+Combine: TypeAlias = Literal["sum", "mean", "gate"]
+"""How the outputs of branches become one: added, averaged, or added with weights that a layer learns."""
 Merge: TypeAlias = Literal["set", "multiset", "mean"]
 """Whether a key that several terms of a union have counts once, or once for each; or each term is attended by itself,
 and a query has the mean over those in which it has keys."""
@@ -275,7 +357,11 @@ ANY_NAME = "*"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A whole spec. A bare expression is a spec with nothing but `attend`."""
+    """A whole spec. A bare expression is a spec with nothing but `attend`.
+
+    branches: of a pattern with more than one source or branch; `attend` is then what its first term attends. keys: how
+    many keys there are, where they are no sequence of N.
+    """
 
     attend: Expr
     params: tuple[Param, ...] = ()
@@ -288,6 +374,10 @@ class Spec:
     merge: Merge = "set"
     fallback: Expr | None = None
     share: Share | None = None
+    keys: Expr | None = None
+    sources: tuple[KeySource, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    combine: Combine = "sum"
     name: str | None = field(default=None, compare=False)
     doc: str | None = field(default=None, compare=False)
     cite: str | None = field(default=None, compare=False)

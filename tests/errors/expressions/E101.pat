@@ -4,7 +4,6 @@ q / 4 == k / 4
 q ** 2 < k
 q = k
 !causal
-k < 0.5 * q
 causal & (window(4) | strided(8)
 causal & window(4))
 causal &

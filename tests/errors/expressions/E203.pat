@@ -13,3 +13,4 @@ random(1, avoid = 3)
 -causal
 min(q, causal) < k
 window(4) | blocks(2, q)
+k < 0.5 * q

@@ -1,0 +1,294 @@
+"""What is a pattern with several key sources or branches to its user? Its terms, each a pattern, and how they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, NoReturn
+
+from patterndsl.diagnostics import Diagnostic, PatternError, input_error
+from patterndsl.ir.relation import inputs_read
+from patterndsl.pattern import Pattern, checked_claim
+from patterndsl.sema.model import Resolved
+from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
+from patterndsl.sema.terms import resolve_terms
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.render import render_expression
+
+if TYPE_CHECKING:
+    import torch
+
+    from patterndsl.analysis.composed import CompositeReport
+    from patterndsl.analysis.explain import Explanation
+    from patterndsl.analysis.policy import Policy
+    from patterndsl.analysis.proof import Verdict
+    from patterndsl.analysis.reach import Reach
+    from patterndsl.analysis.redundancy import DeadTerm
+    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.tiles import OnEvent
+    from patterndsl.runtime.composed import CompositeProgram
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Term:
+    """What of one source is attended in one branch. pattern: of the same queries and the numbers of the source's keys.
+
+    seen: which of these keys depend on nothing after the query; None where a key is its own position.
+    """
+
+    branch: str
+    source: str
+    pattern: Pattern
+    seen: Resolved | None
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The inputs, labels and selections that it reads."""
+        return inputs_read(self.pattern.resolved.relation)
+
+    @property
+    def name(self) -> str:
+        return ".".join(filter(None, (self.branch, self.source)))
+
+    def __repr__(self) -> str:
+        return f"Term({self.name!r}, {self.pattern.text!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Composite(Pattern):
+    """A checked pattern whose keys come from several sources, or which attends in several branches.
+
+    A branch is one softmax over the keys of all of its terms; branches are added, averaged or gated (`combine`). What
+    belongs to a single relation, such as tiles, is asked of `terms`; `resolved` holds what the spec declares.
+    """
+
+    terms: tuple[Term, ...] = field(default=())
+
+    @classmethod
+    def of(cls, spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Composite:
+        """The pattern of a spec with branches. Raises PatternError with everything that is wrong with it."""
+        resolved, terms = resolve_terms(spec, found)
+        made = tuple(Term(term.branch, term.source, Pattern(term.spec, term.resolved), term.seen) for term in terms)
+        return cls(spec, resolved, made)
+
+    @property
+    def title(self) -> str:
+        """What reports are headed with: the spec's name, or what is attended of each source."""
+        written = (
+            f"{'.'.join(filter(None, (branch.name, term.source)))}: {render_expression(term.attend)}"
+            for branch in self.spec.branches
+            for term in branch.terms
+        )
+        return self.name or "; ".join(written)
+
+    @property
+    def combine(self) -> ast.Combine:
+        """How branches become one output."""
+        return self.spec.combine
+
+    @cached_property
+    def branches(self) -> Mapping[str, tuple[Term, ...]]:
+        """The terms of each branch."""
+        return {branch.name: tuple(t for t in self.terms if t.branch == branch.name) for branch in self.spec.branches}
+
+    def __repr__(self) -> str:
+        return f"Composite({self.text!r})"
+
+    # ---- what is asked of each term -------------------------------------------------------------------------
+
+    def report(  # type: ignore[override]
+        self,
+        n: int | None = None,
+        *,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        head_dim: int = 64,
+        dtype: str | torch.dtype = "float32",
+        layer: int = 0,
+        block: int = 128,
+        inputs: Mapping[str, object] | None = None,
+    ) -> CompositeReport:
+        """The report of each term, and what they come to; see `Pattern.report`. Of `recall` as many states are counted
+        as there can be. Making the keys of a source costs more, which is not counted."""
+        from patterndsl.analysis.composed import CompositeReport
+
+        found = {}
+        for term in self.terms:
+            read = {item.name for item in term.pattern.resolved.inputs}
+            found[term.name] = term.pattern.report(
+                n,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                dtype=dtype,
+                layer=layer,
+                block=block,
+                inputs=None if inputs is None else {name: item for name, item in inputs.items() if name in read},
+            )
+        return CompositeReport(self.title, n, found)
+
+    def prove(
+        self,
+        claim: str,
+        other: Pattern | None = None,
+        *,
+        n: int | None = None,
+        params: Mapping[str, int] | None = None,
+    ) -> Verdict:
+        """Proven, Refuted with a witness, or Unknown with the reason; see `Pattern.prove`.
+
+        Causal: no query attends a key that depends on a later token. rows_nonempty: each query has a key in some term.
+        equals, within: term by term, with a pattern of the same terms. Raises InputError (E506) on other claims.
+        """
+        from patterndsl.analysis.composed import causality, in_each_term, rows_nonempty
+
+        known = checked_claim(claim, other is not None)
+        values = dict(params or {})
+        n = None if n is None else counted("n", n, 0, MAX_SIZE)
+        resolved = {term.name: (term.pattern.resolved, term.seen) for term in self.terms}
+        match known:
+            case "causal" | "value_causal" | "pattern_causal":
+                return causality(known, resolved, n=n, fixed=values)
+            case "rows_nonempty":
+                return rows_nonempty({name: item for name, (item, _) in resolved.items()}, n=n, fixed=values)
+            case "equals" | "within":
+                theirs = {term.name: term.pattern for term in other.terms} if isinstance(other, Composite) else {}
+                if theirs.keys() != resolved.keys() or [i.kind for i in other.resolved.sources] != [  # type: ignore[union-attr]
+                    item.kind for item in self.resolved.sources
+                ]:
+                    help = f"compare with a pattern of the terms {', '.join(resolved)}, or term by term"
+                    raise input_error("E506", f"`{claim}` compares patterns with the same sources and branches", help)
+                verdicts = {
+                    term.name: term.pattern.prove(claim, theirs[term.name], n=n, params=params) for term in self.terms
+                }
+                return in_each_term(known, verdicts)
+            case _:
+                raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
+
+    def compile(  # type: ignore[override]
+        self,
+        n: int | None = None,
+        *,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        q_start: int = 0,
+        heads: int = 1,
+        layer: int = 0,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        plan: int | None = None,
+        machine: Machine | str | PathLike[str] | None = None,
+    ) -> CompositeProgram:
+        """An executable program for these sizes, see `Pattern.compile`; kv_len are the sequence's own keys.
+
+        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        """
+        from patterndsl.runtime.composed import CompositeProgram
+        from patterndsl.sema.bind import sizes_of
+
+        if plan is not None:
+            raise input_error("E505", "plans are made for each term", "compile a term: pattern.terms[0].pattern")
+        sizes = sizes_of(n, q_len, kv_len, q_start)
+        options = {"heads": heads, "layer": layer, "device": device, "backend": backend, "machine": machine}
+        return CompositeProgram(self, sizes, options)
+
+    def num_keys(self, source: str, n: int) -> int:
+        """How many keys a source has for a sequence of n tokens; of `recall` and `compress` the most.
+
+        Raises PatternError (E4xx) where parameters do not fit the length.
+        """
+        term = next(term for term in self.terms if term.source == source)
+        return self_sizes(term.pattern.resolved, n).kv_len
+
+    def settings(self, source: str, n: int = 1) -> dict[str, int | float | str]:
+        """What a source is told, numbers at n tokens and the defaults of the parameters."""
+        sizes = self_sizes(replace(self.resolved, num_keys=None), n)
+        values = param_values(self.resolved, {}, sizes)
+        declared = next(item for item in self.resolved.sources if item.name == source)
+        found: dict[str, int | float | str] = {}
+        for name, value in declared.settings:
+            match value:
+                case str():
+                    found[name] = value
+                case Decimal():
+                    found[name] = float(value)
+                case _:
+                    found[name] = sized(value, sizes, values)
+        return found
+
+    # ---- what belongs to a single relation ------------------------------------------------------------------
+
+    def fit(self, n: int, *, heads: int = 1, layer: int = 0) -> None:
+        """Raises PatternError (E4xx) where a source or term does not fit the sizes."""
+        from patterndsl.sema.bind import bind
+
+        for resolved in (self.resolved, *(term.pattern.resolved for term in self.terms)):
+            bind(resolved, self_sizes(resolved, n), heads, layer)
+
+    def misfit(self, heads: int) -> PatternError | None:
+        """What is wrong with a source or term at every length."""
+        from patterndsl.sema.fits import misfit
+
+        resolved = (self.resolved, *(term.pattern.resolved for term in self.terms))
+        return next((wrong for wrong in (misfit(item, heads) for item in resolved) if wrong is not None), None)
+
+    def bind(self, n: int | None = None, *, heads: int = 1, layer: int = 0, **sizes: int | None) -> NoReturn:
+        """Refused (E505), after `fit`: each term is bound by itself."""
+        if n is not None:
+            self.fit(n, heads=heads, layer=layer)
+        self._refuse("sizes are bound for one relation", "bind")
+
+    def cache_policy(self, *, head: int = 0, layer: int = 0) -> Policy:
+        """Refused (E505): each term has a policy of its own."""
+        self._refuse("a cache policy is of one relation", "cache_policy")
+
+    def reach(
+        self,
+        n: int,
+        *,
+        heads: int = 1,
+        layers: int | None = None,
+        inputs: Mapping[str, object] | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Reach:
+        """Refused (E505): reach is told between positions of one sequence."""
+        self._refuse("reach is told between positions of one sequence", "reach")
+
+    def dead_terms(self) -> tuple[DeadTerm, ...]:
+        """Dead terms of each term's expression."""
+        return tuple(dead for term in self.terms for dead in term.pattern.dead_terms())
+
+    def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
+        """What is said of the terms that are the sequence's own keys, and of what no term uses."""
+        from patterndsl.analysis.names import unused
+
+        advice = [
+            item
+            for term in self.terms
+            if term.source == ast.OWN_KEYS
+            for item in term.pattern.lint(n, heads=heads, layer=layer)
+        ]
+        return tuple(dict.fromkeys((*unused(self.spec), *advice)))
+
+    def explain(
+        self,
+        n: int | None = None,
+        *,
+        heads: int = 1,
+        layer: int = 0,
+        head_dim: int = 64,
+        device: str | PathLike[str] = "cpu",
+        train: bool = False,
+        on_event: OnEvent | None = None,
+        **sizes: int | None,
+    ) -> Explanation:
+        """Refused (E505): each term has a plan of its own."""
+        self._refuse("a plan is of one relation", "explain")
+
+    def _refuse(self, why: str, name: str) -> NoReturn:
+        names = ", ".join(term.name for term in self.terms)
+        help = f"ask a term, of {names}: pattern.terms[0].pattern.{name}(...)"
+        raise input_error("E505", f"{why}, and this pattern has {len(self.terms)}", help)

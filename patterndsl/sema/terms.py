@@ -1,0 +1,106 @@
+"""What are the terms of a pattern with several sources or branches? Patterns, each between queries and numbers of keys.
+
+What a term says of positions is said of the numbers of its source's keys, so that it is an ordinary spec with an
+ordinary meaning: it is proven, counted, planned and run like any other, and terms meet in the merge of results alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from patterndsl.diagnostics import Diagnostic, PatternError
+from patterndsl.ir.index import NK, K
+from patterndsl.ir.relation import indices
+from patterndsl.sema.model import Resolved
+from patterndsl.sema.resolve import ordered, resolve, resolve_with_sources
+from patterndsl.sema.sources import Given, in_numbers, keys_of, seen_by_query
+from patterndsl.syntax import tree as ast
+from patterndsl.syntax.used import reached
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedTerm:
+    """What of one source is attended in one branch.
+
+    spec, resolved: the term as a pattern of its own. seen: of the same queries and keys, which keys depend on nothing
+    after the query; None where a key is its own position.
+    """
+
+    branch: str
+    source: str
+    spec: ast.Spec
+    resolved: Resolved
+    seen: Resolved | None
+
+    @property
+    def name(self) -> str:
+        """What reports call it: `source`, or `branch.source` where there are branches."""
+        return ".".join(filter(None, (self.branch, self.source)))
+
+
+def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, tuple[ResolvedTerm, ...]]:
+    """What a spec with branches declares, and its terms. Raises PatternError with everything that is wrong."""
+    resolved, given = resolve_with_sources(spec, found)
+    terms: list[ResolvedTerm] = []
+    wrong: list[Diagnostic] = []
+    for branch in spec.branches:
+        for term in branch.terms:
+            try:
+                terms.append(_resolved(spec, branch, term, given.get(term.source)))
+            except PatternError as failed:
+                wrong.extend(failed.diagnostics)
+    if wrong:
+        raise PatternError(ordered(wrong))
+    return resolved, tuple(terms)
+
+
+def _resolved(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given | None) -> ResolvedTerm:
+    if given is None:
+        alone = _alone(spec, term.attend, None)
+        return ResolvedTerm(branch.name, term.source, alone, resolve(alone), None)
+    if given.kind.position is None:
+        _check_says_nothing_of_keys(spec, term, given)
+    keys = keys_of(given)
+    spec, keys = _with_size(spec, term.source, keys)
+    alone = _alone(spec, in_numbers(given, term.attend), keys)
+    seen = resolve(_alone(spec, seen_by_query(given), keys))
+    return ResolvedTerm(branch.name, term.source, alone, resolve(alone), seen)
+
+
+def _with_size(spec: ast.Spec, source: str, keys: ast.Expr) -> tuple[ast.Spec, ast.Expr]:
+    """A number of keys as a parameter with a name, so that formulas hold for every number."""
+    name = f"{source}_size"
+    if not isinstance(keys, ast.Number) or name in {item.name for item in spec.params}:
+        return spec, keys
+    param = ast.Param(name, keys, ast.Number(1, place=keys.place), place=keys.place)
+    return replace(spec, params=(*spec.params, param)), ast.Name(name, place=keys.place)
+
+
+def _check_says_nothing_of_keys(spec: ast.Spec, term: ast.Term, given: Given) -> None:
+    """Raises PatternError (E210) where the positions of keys are asked for, and there are none."""
+    relation = resolve(_alone(spec, term.attend, None)).relation
+    if not {K, NK}.isdisjoint(indices(relation)):
+        what = "sorted block of a cut" if given.kind.name == "sort" else "key"
+        message = f"each {what} of `{term.source}` is made of the whole sequence, so it stands at no position `k`"
+        help = "write `all`; for a causal pattern summarise by `pool`, whose keys stand at their last token"
+        raise PatternError([Diagnostic("E210", message, term.attend.place, help)])
+
+
+def _alone(spec: ast.Spec, attend: ast.Expr, keys: ast.Expr | None) -> ast.Spec:
+    """A term as a spec, with what it uses of the declarations."""
+    plain = replace(spec, attend=attend, keys=keys, sources=(), branches=(), combine="sum", name=None, share=None)
+    used = reached(plain, attend, *([] if keys is None else [keys]), *(_axis_sizes(spec)))
+    return replace(
+        plain,
+        params=tuple(item for item in spec.params if item.name in used),
+        inputs=tuple(item for item in spec.inputs if item.name in used),
+        labels=tuple(item for item in spec.labels if item.name in used),
+        select=tuple(item for item in spec.select if item.name in used),
+        imports=tuple(item for item in spec.imports if item.name in used),
+        define=tuple(item for item in spec.define if item.name in used),
+    )
+
+
+def _axis_sizes(spec: ast.Spec) -> list[ast.Expr]:
+    return [axis.size for axis in spec.grid if not isinstance(axis.size, tuple)]
