@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from patterndsl.runtime.composed import CompositeProgram
 
 
+OF_WHOLE_PATTERNS = ("W202", "W301", "W402")
+"""Advice about what a part of a pattern need not have: all names used, keys for each query, full tiles."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Term:
     """What of one source is attended in one branch. pattern: of the same queries and the numbers of the source's keys.
@@ -270,6 +274,7 @@ class Composite(Pattern):
             for term in self.terms
             if term.source == ast.OWN_KEYS
             for item in term.pattern.lint(n, heads=heads, layer=layer)
+            if item.code not in OF_WHOLE_PATTERNS
         ]
         return tuple(dict.fromkeys((*unused(self.spec), *advice)))
 

@@ -311,4 +311,8 @@ def _told(pattern: Pattern) -> tuple[Told, ...]:
     """The sources of a pattern with their settings as numbers."""
     if not isinstance(pattern, Composite):
         return ()
-    return tuple(Told(item.name, item.kind, pattern.settings(item.name)) for item in pattern.resolved.sources)
+    attended = {term.source for term in pattern.terms}
+    return tuple(
+        Told(item.name, item.kind, pattern.settings(item.name), item.name in attended)
+        for item in pattern.resolved.sources
+    )

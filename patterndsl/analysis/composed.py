@@ -137,7 +137,7 @@ def rows_nonempty(terms: Mapping[str, Resolved], *, n: int | None, fixed: Mappin
         found = prove("rows_nonempty", resolved, n=n, fixed=_known(resolved, fixed))
         if isinstance(found, Proven):
             return found
-        first = first or found
+        first = found if first is None else first
         together.append(squared(resolved))
     assert first is not None
     if len(together) == 1:

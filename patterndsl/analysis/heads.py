@@ -54,10 +54,15 @@ def alike(resolved: Resolved, heads: int, layer: int) -> list[tuple[int, ...]]:
     return [tuple(members) for members in groups.values()]
 
 
-def head_reports(resolved: Resolved, groups: Sequence[tuple[int, ...]], layer: int) -> tuple[HeadReport, ...]:
-    """What is known of each group. Groups that only draw other keys share it, and one is counted as the one before."""
+def head_reports(
+    resolved: Resolved, groups: Sequence[tuple[int, ...]], layer: int, *, of_sequence: bool = True
+) -> tuple[HeadReport, ...]:
+    """What is known of each group. Groups that only draw other keys share it, and one is counted as the one before.
+
+    of_sequence: whether keys are the sequence's own; of others there is no cache policy.
+    """
     known: dict[Relation, HeadReport] = {}
-    found, attempts = [], _Attempts(WAYS, ATTEMPTS)
+    found, attempts = [], _Attempts(WAYS, ATTEMPTS if of_sequence else ())
     for heads in groups:
         pattern = symbolic(resolved, head=heads[0], layer=layer)
         key = without_seeds(pattern.relation)
@@ -88,8 +93,12 @@ def _head_report(
         found, ways = pairs_by(pattern, WAYS)
     # what is counted only where lengths are multiples has no policy in free digits either
     is_free = len(ways) > len(WAYS) - ALIGNED
-    cache, policies = policy_by(pattern, attempts.policies if is_free else attempts.policies[-2:])
-    if isinstance(cache, NoFormula) and len(attempts.policies) < len(ATTEMPTS):
+    if not attempts.policies:
+        cache: Policy = NoFormula("its keys are not the sequence")
+        policies: Sequence[Attempt] = ()
+    else:
+        cache, policies = policy_by(pattern, attempts.policies if is_free else attempts.policies[-2:])
+    if attempts.policies and isinstance(cache, NoFormula) and len(attempts.policies) < len(ATTEMPTS):
         cache, policies = policy_by(pattern, ATTEMPTS)
     attempts = _Attempts(ways, policies)
     reason = ""

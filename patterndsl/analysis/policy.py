@@ -156,8 +156,6 @@ def cache_policy(pattern: Symbolic) -> Policy:
 @within()
 def policy_by(pattern: Symbolic, attempts: Sequence[Attempt]) -> tuple[Policy, Sequence[Attempt]]:
     """The same by the first attempt that succeeds, and the attempts from that one on: for patterns that are alike."""
-    if pattern.lengths["Nk"] != pattern.lengths["Nq"]:
-        return NoFormula("its keys are not the sequence"), attempts
     if _is_seen_ahead(pattern):
         return LooksAhead("Exact"), attempts
     reasons = []

@@ -224,15 +224,16 @@ def report(
         raise input_error("E406", f"{heads} heads do not share {kv_heads} key heads", "give a divisor of the heads")
     layer = counted("layer", layer, 0, MAX_LAYER)
     about = _about(resolved, heads, layer)
+    is_own = resolved.num_keys is None
     resolved = squared(resolved)
     if n is None:
         if (wrong := misfit(resolved, heads, layer)) is not None:
             raise wrong
-        groups = head_reports(resolved, alike(resolved, heads, layer), layer)
+        groups = head_reports(resolved, alike(resolved, heads, layer), layer, of_sequence=is_own)
         return _report(resolved, name, about, groups, None, None, block)
     bound = bind(resolved, self_sizes(resolved, n), heads, layer)
     shape = Shape(n, bound.sizes.kv_len, heads, kv_heads, head_dim, dtype)
-    plain = head_reports(resolved, [group.heads for group in bound.groups], layer)
+    plain = head_reports(resolved, [group.heads for group in bound.groups], layer, of_sequence=is_own)
     left = [item for item in bound.inputs if item.name not in (inputs or {})]
     expected = expected_inputs(left)
     if expected is None:
@@ -252,7 +253,7 @@ def report(
         return bind(resolved, self_sizes(resolved, length), heads, layer)
 
     is_counted = all(group.figures is not None and group.figures.computed is not None for group in figured)
-    is_tried = is_counted and not bound.inputs and resolved.num_keys is None and is_quick(bound)
+    is_tried = is_counted and not bound.inputs and is_own and is_quick(bound)
     least = overtakes(at, shape, tuple(DEVICES.values()), _is_causal(plain)) if is_tried else {}
     return _report(resolved, name, about, tuple(figured), n, shape, block, least)
 

@@ -7,7 +7,7 @@ Keys of a source have any length that the caller gives them, so the program of a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
@@ -158,8 +158,10 @@ def combined(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What all terms come to; see `CompositeProgram.__call__`. own: the sequence's own keys."""
     is_gated = pattern.combine == "gate"
-    _check(pattern, "source", sources, {term.source for term in pattern.terms} - {OWN_KEYS})
-    _check(pattern, "gate", gates or {}, set(pattern.branches) if is_gated else set())
+    declared = [item.name for item in pattern.resolved.sources]
+    _check(pattern, "source", sources, declared, {term.source for term in pattern.terms} - {OWN_KEYS})
+    branches = list(pattern.branches) if is_gated else []
+    _check(pattern, "gate", gates or {}, branches, set(branches))
     if return_lse and len(pattern.branches) > 1:
         message = f"the {pattern.combine} of several softmaxes has no log-sum-exp"
         raise input_error("E505", message, "leave return_lse out, or ask each branch")
@@ -177,12 +179,12 @@ def combined(
     return total / len(outputs) if pattern.combine == "mean" else total
 
 
-def _check(pattern: Composite, what: str, given: Mapping[str, object], wanted: set[str]) -> None:
+def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]) -> None:
     """Raises InputError (E501) where names are missing or unknown."""
     for name in given:
-        if name not in wanted:
-            near = nearest(name, sorted(wanted))
-            help = f"did you mean `{near}`?" if near else f"it takes {', '.join(sorted(wanted)) or 'none'}"
+        if name not in known:
+            near = nearest(name, known)
+            help = f"did you mean `{near}`?" if near else f"it takes {', '.join(known) or 'none'}"
             raise input_error("E501", f"the pattern has no {what} `{name}`", help)
     for name in sorted(wanted - given.keys()):
         if what == "gate":

@@ -144,13 +144,14 @@ LEFT = replace(
     keys="min(N, ceildiv(N, stride))",
     position="(k + 1) * stride - 1 - (0 - N) % stride",
     seen="(k + 1) * stride - 1 - (0 - N) % stride",
+    start="max(0, k - size + 1)",
 )
 RIGHT = replace(
     SOURCES["pool"],
-    keys="min(N, max(1, ceildiv(N - size, stride) + 1))",
+    keys="min(N, ceildiv(N, stride), max(1, ceildiv(N - size, stride) + 1))",
     position="min(k * stride + size, N) - 1",
     seen="min(k * stride + size, N) - 1",
-    start="(k - size + 1) // stride * stride",
+    start="max(0, ceildiv(k - size + 1, stride) * stride)",
 )
 PREFIX = replace(SOURCES["sort"], seen="k // blocks * blocks", exists="k >= blocks")
 CUT = replace(SOURCES["sort"], keys="cut * blocks", position=None)

@@ -14,14 +14,14 @@ def margins(length: int, size: int, stride: int, edge: str) -> tuple[int, int, i
     left out.
 
     edge: none, only windows that lie within; left, windows that end at the last token and every `stride` before;
-    right, windows from the first token on until all are covered.
+    right, windows from the first token on until all are covered, or none is left to start at.
     """
     match edge:
         case "left":
             number = -(-length // stride)
             front = size - stride + -length % stride
         case "right":
-            number = max(1, -(-(length - size) // stride) + 1) if length else 0
+            number = min(-(-length // stride), max(1, -(-(length - size) // stride) + 1))
             front = 0
         case _:
             number, front = max(0, (length - size) // stride + 1), 0

@@ -28,11 +28,12 @@ MAKERS: Mapping[str, Callable[..., nn.Module]] = {"memory": Memory, "pool": Pool
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A source as a layer is told of it. size: how many keys at most, of `recall` and `compress`."""
+    """A source as a layer is told of it. is_attended: whether its keys are asked for, or just what it remembers."""
 
     name: str
     kind: str
     settings: Settings
+    is_attended: bool = True
 
 
 class Sources(nn.ModuleDict):
@@ -70,6 +71,8 @@ class Sources(nn.ModuleDict):
                 raise input_error("E501", f"the pattern has no source `{name}` that a caller gives", help)
         found: dict[str, Keys] = {}
         for item in self.told:
+            if not item.is_attended:
+                continue
             if item.kind in MAKERS:
                 found[item.name] = self[item.name](sequence)
             elif item.kind == "cross":
