@@ -10,6 +10,7 @@ from patterndsl.pattern import Pattern
 
 if TYPE_CHECKING:
     from patterndsl import nn as nn
+    from patterndsl import sets as sets
     from patterndsl.analysis.verdict import Proven as Proven
     from patterndsl.analysis.verdict import Refuted as Refuted
     from patterndsl.analysis.verdict import Unknown as Unknown
@@ -35,6 +36,7 @@ __all__ = [
     "nn",
     "parse",
     "present",
+    "sets",
 ]
 
 _LAZY = {
@@ -57,8 +59,8 @@ def __getattr__(name: str) -> object:
     """What is slow to import waits until it is first asked for."""
     from importlib import import_module
 
-    if name == "nn":
-        return import_module("patterndsl.nn")
+    if name in ("nn", "sets"):
+        return import_module(f"patterndsl.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'patterndsl' has no attribute {name!r}")
