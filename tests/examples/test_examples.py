@@ -34,7 +34,11 @@ SYSTEMS = {
     "packed-documents",
     "prefix-lm",
     "sparse-transformer-fixed",
+    "sparse-transformer-fixed-by-head",
+    "sparse-transformer-fixed-by-layer",
     "sparse-transformer-strided",
+    "sparse-transformer-strided-by-head",
+    "sparse-transformer-strided-by-layer",
     "streaming-sinks",
     "swin",
 }
@@ -105,7 +109,11 @@ def test_compiles_without_arguments(name, n):
     assert all(len(tiles.q_blks) for tiles in program.tiles(128, inputs=inputs)[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+# their odd heads have nothing but columns, and the first of those lies at the end of a block
+FIRST_ROWS_EMPTY = {"sparse-transformer-fixed-by-head"}
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - FIRST_ROWS_EMPTY))
 def test_default_at_256_is_sparse_and_leaves_no_row_empty(name):
     program = load(name).compile(n=256, heads=4)
     keep = program.mask(inputs={"doc": documents(100, 56, 100)} if program.bound.inputs else None)
@@ -154,6 +162,35 @@ def sparse_fixed(n, q, *, l, c):  # noqa: E741
         block = list(range(start, start + l))
         keys |= {key for key in (block if q in block else block[l - c :]) if key <= q}
     return keys
+
+
+def sparse_strided_part(n, q, *, l, w, number):  # noqa: E741
+    """Even numbers, of a layer or a head, have the window, odd ones the stride."""
+    if number % 2:
+        return {key for key in range(q + 1) if any(key + steps * l == q for steps in range(n))}
+    return {q - back for back in range(w) if back <= q}
+
+
+def sparse_fixed_part(n, q, *, l, c, number):  # noqa: E741
+    """Even numbers have the own block, odd ones the last c of every block, as far as they are over."""
+    blocks = [range(start, start + l) for start in range(0, n, l)]
+    own = next(block for block in blocks if q in block)
+    keys = {key for block in blocks for key in block[l - c :]} if number % 2 else set(own)
+    return {key for key in keys if key <= q}
+
+
+def by_layer(part):
+    def attends(n, q, *, layer, **params):
+        return part(n, q, number=layer, **params)
+
+    return attends
+
+
+def by_head(part):
+    def attends(n, q, *, head, **params):
+        return part(n, q, number=head, **params)
+
+    return attends
 
 
 def axial(n, q, *, cols):
@@ -292,6 +329,24 @@ CASES = [
         Case("sparse-transformer-fixed", sparse_fixed, n, {"l": block, "c": c})
         for n, block, c in ((64, 8, 2), (64, 16, 4), (71, 9, 1), (63, 8, 8), (65, 8, 0))
     ),
+    *(
+        Case("sparse-transformer-strided-by-layer", by_layer(sparse_strided_part), n, {"l": size, "w": w}, layer=layer)
+        for n, size, w in ((64, 8, 8), (70, 8, 9), (61, 7, 3), (65, 1, 2))
+        for layer in (0, 1, 2, 3)
+    ),
+    *(
+        Case("sparse-transformer-strided-by-head", by_head(sparse_strided_part), n, {"l": size, "w": w}, heads=5)
+        for n, size, w in ((64, 8, 8), (70, 8, 9), (61, 7, 3), (65, 1, 2))
+    ),
+    *(
+        Case("sparse-transformer-fixed-by-layer", by_layer(sparse_fixed_part), n, {"l": size, "c": c}, layer=layer)
+        for n, size, c in ((64, 8, 2), (71, 9, 1), (63, 8, 8), (65, 8, 0), (1, 4, 1))
+        for layer in (0, 1, 2, 3)
+    ),
+    *(
+        Case("sparse-transformer-fixed-by-head", by_head(sparse_fixed_part), n, {"l": size, "c": c}, heads=5)
+        for n, size, c in ((64, 8, 2), (71, 9, 1), (63, 8, 8), (65, 8, 0), (1, 4, 1))
+    ),
     *(Case("axial", axial, n, {"cols": cols}) for n, cols in ((48, 8), (63, 7), (60, 60), (64, 1))),
     *(
         Case("longformer", longformer, n, {"w": w, "g": g})
@@ -358,6 +413,56 @@ def test_equals_the_written_out_index_set(case):
 def test_every_example_has_a_case():
     """BigBird and the mixed heads draw at random, and have tests of their own below."""
     assert {case.name for case in CASES} | {"bigbird", "four-kinds-of-heads"} == set(NAMES)
+
+
+# ---- Sparse Transformer: its parts taking turns ------------------------------------------------------------
+
+
+def test_the_windows_default_is_the_stride_and_the_papers_one_longer():
+    """Also where the parameter is an expression of the other."""
+    for name in ("sparse-transformer-strided-by-layer", "sparse-transformer-strided-by-head"):
+        pattern = load(name)
+        assert pattern.compile(n=256).mask()[0].equal(patterndsl.parse("recent(16)").compile(n=256).mask()[0])
+        longer = pattern.with_params(w="l + 1").compile(n=256).mask()[0]
+        assert longer.equal(patterndsl.parse("recent(17)").compile(n=256).mask()[0])
+
+
+@pytest.mark.parametrize("kind", ["strided", "fixed"])
+def test_parts_by_head_are_those_by_layer_and_merged_their_union(kind):
+    merged, by_head, by_layer = (
+        load(f"sparse-transformer-{kind}{way}").with_params(l=8) for way in ("", "-by-head", "-by-layer")
+    )
+    heads = by_head.compile(n=70, heads=2).mask()
+    layers = torch.cat([by_layer.compile(n=70, layer=layer).mask() for layer in (0, 1)])
+    assert heads.equal(layers)
+    assert heads.any(0).equal(merged.compile(n=70).mask()[0])
+
+
+@pytest.mark.parametrize("kind", ["strided", "fixed"])
+def test_two_layers_that_take_turns_connect_everything(kind):
+    reach = load(f"sparse-transformer-{kind}-by-layer").reach(256, layers=2)
+    assert reach.layers_to_connect.value == 2
+    assert reach.unreachable.value == 0
+
+
+def test_columns_below_blocks_do_not_connect_everything():
+    turned = patterndsl.parse("causal & (layer % 2 == 1 & block(16) | layer % 2 == 0 & columns(16, 2))")
+    keep = [turned.compile(n=256, layer=layer).mask()[0] | torch.eye(256, dtype=torch.bool) for layer in (0, 1)]
+    assert ((keep[1].float() @ keep[0].float()) > 0).sum() < 256 * 257 // 2
+    right = load("sparse-transformer-fixed-by-layer").with_params(l=16, c=2)
+    keep = [right.compile(n=256, layer=layer).mask()[0] | torch.eye(256, dtype=torch.bool) for layer in (0, 1)]
+    assert ((keep[1].float() @ keep[0].float()) > 0).sum() == 256 * 257 // 2
+
+
+@pytest.mark.parametrize(("l", "c"), [(16, 2), (9, 1), (8, 8), (8, 0)])
+def test_columns_alone_leave_the_first_rows_empty(l, c):  # noqa: E741
+    n = 70
+    number_of_empty = l - c if c else n
+    expected = [q < number_of_empty for q in range(n)]
+    in_heads = load("sparse-transformer-fixed-by-head").with_params(l=l, c=c).compile(n=n, heads=2).mask()
+    in_layer = load("sparse-transformer-fixed-by-layer").with_params(l=l, c=c).compile(n=n, layer=1).mask()
+    assert (~in_heads.any(-1))[1].tolist() == (~in_layer.any(-1))[0].tolist() == expected
+    assert in_heads[0].any(-1).all()
 
 
 # ---- Swin a second way: as the released code does it -------------------------------------------------------

@@ -78,6 +78,91 @@ GOLDEN = [
     count("sparse-fixed-second-N64-l16-c4", "causal & columns(l, c)", 424, 64, l=16, c=4),
     count("sparse-fixed-merged-N64-l8-c2", "sparse-transformer-fixed.yaml", 736, 64, l=8, c=2),
     count("sparse-fixed-merged-N64-l16-c4", "sparse-transformer-fixed.yaml", 928, 64, l=16, c=4),
+    # its parts in turns, by layer, and by head for two heads
+    Count(
+        "sparse-strided-layer0-code-N64-l8",
+        "sparse-transformer-strided-by-layer.yaml",
+        484,
+        {"n": 64, "layer": 0},
+        {"l": 8, "w": 8},
+    ),
+    Count(
+        "sparse-strided-layer0-paper-N64-l8",
+        "sparse-transformer-strided-by-layer.yaml",
+        540,
+        {"n": 64, "layer": 0},
+        {"l": 8, "w": 9},
+    ),
+    Count(
+        "sparse-strided-layer1-N64-l8",
+        "sparse-transformer-strided-by-layer.yaml",
+        288,
+        {"n": 64, "layer": 1},
+        {"l": 8, "w": 8},
+    ),
+    Count(
+        "sparse-strided-layer1-N70-l8",
+        "sparse-transformer-strided-by-layer.yaml",
+        342,
+        {"n": 70, "layer": 1},
+        {"l": 8, "w": 8},
+    ),
+    Count(
+        "sparse-fixed-layer0-N64-l8",
+        "sparse-transformer-fixed-by-layer.yaml",
+        288,
+        {"n": 64, "layer": 0},
+        {"l": 8, "c": 2},
+    ),
+    Count(
+        "sparse-fixed-layer0-N64-l16",
+        "sparse-transformer-fixed-by-layer.yaml",
+        544,
+        {"n": 64, "layer": 0},
+        {"l": 16, "c": 4},
+    ),
+    Count(
+        "sparse-fixed-layer1-N64-l8-c2",
+        "sparse-transformer-fixed-by-layer.yaml",
+        472,
+        {"n": 64, "layer": 1},
+        {"l": 8, "c": 2},
+    ),
+    Count(
+        "sparse-fixed-layer1-N64-l16-c4",
+        "sparse-transformer-fixed-by-layer.yaml",
+        424,
+        {"n": 64, "layer": 1},
+        {"l": 16, "c": 4},
+    ),
+    Count(
+        "sparse-strided-heads-code-N64-l8",
+        "sparse-transformer-strided-by-head.yaml",
+        484 + 288,
+        {"n": 64, "heads": 2},
+        {"l": 8, "w": 8},
+    ),
+    Count(
+        "sparse-strided-heads-paper-N64-l8",
+        "sparse-transformer-strided-by-head.yaml",
+        540 + 288,
+        {"n": 64, "heads": 2},
+        {"l": 8, "w": 9},
+    ),
+    Count(
+        "sparse-fixed-heads-N64-l8-c2",
+        "sparse-transformer-fixed-by-head.yaml",
+        288 + 472,
+        {"n": 64, "heads": 2},
+        {"l": 8, "c": 2},
+    ),
+    Count(
+        "sparse-fixed-heads-N64-l16-c4",
+        "sparse-transformer-fixed-by-head.yaml",
+        544 + 424,
+        {"n": 64, "heads": 2},
+        {"l": 16, "c": 4},
+    ),
     # Ho et al. 2019; the layers of the paper, and their union
     Count("axial-6x8-row", "same(row)", 384, {"n": 48}, grid=SIX_BY_EIGHT),
     Count("axial-6x8-col", "same(col)", 288, {"n": 48}, grid=SIX_BY_EIGHT),
@@ -154,6 +239,20 @@ def test_the_formula_gives_the_same(row):
     assert group.formula.at({"N": row.sizes["n"], **row.params}) == row.pairs
 
 
+BY_HEAD = [row for row in GOLDEN if row.sizes.keys() == {"n", "heads"}]
+
+
+@pytest.mark.parametrize("row", BY_HEAD, ids=lambda row: row.label)
+def test_the_formulas_of_heads_give_the_same_together(row):
+    first, second = patterndsl.load(EXAMPLES / row.pattern).report(heads=2).groups
+    assert isinstance(first.formula, Formula), first.formula
+    assert isinstance(second.formula, Formula), second.formula
+    at = {"N": row.sizes["n"], **row.params}
+    pairs = [first.formula.at(at), second.formula.at(at)]
+    assert None not in pairs
+    assert sum(filter(None, pairs)) == row.pairs
+
+
 def in_one_sequence(label: str, pattern: str, pairs: int, n: int, **params: int) -> Count:
     return Count(label, pattern, pairs, {"n": n}, params)
 
@@ -221,12 +320,21 @@ def test_image2d_interior_tile(tmp_path):
 def test_closed_forms_hold_at_any_length(n):
     """The formulas behind the figures, where they are simple enough to be written down."""
 
-    def pairs(name: str, **params: int) -> int:
-        return int(patterndsl.load(EXAMPLES / f"{name}.yaml").with_params(**params).compile(n=n).mask().sum())
+    def pairs(name: str, layer: int = 0, **params: int) -> int:
+        pattern = patterndsl.load(EXAMPLES / f"{name}.yaml").with_params(**params)
+        return int(pattern.compile(n=n, layer=layer).mask().sum())
 
     whole, rest = divmod(n, 16)
     assert pairs("blockwise", b=16) == whole * 136 + rest * (rest + 1) // 2
     assert pairs("sparse-transformer-strided", l=16) == sum(min(16, q + 1) + q // 16 for q in range(n))
+    band = [min(w, n) * n - min(w, n) * (min(w, n) - 1) // 2 for w in (16, 17)]
+    stride = n + 16 * whole * (whole - 1) // 2 + whole * rest
+    blocks = whole * 136 + rest * (rest + 1) // 2
+    ends = sum(min(3, max(0, q + 1 - end)) for q in range(n) for end in range(13, n, 16))
+    for layer, counts in ((0, (*band, blocks)), (1, (stride, stride, ends))):
+        assert pairs("sparse-transformer-strided-by-layer", layer, l=16, w=16) == counts[0]
+        assert pairs("sparse-transformer-strided-by-layer", layer, l=16, w=17) == counts[1]
+        assert pairs("sparse-transformer-fixed-by-layer", layer, l=16, c=3) == counts[2]
     w = min(5, n)
     assert pairs("mistral", w=5) == n * w - w * (w - 1) // 2
     full = min(n, 3 + 5)
