@@ -3,7 +3,7 @@
     python examples/axial_images.py
 
 Attention runs along one axis at a time: along the rows, along the columns, or along either as far as the pixel itself.
-None of these layers keeps to the raster order alone; the model does, by two shifts:
+Rows without a mask look ahead, and under a mask a pixel sees itself; the model does neither, by two shifts:
 
     outer decoder  rows without a mask, then columns with one, so that a pixel knows all rows as far as its own.
                    Shifted down by a row, it knows all rows above.
