@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -10,10 +10,13 @@ from os import PathLike
 from typing import TYPE_CHECKING, NoReturn
 
 from patterndsl.diagnostics import Diagnostic, PatternError, input_error
+from patterndsl.ir.index import Index, K
+from patterndsl.ir.real import Real
 from patterndsl.ir.relation import inputs_read
 from patterndsl.pattern import Pattern, checked_claim
-from patterndsl.sema.model import Resolved
+from patterndsl.sema.model import Resolved, ScoreDeclaration
 from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
+from patterndsl.sema.scores import SCORES
 from patterndsl.sema.terms import resolve_terms
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
@@ -40,13 +43,15 @@ OF_WHOLE_PATTERNS = ("W202", "W301", "W402")
 class Term:
     """What of one source is attended in one branch. pattern: of the same queries and the numbers of the source's keys.
 
-    seen: which of these keys depend on nothing after the query; None where a key is its own position.
+    seen: which of these keys depend on nothing after the query; None where a key is its own position. position: where
+    key number k stands.
     """
 
     branch: str
     source: str
     pattern: Pattern
     seen: Resolved | None
+    position: Index = K
 
     @cached_property
     def reads(self) -> frozenset[str]:
@@ -61,6 +66,27 @@ class Term:
         return f"Term({self.name!r}, {self.pattern.text!r})"
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Branch:
+    """Terms that are normalised together, and how they score: see `syntax.tree.Branch`."""
+
+    name: str
+    terms: tuple[Term, ...]
+    score: ScoreDeclaration
+    bias: Real | None
+    softcap: float | None
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether features are summed, and no pair is looked at."""
+        return SCORES[self.score.name].kind == "kernel"
+
+    @property
+    def is_made_up(self) -> bool:
+        """Whether scores are no products of query and key."""
+        return SCORES[self.score.name].kind == "synthesized"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Composite(Pattern):
     """A checked pattern whose keys come from several sources, or which attends in several branches.
@@ -70,13 +96,27 @@ class Composite(Pattern):
     """
 
     terms: tuple[Term, ...] = field(default=())
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Composite:
         """The pattern of a spec with branches. Raises PatternError with everything that is wrong with it."""
-        resolved, terms = resolve_terms(spec, found)
-        made = tuple(Term(term.branch, term.source, Pattern(term.spec, term.resolved), term.seen) for term in terms)
-        return cls(spec, resolved, made)
+        resolved, terms, told = resolve_terms(spec, found)
+        made = tuple(
+            Term(term.branch, term.source, Pattern(term.spec, term.resolved), term.seen, term.position)
+            for term in terms
+        )
+        branches = {
+            branch.name: Branch(
+                branch.name,
+                tuple(term for term in made if term.branch == branch.name),
+                told.scores[branch.name],
+                told.biases.get(branch.name),
+                told.softcaps.get(branch.name),
+            )
+            for branch in spec.branches
+        }
+        return cls(spec, resolved, made, branches)
 
     @property
     def title(self) -> str:
@@ -92,11 +132,6 @@ class Composite(Pattern):
     def combine(self) -> ast.Combine:
         """How branches become one output."""
         return self.spec.combine
-
-    @cached_property
-    def branches(self) -> Mapping[str, tuple[Term, ...]]:
-        """The terms of each branch."""
-        return {branch.name: tuple(t for t in self.terms if t.branch == branch.name) for branch in self.spec.branches}
 
     def __repr__(self) -> str:
         return f"Composite({self.text!r})"
@@ -209,11 +244,23 @@ class Composite(Pattern):
 
     def settings(self, source: str, n: int = 1) -> dict[str, int | float | str]:
         """What a source is told, numbers at n tokens and the defaults of the parameters."""
+        declared = next(item for item in self.resolved.sources if item.name == source)
+        return self._told(declared.settings, n)
+
+    def score_settings(self, branch: str, n: int = 1) -> dict[str, int | float | str]:
+        """What the score of a branch is told, in the same way."""
+        return self._told(self.branches[branch].score.settings, n)
+
+    def table_size(self, table: str, n: int = 1) -> int | None:
+        """How many entries a table has; None for sinusoids."""
+        size = next(item.size for item in self.resolved.tables if item.name == table)
+        return None if size is None else int(self._told((("size", size),), n)["size"])
+
+    def _told(self, settings: Iterable[tuple[str, Index | Decimal | str]], n: int) -> dict[str, int | float | str]:
         sizes = self_sizes(replace(self.resolved, num_keys=None), n)
         values = param_values(self.resolved, {}, sizes)
-        declared = next(item for item in self.resolved.sources if item.name == source)
         found: dict[str, int | float | str] = {}
-        for name, value in declared.settings:
+        for name, value in settings:
             match value:
                 case str():
                     found[name] = value

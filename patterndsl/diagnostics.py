@@ -30,6 +30,7 @@ CODES: dict[str, str] = {
     "E208": "a name is taken",
     "E209": "an argument depends on what it must not depend on",
     "E210": "a source that cannot be attended so",
+    "E211": "a score that cannot be had for this",
     # E3: the YAML around the expressions
     "E301": "not YAML",
     "E302": "unknown key",

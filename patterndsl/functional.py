@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
@@ -16,7 +17,7 @@ from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
 from patterndsl.runtime import ops
 from patterndsl.runtime.arguments import as_autocast, check_backend
-from patterndsl.runtime.composed import Keys, combined
+from patterndsl.runtime.composed import Call, Keys, Learned, combined
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
@@ -47,6 +48,8 @@ def attention(
     inputs: Inputs | None = None,
     sources: Mapping[str, Keys] | None = None,
     gates: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    tables: Mapping[str, Any] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -66,6 +69,8 @@ def attention(
     inputs: Inputs | None = None,
     sources: Mapping[str, Keys] | None = None,
     gates: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    tables: Mapping[str, Any] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -85,6 +90,8 @@ def attention(
     inputs: Inputs | None = None,
     sources: Mapping[str, Keys] | None = None,
     gates: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    tables: Mapping[str, Any] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -103,6 +110,8 @@ def attention(
     inputs: Inputs | None = None,
     sources: Mapping[str, Keys] | None = None,
     gates: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    tables: Mapping[str, Any] | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -114,8 +123,8 @@ def attention(
 
     query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]; returns as `Program.__call__` does.
     q_start: position of the first query, for queries that continue a sequence; n: the N of the pattern, by default
-    q_start + Tq. sources, gates: keys of each source, and weights of gated branches, see `CompositeProgram.__call__`.
-    The last MAX_PROGRAMS programs are kept.
+    q_start + Tq. sources, gates, scores, tables: what layers make, see `CompositeProgram.__call__`. The last
+    MAX_PROGRAMS programs are kept.
     """
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
@@ -125,18 +134,20 @@ def attention(
     if isinstance(pattern, str):
         pattern = as_pattern(pattern)
     if isinstance(pattern, Composite):
+        terms = {term.name: term.pattern for term in pattern.terms}
+        total = q_start + query.shape[2] if n is None else n
 
-        def attend(term: Term, keys: Keys) -> tuple[Tensor, Tensor]:
-            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
-            total = q_start + query.shape[2] if n is None else n
-            options: dict[str, Any] = {"layer": layer, "q_start": q_start, "scale": scale, "backend": backend}
-            out, lse = attention(query, *keys, term.pattern, inputs=read, n=total, return_lse=True, **options)
-            return out, lse
+        def program_of(name: str, num_keys: int) -> Program:
+            sizes = sizes_of(total, query.shape[2], num_keys, q_start)
+            checked_layer = counted("layer", layer, 0, MAX_LAYER)
+            return _program(terms[name], sizes, query.shape[1], checked_layer, query.device, backend)
 
-        return combined(pattern, attend, (key, value), sources or {}, gates, return_lse=return_lse)
-    if sources or gates:
-        help = "declare them in the spec, under `sources` and `branches`"
-        raise input_error("E501", f"the pattern has no {'sources' if sources else 'branches'}", help)
+        call = _Call(program_of, inputs, scale, terms, ops.Call(layer, q_start, total), backend)
+        learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
+        return combined(pattern, call, query, (key, value), learned, return_lse=return_lse)
+    for what, given in (("sources", sources), ("branches", gates), ("scores", scores), ("tables", tables)):
+        if given:
+            raise input_error("E501", f"the pattern has no {what}", "declare them in its spec")
     if torch.compiler.is_compiling():
         return _traced(
             query,
@@ -153,6 +164,32 @@ def attention(
     layer = counted("layer", layer, 0, MAX_LAYER)
     program = _program(as_pattern(pattern), sizes, query.shape[1], layer, query.device, backend)
     return program(query, key, value, inputs=inputs, scale=scale, return_lse=return_lse)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call(Call):
+    """The terms of a call, each an attention by itself, so that graphs find programs by the sizes of each call."""
+
+    terms: Mapping[str, Pattern]
+    asked: ops.Call
+    backend: str
+
+    def attend(self, term: Term, query: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
+        """Output and lse of a term."""
+        layer, q_start, n = self.asked
+        out, lse = attention(
+            query,
+            *keys,
+            self.terms[term.name],
+            inputs=self.of(term),
+            layer=layer,
+            q_start=q_start,
+            n=n,
+            scale=self.scale,
+            backend=self.backend,
+            return_lse=True,
+        )
+        return out, lse
 
 
 def _traced(

@@ -20,6 +20,7 @@ from patterndsl.learn.kmeans import KMeans
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.scored import Scalars, Sinusoids, Vectors
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
@@ -104,6 +105,9 @@ class Attention(nn.Module):
         branches = tuple(self.pattern.branches) if isinstance(self.pattern, Composite) else ()
         self.gated = branches if self.pattern.spec.combine == "gate" else ()
         self.gate = nn.Linear(dim, heads * len(self.gated)) if self.gated else None
+        self.tables = nn.ModuleDict(
+            {name: _Table(kind, size, heads, self.head_dim, dim) for name, kind, size in _tables(self.pattern)}
+        )
         if self.sources.used and len(branches) > 1:
             message = "what is most used is told by one softmax, and the pattern has several branches"
             raise input_error("E505", message, "compress by conv, mean or max")
@@ -163,6 +167,7 @@ class Attention(nn.Module):
             inputs={**(inputs or {}), **found} if found else inputs,
             sources=keys,
             gates=self._gates(x),
+            tables={name: cast("_Table", table)() for name, table in self.tables.items()},
             layer=self.layer,
             q_start=q_start,
             scale=scale,
@@ -299,6 +304,38 @@ class Attention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+
+
+class _Table(nn.Module):
+    """What a bias looks up; see `runtime.scored`. Scalars start at 0, vectors and weights as a linear map does."""
+
+    def __init__(self, kind: str, size: int | None, heads: int, head_dim: int, dim: int) -> None:
+        super().__init__()
+        self.kind = kind
+        match kind:
+            case "scalars":
+                self.weight = nn.Parameter(torch.zeros(heads, size or 0))
+            case "vectors":
+                self.weight = nn.Parameter(torch.randn(heads, size or 0, head_dim) * head_dim**-0.5)
+            case _:
+                self.weight = nn.Parameter(torch.randn(heads, head_dim, dim) * dim**-0.5)
+                self.u, self.v = (nn.Parameter(torch.zeros(heads, head_dim)) for _ in range(2))
+
+    def forward(self) -> Scalars | Vectors | Sinusoids:
+        match self.kind:
+            case "scalars":
+                return Scalars(self.weight)
+            case "vectors":
+                return Vectors(self.weight)
+            case _:
+                return Sinusoids(self.weight, self.u, self.v)
+
+
+def _tables(pattern: Pattern) -> list[tuple[str, str, int | None]]:
+    """Name, kind and size of each table."""
+    if not isinstance(pattern, Composite):
+        return []
+    return [(item.name, item.kind, pattern.table_size(item.name)) for item in pattern.resolved.tables]
 
 
 def _read_by(resolved: Resolved) -> frozenset[str]:

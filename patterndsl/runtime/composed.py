@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from patterndsl.diagnostics import input_error, nearest
-from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.parts import merged
+from patterndsl.ir.index import Const, Index, K
+from patterndsl.ir.real import Real, put_index
+from patterndsl.ir.relation import inputs_read, substitute_index
+from patterndsl.runtime.arguments import check_tensors, checked_scale
+from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.parts import has_heads, merged
 from patterndsl.runtime.program import Program
-from patterndsl.sema.parameters import Sizes
+from patterndsl.runtime.scored import Scoring, as_table, relation_of, scored_attention, tables_read
+from patterndsl.sema.bind import Bound, bind
+from patterndsl.sema.parameters import Sizes, param_values, put_size
 from patterndsl.syntax.tree import OWN_KEYS
 
 if TYPE_CHECKING:
-    from patterndsl.composite import Composite, Term
+    from patterndsl.composite import Branch, Composite, Term
 
 Keys: TypeAlias = tuple[Tensor, Tensor]
 """Key [B, Hkv, T, D] and value [B, Hkv, T, Dv] of a source."""
@@ -87,7 +94,6 @@ class CompositeProgram:
 
     # ---- attention ------------------------------------------------------------------------------------------
 
-    @overload
     def __call__(
         self,
         query: Tensor,
@@ -96,33 +102,8 @@ class CompositeProgram:
         *,
         sources: Mapping[str, Keys] | None = None,
         gates: Mapping[str, Tensor] | None = None,
-        inputs: Inputs | None = None,
-        scale: float | None = None,
-        return_lse: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        sources: Mapping[str, Keys] | None = None,
-        gates: Mapping[str, Tensor] | None = None,
-        inputs: Inputs | None = None,
-        scale: float | None = None,
-        return_lse: bool,
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        sources: Mapping[str, Keys] | None = None,
-        gates: Mapping[str, Tensor] | None = None,
+        scores: Mapping[str, Tensor] | None = None,
+        tables: Mapping[str, Any] | None = None,
         inputs: Inputs | None = None,
         scale: float | None = None,
         return_lse: bool = False,
@@ -130,53 +111,140 @@ class CompositeProgram:
         """Attention over the keys of all sources, differentiable; see `Program.__call__`.
 
         sources: key and value of each source by name, [B, Hkv, any length, D]; `patterndsl.nn.Attention` makes them.
-        gates: where branches are gated, a weight for each branch by name, [B, H, Tq] or what broadcasts to it. A row
-        without keys in a branch gets 0 from it, and -inf as its log-sum-exp. Raises InputError: E501 on sources and
-        gates that are missing or unknown, E505 where several branches are asked for a log-sum-exp.
+        gates: where branches are gated, a weight for each branch by name, [B, H, Tq] or what broadcasts to it. scores:
+        of branches that synthesize, [B or 1, H, Tq, Tk], by name, "" for the only one. tables: what biases look up,
+        [H, size], or [H, size, D] of vectors. A row without keys in a branch gets 0 from it, and -inf as its
+        log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
+        knows no single scores, are asked for a log-sum-exp.
         """
-
-        def attend(term: Term, keys: Keys) -> tuple[Tensor, Tensor]:
-            program = self.program(term.name, keys[0].shape[2])
-            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
-            return program(query, *keys, inputs=read, scale=scale, return_lse=True)
-
-        return combined(self.pattern, attend, (key, value), sources or {}, gates, return_lse=return_lse)
+        call = Call(self.program, inputs, scale)
+        learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
+        return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 
-Attend: TypeAlias = Callable[["Term", Keys], tuple[Tensor, Tensor]]
-"""Output and lse of a term over the keys of its source."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """What layers make for a call: keys of sources, gates and made scores of branches, tables of biases, by name."""
+
+    sources: Mapping[str, Keys]
+    gates: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]
+    tables: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What the terms of a call have in common. program: of a term's name and the number of its keys."""
+
+    program: Callable[[str, int], Program]
+    inputs: Inputs | None
+    scale: float | None
+
+    def of(self, term: Term) -> dict[str, Tensor] | None:
+        """The inputs that a term reads."""
+        return None if self.inputs is None else {name: x for name, x in self.inputs.items() if name in term.reads}
+
+    def attend(self, term: Term, query: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
+        """Output and lse of a term by its program."""
+        program = self.program(term.name, keys[0].shape[2])
+        return program(query, *keys, inputs=self.of(term), scale=self.scale, return_lse=True)
 
 
 def combined(
-    pattern: Composite,
-    attend: Attend,
-    own: Keys,
-    sources: Mapping[str, Keys],
-    gates: Mapping[str, Tensor] | None,
-    *,
-    return_lse: bool,
+    pattern: Composite, call: Call, query: Tensor, own: Keys, learned: Learned, *, return_lse: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What all terms come to; see `CompositeProgram.__call__`. own: the sequence's own keys."""
-    is_gated = pattern.combine == "gate"
-    declared = [item.name for item in pattern.resolved.sources]
-    _check(pattern, "source", sources, declared, {term.source for term in pattern.terms} - {OWN_KEYS})
-    branches = list(pattern.branches) if is_gated else []
-    _check(pattern, "gate", gates or {}, branches, set(branches))
-    if return_lse and len(pattern.branches) > 1:
-        message = f"the {pattern.combine} of several softmaxes has no log-sum-exp"
-        raise input_error("E505", message, "leave return_lse out, or ask each branch")
-    results = {
-        branch: merged([attend(term, own if term.source == OWN_KEYS else sources[term.source]) for term in terms])
-        for branch, terms in pattern.branches.items()
-    }
-    if return_lse:
-        return next(iter(results.values()))
-    outputs = {branch: out for branch, (out, _) in results.items()}
-    if is_gated:
-        assert gates is not None
-        outputs = {branch: out * gates[branch][..., None].to(out.dtype) for branch, out in outputs.items()}
+    branches = pattern.branches
+    _check_learned(pattern, learned)
+    if return_lse and (len(branches) > 1 or any(branch.is_kernel for branch in branches.values())):
+        what = f"the {pattern.combine} of several softmaxes" if len(branches) > 1 else "a sum of features"
+        raise input_error("E505", f"{what} has no log-sum-exp", "leave return_lse out")
+    outputs: dict[str, Tensor] = {}
+    for name, branch in branches.items():
+        keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in branch.terms]
+        if branch.is_kernel:
+            outputs[name] = summed(branch, call, query, keys)
+            continue
+        results = merged([_attended(pattern, branch, call, query, *item, learned) for item in keys])
+        if return_lse:
+            return results
+        outputs[name] = results[0]
+    if pattern.combine == "gate":
+        outputs = {name: out * learned.gates[name][..., None].to(out.dtype) for name, out in outputs.items()}
     total = torch.stack(list(outputs.values())).sum(0) if len(outputs) > 1 else next(iter(outputs.values()))
     return total / len(outputs) if pattern.combine == "mean" else total
+
+
+def _attended(
+    pattern: Composite, branch: Branch, call: Call, query: Tensor, term: Term, keys: Keys, learned: Learned
+) -> tuple[Tensor, Tensor]:
+    """Output and lse of a term in a branch with softmax."""
+    made = learned.scores.get(branch.name) if branch.is_made_up else None
+    if Scoring(branch.bias, branch.softcap, None, made).is_plain:
+        return call.attend(term, query, keys)
+    if made is not None and term.source != OWN_KEYS:
+        message = f"scores of `{term.name}` are made up, and made for the sequence's own keys alone"
+        raise input_error("E505", message, "attend other sources in a branch of their own")
+    program = call.program(term.name, keys[0].shape[2])
+    bound = program.bound
+    check_tensors(query, *keys, bound, program.device)
+    given = checked_inputs(bound, program.with_found(query, keys[0], call.of(term)), program.device, query.shape[0])
+    if not bound.is_plain or has_heads(given):
+        message = "a bias, a cap or made scores beside inputs that differ from head to head"
+        raise input_error("E505", message, "give inputs without a dimension for heads")
+    bias = None if branch.bias is None else bound_bias(pattern, branch.bias, term, bound)
+    looked_up = _read_by_bias(pattern, bias, bound, call.inputs, query)
+    tables = {name: as_table(name, learned.tables[name], query.shape[1]) for name in tables_read(branch.bias)}
+    scoring = Scoring(bias, branch.softcap, tables, made)
+    scale = checked_scale(call.scale, query.shape[-1])
+    return scored_attention(query, *keys, program.groups(given), bound, looked_up, scoring, scale=scale)
+
+
+def _read_by_bias(
+    pattern: Composite, bias: Real | None, bound: Bound, inputs: Inputs | None, query: Tensor
+) -> dict[str, Tensor]:
+    """The inputs that a bias reads, checked. Raises InputError (E501, E502)."""
+    relation = relation_of(bias)
+    names = inputs_read(relation)
+    if not names:
+        return {}
+    asked = bind(replace(pattern.resolved, relation=relation), bound.sizes, bound.num_heads, bound.layer)
+    given = {name: x for name, x in (inputs or {}).items() if name in names}
+    return checked_inputs(asked, given, query.device, query.shape[0])
+
+
+def bound_bias(pattern: Composite, bias: Real, term: Term, bound: Bound) -> Real:
+    """The bias of a term between queries and numbers of its keys, with sizes and parameters put in."""
+    sizes = bound.sizes
+    values = param_values(pattern.resolved, {}, sizes)
+    lists: dict[str, tuple[Index, ...]] = {
+        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
+    }
+
+    def stand(index: Index) -> Index:
+        at_position = substitute_index(index, lambda found: term.position if found == K else found)
+        return substitute_index(at_position, lambda found: put_size(found, sizes, values, bound.layer), lists)
+
+    return put_index(bias, stand)
+
+
+def summed(branch: Branch, call: Call, query: Tensor, keys: Sequence[tuple[Term, Keys]]) -> Tensor:
+    """What a branch with a kernel score comes to."""
+    raise NotImplementedError
+
+
+def _check_learned(pattern: Composite, learned: Learned) -> None:
+    """Raises InputError (E501) where something that is learned is missing or unknown."""
+    branches = pattern.branches
+    declared = [item.name for item in pattern.resolved.sources]
+    gated = list(branches) if pattern.combine == "gate" else []
+    made = [name for name, branch in branches.items() if branch.is_made_up]
+    known = [item.name for item in pattern.resolved.tables]
+    read = {name for branch in branches.values() for name in tables_read(branch.bias)}
+    _check(pattern, "source", learned.sources, declared, {term.source for term in pattern.terms} - {OWN_KEYS})
+    _check(pattern, "gate", learned.gates, gated, set(gated))
+    _check(pattern, "score", learned.scores, made, set(made))
+    _check(pattern, "table", learned.tables, known, read)
 
 
 def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]) -> None:
@@ -187,8 +255,10 @@ def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Se
             help = f"did you mean `{near}`?" if near else f"it takes {', '.join(known) or 'none'}"
             raise input_error("E501", f"the pattern has no {what} `{name}`", help)
     for name in sorted(wanted - given.keys()):
-        if what == "gate":
-            raise input_error("E501", f"gate `{name}` is missing", "give gates={name: [B, H, Tq], ...}")
+        if what != "source":
+            shape = {"gate": "[B, H, Tq]", "score": "[B, H, Tq, Tk]", "table": "[H, size]"}[what]
+            help = f"give {what}s={{{name!r}: {shape}}}, or use patterndsl.nn.Attention, which makes them"
+            raise input_error("E501", f"{what} `{name}` is missing", help)
         declared = next(item for item in pattern.resolved.sources if item.name == name)
         help = f"give sources={{{name!r}: (key, value)}}, or use patterndsl.nn.Attention, which makes them"
         if declared.kind in ("recall", "compress"):

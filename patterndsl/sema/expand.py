@@ -218,6 +218,9 @@ class Expander(ABC):
 
     def binary(self, expr: ast.Binary, scope: Scope) -> Value:
         """Arithmetic, or the difference of two predicates: both sides are of one kind."""
+        if expr.op in ("/", "**"):
+            cure = "integers only: write `//` for floor division" if expr.op == "/" else "write the product"
+            raise self.report("E203", f"`{expr.op}` gives no whole number", self.place(expr), cure)
         left, right = self.each(self.value, (expr.left, expr.right), scope)
         kind: Kind = "predicate" if expr.op == "-" and kind_of(left) == "predicate" else "integer"
         left = self.checked(left, expr.left, kind, f"`{expr.op}` takes")

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from patterndsl.diagnostics import SourceRange
 from patterndsl.ir.index import Index
 from patterndsl.ir.relation import Relation
+from patterndsl.sema.scores import Maker
 from patterndsl.sema.selectors import By, Sharing
 from patterndsl.syntax.tree import Merge, Share
 
@@ -73,6 +74,27 @@ class SourceDeclaration:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreDeclaration:
+    """How a branch scores. name: a key of `sema.scores.SCORES`; settings: all that it has. makers: of a synthesizer,
+    who makes scores up."""
+
+    name: str
+    settings: tuple[tuple[str, Index | Decimal | str], ...] = ()
+    makers: tuple[Maker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TableDeclaration:
+    """What a layer learns for a bias to look up. kind: a key of `sema.scores.TABLES`; size: how many entries it has,
+    None for sinusoids, which have one for each distance."""
+
+    name: str
+    kind: str
+    size: Index | None
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
 class ParamDeclaration:
     """A parameter: one value, a list of values, or None where the user must give it."""
 
@@ -112,4 +134,5 @@ class Resolved:
     share: Share | None = None
     selections: tuple[SelectionDeclaration, ...] = ()
     sources: tuple[SourceDeclaration, ...] = ()
+    tables: tuple[TableDeclaration, ...] = ()
     num_keys: Index | None = None

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
 from patterndsl.ir.index import NK, NQ, Const, Index, K, Param, Q, arithmetic
+from patterndsl.ir.real import Real
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
@@ -24,6 +25,7 @@ from patterndsl.ir.relation import (
     negation,
     substitute,
 )
+from patterndsl.sema.biases import real
 from patterndsl.sema.expand import Expander, Stop
 from patterndsl.sema.learners import LEARNERS, Learner
 from patterndsl.sema.model import (
@@ -32,9 +34,11 @@ from patterndsl.sema.model import (
     ParamDeclaration,
     Requirement,
     Resolved,
+    ScoreDeclaration,
     SelectionDeclaration,
     Side,
     SourceDeclaration,
+    TableDeclaration,
 )
 from patterndsl.sema.scope import (
     RESERVED,
@@ -48,11 +52,13 @@ from patterndsl.sema.scope import (
     has_stand_in,
     product,
 )
+from patterndsl.sema.scores import MAKERS, SCORES, TABLES, Maker, ScoreKind
 from patterndsl.sema.selectors import BYS, SELECTORS, SHARINGS
 from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, text_of_setting
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
+from patterndsl.syntax.schema import SCORED
 
 _Word = TypeVar("_Word", bound=str)
 
@@ -62,9 +68,19 @@ def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
     return resolve_with_sources(spec, found)[0]
 
 
-def resolve_with_sources(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, Mapping[str, Given]]:
-    """`resolve`, with the expressions of each source's settings. The relation of a spec with branches is none: what
-    it attends is said by its terms, see `sema.terms`."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a spec says of its sources, by name, and of the scores of its branches."""
+
+    given: Mapping[str, Given]
+    scores: Mapping[str, ScoreDeclaration]
+    biases: Mapping[str, Real]
+    softcaps: Mapping[str, float]
+
+
+def resolve_with_sources(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, Told]:
+    """`resolve`, with what is said of sources and scores. The relation of a spec with branches is none: what it attends
+    is said by its terms, see `sema.terms`."""
     resolver = _Resolver(list(found))
     relation = resolver.spec(spec)
     if resolver.diagnostics:
@@ -81,9 +97,10 @@ def resolve_with_sources(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tu
         spec.share,
         tuple(resolver.selections.values()),
         tuple(resolver.sources.values()),
+        tuple(resolver.tables.values()),
         resolver.num_keys,
     )
-    return resolved, resolver.given
+    return resolved, Told(resolver.given, resolver.scores, resolver.biases, resolver.softcaps)
 
 
 def _setting_named(part: ast.Expr, settings: Mapping[str, ast.Expr]) -> ast.Expr | None:
@@ -124,6 +141,10 @@ class _Resolver(Expander):
     given: dict[str, Given] = field(default_factory=dict)
     fallback: Relation | None = None
     num_keys: Index | None = None
+    tables: dict[str, TableDeclaration] = field(default_factory=dict)
+    scores: dict[str, ScoreDeclaration] = field(default_factory=dict)
+    biases: dict[str, Real] = field(default_factory=dict)
+    softcaps: dict[str, float] = field(default_factory=dict)
 
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
@@ -143,6 +164,11 @@ class _Resolver(Expander):
         for source in spec.sources:
             self.declare(source.name, source.place, scope)
             self.attempt(partial(self.source, source, scope))
+        for table in spec.tables:
+            self.declare(table.name, table.place, scope)
+            self.attempt(partial(self.table, table, scope))
+        for branch in spec.branches:
+            self.attempt(partial(self.scored, branch, scope))
         if spec.branches:
             self.check_branches(spec)
             return NOTHING
@@ -158,6 +184,8 @@ class _Resolver(Expander):
         scope.broken.add(declared.name)  # in an expression its name means nothing
         if declared.name == ast.OWN_KEYS:
             raise self.report("E208", "`self` are the sequence's own keys", declared.place, "choose another name")
+        if declared.name in ("attend", *SCORED):
+            raise self.report("E208", f"`{declared.name}` is a key of branches", declared.place, "choose another name")
         if name is None or name not in SOURCES:
             near = nearest(name, SOURCES) if name else None
             help = f"did you mean `{near}`?" if near else f"the sources are {', '.join(SOURCES)}"
@@ -174,7 +202,7 @@ class _Resolver(Expander):
         self.sources[declared.name] = SourceDeclaration(declared.name, kind.name, settings, declared.place)
         return Const(0)
 
-    def source_settings(self, kind: SourceKind, expr: ast.Expr, scope: Scope) -> dict[str, ast.Expr]:
+    def source_settings(self, kind: SourceKind | ScoreKind, expr: ast.Expr, scope: Scope) -> dict[str, ast.Expr]:
         """The expression of each setting, those left out by their defaults."""
         names = tuple(setting.name for setting in kind.settings)
         given: dict[str, ast.Expr] = {}
@@ -200,7 +228,9 @@ class _Resolver(Expander):
             )
         return found
 
-    def setting(self, kind: SourceKind, setting: SourceSetting, value: ast.Expr, scope: Scope) -> Index | Decimal | str:
+    def setting(
+        self, kind: SourceKind | ScoreKind, setting: SourceSetting, value: ast.Expr, scope: Scope
+    ) -> Index | Decimal | str:
         what = f"`{setting.name}` of `{kind.name}`"
         match setting.takes:
             case "integer":
@@ -222,6 +252,73 @@ class _Resolver(Expander):
                     help = f"did you mean `{near}`?" if near else "name a source that is declared before as recall(...)"
                     raise self.report("E202", f"{what} is no source that recalls", value.place, help)
                 return name
+
+    # ---- scores -------------------------------------------------------------------------------------------
+
+    def scored(self, branch: ast.Branch, scope: Scope) -> Value:
+        """How a branch scores. What it returns is for `attempt`."""
+        score = ScoreDeclaration("softmax") if branch.score is None else self.score(branch.score, scope)
+        self.scores[branch.name] = score
+        kind = SCORES[score.name].kind
+        for word, expr in (("bias", branch.bias), ("softcap", branch.softcap)):
+            if expr is not None and kind == "kernel":
+                message = f"`{word}` beside the score `{score.name}`, which knows no single scores"
+                raise self.report("E211", message, expr.place, "drop it, or score by softmax")
+        if branch.bias is not None:
+            self.biases[branch.name] = real(branch.bias, self, scope, self.tables)
+        if branch.softcap is not None:
+            cap = branch.softcap
+            if not isinstance(cap, ast.Number | ast.Real) or not cap.value > 0:
+                raise self.report("E203", "`softcap` must be a positive number", cap.place, "write it out: 50.0")
+            self.softcaps[branch.name] = float(cap.value)
+        return Const(0)
+
+    def score(self, expr: ast.Expr, scope: Scope) -> ScoreDeclaration:
+        """The score that is called, with all of its settings."""
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        if name is None or name not in SCORES:
+            near = nearest(name, SCORES) if name else None
+            help = f"did you mean `{near}`?" if near else f"the scores are {', '.join(SCORES)}"
+            message = f"unknown score `{name}`" if name else "a score is a name, or a name with settings"
+            raise self.report("E202", message, expr.place, help)
+        kind = SCORES[name]
+        makers: tuple[Maker, ...] = ()
+        if kind.kind == "synthesized" and isinstance(expr, ast.Call):
+            named = [argument for argument in expr.arguments if argument.name is None]
+            makers = tuple(
+                self.word("a synthesizer", {"a synthesizer": item.value}, MAKERS) or "dense" for item in named
+            )
+            expr = replace(expr, arguments=tuple(item for item in expr.arguments if item.name is not None))
+        if kind.kind == "synthesized" and set(makers) <= {"product"}:
+            help = f"write synthesize(dense, length = 4096); there are {', '.join(MAKERS)}"
+            raise self.report("E204", "`synthesize` needs to be told who makes scores up", expr.place, help)
+        given = self.source_settings(kind, expr, scope)
+        known = {setting.name: setting for setting in kind.settings}
+        settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())
+        return ScoreDeclaration(name, settings, makers)
+
+    def table(self, declared: ast.Table, scope: Scope) -> Value:
+        """What a layer learns for a bias. What it returns is for `attempt`."""
+        expr = declared.maker
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        scope.broken.add(declared.name)  # in an expression its name means nothing
+        if name is None or name not in TABLES:
+            near = nearest(name, TABLES) if name else None
+            help = f"did you mean `{near}`?" if near else f"write {', '.join(TABLES)}"
+            message = f"unknown table `{name}`" if name else "a table is scalars(n), vectors(n) or sinusoids"
+            raise self.report("E202", message, expr.place, help)
+        sizes = expr.arguments if isinstance(expr, ast.Call) else ()
+        if len(sizes) != (name != "sinusoids") or any(size.name for size in sizes):
+            written = "sinusoids" if name == "sinusoids" else f"{name}(32)"
+            message = f"`{name}` takes no number" if name == "sinusoids" else f"`{name}` takes how many entries it has"
+            raise self.report("E204", message, expr.place, f"write {written}")
+        size = (
+            self.constant(sizes[0].value, scope, f"how many entries `{declared.name}` has must be") if sizes else None
+        )
+        if size is not None:
+            self.require(Requirement("minimum", f"entries of {declared.name}", size, Const(1), expr.place))
+        self.tables[declared.name] = TableDeclaration(declared.name, name, size, declared.place)
+        return Const(0)
 
     def check_branches(self, spec: ast.Spec) -> None:
         """Whether each term is of a source that there is, and that has positions where it is asked for them."""

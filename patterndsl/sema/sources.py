@@ -205,6 +205,12 @@ def seen_by_query(given: Given) -> ast.Expr:
     return ast.Comparison(("<=",), (last, ast.Name("q", place=last.place)), place=last.place)
 
 
+def where_keys_stand(given: Given) -> ast.Expr:
+    """`position < q`: an expression that has the position of key number k at its left."""
+    position = _with_settings(given, given.kind.position or "k")
+    return ast.Comparison(("<",), (position, ast.Name("q", place=position.place)), place=position.place)
+
+
 @cache
 def text_of_setting(text: str) -> ast.Expr:
     return parse_expression(snippet_of(Source("<sources>", text)))

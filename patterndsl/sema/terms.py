@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from patterndsl.diagnostics import Diagnostic, PatternError
-from patterndsl.ir.index import NK, K
-from patterndsl.ir.relation import indices
+from patterndsl.ir.index import NK, Index, K
+from patterndsl.ir.relation import Compare, indices
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.resolve import ordered, resolve, resolve_with_sources
-from patterndsl.sema.sources import Given, in_numbers, keys_of, seen_by_query
+from patterndsl.sema.resolve import Told, ordered, resolve, resolve_with_sources
+from patterndsl.sema.sources import Given, in_numbers, keys_of, seen_by_query, where_keys_stand
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.used import reached
 
@@ -32,6 +32,7 @@ class ResolvedTerm:
     spec: ast.Spec
     resolved: Resolved
     seen: Resolved | None
+    position: Index = K
 
     @property
     def name(self) -> str:
@@ -39,20 +40,21 @@ class ResolvedTerm:
         return ".".join(filter(None, (self.branch, self.source)))
 
 
-def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, tuple[ResolvedTerm, ...]]:
-    """What a spec with branches declares, and its terms. Raises PatternError with everything that is wrong."""
-    resolved, given = resolve_with_sources(spec, found)
+def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, tuple[ResolvedTerm, ...], Told]:
+    """What a spec with branches declares, its terms, and what it says of their scores. Raises PatternError with
+    everything that is wrong."""
+    resolved, told = resolve_with_sources(spec, found)
     terms: list[ResolvedTerm] = []
     wrong: list[Diagnostic] = []
     for branch in spec.branches:
         for term in branch.terms:
             try:
-                terms.append(_resolved(spec, branch, term, given.get(term.source)))
+                terms.append(_resolved(spec, branch, term, told.given.get(term.source)))
             except PatternError as failed:
                 wrong.extend(failed.diagnostics)
     if wrong:
         raise PatternError(ordered(wrong))
-    return resolved, tuple(terms)
+    return resolved, tuple(terms), told
 
 
 def _resolved(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given | None) -> ResolvedTerm:
@@ -65,7 +67,9 @@ def _resolved(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given |
     spec, keys = _with_size(spec, term.source, keys)
     alone = _alone(spec, in_numbers(given, term.attend), keys)
     seen = resolve(_alone(spec, seen_by_query(given), keys))
-    return ResolvedTerm(branch.name, term.source, alone, resolve(alone), seen)
+    at = resolve(_alone(spec, where_keys_stand(given), keys)).relation
+    position = at.left if isinstance(at, Compare) else K
+    return ResolvedTerm(branch.name, term.source, alone, resolve(alone), seen, position)
 
 
 def _with_size(spec: ast.Spec, source: str, keys: ast.Expr) -> tuple[ast.Spec, ast.Expr]:
@@ -89,7 +93,9 @@ def _check_says_nothing_of_keys(spec: ast.Spec, term: ast.Term, given: Given) ->
 
 def _alone(spec: ast.Spec, attend: ast.Expr, keys: ast.Expr | None) -> ast.Spec:
     """A term as a spec, with what it uses of the declarations."""
-    plain = replace(spec, attend=attend, keys=keys, sources=(), branches=(), combine="sum", name=None, share=None)
+    plain = replace(
+        spec, attend=attend, keys=keys, sources=(), tables=(), branches=(), combine="sum", name=None, share=None
+    )
     used = reached(plain, attend, *([] if keys is None else [keys]), *(_axis_sizes(spec)))
     return replace(
         plain,

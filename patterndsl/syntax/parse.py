@@ -133,8 +133,6 @@ _MISTAKES = {
     "&&": "write `&` (or `and`)",
     "||": "write `|` (or `or`)",
     "!": "write `~` (or `not`) for negation, `!=` for inequality",
-    "/": "integers only: write `//` for floor division",
-    "**": "there is no power; write the product",
     "^": "there is no `^`; symmetric difference is `(a - b) | (b - a)`",
     "=": "write `==` to compare",
     ".": "integers only: write a whole number; a range is written `start..stop`",
@@ -320,7 +318,7 @@ class _Builder:
                 return ast.Call(str(children[0]), arguments, place=place)
             case "negative":
                 return ast.Negative(self.expr(_tree(children[1])), place=place)
-            case "sum" | "product":
+            case "sum" | "product" | "power":
                 left, op, right = children
                 return ast.Binary(str(op), self.expr(_tree(left)), self.expr(_tree(right)), place=place)
             case "comparison":

@@ -11,7 +11,7 @@ from typing import assert_never
 from patterndsl.syntax import tree as ast
 
 # How tightly a construct binds; an operand is put in parentheses where it binds less tightly than its place asks.
-_OR, _AND, _NOT, _RELATION, _SUM, _PRODUCT, _UNARY, _POSTFIX = range(8)
+_OR, _AND, _NOT, _RELATION, _SUM, _PRODUCT, _UNARY, _POWER, _POSTFIX = range(9)
 
 
 def render_expression(expr: ast.Expr) -> str:
@@ -49,6 +49,8 @@ def _written(expr: ast.Expr) -> tuple[str, int]:
             return f"{name}({', '.join(_arguments(arguments))})", _POSTFIX
         case ast.Negative(operand=operand):
             return f"-{_text(operand, _UNARY)}", _UNARY
+        case ast.Binary(op="**", left=left, right=right):
+            return f"{_text(left, _POSTFIX)} ** {_text(right, _UNARY)}", _POWER
         case ast.Binary(op=op, left=left, right=right):
             own = _SUM if op in "+-" else _PRODUCT
             return f"{_text(left, own)} {op} {_text(right, own + 1)}", own
@@ -83,7 +85,7 @@ def render_spec(spec: ast.Spec) -> str:
     that the text stands alone.
     """
     declared = any((spec.params, spec.grid, spec.inputs, spec.labels, spec.select, spec.imports, spec.define))
-    declared = declared or bool(spec.sources or spec.branches) or spec.keys is not None
+    declared = declared or bool(spec.sources or spec.tables or spec.branches) or spec.keys is not None
     declared = declared or spec.fallback is not None or spec.share is not None or spec.merge != "set"
     return "\n".join(_spec_lines(spec)) + "\n" if declared else render_expression(spec.attend)
 
@@ -114,6 +116,11 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
             "sources:",
             *(f"  {_key(item.name)}: {_scalar(render_expression(item.maker))}" for item in spec.sources),
         ]
+    if spec.tables:
+        lines += [
+            "tables:",
+            *(f"  {_key(item.name)}: {_scalar(render_expression(item.maker))}" for item in spec.tables),
+        ]
     if spec.imports:
         lines.append("import:")
         for imported in spec.imports:
@@ -133,11 +140,17 @@ def _attended(spec: ast.Spec) -> list[str]:
     if not spec.branches:
         return [f"attend: {_scalar(render_expression(spec.attend))}"]
     if [branch.name for branch in spec.branches] == [""]:
-        return ["attend:", *_term_lines(spec.branches[0], "  ")]
+        return _branch_lines(spec.branches[0])
     lines = ["branches:"]
     for branch in spec.branches:
-        lines += [f"  {_key(branch.name)}:", *_term_lines(branch, "    ")]
+        lines += [f"  {_key(branch.name)}:", *(f"    {line}" for line in _branch_lines(branch))]
     return [*lines, f"combine: {spec.combine}"]
+
+
+def _branch_lines(branch: ast.Branch) -> list[str]:
+    scored = (("score", branch.score), ("bias", branch.bias), ("softcap", branch.softcap))
+    lines = [f"{key}: {_scalar(render_expression(expr))}" for key, expr in scored if expr is not None]
+    return [*lines, "attend:", *_term_lines(branch, "  ")]
 
 
 def _term_lines(branch: ast.Branch, indent: str) -> list[str]:

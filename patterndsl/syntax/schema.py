@@ -37,6 +37,20 @@ PARAM_KEYS: dict[str, dict[str, object]] = {
 }
 
 _ATTENDED: dict[str, object] = {"type": ["string"]}
+_SCORED: dict[str, dict[str, object]] = {
+    "score": {
+        "type": "string",
+        "description": "how a query and a key are scored: softmax (the default), elu, relu, favor(256), "
+        "synthesize(dense, length = 4096)",
+    },
+    "bias": {
+        "type": ["string", "number"],
+        "description": "a real number that is added to a score: -(q - k) / 2 ** (head + 1), near[q - k]",
+    },
+    "softcap": {"type": ["string", "number"], "description": "what a score is kept below, by a tanh"},
+}
+SCORED = tuple(_SCORED)
+"""What a branch says of its scores."""
 _TERMS = _map(_NAME, {"type": "string"}, "what of each source is attended; `self` are the sequence's own keys")
 
 KEYS: dict[str, dict[str, object]] = {
@@ -100,7 +114,26 @@ KEYS: dict[str, dict[str, object]] = {
     "share": {"enum": list(SHARES), "description": "projections of a layer that are one, as in Reformer"},
     "keys": {**_INTEGER, "description": "how many keys there are, where they are no sequence of N"},
     "attend": {"anyOf": [_ATTENDED, _TERMS], "description": "the predicate: which query q attends to which key k"},
-    "branches": _map(_NAME, {"anyOf": [_ATTENDED, _TERMS]}, "parts that are normalised each by itself, then combined"),
+    **_SCORED,
+    "tables": _map(
+        _NAME, {"type": "string"}, "what a layer learns for a bias to look up: scalars(32), vectors(9), sinusoids"
+    ),
+    "branches": _map(
+        _NAME,
+        {
+            "anyOf": [
+                _ATTENDED,
+                {
+                    "type": "object",
+                    "properties": {"attend": {"anyOf": [_ATTENDED, _TERMS]}, **_SCORED},
+                    "required": ["attend"],
+                    "additionalProperties": False,
+                },
+                _TERMS,
+            ]
+        },
+        "parts that are normalised each by itself, then combined",
+    ),
     "combine": {
         "enum": list(COMBINES),
         "description": "how branches become one output: added (the default), averaged, or weighted by learned gates",

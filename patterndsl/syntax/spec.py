@@ -18,7 +18,7 @@ import yaml
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import KEYWORDS, Snippet, parse_definitions, parse_expression, snippet_of
-from patterndsl.syntax.schema import COMBINES, KEYS, MERGES, PARAM_KEYS, REQUIRED, SHARES
+from patterndsl.syntax.schema import COMBINES, KEYS, MERGES, PARAM_KEYS, REQUIRED, SCORED, SHARES
 
 MAX_FILE_SIZE = 1_000_000
 MAX_YAML_DEPTH = 20
@@ -447,6 +447,12 @@ class _Reader:
                 if self.identifier(name, key, "a source")
                 and not isinstance(maker := self.expression(value, f"source `{name}`"), ast.Broken)
             ),
+            tables=tuple(
+                ast.Table(name, maker, place=self.place(key))
+                for name, key, value in section("tables")
+                if self.identifier(name, key, "a table")
+                and not isinstance(maker := self.expression(value, f"table `{name}`"), ast.Broken)
+            ),
             branches=branches,
             combine=self.choice(found["combine"], "`combine`", COMBINES) or "sum" if "combine" in found else "sum",
             name=text("name"),
@@ -467,27 +473,50 @@ class _Reader:
             )
             if not branches and isinstance(found["branches"], yaml.MappingNode):
                 self.report("E304", "`branches` is empty", self.place(found["branches"]), "write `name: expression`")
+            for key in SCORED:
+                if key in found:
+                    help = "give it in a branch: `name: {attend: ..., " + key + ": ...}`"
+                    self.report("E304", f"`{key}` beside `branches`", self.place(found[key]), help)
         elif "attend" not in found:
             return ast.Broken(place=place), ()
-        elif isinstance(found["attend"], yaml.MappingNode):
-            branches = (self.branch("", found["attend"], found["attend"]),)
+        elif isinstance(found["attend"], yaml.MappingNode) or any(key in found for key in SCORED):
+            branches = (self.scored("", found["attend"], found["attend"], found),)
         else:
             return self.expression(found["attend"], "`attend`"), ()
         first = next((term.attend for branch in branches for term in branch.terms), ast.Broken(place=place))
         return first, branches
 
     def branch(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Branch:
-        what = f"branch `{name}`" if name else "`attend`"
-        if not isinstance(node, yaml.MappingNode):
-            attend = self.expression(node, what)
-            return ast.Branch(name, (ast.Term(ast.OWN_KEYS, attend, place=self.place(node)),), place=self.place(key))
-        terms = tuple(
-            ast.Term(source, self.expression(value, f"what of `{source}` is attended"), place=self.place(source_key))
-            for source, source_key, value in self.entries(node, what)
+        """A branch: an expression, terms by source, or what is attended and how it is scored."""
+        is_scored = isinstance(node, yaml.MappingNode) and any(
+            isinstance(name_node, yaml.ScalarNode) and name_node.value == "attend" for name_node, _ in node.value
         )
+        if not is_scored:
+            return self.scored(name, key, node, {})
+        found: dict[str, yaml.Node] = {}
+        for entry, entry_key, value in self.entries(node, f"branch `{name}`"):
+            if entry in ("attend", *SCORED):
+                found[entry] = value
+                continue
+            near = nearest(entry, ("attend", *SCORED))
+            help = f"did you mean `{near}`?" if near else f"the keys are attend, {', '.join(SCORED)}"
+            self.report("E302", f"unknown key `{entry}` of a branch", self.place(entry_key), help)
+        return self.scored(name, key, found["attend"], found)
+
+    def scored(self, name: str, key: yaml.Node, node: yaml.Node, found: dict[str, yaml.Node]) -> ast.Branch:
+        """A branch with what is attended, and how it is scored where `found` says so."""
+        what = f"branch `{name}`" if name else "`attend`"
+        if isinstance(node, yaml.MappingNode):
+            terms = tuple(
+                ast.Term(source, self.expression(value, f"what of `{source}` is attended"), place=self.place(at))
+                for source, at, value in self.entries(node, what)
+            )
+        else:
+            terms = (ast.Term(ast.OWN_KEYS, self.expression(node, what), place=self.place(node)),)
         if not terms:
             self.report("E304", f"{what} is empty", self.place(node), "write `self: causal`")
-        return ast.Branch(name, terms, place=self.place(key))
+        score, bias, softcap = (self.expression(found[word], f"`{word}`") if word in found else None for word in SCORED)
+        return ast.Branch(name, terms, score, bias, softcap, place=self.place(key))
 
     def choice(self, node: yaml.Node, what: str, words: Sequence[_T]) -> _T | None:
         """One of some words; None where it was reported."""

@@ -89,7 +89,7 @@ class Negative:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """`left op right` with op one of + - * // %; `-` between predicates is the difference."""
+    """`left op right` with op one of + - * // %; `-` between predicates is the difference. A bias has / and ** too."""
 
     op: str
     left: Expr
@@ -326,10 +326,26 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Terms that are normalised together. The only branch of a pattern has the name ""."""
+    """Terms that are normalised together. The only branch of a pattern has the name "".
+
+    score: how a query and a key are scored, softmax of their product by default. bias: what is added to a score.
+    softcap: what a score is kept below, by a tanh.
+    """
 
     name: str
     terms: tuple[Term, ...]
+    score: Expr | None = None
+    bias: Expr | None = None
+    softcap: Expr | None = None
+    place: SourceRange = _place()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a layer learns for a bias to look up: `scalars(32)`, `vectors(9)`, `sinusoids`."""
+
+    name: str
+    maker: Expr
     place: SourceRange = _place()
 
 
@@ -376,6 +392,7 @@ class Spec:
     share: Share | None = None
     keys: Expr | None = None
     sources: tuple[KeySource, ...] = ()
+    tables: tuple[Table, ...] = ()
     branches: tuple[Branch, ...] = ()
     combine: Combine = "sum"
     name: str | None = field(default=None, compare=False)

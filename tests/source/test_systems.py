@@ -349,28 +349,6 @@ def segmented(layer: Attention, x: Tensor, lengths: list[int]) -> tuple[Tensor, 
 SEGMENTS = ([4, 4, 4], [1, 1, 1], [5, 2, 6], [13])
 
 
-@pytest.mark.parametrize("name", ["transformer-xl", "transformer-xl-same-length"])
-@pytest.mark.parametrize("lengths", SEGMENTS, ids=str)
-def test_transformer_xl(name: str, lengths: list[int]) -> None:
-    layer, x, m = layer_of(name, m=5), states(sum(lengths)), 5
-    starts = [sum(lengths[:at]) for at in range(len(lengths)) for _ in range(lengths[at])]
-
-    def rows(b: int, h: int, i: int) -> list[Row]:
-        start = starts[i]
-        past = x[b, max(0, start - m) : start].detach()
-        own = [*keys_of(layer, past, h), *keys_of(layer, x[b, start:], h)[: i - start + 1]]
-        return [own[-m:] if "same" in name else own]
-
-    assert_same(layer, x, segmented(layer, x, lengths)[0], by_loops(layer, x, rows))
-
-
-def test_enough_memory_is_full_causal_attention() -> None:
-    layer, x = layer_of("transformer-xl", m=20), states(17)
-    dense = Attention("causal", DIM, HEADS, kv_heads=KV_HEADS).double()
-    dense.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(segmented(layer, x, [3, 6, 1, 7])[0], dense(x), atol=1e-12, rtol=1e-12)
-
-
 def test_earlier_segments_have_no_gradient() -> None:
     layer, x = layer_of("transformer-xl", m=20), states(8)
     state = layer.init_state(2)

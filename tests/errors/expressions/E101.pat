@@ -1,7 +1,5 @@
 causal && window(4)
 causal || window(4)
-q / 4 == k / 4
-q ** 2 < k
 q = k
 !causal
 causal & (window(4) | strided(8)

@@ -14,3 +14,5 @@ random(1, avoid = 3)
 min(q, causal) < k
 window(4) | blocks(2, q)
 k < 0.5 * q
+q / 4 == k / 4
+q ** 2 < k

@@ -1,0 +1,332 @@
+"""How does a softmax run whose scores are more than products? Block by block over the live tiles, plainly.
+
+A bias, a cap and made scores go between product and softmax, and PyTorch differentiates all of it. Chunks of
+query blocks are computed again in the backward pass, so that scores are never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.index import Const, Read
+from patterndsl.ir.meaning import Point
+from patterndsl.ir.real import Entry, OfIndex, Real, RealFunction, parts, real_value
+from patterndsl.ir.relation import Relation, compare, disjunction, subexpressions
+from patterndsl.runtime.data import DeviceData, device_data
+from patterndsl.runtime.gathered import Group
+from patterndsl.sema.bind import Bound
+
+MAX_SCORES = 1 << 22
+"""Scores that are computed at once."""
+
+
+class Table(Protocol):
+    """What a bias looks up: see `Scalars`, `Vectors` and `Sinusoids`."""
+
+    def entry(self, at: Tensor, met: Met) -> Tensor:
+        """What is added to scores [B, H, blocks, queries, keys], of real indices that broadcast to them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Met:
+    """The queries and keys that meet: query [B, H, blocks, queries, D], key [B, H, blocks, keys, D], and the factor of
+    their products."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scalars:
+    """numbers: [H, size], one of each head for each index."""
+
+    numbers: Tensor
+
+    def entry(self, at: Tensor, met: Met) -> Tensor:
+        heads, size = self.numbers.shape
+        head = torch.arange(heads, device=at.device)[:, None, None, None]
+        return self.numbers[head, at.floor().long().clamp(0, size - 1)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """vectors: [H, size, D]: the query meets that of each index (Shaw et al. 2018, arXiv 1803.02155, equation 5)."""
+
+    vectors: Tensor
+
+    def entry(self, at: Tensor, met: Met) -> Tensor:
+        products = torch.einsum("bhnqd,hsd->bhnqs", met.query, self.vectors.to(met.query.dtype)) * met.scale
+        place = at.floor().long().clamp(0, self.vectors.shape[1] - 1)
+        return products.gather(-1, place.expand(*products.shape[:-1], place.shape[-1]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sinusoids:
+    """Terms b, c and d of Transformer-XL (Dai et al. 2019, arXiv 1901.02860, section 3.3): with r the sinusoid of a
+    distance, (q + v) W r, and u k beside q k. weight: [H, D, dim]; u, v: [H, D]."""
+
+    weight: Tensor
+    u: Tensor
+    v: Tensor
+
+    def entry(self, at: Tensor, met: Met) -> Tensor:
+        distance = at.floor().long()
+        low, high = (int(distance.min()), int(distance.max())) if distance.numel() else (0, 0)
+        r = sinusoids(torch.arange(low, high + 1, device=at.device), self.weight.shape[-1]).to(met.query.dtype)
+        rows = torch.einsum("hdc,sc->hsd", self.weight.to(met.query.dtype), r)
+        asked = met.query + self.v.to(met.query.dtype)[:, None, None]
+        products = torch.einsum("bhnqd,hsd->bhnqs", asked, rows)
+        found = products.gather(-1, (distance - low).expand(*products.shape[:-1], distance.shape[-1]))
+        of_keys = torch.einsum("hd,bhnkd->bhnk", self.u.to(met.key.dtype), met.key)[..., None, :]
+        return (found + of_keys) * met.scale
+
+
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """[n, dim] of positions [n]: sines, then cosines, of frequencies 10000^(-2i / dim)."""
+    steps = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float64)
+    angles = positions.to(torch.float64)[:, None] * 10_000.0 ** (-steps / dim)
+    return torch.cat([angles.sin(), angles.cos()], -1)[:, :dim]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scoring:
+    """What scores are beside products. bias: of local rows, with all sizes and parameters put in. tables: what it looks
+    up. made: scores instead of products, [B or 1, H, Tq, Tk or more]."""
+
+    bias: Real | None = None
+    softcap: float | None = None
+    tables: Mapping[str, Table] | None = None
+    made: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are products and nothing else."""
+        return self.bias is None and self.softcap is None and self.made is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Numbers:
+    """Arrays of a bias; see `ir.real.Numbers`."""
+
+    tables: Mapping[str, Table]
+    met: Met
+
+    def call(self, name: RealFunction, arguments: tuple[Any, ...]) -> Any:
+        wide = [torch.as_tensor(x, dtype=torch.float64, device=self.met.query.device) for x in arguments]
+        match name:
+            case "min":
+                return reduce(torch.minimum, wide)
+            case "max":
+                return reduce(torch.maximum, wide)
+            case _:
+                functions = {
+                    "floor": torch.floor,
+                    "log": torch.log,
+                    "exp": torch.exp,
+                    "sqrt": torch.sqrt,
+                    "abs": torch.abs,
+                }
+                return functions[name](wide[0])
+
+    def entry(self, table: str, at: Any) -> Tensor:
+        place = torch.as_tensor(at, dtype=torch.float64, device=self.met.query.device)
+        return self.tables[table].entry(place.reshape((1,) * (4 - place.dim()) + place.shape), self.met)
+
+
+def scored_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[Group],
+    bound: Bound,
+    given: Mapping[str, Tensor],
+    scoring: Scoring,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] of softmax(cap(scale q k) + bias) over the pairs of the groups.
+
+    given: inputs that the bias reads, as `checked_inputs` returns them.
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]. Computes in float32 at least, lse is in
+    float32 (float64 for float64). An empty row yields 0 and -inf, gradient 0. Differentiable, also in tables and made
+    scores. Work: O(live tiles x D); memory beyond the tensors O(MAX_SCORES).
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    data = device_data(relation_of(scoring.bias), bound.num_heads, given, query.device)
+    out = query.new_zeros((*query.shape[:3], value.shape[-1]), dtype=dtype)
+    lse = query.new_full(query.shape[:3], -torch.inf, dtype=dtype)
+    for group in groups:
+        rows, heads = (
+            None if part is None else torch.tensor(part, device=query.device) for part in (group.rows, group.heads)
+        )
+        one = _One(
+            group, bound, data.at_row(None if group.rows is None else group.rows[0]), scoring, scale, rows, heads
+        )
+        part_out, part_lse = one.attend(query, key, value, dtype)
+        if rows is None and heads is None:
+            out, lse = part_out, part_lse
+            continue
+        at_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
+        at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
+        place = (at_rows[:, None], at_heads[None])
+        out, lse = out.index_put(place, part_out), lse.index_put(place, part_lse)
+    return out.to(query.dtype), lse
+
+
+def relation_of(bias: Real | None) -> Relation:
+    """A relation that reads what a bias reads."""
+    leaves = () if bias is None else parts(bias)
+    integers = (leaf.index for leaf in leaves if isinstance(leaf, OfIndex))
+    return disjunction(
+        compare("<", index, Const(0)) for index in integers if any(isinstance(p, Read) for p in subexpressions(index))
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _One:
+    """Batch rows and heads that share a pattern. rows, heads: which they are, None for all."""
+
+    group: Group
+    bound: Bound
+    data: DeviceData
+    scoring: Scoring
+    scale: float
+    rows: Tensor | None
+    heads: Tensor | None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        again = query.shape[1] // max(1, key.shape[1])
+        if self.heads is not None:
+            kv_heads = self.heads // again
+            query, key, value = query[:, self.heads], key[:, kv_heads], value[:, kv_heads]
+        elif again > 1:
+            key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
+        if self.rows is not None:
+            query, key, value = query[self.rows], key[self.rows], value[self.rows]
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        lists = self.group.lists
+        counts = lists.offsets.diff()
+        num_blocks = len(counts) if key.shape[2] and query.shape[2] else 0
+        found: list[tuple[Tensor, Tensor]] = []
+        start = 0
+        while start < num_blocks:
+            stop = start + 1
+            widest = int(counts[start])
+            while stop < num_blocks:
+                wider = max(widest, int(counts[stop]))
+                area = query.shape[0] * query.shape[1] * (stop + 1 - start) * lists.q_block * wider * lists.kv_block
+                if area > MAX_SCORES:
+                    break
+                widest, stop = wider, stop + 1
+            places = self.places(start, stop, widest)
+            run: Callable[..., tuple[Tensor, Tensor]] = self.chunk
+            train = torch.is_grad_enabled()
+            found.append(
+                checkpoint(run, query, key, value, places, start, use_reentrant=False)
+                if train
+                else run(query, key, value, places, start)
+            )
+            start = stop
+        if not found:
+            empty = query.new_zeros((*query.shape[:3], value.shape[-1]))
+            return empty, query.new_full(query.shape[:3], -torch.inf)
+        outs, lses = zip(*found, strict=True)
+        return torch.cat(outs, 2)[:, :, : query.shape[2]], torch.cat(lses, 2)[:, :, : query.shape[2]]
+
+    def places(self, start: int, stop: int, widest: int) -> Tensor:
+        """The keys of each block of queries, int64 [blocks, keys], -1 where there are fewer."""
+        lists = self.group.lists
+        turn = torch.arange(max(1, widest), device=lists.offsets.device)
+        begins, ends = lists.offsets[start:stop, None], lists.offsets[start + 1 : stop + 1, None]
+        at = begins + turn
+        blocks = (
+            lists.kv_blks[at.clamp(max=max(0, len(lists.kv_blks) - 1))] if len(lists.kv_blks) else torch.zeros_like(at)
+        )
+        inside = torch.arange(lists.kv_block, device=at.device)
+        keys = blocks[..., None] * lists.kv_block + inside
+        keys = keys.masked_fill((at >= ends)[..., None] | (keys >= self.bound.sizes.kv_len), -1)
+        return keys.flatten(1)
+
+    def chunk(self, query: Tensor, key: Tensor, value: Tensor, places: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Output [B, H, rows, Dv] and lse [B, H, rows] of some blocks of queries, the last filled up."""
+        lists = self.group.lists
+        num_blocks, width = places.shape
+        rows = start * lists.q_block + torch.arange(num_blocks * lists.q_block, device=query.device)
+        local = rows.clamp(max=max(0, query.shape[2] - 1)).view(num_blocks, lists.q_block)
+        there = places.clamp(min=0)
+        q = query[:, :, local]
+        k, v = (x[:, :, there] for x in (key, value))
+        keep = self.group.keep(local[:, :, None], there[:, None, :]) & (places >= 0)[:, None, :]
+        scores = self.scores(q, k, local, there)
+        scores = torch.where(keep, scores, -torch.inf)
+        lse = scores.logsumexp(-1) if width else scores.new_full(scores.shape[:-1], -torch.inf)
+        empty = lse == -torch.inf
+        weights = torch.where(keep & ~empty[..., None], (scores - lse.masked_fill(empty, 0.0)[..., None]).exp(), 0.0)
+        out = weights @ v
+        return out.flatten(2, 3), lse.flatten(2, 3)
+
+    def scores(self, q: Tensor, k: Tensor, local: Tensor, there: Tensor) -> Tensor:
+        scoring = self.scoring
+        if scoring.made is None:
+            found = q @ k.transpose(-1, -2) * self.scale
+        else:
+            made = scoring.made if self.rows is None or scoring.made.shape[0] == 1 else scoring.made[self.rows]
+            made = made if self.heads is None else made[:, self.heads]
+            found = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype)
+        if scoring.softcap is not None:
+            found = scoring.softcap * torch.tanh(found / scoring.softcap)
+        if scoring.bias is None:
+            return found
+        heads = torch.arange(q.shape[1], device=q.device) if self.heads is None else self.heads
+        point = Point(
+            local[:, :, None] + self.bound.sizes.q_start, there[:, None, :], heads[:, None, None, None], self.data
+        )
+        tables = _of_heads(scoring.tables or {}, self.heads)
+        numbers = _Numbers(tables, Met(q, k, self.scale))
+        bias = real_value(scoring.bias, point, numbers)
+        return found + torch.as_tensor(bias, device=q.device).to(q.dtype)
+
+
+def _of_heads(tables: Mapping[str, Table], heads: Tensor | None) -> Mapping[str, Table]:
+    """The tables of some heads."""
+    if heads is None:
+        return tables
+    found: dict[str, Table] = {}
+    for name, table in tables.items():
+        match table:
+            case Scalars(numbers):
+                found[name] = Scalars(numbers[heads])
+            case Vectors(vectors):
+                found[name] = Vectors(vectors[heads])
+            case Sinusoids(weight, u, v):
+                found[name] = Sinusoids(weight[heads], u[heads], v[heads])
+            case _:
+                raise AssertionError(f"a table of no known kind: {table}")
+    return found
+
+
+def tables_read(bias: Real | None) -> list[str]:
+    """The tables that a bias looks up."""
+    return [] if bias is None else list(dict.fromkeys(part.table for part in parts(bias) if isinstance(part, Entry)))
+
+
+def as_table(name: str, given: object, heads: int) -> Table:
+    """A table as a caller gives it: a tensor [heads, size] or [heads, size, D], or one that is made already.
+
+    Raises InputError (E502) on anything else.
+    """
+    if isinstance(given, Scalars | Vectors | Sinusoids):
+        return given
+    if isinstance(given, Tensor) and given.dim() in (2, 3) and given.shape[0] == heads:
+        return Scalars(given) if given.dim() == 2 else Vectors(given)
+    shown = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    raise input_error("E502", f"table `{name}` is {shown}", f"give [{heads}, size] or [{heads}, size, head_dim]")
