@@ -6,10 +6,8 @@ are learned: an entry for each index, one number of each head, or a vector that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal, Protocol, TypeAlias, assert_never
 
 from patterndsl.ir.index import Index
@@ -74,6 +72,9 @@ Real: TypeAlias = Number | OfIndex | Apply | Call | Entry
 class Numbers(Protocol):
     """What a bias is computed with: functions of arrays, and the entries of tables."""
 
+    def number(self, integers: Any) -> Any:
+        """Integers as real numbers, in double precision."""
+
     def call(self, name: RealFunction, arguments: tuple[Any, ...]) -> Any:
         """The function of arrays or numbers."""
 
@@ -126,7 +127,7 @@ def real_value(real: Real, point: Point, numbers: Numbers) -> Any:
         case Number(number):
             return number
         case OfIndex(index):
-            return value(index, point)
+            return numbers.number(value(index, point))
         case Apply(op, left, right):
             a, b = real_value(left, point, numbers), real_value(right, point, numbers)
             match op:
@@ -147,15 +148,3 @@ def real_value(real: Real, point: Point, numbers: Numbers) -> Any:
             return numbers.entry(table, real_value(at, point, numbers))
         case _:
             assert_never(real)
-
-
-def plain_call(name: RealFunction, arguments: tuple[float, ...]) -> float:
-    """The function of plain numbers."""
-    match name:
-        case "min":
-            return reduce(min, arguments)
-        case "max":
-            return reduce(max, arguments)
-        case _:
-            functions = {"floor": math.floor, "log": math.log, "exp": math.exp, "sqrt": math.sqrt, "abs": abs}
-            return float(functions[name](arguments[0]))  # type: ignore[operator]

@@ -120,6 +120,9 @@ class _Numbers:
     tables: Mapping[str, Table]
     met: Met
 
+    def number(self, integers: Any) -> Tensor:
+        return torch.as_tensor(integers, device=self.met.query.device).to(torch.float64)
+
     def call(self, name: RealFunction, arguments: tuple[Any, ...]) -> Any:
         wide = [torch.as_tensor(x, dtype=torch.float64, device=self.met.query.device) for x in arguments]
         match name:
