@@ -63,10 +63,10 @@ def test_same_seed_same_directions(orthogonal: bool) -> None:
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_directions_have_the_moments_of_a_gaussian(orthogonal: bool) -> None:
     """Mean 0, also of the first entry (without the sign correction it is negative), and covariance 1."""
-    draws = torch.stack([directions(4, 4, orthogonal=orthogonal, seed=seed, dtype=DTYPE) for seed in range(2000)])
+    draws = torch.stack([directions(4, 4, orthogonal=orthogonal, seed=seed, dtype=DTYPE) for seed in range(1000)])
     rows = draws.flatten(0, 1)
-    assert (draws.mean(0).abs() < 4.5 / math.sqrt(2000)).all()
-    torch.testing.assert_close(rows.mT @ rows / len(rows), torch.eye(4, dtype=DTYPE), rtol=0, atol=0.1)
+    assert (draws.mean(0).abs() < 4.5 / math.sqrt(1000)).all()
+    torch.testing.assert_close(rows.mT @ rows / len(rows), torch.eye(4, dtype=DTYPE), rtol=0, atol=0.12)
 
 
 @pytest.mark.parametrize("hyperbolic", [False, True])
@@ -77,23 +77,23 @@ def test_estimate_is_unbiased(orthogonal: bool, hyperbolic: bool, aligned: bool)
     q, k = normal(dim, seed=1), normal(dim, seed=2)
     if aligned:  # along a coordinate, where a Q without corrected signs is most biased
         q = k = torch.tensor([1.2, 0, 0, 0], dtype=DTYPE)
-    draws = estimates(q, k, dim, 800, orthogonal=orthogonal, hyperbolic=hyperbolic)
+    draws = estimates(q, k, dim, 600, orthogonal=orthogonal, hyperbolic=hyperbolic)
     z = (draws.mean() - (q @ k / dim**0.5).exp()) / (draws.std() / len(draws) ** 0.5)
     assert abs(z) < 4
 
 
 def test_orthogonal_and_hyperbolic_vary_less() -> None:
     q, k = normal(8, seed=1), normal(8, seed=2)
-    independent = estimates(q, k, 8, 1500, orthogonal=False).var()
-    assert estimates(q, k, 8, 1500, orthogonal=True).var() < 0.95 * independent
-    assert estimates(q, k, 4, 1500, orthogonal=False, hyperbolic=True).var() < independent
+    independent = estimates(q, k, 8, 1000, orthogonal=False).var()
+    assert estimates(q, k, 8, 1000, orthogonal=True).var() < 0.95 * independent
+    assert estimates(q, k, 4, 1000, orthogonal=False, hyperbolic=True).var() < independent
 
 
 def test_error_falls_as_one_over_root_of_features() -> None:
     q, k = normal(8, seed=1) / 2, normal(8, seed=2) / 2
     exact = (q @ k / 8**0.5).exp()
     sizes = (16, 64, 256)
-    errors = [(estimates(q, k, m, 400, orthogonal=False) - exact).square().mean().sqrt().item() for m in sizes]
+    errors = [(estimates(q, k, m, 250, orthogonal=False) - exact).square().mean().sqrt().item() for m in sizes]
     slopes = [math.log(errors[at + 1] / errors[at], 4) for at in range(2)]
     assert all(-0.65 < slope < -0.35 for slope in slopes)
 
