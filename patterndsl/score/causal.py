@@ -50,9 +50,7 @@ def causal_outputs(query: Tensor, key: Tensor, value: Tensor, start: State, is_l
             before.denominator[:, :, part],
             before.shift[:, :, part],
         )
-        found = checkpoint(_group_outputs, *tensors, is_log, use_reentrant=False, preserve_rng_state=False)
-        assert isinstance(found, Tensor)
-        outputs.append(found)
+        outputs.append(_made_again(*tensors, is_log) if torch.is_grad_enabled() else _group_outputs(*tensors, is_log))
     return torch.cat(outputs, dim=2).movedim(3, 2).flatten(3, 4), whole
 
 
@@ -68,6 +66,13 @@ def _prefixes(chunks: State, start: State) -> tuple[State, State]:
         states = _joined(_places(states, 0, step), merged)
         step *= 2
     return _places(states, 0, number - 1), _each(states, lambda part: part[:, :, -1])
+
+
+def _made_again(*arguments: Tensor | bool) -> Tensor:
+    """`_group_outputs`, of which the backward pass keeps the arguments only."""
+    found = checkpoint(_group_outputs, *arguments, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _group_outputs(

@@ -135,7 +135,7 @@ class Mixture(Synthesizer):
 
     def logits(self, x: Tensor, num_keys: int) -> Tensor:
         shares = self.weight.softmax(0).unbind()
-        parts = [share * member(x, num_keys) for share, member in zip(shares, self.members, strict=True)]
+        parts: list[Tensor] = [share * member(x, num_keys) for share, member in zip(shares, self.members, strict=True)]
         total = parts[0]
         for part in parts[1:]:
             total = total + part

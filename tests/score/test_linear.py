@@ -85,6 +85,8 @@ def test_causal_is_the_loop(kind: str, length: int) -> None:
     leaves = case(kind, length, length)
     found, _ = kernel_attention(*leaves, causal=True, is_log=is_log(kind))
     check(found, looped(*leaves, causal=True, is_log=is_log(kind)), leaves)
+    with torch.no_grad():
+        assert torch.equal(kernel_attention(*leaves, causal=True, is_log=is_log(kind))[0], found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
