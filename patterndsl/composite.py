@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from patterndsl.diagnostics import Diagnostic, PatternError, input_error
-from patterndsl.ir.index import Index, K
+from patterndsl.ir.index import Index, K, Q
 from patterndsl.ir.real import Real
-from patterndsl.ir.relation import inputs_read
+from patterndsl.ir.relation import EVERYTHING, And, Relation, compare, conjunction, depends_on, inputs_read
 from patterndsl.pattern import Pattern, checked_claim
 from patterndsl.sema.model import Resolved, ScoreDeclaration
 from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
@@ -39,6 +39,22 @@ OF_WHOLE_PATTERNS = ("W202", "W301", "W402")
 """Advice about what a part of a pattern need not have: all names used, keys for each query, full tiles."""
 
 
+OPERATIONS = 100_000
+"""Of isl, to find out whether a term is all pairs or all up to the query, where its form does not say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summable:
+    """How keys can be summed: all of those that are kept, or of those up to the query. kept: says nothing of queries."""
+
+    reach: Literal["all", "causal"]
+    kept: Relation
+
+
+def _is_of_queries(relation: Relation) -> bool:
+    return any(depends_on(relation, symbol) for symbol in ("q", "head"))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Term:
     """What of one source is attended in one branch. pattern: of the same queries and the numbers of the source's keys.
@@ -57,6 +73,29 @@ class Term:
     def reads(self) -> frozenset[str]:
         """The inputs, labels and selections that it reads."""
         return inputs_read(self.pattern.resolved.relation)
+
+    @cached_property
+    def summable(self) -> Summable | None:
+        """How its keys can be summed, None where they cannot: each query has all of some keys, or all up to itself."""
+        from patterndsl.analysis.proof import proven
+
+        relation = self.pattern.resolved.relation
+        conditions = relation.terms if isinstance(relation, And) else (relation,)
+        of_keys = tuple(item for item in conditions if not _is_of_queries(item))
+        rest = conjunction(item for item in conditions if _is_of_queries(item))
+        kept = conjunction(of_keys)
+        if rest == EVERYTHING:
+            return Summable("all", kept)
+        causal = compare("<=", K, Q)
+        if self.source == ast.OWN_KEYS and rest == causal:
+            return Summable("causal", kept)
+        alone = replace(self.pattern.resolved, relation=rest, fallback=None)
+        if proven("within", replace(alone, relation=EVERYTHING), alone, operations=OPERATIONS) is not None:
+            return Summable("all", kept)
+        is_causal = self.source == ast.OWN_KEYS and proven(
+            "equals", alone, replace(alone, relation=causal), operations=OPERATIONS
+        )
+        return Summable("causal", kept) if is_causal else None
 
     @property
     def name(self) -> str:
@@ -116,6 +155,7 @@ class Composite(Pattern):
             )
             for branch in spec.branches
         }
+        _check_sums(spec, branches)
         return cls(spec, resolved, made, branches)
 
     @property
@@ -344,3 +384,23 @@ class Composite(Pattern):
         names = ", ".join(term.name for term in self.terms)
         help = f"ask a term, of {names}: pattern.terms[0].pattern.{name}(...)"
         raise input_error("E505", f"{why}, and this pattern has {len(self.terms)}", help)
+
+
+def _check_sums(spec: ast.Spec, branches: Mapping[str, Branch]) -> None:
+    """Raises PatternError (E211) where a score sums features and a term's keys cannot be summed."""
+    wrong = []
+    for declared, branch in zip(spec.branches, branches.values(), strict=True):
+        for written, term in zip(declared.terms, branch.terms, strict=True):
+            if branch.is_kernel and term.summable is None:
+                text = render_expression(written.attend)
+                message = f"`{branch.score.name}` sums over all keys, or all up to the query, and `{text}` is neither"
+                help = "write `all` or `causal`, with conditions on keys; a window can be a branch with softmax scores"
+                wrong.append(Diagnostic("E211", message, written.attend.place, help))
+            if branch.is_made_up and term.source != ast.OWN_KEYS:
+                message = (
+                    f"scores that are made up are of the sequence's own keys, and `{term.source}` is another source"
+                )
+                help = "attend it in a branch of its own"
+                wrong.append(Diagnostic("E211", message, written.place, help))
+    if wrong:
+        raise PatternError(wrong)

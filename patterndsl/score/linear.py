@@ -1,0 +1,156 @@
+"""What does a query attend to, if a pair's weight is the inner product of two features?
+
+    output[q] = sum over keys k of (phi(q) . phi(k)) v(k), divided by the sum of the weights
+
+in time linear in the keys, since phi(q) can be taken out of the sums. Which keys a row sees is all of them or those up
+to itself; other patterns have no such sums. Which features these are is for `features`. No epsilon is added anywhere.
+
+Sources: Katharopoulos et al. 2020, arXiv 2006.16236, section 3; Choromanski et al. 2020, arXiv 2009.14794.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from patterndsl.diagnostics import input_error
+from patterndsl.score.causal import CHUNK, causal_outputs
+from patterndsl.score.state import (
+    State,
+    empty_state,
+    merge_states,
+    outputs_of_rows,
+    rows_of_state,
+    state_of_keys,
+)
+
+__all__ = ["State", "empty_state", "kernel_attention", "merge_states", "read", "step"]
+
+
+def kernel_attention(
+    query_features: Tensor,
+    key_features: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    keep: Tensor | None = None,
+    state: State | None = None,
+    is_log: bool = False,
+) -> tuple[Tensor, State]:
+    """Outputs [B, Hq, Tq, Dv] in the dtype of value, and the state of all keys, those of `state` with them.
+
+    query_features: [B, Hq, Tq, M]; key_features: [B, Hkv, Tk, M]; value: [B, Hkv, Tk, Dv]; Hq a multiple of Hkv, each
+    key head for the next Hq / Hkv query heads. is_log: the features are logarithms, of any size: no weight overflows,
+    and a row's weights are exact beside its largest. Features that are no logs must be finite, and are summed as they
+    are.
+    causal: row q sees keys [0, q + 1) and needs Tq == Tk; otherwise it sees all. Every row also sees the keys of
+    `state`, which are earlier ones. keep: bool [Tk] or [B, Tk]; a key that is not kept takes no part, whatever it
+    holds. A row without keys, or whose weights are all 0, is 0 with gradient 0. Nothing that a later key holds changes
+    a row, not by one bit.
+    Sums are in float32 at least, also under autocast. Raises InputError (E502, E503). Work: O((Tq + Tk) M Dv), and
+    causal O(T M (Dv + 64)); memory: see `causal`.
+    """
+    _check(query_features, key_features, value, causal, keep)
+    _check_state(state, key_features, value)
+    batch, kv_heads, kv_len, num_features = key_features.shape
+    dtype = _sum_dtype(query_features, key_features, value, state)
+    with torch.autocast(value.device.type, enabled=False):
+        query, key, values = query_features.to(dtype), key_features.to(dtype), value.to(dtype)
+        absent = -torch.inf if is_log else 0.0
+        if keep is not None:
+            present = keep.expand(batch, kv_len)[:, None, :, None]
+            key, values = torch.where(present, key, absent), torch.where(present, values, 0)
+        if state is None:
+            state = empty_state(batch, kv_heads, num_features, value.shape[-1], dtype=dtype, device=value.device)
+        if not causal or kv_len == 0:
+            if kv_len:
+                state = merge_states(state, state_of_keys(key, values, is_log))
+            return _read(query, state, is_log).to(value.dtype), state
+        more = -kv_len % CHUNK
+        output, state = causal_outputs(
+            pad(_by_kv_head(query, kv_heads), (0, 0, 0, more)),
+            pad(key, (0, 0, 0, more), value=absent),
+            pad(values, (0, 0, 0, more)),
+            state,
+            is_log,
+        )
+    return output[..., :kv_len, :].flatten(1, 2).to(value.dtype), state
+
+
+def step(
+    query_features: Tensor, key_features: Tensor, value: Tensor, state: State, is_log: bool = False
+) -> tuple[Tensor, State]:
+    """The next token: outputs [B, Hq, 1, Dv] that see the keys of `state` and the token's own, and the state of both.
+
+    query_features: [B, Hq, 1, M]; key_features: [B, Hkv, 1, M]; value: [B, Hkv, 1, Dv]. The same as
+    `kernel_attention` from `state` on, up to rounding. Raises InputError (E502, E503). Work: O(M Dv) for each head.
+    """
+    if query_features.shape[-2] != 1 or key_features.shape[-2] != 1:
+        message = f"a step of {query_features.shape[-2]} queries and {key_features.shape[-2]} keys"
+        raise input_error("E503", message, "give one token, or call kernel_attention with a state")
+    return kernel_attention(query_features, key_features, value, causal=False, state=state, is_log=is_log)
+
+
+def read(query_features: Tensor, state: State, is_log: bool = False) -> Tensor:
+    """[B, Hq, Tq, Dv] in the dtype of the state: what queries [B, Hq, Tq, M] see of the keys of a state.
+
+    Hq is a multiple of the state's heads. A row is 0 where the state has no key. Raises InputError (E503). Work:
+    O(Tq M Dv) for each head.
+    """
+    batch, kv_heads, num_features = state.shift.shape
+    shape = query_features.shape
+    if len(shape) != 4 or shape[0] != batch or shape[1] % kv_heads or shape[3] != num_features:
+        message = f"query features {[*shape]} for a state of shift {[*state.shift.shape]}"
+        raise input_error("E503", message, "give [B, Hq, Tq, M] with the state's B and M, Hq a multiple of its H")
+    with torch.autocast(query_features.device.type, enabled=False):
+        return _read(query_features.to(state.numerator.dtype), state, is_log)
+
+
+def _read(query: Tensor, state: State, is_log: bool) -> Tensor:
+    """The query heads of one key head are rows of one product, so that no state is copied for each of them."""
+    grouped = _by_kv_head(query, state.shift.shape[1])
+    output = outputs_of_rows(rows_of_state(grouped.flatten(2, 3), state, is_log))
+    return torch.unflatten(output, 2, grouped.shape[2:4]).flatten(1, 2)
+
+
+def _by_kv_head(query: Tensor, kv_heads: int) -> Tensor:
+    """[B, Hkv, Hq / Hkv, Tq, M]."""
+    return torch.unflatten(query, 1, (kv_heads, query.shape[1] // kv_heads))
+
+
+def _sum_dtype(query: Tensor, key: Tensor, value: Tensor, state: State | None) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in (query, key, value, *(() if state is None else (state.numerator,))):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, causal: bool, keep: Tensor | None) -> None:
+    for name, tensor in (("query_features", query), ("key_features", key), ("value", value)):
+        if tensor.ndim != 4 or not tensor.is_floating_point():
+            message = f"{name} is {tensor.dtype} of shape {[*tensor.shape]}"
+            raise input_error("E502", message, "give a floating-point tensor [B, H, T, M]")
+    if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        shapes = ", ".join(str([*tensor.shape]) for tensor in (query, key, value))
+        raise input_error(
+            "E503",
+            f"query features, key features and values of shapes {shapes} do not fit together",
+            "give [B, Hq, Tq, M], [B, Hkv, Tk, M] and [B, Hkv, Tk, Dv]",
+        )
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        message = f"{query.shape[1]} query heads for {key.shape[1]} heads of keys"
+        raise input_error("E503", message, "give a multiple of the heads of keys")
+    if causal and query.shape[2] != key.shape[2]:
+        message = f"causal, with {query.shape[2]} queries and {key.shape[2]} keys"
+        raise input_error("E503", message, "give the keys of the queries' own tokens, and earlier ones as `state`")
+    if keep is not None and (keep.dtype != torch.bool or keep.shape not in (key.shape[2:3], key.shape[0:3:2])):
+        message = f"keep is {keep.dtype} of shape {[*keep.shape]}"
+        raise input_error("E502", message, f"give bool [{key.shape[2]}] or [{key.shape[0]}, {key.shape[2]}]")
+
+
+def _check_state(state: State | None, key: Tensor, value: Tensor) -> None:
+    wanted = (*key.shape[:2], key.shape[3], value.shape[3])
+    if state is not None and state.numerator.shape != wanted:
+        message = f"a state of shape {[*state.numerator.shape]} for keys and values that make {[*wanted]}"
+        raise input_error("E503", message, "give the state of the same heads, features and values")
