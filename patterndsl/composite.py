@@ -45,7 +45,7 @@ OPERATIONS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Summable:
-    """How keys can be summed: all of those that are kept, or of those up to the query. kept: says nothing of queries."""
+    """How keys can be summed: all that are kept, or those up to the query. kept: a condition on keys alone."""
 
     reach: Literal["all", "causal"]
     kept: Relation

@@ -134,17 +134,11 @@ def attention(
     if isinstance(pattern, str):
         pattern = as_pattern(pattern)
     if isinstance(pattern, Composite):
-        terms = {term.name: term.pattern for term in pattern.terms}
-        total = q_start + query.shape[2] if n is None else n
-
-        def program_of(name: str, num_keys: int) -> Program:
-            sizes = sizes_of(total, query.shape[2], num_keys, q_start)
-            checked_layer = counted("layer", layer, 0, MAX_LAYER)
-            return _program(terms[name], sizes, query.shape[1], checked_layer, query.device, backend)
-
-        call = _Call(program_of, inputs, scale, terms, ops.Call(layer, q_start, total), backend)
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
-        return combined(pattern, call, query, (key, value), learned, return_lse=return_lse)
+        asked = ops.Call(layer, q_start, -1 if n is None else n)
+        return composite_attention(
+            (query, key, value), pattern, learned, inputs, asked, scale, backend, return_lse=return_lse
+        )
     for what, given in (("sources", sources), ("branches", gates), ("scores", scores), ("tables", tables)):
         if given:
             raise input_error("E501", f"the pattern has no {what}", "declare them in its spec")
@@ -164,6 +158,32 @@ def attention(
     layer = counted("layer", layer, 0, MAX_LAYER)
     program = _program(as_pattern(pattern), sizes, query.shape[1], layer, query.device, backend)
     return program(query, key, value, inputs=inputs, scale=scale, return_lse=return_lse)
+
+
+def composite_attention(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    pattern: Composite,
+    learned: Learned,
+    inputs: Inputs | None,
+    asked: ops.Call,
+    scale: float | None,
+    backend: str,
+    *,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`attention` by a pattern of several terms, with all that a layer makes for it."""
+    query, key, value = tensors
+    terms = {term.name: term.pattern for term in pattern.terms}
+    total = asked.q_start + query.shape[2] if asked.n == -1 else asked.n
+    layer = counted("layer", asked.layer, 0, MAX_LAYER)
+
+    def program_of(name: str, num_keys: int) -> Program:
+        sizes = sizes_of(total, query.shape[2], num_keys, asked.q_start)
+        return _program(terms[name], sizes, query.shape[1], layer, query.device, backend)
+
+    sizes = sizes_of(total, query.shape[2], key.shape[2], asked.q_start)
+    call = _Call(program_of, sizes, inputs, scale, terms, asked._replace(n=total), backend)
+    return combined(pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Row
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +15,25 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import input_error
-from patterndsl.functional import as_pattern, attention
+from patterndsl.functional import as_pattern, attention, composite_attention
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
+from patterndsl.runtime.composed import Learned
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.ops import Call as Asked
 from patterndsl.runtime.scored import Scalars, Sinusoids, Vectors
+from patterndsl.runtime.summed import drawn_directions
+from patterndsl.score.synthesize import Dense, FactoredDense, FactoredRandom, Mixture, Random, Synthesizer
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
 from patterndsl.source.sequence import Keys, Sequence
 from patterndsl.source.sources import Sources, Told
 from patterndsl.source.state import State
+from patterndsl.syntax.tree import OWN_KEYS
 
 
 class Attention(nn.Module):
@@ -108,6 +115,8 @@ class Attention(nn.Module):
         self.tables = nn.ModuleDict(
             {name: _Table(kind, size, heads, self.head_dim, dim) for name, kind, size in _tables(self.pattern)}
         )
+        self.scores = nn.ModuleDict(_scores(self.pattern, dim, heads, self.head_dim))
+        self.sums = _summing(self.pattern)
         if self.sources.used and len(branches) > 1:
             message = "what is most used is told by one softmax, and the pattern has several branches"
             raise input_error("E505", message, "compress by conv, mean or max")
@@ -117,10 +126,11 @@ class Attention(nn.Module):
     ) -> State:
         """The state before the first segment: nothing is recalled. Of the layer's device and dtype by default.
 
-        Raises InputError (E505) where the pattern recalls nothing.
+        Raises InputError (E505) where the pattern recalls nothing, and sums no features up to the query.
         """
-        if not self.sources.is_recurrent:
-            raise input_error("E505", "the pattern recalls nothing", "call the layer without a state")
+        if not self.sources.is_recurrent and not self.sums:
+            help = "call the layer without a state, or declare a source that recalls: past: recall(128)"
+            raise input_error("E505", "the pattern has no state", help)
         weight = self.query_projection.weight
         like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
         return self.sources.start(counted("batch", batch, 0, MAX_SIZE), like)
@@ -159,29 +169,57 @@ class Attention(nn.Module):
         sequence = Sequence(source, (key, value), self._keys, present, self.training)
         keys = self.sources(sequence, state, sources or {})
         found = self._learned(x, source, (query, key), scale, q_start, inputs) if self.learns else {}
-        found_all = attention(
-            query,
-            key,
-            value,
+        inputs = {**(inputs or {}), **found} if found else inputs
+        if not isinstance(self.pattern, Composite):
+            options: dict[str, Any] = {"layer": self.layer, "q_start": q_start, "scale": scale, "backend": self.backend}
+            attended = attention(query, key, value, self.pattern, inputs=inputs, **options)
+            return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
+        learned = Learned(
+            keys,
+            self._gates(x) or {},
+            self._made(x, query, key, scale),
+            {name: cast("_Table", table)() for name, table in self.tables.items()},
+            {name: module() for name, module in self._drawn()},
+            {} if state is None else state.sums,
+        )
+        result = composite_attention(
+            (query, key, value),
             self.pattern,
-            inputs={**(inputs or {}), **found} if found else inputs,
-            sources=keys,
-            gates=self._gates(x),
-            tables={name: cast("_Table", table)() for name, table in self.tables.items()},
-            layer=self.layer,
-            q_start=q_start,
-            scale=scale,
-            backend=self.backend,
+            learned,
+            inputs,
+            Asked(self.layer, q_start),
+            scale,
+            self.backend,
             return_lse=bool(self.sources.used),
         )
-        attended, lse = found_all if isinstance(found_all, tuple) else (found_all, None)
+        attended, lse = result if isinstance(result, tuple) else (result, None)
         output = cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
         if state is None:
             return output
         usage = {} if lse is None else self._usage(query, keys, lse, scale, q_start, inputs)
         after, losses = self.sources.after(sequence, state, usage, lambda: partial(self._read, query.detach(), scale))
         self.losses |= losses
-        return output, after
+        return output, replace(after, sums=learned.after)
+
+    def _drawn(self) -> Iterator[tuple[str, _Directions]]:
+        """The random directions of each branch that has some."""
+        for name, module in self.scores.items():
+            if isinstance(module, _Directions):
+                yield name.removeprefix(ONLY), module
+
+    def _made(self, x: Tensor, query: Tensor, key: Tensor, scale: float | None) -> dict[str, Tensor]:
+        """The scores of each branch that makes them up, [B or 1, H, T, Tk]."""
+        found = {}
+        for name, module in self.scores.items():
+            if isinstance(module, _Directions):
+                continue
+            made = module(x, key.shape[2])
+            if isinstance(module, _WithProduct):
+                keys = key.repeat_interleave(self.heads // self.kv_heads, dim=1)
+                products = query @ keys.transpose(-1, -2) * (self.head_dim**-0.5 if scale is None else scale)
+                made = made + module.share() * products
+            found[name.removeprefix(ONLY)] = made
+        return found
 
     def _keys(self, states: Tensor, *, frozen: bool = False) -> Keys:
         """Key and value [B, Hkv, T, D] of states [B, T, dim]. frozen: without gradient to the projections."""
@@ -329,6 +367,92 @@ class _Table(nn.Module):
                 return Vectors(self.weight)
             case _:
                 return Sinusoids(self.weight, self.u, self.v)
+
+
+ONLY = "only_"
+"""What modules of branches are called by, as the only branch has the name ""."""
+
+
+class _Directions(nn.Module):
+    """The random directions of FAVOR+ [M, D], the same for all heads; in training drawn anew every `redraw` calls."""
+
+    directions: Tensor
+    calls: Tensor
+
+    def __init__(self, settings: Mapping[str, int | float | str], head_dim: int) -> None:
+        super().__init__()
+        self.settings, self.head_dim = settings, head_dim
+        self.register_buffer("directions", drawn_directions(settings, head_dim).clone())
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        redraw = int(self.settings["redraw"])
+        if self.training and redraw:
+            turn = int(self.calls) + 1
+            if turn % redraw == 0:
+                self.directions.copy_(drawn_directions(self.settings, self.head_dim, turn // redraw))
+            self.calls.fill_(turn)
+        return self.directions
+
+
+class _WithProduct(nn.Module):
+    """Scores that are made up beside the product of query and key, whose part is learned as well."""
+
+    def __init__(self, made: nn.Module) -> None:
+        super().__init__()
+        self.made = made
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def share(self) -> Tensor:
+        """The part of the product."""
+        return self.weight.softmax(0)[0]
+
+    def forward(self, x: Tensor, num_keys: int) -> Tensor:
+        return cast("Tensor", self.weight.softmax(0)[1] * self.made(x, num_keys))
+
+
+def _scores(pattern: Pattern, dim: int, heads: int, head_dim: int) -> dict[str, nn.Module]:
+    """What scores of branches need: directions, or modules that make scores up."""
+    found: dict[str, nn.Module] = {}
+    for name, branch in pattern.branches.items() if isinstance(pattern, Composite) else ():
+        assert isinstance(pattern, Composite)
+        settings = pattern.score_settings(name)
+        if branch.score.name == "favor":
+            found[ONLY + name] = _Directions(settings, head_dim)
+        elif branch.is_made_up:
+            found[ONLY + name] = _synthesizer(branch.score.makers, settings, dim, heads)
+    return found
+
+
+def _synthesizer(makers: Row[str], settings: Mapping[str, int | float | str], dim: int, heads: int) -> nn.Module:
+    length, rank, trainable = int(settings["length"]), int(settings["rank"]), settings["learned"] == "yes"
+    members: list[Synthesizer] = []
+    for maker in makers:
+        match maker:
+            case "dense":
+                members.append(Dense(dim, heads, length))
+            case "random":
+                members.append(Random(dim, heads, length, trainable=trainable))
+            case "factored_dense":
+                members.append(FactoredDense(dim, heads, length))
+            case "factored_random":
+                members.append(FactoredRandom(dim, heads, length, rank=rank, trainable=trainable))
+    made = members[0] if len(members) == 1 else Mixture(dim, heads, length, members=members)
+    return _WithProduct(made) if "product" in makers else made
+
+
+def _summing(pattern: Pattern) -> tuple[str, ...]:
+    """The branches whose sums are a state: those that sum up to the query. None where the sequence's own keys are also
+    attended otherwise, as these are not kept."""
+    if not isinstance(pattern, Composite):
+        return ()
+    own = [term for term in pattern.terms if term.source == OWN_KEYS]
+    of_sums = [
+        term
+        for term in own
+        if pattern.branches[term.branch].is_kernel and term.summable is not None and term.summable.reach == "causal"
+    ]
+    return tuple(term.branch for term in of_sums) if len(of_sums) == len(own) else ()
 
 
 def _tables(pattern: Pattern) -> list[tuple[str, str, int | None]]:

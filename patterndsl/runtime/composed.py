@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -23,6 +23,8 @@ from patterndsl.runtime.data import Inputs, checked_inputs
 from patterndsl.runtime.parts import has_heads, merged
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.scored import Scoring, as_table, relation_of, scored_attention, tables_read
+from patterndsl.runtime.summed import Features, summed
+from patterndsl.score.state import State
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.parameters import Sizes, param_values, put_size
 from patterndsl.syntax.tree import OWN_KEYS
@@ -117,19 +119,24 @@ class CompositeProgram:
         log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
         knows no single scores, are asked for a log-sum-exp.
         """
-        call = Call(self.program, inputs, scale)
+        call = Call(self.program, self.sizes, inputs, scale)
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
         return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
-    """What layers make for a call: keys of sources, gates and made scores of branches, tables of biases, by name."""
+    """What layers make for a call, by name: keys of sources, gates and made scores of branches, tables of biases; of
+    branches that sum features their random directions and the sums of earlier segments. after: those sums with this
+    call's keys, which it fills in."""
 
     sources: Mapping[str, Keys]
     gates: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
     tables: Mapping[str, Any]
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, State] = field(default_factory=dict)
+    after: dict[str, State] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +144,7 @@ class Call:
     """What the terms of a call have in common. program: of a term's name and the number of its keys."""
 
     program: Callable[[str, int], Program]
+    sizes: Sizes
     inputs: Inputs | None
     scale: float | None
 
@@ -163,7 +171,11 @@ def combined(
     for name, branch in branches.items():
         keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in branch.terms]
         if branch.is_kernel:
-            outputs[name] = summed(branch, call, query, keys)
+            features = Features(branch.score.name, pattern.score_settings(name), learned.directions.get(name))
+            own_inputs = call.inputs and dict(call.inputs)
+            outputs[name], after = summed(branch, features, query, keys, call.sizes, own_inputs, learned.sums.get(name))
+            if after is not None:
+                learned.after[name] = after
             continue
         results = merged([_attended(pattern, branch, call, query, *item, learned) for item in keys])
         if return_lse:
@@ -226,11 +238,6 @@ def bound_bias(pattern: Composite, bias: Real, term: Term, bound: Bound) -> Real
         return substitute_index(at_position, lambda found: put_size(found, sizes, values, bound.layer), lists)
 
     return put_index(bias, stand)
-
-
-def summed(branch: Branch, call: Call, query: Tensor, keys: Sequence[tuple[Term, Keys]]) -> Tensor:
-    """What a branch with a kernel score comes to."""
-    raise NotImplementedError
 
 
 def _check_learned(pattern: Composite, learned: Learned) -> None:
