@@ -49,11 +49,8 @@ def merge_states(first: State, second: State) -> State:
     Work: O(B H M Dv).
     """
     shift = torch.maximum(first.shift, second.shift)
-    return State(
-        _scaled(first, shift).numerator + _scaled(second, shift).numerator,
-        _scaled(first, shift).denominator + _scaled(second, shift).denominator,
-        shift,
-    )
+    one, other = _scaled(first, shift), _scaled(second, shift)
+    return State(one.numerator + other.numerator, one.denominator + other.denominator, shift)
 
 
 def _scaled(state: State, shift: Tensor) -> State:
