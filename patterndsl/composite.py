@@ -92,9 +92,8 @@ class Term:
         alone = replace(self.pattern.resolved, relation=rest, fallback=None)
         if proven("within", replace(alone, relation=EVERYTHING), alone, operations=OPERATIONS) is not None:
             return Summable("all", kept)
-        is_causal = self.source == ast.OWN_KEYS and proven(
-            "equals", alone, replace(alone, relation=causal), operations=OPERATIONS
-        )
+        sides = (alone, replace(alone, relation=causal))
+        is_causal = self.source == ast.OWN_KEYS and proven("equals", *sides, operations=OPERATIONS) is not None
         return Summable("causal", kept) if is_causal else None
 
     @property

@@ -31,7 +31,9 @@ def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
     """Parameters, inputs, definitions and imports that the pattern does without; those of imported specs too."""
     # every axis is part of the grid that must fit, used or not
     attended = [term.attend for branch in spec.branches for term in branch.terms] or [spec.attend]
-    attended += [source.maker for source in spec.sources]
+    attended += [item.maker for item in (*spec.sources, *spec.tables)]
+    scored = [(branch.score, branch.bias, branch.softcap) for branch in spec.branches]
+    attended += [expr for exprs in scored for expr in exprs if expr is not None]
     said = [*attended, *(expr for expr in (spec.fallback, spec.keys) if expr is not None)]
     used = reached(spec, *said, *(expr for axis in spec.grid for expr in expressions(axis)))
     declared: tuple[ast.Param | ast.Input | ast.Label | ast.Selection | ast.Definition | ast.Import, ...]
@@ -40,6 +42,9 @@ def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
         if item.name not in used:
             message = f"{_KINDS[type(item)]} `{item.name}` is never used"
             yield Diagnostic("W202", message, item.place, "drop it, or use it in `attend`")
+    for table in spec.tables:
+        if table.name not in used:
+            yield Diagnostic("W202", f"table `{table.name}` is never used", table.place, "drop it, or use it in `bias`")
     terms = {term.source for branch in spec.branches for term in branch.terms}
     for source in spec.sources:
         if source.name not in terms and source.name not in reached(spec, *(item.maker for item in spec.sources)):
