@@ -77,6 +77,16 @@ Each pattern beside dense attention (causal where it is; on CUDA the best kernel
 blocks of 128 and 64): the same tensors, in turns, each checked against float64 first. A ratio is the median over rounds
 of a rival's time over ours. Memory is the peak beyond the tensors. Exit code 1 if the pattern's own result is wrong.
 """,
+    "table": """
+examples:
+  patterndsl table
+  patterndsl table examples/longformer.yaml examples/sources/linformer.yaml
+  patterndsl table -o systems.html
+
+Every cell is derived from a spec. Of the survey's 17 systems, cells that differ from its Table 1 are marked, and below
+the table stands why. Time is the order of pairs at the default parameters; parameters are those of one layer beside
+four projections; layers are those after which every position has reached all that it ever reaches.
+""",
     "report": """
 examples:
   patterndsl report examples/longformer.yaml                 formulas in N and the parameters
@@ -234,6 +244,7 @@ def _parser() -> tuple[_Parser, dict[str | None, argparse.ArgumentParser | None]
     _reach_options(command("reach", "say what can reach a position through several layers"))
     _explain_options(command("explain", "say which plan runs, what it should take, and what was rejected"))
     _calibrate_options(command("calibrate", "measure the constants of this machine that plans are made with"))
+    _table_options(command("table", "compare systems: class, cost, state and reach, derived from their specs"))
     command("schema", "print the JSON Schema of spec files, for editors")
     return parser, made
 
@@ -395,6 +406,18 @@ def _explain_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train", action="store_true", help="show the plan for training, not the one for inference")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", nargs="*", metavar="SPEC", help="specs (default: the 17 systems of the survey)")
+    parser.add_argument("-n", type=_length, metavar="N", default=4096, help="length of the counts (default 4096)")
+    parser.add_argument("--heads", type=_heads, metavar="H", default=8, help="heads of a layer (default 8)")
+    parser.add_argument("--dim", type=_tensor_size, metavar="D", default=512, help="width of a layer (default 512)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write FILE: .md, or .html with a picture of each system"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:

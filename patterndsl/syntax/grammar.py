@@ -1,8 +1,15 @@
-"""Where are the grammar files? Beside the package in a source checkout, inside it in a wheel."""
+"""Where are the grammar files and the examples? Beside the package in a source checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def examples_folder() -> Path:
+    """The top-level `examples/` folder, beside the package or inside it."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "examples"
+    return installed if installed.exists() else package.parent / "examples"
 
 
 def grammar_text(name: str) -> str:
