@@ -24,6 +24,7 @@ from patterndsl.sema.parameters import (
     counted,
     integer,
     integers,
+    self_sizes,
     too_small,
     unknown_parameter,
 )
@@ -116,6 +117,8 @@ class Pattern(Shown):
         """The pattern at given sizes, without PyTorch: what pictures and plans are made of. See `compile`."""
         from patterndsl.sema.bind import bind, sizes_of
 
+        if kv_len is None and n is not None and self.resolved.num_keys is not None:
+            kv_len = self_sizes(self.resolved, n).kv_len
         return bind(self.resolved, sizes_of(n, q_len, kv_len, q_start), heads, layer)
 
     def fit(self, n: int, *, heads: int = 1, layer: int = 0) -> None:

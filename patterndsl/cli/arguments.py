@@ -437,6 +437,7 @@ def _pattern_options(parser: argparse.ArgumentParser) -> None:
         dest="params",
         help="a parameter: 256, [1,2,4], or an expression such as isqrt(N); may be repeated",
     )
+    group.add_argument("--term", metavar="NAME", help="of a pattern with several sources or branches this term alone")
     group.add_argument("--grid", metavar="ROW=64,COL=64", help="the grid of an expression: axes and sizes, row-major")
     group.add_argument(
         "--declare",

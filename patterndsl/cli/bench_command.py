@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.output import picture_format, progress, say, say_json, table
-from patterndsl.cli.specs import heads_of, inputs_of, pattern_of
+from patterndsl.cli.specs import heads_of, inputs_of, pattern_of, single
 from patterndsl.files import write_atomically
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ FORMATS = (".json", ".png", ".svg")
 def run(arguments: argparse.Namespace) -> int:
     """Checks, times in turns; 1 where a pattern's own result is wrong."""
     suffix = picture_format(arguments, FORMATS)
-    patterns = [pattern_of(spec, arguments) for spec in arguments.specs]
+    patterns = [single(pattern_of(spec, arguments)) for spec in arguments.specs]
     with progress() as on_event:
         from patterndsl.runtime.arguments import checked_device
         from patterndsl.runtime.bench import surroundings

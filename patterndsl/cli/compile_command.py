@@ -6,7 +6,7 @@ import argparse
 import os
 
 from patterndsl.cli.output import say
-from patterndsl.cli.specs import pattern_of, sizes_of
+from patterndsl.cli.specs import pattern_of, single, sizes_of
 from patterndsl.diagnostics import error
 from patterndsl.files import refuse_existing
 
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise error("E701", f"a plan is a .safetensors file, not {path}", None, help)
     if not arguments.force:
         refuse_existing(path)
-    pattern = pattern_of(arguments.spec, arguments)
+    pattern = single(pattern_of(arguments.spec, arguments))
     sizes = sizes_of(arguments, None)
     bound = pattern.bind(**sizes)
     pattern.compile(**sizes).save(path, overwrite=arguments.force)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from patterndsl.cli.output import progress, say, say_json
-from patterndsl.cli.specs import heads_of, inputs_of, pattern_of
+from patterndsl.cli.specs import heads_of, inputs_of, pattern_of, single
 from patterndsl.diagnostics import error
 from patterndsl.pattern import Pattern
 
@@ -26,7 +26,7 @@ MOST_SHOWN = 6
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints how far content gets, what reaches --query, and a --path."""
-    pattern = pattern_of(arguments.spec, arguments)
+    pattern = single(pattern_of(arguments.spec, arguments))
     if arguments.n is None:
         raise error("E701", "no length is given", None, "add -n 4096")
     heads, layers = heads_of(arguments), arguments.layers

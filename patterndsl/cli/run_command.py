@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.output import OnEvent, progress, say, say_json, shows_color, table
-from patterndsl.cli.specs import inputs_of, pattern_of, sizes_of
+from patterndsl.cli.specs import inputs_of, pattern_of, single, sizes_of
 from patterndsl.diagnostics import error
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _program(arguments: argparse.Namespace, device: torch.device, given: Tensors
 
     if _is_plan(arguments.spec):
         return load_program(arguments.spec, device=device, backend=arguments.backend)
-    pattern = pattern_of(arguments.spec, arguments)
+    pattern = single(pattern_of(arguments.spec, arguments))
     if given is not None:
         arguments.heads, arguments.q_len = given.query.shape[1:3]
         arguments.kv_len = given.key.shape[2]

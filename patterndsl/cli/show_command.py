@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from patterndsl.cli.output import picture_format, progress, say, say_json, shows_color, shows_unicode, width
-from patterndsl.cli.specs import inputs_of, pattern_of, sizes_of
+from patterndsl.cli.specs import inputs_of, pattern_of, single, sizes_of
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import error, input_error
 from patterndsl.files import write_atomically
 from patterndsl.pattern import Pattern
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Draws to the terminal, to a file, or as figures."""
     suffix = picture_format(arguments, FORMATS)
     pattern = pattern_of(arguments.spec, arguments)
+    if isinstance(pattern, Composite):
+        return _show_terms(pattern, suffix, arguments)
     bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
     lookup = _lookup(bound, inputs_of(bound, arguments))
     group = _group(bound, arguments.head)
@@ -47,6 +50,20 @@ def run(arguments: argparse.Namespace) -> int:
     elif suffix is not None:
         say(f"{arguments.output}: {words.view}")
     else:
+        sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
+    return 0
+
+
+def _show_terms(pattern: Composite, suffix: str | None, arguments: argparse.Namespace) -> int:
+    """Each term in the terminal; a file, and figures, are of one term."""
+    if suffix is not None or arguments.json:
+        single(pattern)
+    for term in pattern.terms:
+        bound = term.pattern.bind(**sizes_of(arguments, DEFAULT_N))
+        lookup = _lookup(bound, inputs_of(bound, arguments))
+        group = _group(bound, arguments.head)
+        words = _words(term.pattern, bound, group, arguments)
+        say(f"of {term.name}")
         sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
     return 0
 

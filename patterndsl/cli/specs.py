@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import PatternError, error, input_error, nearest
 from patterndsl.loading import load, parse
 from patterndsl.pattern import Pattern
@@ -32,12 +33,34 @@ def pattern_of(spec: str, arguments: argparse.Namespace) -> Pattern:
     if not is_path(spec):
         _check_used(params, spec, arguments)
         grid = {name: _param_number(text) for name, text in _pairs("--grid", _axes(arguments.grid)).items()}
-        return parse(spec, params, grid or None, _pairs("--declare", arguments.declare) or None)
+        found = parse(spec, params, grid or None, _pairs("--declare", arguments.declare) or None)
+        return _of_term(found, arguments.term)
     for option, given in (("--grid", arguments.grid), ("--declare", arguments.declare)):
         if given:
             raise error("E701", f"{option} is for expressions; {spec} is a file", None, f"change it in {spec}")
     pattern = load(spec)
-    return pattern.with_params(**params) if params else pattern
+    return _of_term(pattern.with_params(**params) if params else pattern, arguments.term)
+
+
+def single(pattern: Pattern) -> Pattern:
+    """The pattern, if it is one relation. Raises PatternError (E701) where it is made of terms, and one is meant."""
+    if isinstance(pattern, Composite):
+        names = [term.name for term in pattern.terms]
+        help = f"name one: --term {names[0]}; the whole runs as a layer, patterndsl.nn.Attention"
+        raise error("E701", f"the pattern is made of terms: {', '.join(names)}", None, help)
+    return pattern
+
+
+def _of_term(pattern: Pattern, name: str | None) -> Pattern:
+    """One term of a pattern by its name. Raises PatternError (E701) where there is none."""
+    if name is None:
+        return pattern
+    terms = {term.name: term.pattern for term in pattern.terms} if isinstance(pattern, Composite) else {}
+    if name not in terms:
+        near = nearest(name, terms)
+        listed = f"the terms are {', '.join(terms)}" if terms else "the pattern is one relation: leave --term out"
+        raise error("E701", f"there is no term `{name}`", None, f"did you mean `{near}`?" if near else listed)
+    return terms[name]
 
 
 def _check_used(params: Mapping[str, object], spec: str, arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from patterndsl.loading import load, parse
 from patterndsl.pattern import Pattern
 
 if TYPE_CHECKING:
-    from patterndsl.analysis.survey import Entry
+    from patterndsl.survey import Entry
     from patterndsl.systems import System
 
 HEADS = ("system", "class", "time", "decodable", "decode state", "parameters", "layers", "pairs of a head")
@@ -33,7 +33,7 @@ class Row:
     @property
     def differing(self) -> tuple[str, ...]:
         """The columns in which the survey says something else."""
-        from patterndsl.analysis.survey import ORDERS
+        from patterndsl.survey import ORDERS
 
         if self.entry is None:
             return ()
@@ -110,8 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
     """A row for each spec, of the survey's systems by default."""
-    from patterndsl.analysis.survey import SURVEY
     from patterndsl.cli.specs import is_path
+    from patterndsl.survey import SURVEY
     from patterndsl.syntax.grammar import examples_folder
     from patterndsl.systems import system
 
@@ -188,7 +188,7 @@ def pictures(pattern: Pattern) -> dict[str, list[list[bool]]]:
         if inputs_read(resolved.relation):
             continue
         defaults = {item.name: item.default.value for item in resolved.params if isinstance(item.default, Const)}
-        small = {name: value if value <= 8 else max(4, min(value, PICTURED // 8)) for name, value in defaults.items()}
+        small = {name: value if value <= 8 else max(4, min(value, PICTURED // 16)) for name, value in defaults.items()}
         try:
             bound = bound_at(resolved, PICTURED, small, 8, 0)
         except PatternError:
