@@ -154,22 +154,16 @@ def page(found: list[Row], arguments: argparse.Namespace) -> str:
     """One page of HTML with a picture of each system."""
     from patterndsl.show.systems import Card, systems_page
 
-    head, *cells = [list(HEADS), *(row.cells() for row in found)]
-    cards = [
-        Card(
-            row.system.name,
-            dict(zip(head[1:], cell[1:], strict=True)),
-            row.system.pairs,
-            row.notes(),
-            pictures(row.pattern),
-        )
-        for row, cell in zip(found, cells, strict=True)
-    ]
+    cards = []
+    for row in found:
+        figures = dict(zip(HEADS[1:], row.cells()[1:], strict=True)) | {"decode state": row.system.state}
+        figures["pairs"] = row.system.pairs
+        cards.append(Card(row.system.name, figures, row.notes(), pictures(row.pattern)))
     title = f"{len(found)} systems at N = {arguments.n:,}, {arguments.heads} heads, width {arguments.dim}"
     return systems_page(title, cards)
 
 
-PICTURED = 96
+PICTURED = 160
 """Positions of a picture, whose parameters are made smaller until they fit."""
 
 
@@ -188,7 +182,7 @@ def pictures(pattern: Pattern) -> dict[str, list[list[bool]]]:
         if inputs_read(resolved.relation):
             continue
         defaults = {item.name: item.default.value for item in resolved.params if isinstance(item.default, Const)}
-        small = {name: value if value <= 8 else max(4, min(value, PICTURED // 16)) for name, value in defaults.items()}
+        small = {name: value if value <= 8 else max(4, min(value, PICTURED // 20)) for name, value in defaults.items()}
         try:
             bound = bound_at(resolved, PICTURED, small, 8, 0)
         except PatternError:

@@ -12,16 +12,15 @@ import numpy as np
 from patterndsl.show.image import png_bytes
 from patterndsl.show.palette import DARK, LIGHT, variables
 
-PIXEL = 3
+PIXEL = 2
 
 
 @dataclass(frozen=True)
 class Card:
-    """A system: figures by their names, the formula of its pairs, notes, and a mask for each source of keys."""
+    """A system: figures by their names, notes, and a mask for each source of keys."""
 
     name: str
     figures: Mapping[str, str]
-    formula: str
     notes: Sequence[str]
     masks: Mapping[str, Sequence[Sequence[bool]]]
 
