@@ -30,8 +30,9 @@ def test_links_lead_somewhere(text: str, folder: str) -> None:
 
 
 def test_every_example_is_listed() -> None:
-    listed = set(re.findall(r"examples/([a-z0-9-]+)\.yaml\)", README))
-    assert listed == {path.stem for path in (ROOT / "examples").glob("*.yaml")}
+    for folder in ("", "sources/"):
+        listed = set(re.findall(rf"examples/{folder}([a-z0-9-]+)\.yaml\)", README))
+        assert listed == {path.stem for path in (ROOT / "examples" / folder).glob("*.yaml")}
 
 
 @pytest.mark.parametrize("text", blocks(README, "yaml") + blocks(TOUR, "yaml"))
@@ -51,6 +52,7 @@ def test_expressions_parse() -> None:
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("longformer.yaml").write_text(blocks(README, "yaml")[0])
+    Path("examples").symlink_to(ROOT / "examples")
     x = torch.randn(1, 8, 512, 16)
     names: dict[str, object] = {"query": x, "key": x, "value": x, "x": torch.randn(1, 32, 512)}
     names |= {"doc": torch.arange(512) // 100, "pattern": patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})}
