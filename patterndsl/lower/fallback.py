@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-Backend: TypeAlias = Literal["planned", "masked", "gathered", "flex", "oracle"]
+Backend: TypeAlias = Literal["planned", "masked", "gathered", "flex", "triton", "oracle"]
 
 BACKENDS: tuple[str, ...] = ("auto", *get_args(Backend))
 """What may be asked for."""
@@ -43,6 +43,11 @@ FLASH_DTYPES = ("float16", "bfloat16")
 RULES = (
     Rule(("flex", "planned", "masked"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
     Rule(("flex", "planned", "masked"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
+    Rule(("triton",), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
+    Rule(("triton",), EVERYWHERE, "float64", lambda call: call.dtype == "float64"),
+    Rule(
+        ("triton",), EVERYWHERE, "heads wider than 256", lambda call: max(call.head_dim, call.value_dim) > 256
+    ),
     Rule(("flex",), ("cpu",), "float64", lambda call: call.dtype == "float64"),
     Rule(
         ("planned",),

@@ -179,6 +179,8 @@ def _gradients(
             if isinstance(hulls, Placed):
                 return _differentiated(program, tensors, inputs, scale, grads)
             return masked.gradients(*tensors, *results, *grads, hulls, masked.Given.of(hulls, given), scale)
+        case "triton":
+            return program.kernels.gradients(*tensors, *results, *grads, given, scale)
         case "gathered":
             return gathered.gradients(*tensors, *results, *grads, program.groups(given), scale)
         case "flex":
