@@ -45,9 +45,7 @@ RULES = (
     Rule(("flex", "planned", "masked"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
     Rule(("triton",), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
     Rule(("triton",), EVERYWHERE, "float64", lambda call: call.dtype == "float64"),
-    Rule(
-        ("triton",), EVERYWHERE, "heads wider than 256", lambda call: max(call.head_dim, call.value_dim) > 256
-    ),
+    Rule(("triton",), EVERYWHERE, "heads wider than 256", lambda call: max(call.head_dim, call.value_dim) > 256),
     Rule(("flex",), ("cpu",), "float64", lambda call: call.dtype == "float64"),
     Rule(
         ("planned",),

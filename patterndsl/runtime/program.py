@@ -453,7 +453,7 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
-        if self._parts.are_needed(given):
+        if self.runs_as_parts(given):
             return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
         match self.backend_for(query, key, value, train=train):
             case "oracle":
@@ -472,6 +472,10 @@ class Program:
                 return self.kernels(query, key, value, given, scale)
             case _:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
+
+    def runs_as_parts(self, given: dict[str, Tensor]) -> bool:
+        """Whether programs of parts run in its place. Generated kernels take heads whose inputs differ as they are."""
+        return self._parts.are_needed(given) and not (self.bound.is_plain and self.backend == "triton")
 
     @cached_property
     def _parts(self) -> Parts:
@@ -548,8 +552,9 @@ class Program:
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
         """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to another one, asked for it
         refuses that (InputError, E505): see `lower.fallback`."""
-        if self.backend not in ("flex", "planned", "masked", "triton") or (self.backend == "flex" and not self._chosen_by_rule):
-            return self.backend  # flex says itself what it refuses
+        says_itself = self.backend == "flex" and not self._chosen_by_rule  # what it refuses
+        if self.backend not in ("flex", "planned", "masked", "triton") or says_itself:
+            return self.backend
         is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
         call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
         rule = leaves(self.backend, self.device.type, call)

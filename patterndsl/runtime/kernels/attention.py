@@ -25,7 +25,8 @@ from patterndsl.runtime.kernels.work import Work, lists_of, transposed, work_of
 from patterndsl.sema.bind import Bound
 
 FindTiles: TypeAlias = Callable[[int, int, dict[str, Tensor]], Sequence[Sequence[Tiles]]]
-"""Tiles of so many queries by so many keys for checked inputs: per batch row, or one for all, per head group or head."""
+"""Tiles of so many queries by so many keys for checked inputs, of each batch row, or one for all: of head groups, or
+of heads."""
 
 
 def check_can_run(device: torch.device) -> None:
@@ -105,7 +106,7 @@ class Kernels:
         self, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Tensor], scale: float
     ) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both."""
-        lists = self._lists(query.shape[1] // key.shape[1], given)
+        lists = self.lists(query.shape[1] // key.shape[1], given)
         forward = partial(self._forward, lists=lists, given=given, scale=scale)
         gradients = partial(self._gradients, lists=lists, given=given, scale=scale)
         return attended(query, key, value, Run("triton", forward, gradients))
@@ -123,7 +124,7 @@ class Kernels:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Those of query, key and value, from what a forward pass gave."""
-        lists = self._lists(query.shape[1] // key.shape[1], given)
+        lists = self.lists(query.shape[1] // key.shape[1], given)
         return self._gradients(query, key, value, out, lse, grad_out, grad_lse, lists, given, scale)
 
     def _forward(
@@ -132,7 +133,7 @@ class Kernels:
         from patterndsl.runtime.kernels.launch import forward
 
         query, scale = _positive(query, scale)
-        blocks = self._shapes(query, value).forward
+        blocks = self.shapes(query, value).forward
         return forward(query, key, value, lists.rows(blocks), blocks, self._asked(given), scale)
 
     def _gradients(
@@ -150,7 +151,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         from patterndsl.runtime.kernels.launch import gradient_of_queries, gradients_of_keys
 
-        shapes, asked = self._shapes(query, value), self._asked(given)
+        shapes, asked = self.shapes(query, value), self._asked(given)
         work = lists.rows(shapes.queries), lists.columns(shapes.keys)
         tensors = query, key, value
         grad_query, delta = gradient_of_queries(
@@ -159,10 +160,10 @@ class Kernels:
         grad_key, grad_value = gradients_of_keys(*tensors, lse, grad_out, delta, work[1], shapes.keys, asked, scale)
         return grad_query, grad_key, grad_value
 
-    def _shapes(self, query: Tensor, value: Tensor) -> Shapes:
+    def shapes(self, query: Tensor, value: Tensor) -> Shapes:
         return shapes_for(query.dtype, max(query.shape[3], value.shape[3]))
 
-    def _lists(self, kv_group: int, given: dict[str, Tensor]) -> _Lists:
+    def lists(self, kv_group: int, given: dict[str, Tensor]) -> _Lists:
         if given:
             return _Lists(lambda q, k: self.find(q, k, given), self.bound, kv_group, self.device)
         if kv_group not in self._static:

@@ -1,4 +1,4 @@
-"""The backward kernels: gradients of queries over the lists of the forward pass, of keys and values over transposed ones.
+"""The backward kernels: gradients of queries over the lists of the forward pass, of keys over transposed ones.
 
 Pieces and entries are those of `forward`. A transposed piece has a head of keys and a block of keys; its entries count
 blocks of queries through all query heads of that head. Parts of a row or column leave sums in slots, which are added
@@ -160,5 +160,6 @@ def sum_kernel(
         slots = start + tl.arange(0, chunk)
         at = part + ((first + slots) * block + inside)[:, None] * padded + channels[None, :]
         acc += tl.sum(tl.load(at, mask=(slots < count)[:, None], other=0.0), 0)
-    into_at = into + row * ib + head * ih + place.to(tl.int64) * il + channels
-    tl.store(into_at, acc.to(into.dtype.element_ty), mask=(place < length) & (channels < width))
+    if place < length:
+        into_at = into + row * ib + head * ih + place.to(tl.int64) * il + channels
+        tl.store(into_at, acc.to(into.dtype.element_ty), mask=channels < width)

@@ -2,7 +2,7 @@
 
 A piece of work is a row of `pieces`: batch row, head, block of queries, its entries [begin, stop), and the slot where a
 part of a row leaves its result, -1 where it is a whole one. An entry is 2 * (block of keys) + (1 where it is masked).
-Grid: (pieces, batch rows that share them). Scores are in units of log2 inside a loop, and log-sum-exps natural in memory.
+Grid: (pieces, batch rows that share them). Scores are in units of log2 in loops, log-sum-exps natural in memory.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def merge_kernel(
         total = total * shrink + tl.sum(shares, 0)
         top = higher
     empty = total == 0.0
-    live = place < length
     found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
-    tl.store(lse + row * lb + head * lh + place.to(tl.int64) * ll, found, mask=live)
-    o_at = out + row * ob + head * oh + place.to(tl.int64) * ol + channels
     merged = acc / tl.where(empty, 1.0, total)
-    tl.store(o_at, merged.to(out.dtype.element_ty), mask=live & (channels < value_dim))
+    if place < length:
+        tl.store(lse + row * lb + head * lh + place.to(tl.int64) * ll, found)
+        o_at = out + row * ob + head * oh + place.to(tl.int64) * ol + channels
+        tl.store(o_at, merged.to(out.dtype.element_ty), mask=channels < value_dim)

@@ -1,4 +1,4 @@
-"""How do kernels meet tensors? Blocks are chosen, results made, and each kernel launched once over all heads and rows."""
+"""How do kernels meet tensors? Results are made, and each kernel is launched once over all heads and batch rows."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ def _floats(like: Tensor, size: int) -> Tensor:
 
 
 def _padded(width: int) -> int:
-    """Channels of a tile: matrix units want 16 at least."""
-    return max(16, triton.next_power_of_2(width))
+    """Channels of a tile, a power of two: matrix units want 16 at least."""
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def _precision(x: Tensor) -> str:

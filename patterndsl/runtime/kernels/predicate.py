@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TypeAlias, assert_never
 
 from patterndsl.ir.draws import constant
-from patterndsl.ir.index import Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
+from patterndsl.ir.index import HEAD, Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
 from patterndsl.ir.interval import Box, Interval, bounds
 from patterndsl.ir.meaning import Truths, width_of
 from patterndsl.ir.relation import (
@@ -27,8 +27,9 @@ from patterndsl.ir.relation import (
     Random,
     Relation,
     indices,
+    substitute_index,
 )
-from patterndsl.sema.bind import Sizes
+from patterndsl.sema.parameters import MAX_HEADS, Sizes
 
 MAX_SMALL = 2**31 - 1
 """Of a 32-bit integer. Positions are that wide, unless the predicate makes something larger of them."""
@@ -74,6 +75,8 @@ class _Unknown:
     """Ranges of what is looked up. An input's values are of 64 bits, and so is what is made of them."""
 
     def bounds(self, name: str, facet: Facet, index: Interval) -> Interval:
+        if name == _ANY_HEAD.name:
+            return 0, MAX_HEADS
         return (0, 0) if facet == "value" else (-1, MAX_SMALL // 2)
 
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
@@ -94,24 +97,14 @@ def _is_large(index: Index, box: Box) -> bool:
 
 
 def _range(index: Index, box: Box) -> tuple[int, int]:
-    """Bounds over all heads; of the positions of a drawn frame too, which are no larger."""
-    if isinstance(index, Var) and index.name == "head":
-        return 0, MAX_SMALL // 2
-    match index:
-        case Arithmetic(op, left, right, place):
-            low, high = zip(_range(left, box), _range(right, box), strict=True)
-            inside = Box((low[0], high[0]), (low[1], high[1]), box.data)
-            found = bounds(Arithmetic(op, Var("q"), Var("k"), place), inside)
-        case Function(name, arguments):
-            ranges = [_range(argument, box) for argument in arguments]
-            ends = [end for pair in ranges for end in pair]
-            found = (min(0, *ends), max(abs(end) for end in ends)) if name == "abs" else (min(ends), max(ends))
-        case Select(items, _):
-            ends = [end for item in items if not isinstance(item, str) for end in _range(item, box)]
-            found = (min(ends, default=0), max(ends, default=0))
-        case _:
-            found = bounds(index, box)
-    return int(found[0]), int(found[1])
+    """Bounds over all heads. In the frame of a draw positions are no larger than these."""
+    of_any_head = substitute_index(index, lambda symbol: _ANY_HEAD if symbol == HEAD else symbol)
+    low, high = bounds(of_any_head, box)
+    return int(low), int(high)
+
+
+_ANY_HEAD = Read("head", "value", Const(0))
+"""Stands for a number that is looked up: `head` names no input."""
 
 
 @dataclass

@@ -14,7 +14,9 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def load_tile(x, stride, rows, count, block: tl.constexpr, width: tl.constexpr, padded: tl.constexpr, even: tl.constexpr):
+def load_tile(
+    x, stride, rows, count, block: tl.constexpr, width: tl.constexpr, padded: tl.constexpr, even: tl.constexpr
+):
     """[block, padded] of x [.., width], whose first row is x; zeros from row count - rows on. even: there are none."""
     at = x + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
     if even and width == padded:

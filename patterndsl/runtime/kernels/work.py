@@ -83,7 +83,7 @@ def _entries(blocks: Tensor, is_full: Tensor) -> Tensor:
 
 
 def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shared: bool) -> Work:
-    """The work of a launch. lists: with the (batch row, head) that have each; is_shared: all rows do what row 0 does."""
+    """The work of a launch. lists: with the (batch row, head) that have each; is_shared: all rows do as row 0."""
     total = sum(len(found.entries) * len(places) for found, places in lists)
     longest = max(SHORTEST, total // PARTS)
     pieces, joints, num_slots, base = list[Tensor](), list[Tensor](), 0, 0
