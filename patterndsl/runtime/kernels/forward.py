@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_tile, store_tile
+from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_tile, row_offsets, store_part, store_tile
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "numbers"])
@@ -20,9 +20,11 @@ def attend_kernel(
     q_len, kv_len, q_start, num_slots, scale,
     keep: tl.constexpr, kv_group: tl.constexpr, dim: tl.constexpr, value_dim: tl.constexpr,
     padded: tl.constexpr, value_padded: tl.constexpr, q_block: tl.constexpr, kv_block: tl.constexpr,
-    even: tl.constexpr, precision: tl.constexpr, stages: tl.constexpr,
+    even: tl.constexpr, described: tl.constexpr, goes_on: tl.constexpr, precision: tl.constexpr,
+    stages: tl.constexpr,
 ):  # fmt: skip
-    """Output and lse of each piece. even: whether every block of keys is whole."""
+    """Output and lse of each piece. even: whether every block of keys is whole; described: what
+    query, key and value are, see `rows`; goes_on: whether softmaxes begin with what is in out and lse."""
     piece = pieces + tl.program_id(0) * 6
     row = tl.load(piece) + tl.program_id(1)
     head = tl.load(piece + 1)
@@ -30,20 +32,24 @@ def attend_kernel(
     begin = tl.load(piece + 3)
     stop = tl.load(piece + 4)
     slot = tl.load(piece + 5)
-    wide_row = row.to(tl.int64)
-    q_at = query + wide_row * qb + head * qh + first.to(tl.int64) * ql
-    k_at = key + wide_row * kb + (head // kv_group) * kh
-    v_at = value + wide_row * vb + (head // kv_group) * vh
-    q = load_tile(q_at, ql, first, q_len, q_block, dim, padded, False)
+    kv_head = head // kv_group
+    q = load_tile(query, qb, qh, ql, row, head, first, q_len, q_block, dim, padded, False, described)
     places = first + tl.arange(0, q_block)
     steps = scale * LOG2E
     top = tl.full([q_block], -float("inf"), tl.float32)
     total = tl.zeros([q_block], tl.float32)
     acc = tl.zeros([q_block, value_padded], tl.float32)
+    if goes_on:
+        if slot < 0:
+            at_rows = row_offsets(lb, lh, ll, row, head, places)
+            top = tl.load(lse + at_rows, mask=places < q_len, other=-float("inf")) * LOG2E
+            total = tl.where(top == -float("inf"), 0.0, 1.0)
+            known = load_tile(out, ob, oh, ol, row, head, first, q_len, q_block, value_dim, value_padded, False, False)
+            acc = known.to(tl.float32)
     for at in tl.range(begin, stop, num_stages=stages):
         entry = tl.load(entries + at)
         k_first = (entry >> 1) * kv_block
-        k = load_tile(k_at + k_first.to(tl.int64) * kl, kl, k_first, kv_len, kv_block, dim, padded, even)
+        k = load_tile(key, kb, kh, kl, row, kv_head, k_first, kv_len, kv_block, dim, padded, even, described)
         scores = tl.dot(q, tl.trans(k), input_precision=precision)
         if (entry & 1) != 0:
             k_places = k_first + tl.arange(0, kv_block)
@@ -55,7 +61,9 @@ def attend_kernel(
         shrink = tl.exp2(top - shift)
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
-        v = load_tile(v_at + k_first.to(tl.int64) * vl, vl, k_first, kv_len, kv_block, value_dim, value_padded, even)
+        v = load_tile(
+            value, vb, vh, vl, row, kv_head, k_first, kv_len, kv_block, value_dim, value_padded, even, described
+        )
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=precision)
         top = higher
     empty = total == 0.0
@@ -63,21 +71,18 @@ def attend_kernel(
     found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
     if slot >= 0:
         place = tl.program_id(1).to(tl.int64) * num_slots + slot
-        store_tile(
-            part_out + place * q_block * value_padded, value_padded, 0, q_block, acc,
-            q_block, value_padded, value_padded,
-        )  # fmt: skip
+        store_part(part_out, place, acc, q_block, value_padded)
         tl.store(part_lse + place * q_block + tl.arange(0, q_block), found)
     else:
-        o_at = out + wide_row * ob + head * oh + first.to(tl.int64) * ol
-        store_tile(o_at, ol, first, q_len, acc, q_block, value_dim, value_padded)
-        tl.store(lse + wide_row * lb + head * lh + places.to(tl.int64) * ll, found, mask=places < q_len)
+        store_tile(out, ob, oh, ol, row, head, first, q_len, acc, q_block, value_dim, value_padded)
+        tl.store(lse + row_offsets(lb, lh, ll, row, head, places), found, mask=places < q_len)
 
 
 @triton.jit(do_not_specialize=["length", "num_slots"])
 def merge_kernel(
     part_out, part_lse, out, lse, joints, ob, oh, ol, lb, lh, ll, length, num_slots,
     value_dim: tl.constexpr, value_padded: tl.constexpr, q_block: tl.constexpr, chunk: tl.constexpr,
+    goes_on: tl.constexpr,
 ):  # fmt: skip
     """One row of a block that was cut, a program each: the results of its slots, read `chunk` at a time.
 
@@ -85,15 +90,23 @@ def merge_kernel(
     """
     joint = joints + (tl.program_id(0) // q_block) * 5
     inside = tl.program_id(0) % q_block
-    row = (tl.load(joint) + tl.program_id(1)).to(tl.int64)
+    row = tl.load(joint) + tl.program_id(1)
     head = tl.load(joint + 1)
     place = tl.load(joint + 2) * q_block + inside
     first = tl.program_id(1).to(tl.int64) * num_slots + tl.load(joint + 3)
     count = tl.load(joint + 4)
     channels = tl.arange(0, value_padded)
-    top = -float("inf")
-    total = 0.0
+    at_lse = lse + row_offsets(lb, lh, ll, row, head, place)
+    at_out = out + row_offsets(ob, oh, ol, row, head, place) + channels
+    live = channels < tl.where(place < length, value_dim, 0)
+    top = tl.full([], -float("inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
     acc = tl.zeros([value_padded], tl.float32)
+    if goes_on:
+        if place < length:
+            top = tl.load(at_lse) * LOG2E
+        total = tl.where(top == -float("inf"), 0.0, 1.0)
+        acc = tl.load(at_out, mask=live, other=0.0).to(tl.float32)
     for start in range(0, count, chunk):
         slots = start + tl.arange(0, chunk)
         rows = (first + slots) * q_block + inside
@@ -112,6 +125,5 @@ def merge_kernel(
     found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
     merged = acc / tl.where(empty, 1.0, total)
     if place < length:
-        tl.store(lse + row * lb + head * lh + place.to(tl.int64) * ll, found)
-        o_at = out + row * ob + head * oh + place.to(tl.int64) * ol + channels
-        tl.store(o_at, merged.to(out.dtype.element_ty), mask=channels < value_dim)
+        tl.store(at_lse, found)
+        tl.store(at_out, merged.to(out.dtype.element_ty), mask=live)

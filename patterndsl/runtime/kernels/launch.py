@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
@@ -25,33 +27,47 @@ def is_interpreted() -> bool:
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, work: Work, blocks: Blocks, asked: Asked, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    work: Work,
+    blocks: Blocks,
+    asked: Asked,
+    scale: float,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, Hq, Tq, Dv] in the query's dtype and lse [B, Hq, Tq] in float32. Empty rows yield 0 and -inf.
 
-    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]. Work: O(entries x block^2 x D), in one launch,
-    and a second one where long rows were cut. scale: above 0.
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], in any order in memory. into: output and lse
+    of other keys, which these are merged into in place. Work: O(entries x block^2 x D), in one launch, and a second one
+    where long rows were cut. scale: above 0.
     """
     query, key, value = map(with_unit_stride, (query, key, value))
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
-    out, lse = _like(query, value_dim), torch.empty((batch, heads, q_len), dtype=torch.float32, device=query.device)
+    if into is None:
+        out, lse = _like(query, value_dim), torch.empty((batch, heads, q_len), dtype=torch.float32, device=query.device)
+    else:
+        out, lse = into
     rows, padded = _rows(work, batch), _padded(value_dim)
     slots = rows * work.num_slots * blocks.q_block
     part_out, part_lse = _floats(query, slots * padded), _floats(query, slots)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    seen = _seen((query, q_block), (key, kv_block), (value, kv_block))
     attend_kernel[(work.num_pieces, rows)](
-        query, key, value, out, lse, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
+        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
         *_strides(query, key, value, out), *lse.stride(),
         q_len, kv_len, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=_padded(dim), value_padded=padded, q_block=blocks.q_block, kv_block=blocks.kv_block,
-        even=kv_len % blocks.kv_block == 0, precision=_precision(query), stages=blocks.stages,
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        padded=_padded(dim), value_padded=padded, q_block=q_block, kv_block=kv_block,
+        even=kv_len % kv_block == 0, described=seen.described, goes_on=into is not None,
+        precision=_precision(query), stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     if work.num_joints:
-        merge_kernel[(work.num_joints * blocks.q_block, rows)](
+        merge_kernel[(work.num_joints * q_block, rows)](
             part_out, part_lse, out, lse, work.joints, *_strides(out), *lse.stride(), q_len, work.num_slots,
-            value_dim=value_dim, value_padded=padded, q_block=blocks.q_block, chunk=CHUNK, num_warps=2,
+            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, goes_on=into is not None,
+            num_warps=2,
         )  # fmt: skip
     return out, lse
 
@@ -68,26 +84,35 @@ def gradient_of_queries(
     blocks: Blocks,
     asked: Asked,
     scale: float,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of queries [B, Hq, Tq, D], and delta [B, Hq, Tq] for `gradients_of_keys`. work: as for `forward`."""
+    """The gradient of queries [B, Hq, Tq, D], and delta [B, Hq, Tq] for `gradients_of_keys`.
+
+    out, lse: of all keys, of which these may be a part; grad_lse: that of lse, None where it has none. work: as for
+    `forward`. into: what the gradient is added to.
+    """
     query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
-    lse = lse.contiguous()
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
-    grad_query, delta = _like(query, dim), torch.empty_like(lse)
+    delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
+    grad_query = _like(query, dim) if into is None else into
     rows, padded = _rows(work, batch), _padded(dim)
     part = _floats(query, rows * work.num_slots * blocks.q_block * padded)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    seen = _seen((query, q_block), (key, kv_block), (value, kv_block), (out, q_block), (grad_out, q_block))
+    grad_of_lse = lse if grad_lse is None else _as_laid_out(grad_lse, lse)
     query_kernel[(work.num_pieces, rows)](
-        query, key, value, out, grad_out, lse, lse if grad_lse is None else grad_lse.float().contiguous(), delta,
-        grad_query, part, work.pieces, work.entries, asked.numbers, asked.tables,
+        *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries,
+        asked.numbers, asked.tables,
         *_strides(query, key, value, out, grad_out), *lse.stride(), *_strides(grad_query),
         q_len, kv_len, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=_padded(value_dim), q_block=blocks.q_block, kv_block=blocks.kv_block,
-        even=kv_len % blocks.kv_block == 0, has_grad_lse=grad_lse is not None, precision=_precision(query),
-        stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
+        padded=padded, value_padded=_padded(value_dim), q_block=q_block, kv_block=kv_block,
+        even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
+        adds=into is not None, precision=_precision(query), stages=blocks.stages,
+        num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
-    _add_up(part, grad_query, work, rows, blocks.q_block)
+    _add_up(part, grad_query, work, rows, q_block, adds=into is not None)
     return grad_query, delta
 
 
@@ -102,37 +127,73 @@ def gradients_of_keys(
     blocks: Blocks,
     asked: Asked,
     scale: float,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of keys [B, Hkv, Tk, D] and values [B, Hkv, Tk, Dv]. work: of transposed lists."""
+    """The gradients of keys [B, Hkv, Tk, D] and values [B, Hkv, Tk, Dv]. work: of transposed lists. delta: of
+    `gradient_of_queries`, which lies in memory as lse does. into: what the gradients are added to."""
     query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
-    lse = lse.contiguous()
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
-    grad_key, grad_value = _like(key, dim), _like(value, value_dim)
+    grad_key, grad_value = (_like(key, dim), _like(value, value_dim)) if into is None else into
     rows, padded, value_padded = _rows(work, batch), _padded(dim), _padded(value_dim)
     slots = rows * work.num_slots * blocks.kv_block
     part_key, part_value = _floats(query, slots * padded), _floats(query, slots * value_padded)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    seen = _seen((query, q_block), (key, kv_block), (value, kv_block), (grad_out, q_block))
     key_kernel[(work.num_pieces, rows)](
-        query, key, value, grad_out, lse, delta, grad_key, grad_value, part_key, part_value,
-        work.pieces, work.entries, asked.numbers, asked.tables,
+        *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+        asked.numbers, asked.tables,
         *_strides(query, key, value, grad_out), *lse.stride(), *_strides(grad_key, grad_value),
-        q_len, kv_len, asked.q_start, work.num_slots, triton.cdiv(q_len, blocks.q_block), scale,
+        q_len, kv_len, asked.q_start, work.num_slots, triton.cdiv(q_len, q_block), scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=blocks.q_block, kv_block=blocks.kv_block,
-        even=q_len % blocks.q_block == 0, precision=_precision(query), stages=blocks.stages,
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
+        even=q_len % q_block == 0, described=seen.described, adds=into is not None,
+        precision=_precision(query), stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
-    _add_up(part_key, grad_key, work, rows, blocks.kv_block)
-    _add_up(part_value, grad_value, work, rows, blocks.kv_block)
+    for part, total in ((part_key, grad_key), (part_value, grad_value)):
+        _add_up(part, total, work, rows, kv_block, adds=into is not None)
     return grad_key, grad_value
 
 
-def _add_up(part: Tensor, into: Tensor, work: Work, rows: int, block: int) -> None:
+def _add_up(part: Tensor, into: Tensor, work: Work, rows: int, block: int, *, adds: bool) -> None:
     if work.num_joints:
         sum_kernel[(work.num_joints * block, rows)](
             part, into, work.joints, *_strides(into), into.shape[2], work.num_slots,
-            width=into.shape[3], padded=_padded(into.shape[3]), block=block, chunk=CHUNK, num_warps=2,
+            width=into.shape[3], padded=_padded(into.shape[3]), block=block, chunk=CHUNK, adds=adds, num_warps=2,
         )  # fmt: skip
+
+
+# ---- tensors as kernels see them
+
+
+class _Seen(NamedTuple):
+    """What loads take, see `rows`: descriptors of blocks where all tensors can be described, or the tensors."""
+
+    tensors: Sequence[Any]
+    described: bool
+
+
+def _seen(*tensors: tuple[Tensor, int]) -> _Seen:
+    """Tensors with the rows of their blocks."""
+    if all(_can_be_described(x) for x, _ in tensors):
+        return _Seen([_described(x, block) for x, block in tensors], True)
+    return _Seen([x for x, _ in tensors], False)
+
+
+def _can_be_described(x: Tensor) -> bool:
+    """Whether the copying engine of Hopper and later takes it: it wants starts and steps of whole 16 bytes."""
+    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9:
+        return False
+    size = x.element_size()
+    steps = (step * size for length, step in zip(x.shape[:3], x.stride()[:3], strict=True) if length > 1)
+    return x.data_ptr() % 16 == 0 and x.shape[3] * size % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+
+
+def _described(x: Tensor, block: int) -> TensorDescriptor:
+    width = x.shape[3]
+    # the step of a dimension of one is never taken, and may be anything: one that is allowed
+    strides = [step if length > 1 else width for length, step in zip(x.shape, x.stride(), strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, _padded(width)])
 
 
 def _rows(work: Work, batch: int) -> int:
@@ -149,6 +210,11 @@ def _like(x: Tensor, width: int) -> Tensor:
     if x.shape[3] == width and not x.is_contiguous() and x.transpose(1, 2).is_contiguous():
         return torch.empty_like(x)
     return torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device)
+
+
+def _as_laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """The numbers of x in float32, where those of `like` lie."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=torch.float32, device=x.device).copy_(x)
 
 
 def _floats(like: Tensor, size: int) -> Tensor:

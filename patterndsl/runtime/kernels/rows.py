@@ -1,7 +1,7 @@
 """How does a kernel reach a tile of rows, and join what several pieces of a row computed?
 
-A tile is BLOCK rows of a tensor whose rows lie `stride` apart. Channels lie next to each other, and are filled up with
-zeros to a power of two.
+A tile is some rows of a tensor, which lie `stride` apart. Channels lie next to each other, and are filled up with zeros
+to a power of two. Where a GPU has an engine that copies tiles by a description of the tensor, that is left to it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,43 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load_tile(
-    x, stride, rows, count, block: tl.constexpr, width: tl.constexpr, padded: tl.constexpr, even: tl.constexpr
-):
-    """[block, padded] of x [.., width], whose first row is x; zeros from row count - rows on. even: there are none."""
-    at = x + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
+    x, row_stride, head_stride, stride, row, head, first, count,
+    block: tl.constexpr, width: tl.constexpr, padded: tl.constexpr, even: tl.constexpr, described: tl.constexpr,
+):  # fmt: skip
+    """[block, padded] of x [.., .., count, width]: rows from `first` on of a batch row and head, zeros behind the last.
+
+    x: a pointer, or a descriptor of such blocks where it is described. even: whether all blocks are whole.
+    """
+    if described:
+        return tl.reshape(x.load([row, head, first, 0]), [block, padded])
+    start = x + row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + first.to(tl.int64) * stride
+    at = start + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
     if even and width == padded:
         return tl.load(at)
-    live = (tl.arange(0, block)[:, None] < count - rows) & (tl.arange(0, padded)[None, :] < width)
+    live = (tl.arange(0, block)[:, None] < count - first) & (tl.arange(0, padded)[None, :] < width)
     return tl.load(at, mask=live, other=0.0)
 
 
 @triton.jit
 def store_tile(
-    x, stride, rows, count, tile, block: tl.constexpr, width: tl.constexpr, padded: tl.constexpr
+    x, row_stride, head_stride, stride, row, head, first, count, tile,
+    block: tl.constexpr, width: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    at = x + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
-    live = (tl.arange(0, block)[:, None] < count - rows) & (tl.arange(0, padded)[None, :] < width)
+    """Writes what `load_tile` would read; x: a pointer."""
+    start = x + row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + first.to(tl.int64) * stride
+    at = start + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
+    live = (tl.arange(0, block)[:, None] < count - first) & (tl.arange(0, padded)[None, :] < width)
     tl.store(at, tile.to(x.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def store_part(parts, slot, tile, block: tl.constexpr, padded: tl.constexpr):
+    """Leaves a part of a row of tiles in its slot of [.., block, padded]."""
+    at = parts + slot * (block * padded) + tl.arange(0, block)[:, None] * padded + tl.arange(0, padded)[None, :]
+    tl.store(at, tile)
+
+
+@triton.jit
+def row_offsets(row_stride, head_stride, stride, row, head, places):
+    """Where the numbers of some places of a batch row and head lie."""
+    return row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + places.to(tl.int64) * stride
