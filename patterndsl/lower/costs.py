@@ -15,7 +15,7 @@ from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_runs
 from patterndsl.lower.tiles import Tiles
 
-Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
+Kernel: TypeAlias = Literal["sdpa", "single", "triton", "flex", "gathered"]
 
 
 BACKWARD = 2.5
@@ -125,10 +125,10 @@ CPU = Machine(
 CUDA = Machine(
     name="h100",
     bands=False,
-    blocks=((128, 128),),
+    blocks=((64, 64),),
     saving=1.06,
-    finer=((64, 64),),
-    sparse_kernel="flex",
+    finer=(),
+    sparse_kernel="triton",
     dense_rate=4.2e14,
     band_rate=4.2e14,
     sparse_rate=3.5e14,

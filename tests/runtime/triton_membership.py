@@ -24,7 +24,8 @@ def membership(program: Program, inputs: dict[str, Tensor], head: int) -> Tensor
     """bool [q_len, kv_len]"""
     sizes, block = program.bound.sizes, 64
     given = checked_inputs(program.bound, inputs, program.device)
-    asked = asked_of(program.bound, given, draws_for(program.bound, program.device))
+    relation = program.bound.relation
+    asked = asked_of(relation, sizes, given, draws_for(relation, program.bound.num_heads, program.device))
     kept = torch.full((sizes.q_len, sizes.kv_len), -1, dtype=torch.int8, device=program.device)
     grid = triton.cdiv(sizes.q_len, block), triton.cdiv(sizes.kv_len, block)
     mask_kernel[grid](

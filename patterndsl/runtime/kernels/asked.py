@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterndsl.ir.relation import Random
+from patterndsl.ir.relation import Random, Relation
 from patterndsl.runtime.data import Inputs, draws_of, facets_of
 from patterndsl.runtime.kernels.predicate import predicate_of
-from patterndsl.sema.bind import Bound
+from patterndsl.sema.parameters import Sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,18 +26,18 @@ class Asked:
     q_start: int
 
 
-def draws_for(bound: Bound, device: torch.device) -> dict[Random, Tensor]:
-    """What the pattern draws, the same in each call: int32 [heads or 1, rows, count]."""
-    draws = draws_of(bound.relation, bound.num_heads, device)
+def draws_for(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
+    """What the relation draws, the same in each call: int32 [heads or 1, rows, count]."""
+    draws = draws_of(relation, num_heads, device)
     return {node: keys.to(torch.int32).contiguous() for node, keys in draws.items()}
 
 
-def asked_of(bound: Bound, given: Inputs, draws: Mapping[Random, Tensor]) -> Asked:
+def asked_of(relation: Relation, sizes: Sizes, given: Inputs, draws: Mapping[Random, Tensor]) -> Asked:
     """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length]."""
     from patterndsl.runtime.kernels.source import function_of
 
-    predicate = predicate_of(bound.relation, bound.sizes)
-    facets = facets_of([bound.relation], given)
+    predicate = predicate_of(relation, sizes)
+    facets = facets_of([relation], given)
     numbers, tables = list(predicate.numbers), list[Tensor]()
     for table in predicate.tables:
         if isinstance(table, Random):
@@ -49,4 +49,4 @@ def asked_of(bound: Bound, given: Inputs, draws: Mapping[Random, Tensor]) -> Ask
             tables.append(values if table[1] == "value" else values.to(torch.int32))
             steps = [step if size > 1 else 0 for size, step in zip(values.shape, values.stride(), strict=True)]
             numbers += values.shape[-1], *(*steps[:-1], 0, 0)[:2]
-    return Asked(function_of(predicate.text), tuple(numbers), tuple(tables), bound.sizes.q_start)
+    return Asked(function_of(predicate.text), tuple(numbers), tuple(tables), sizes.q_start)

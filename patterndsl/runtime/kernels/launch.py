@@ -35,12 +35,14 @@ def forward(
     asked: Asked,
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
+    *,
+    goes_on: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, Hq, Tq, Dv] in the query's dtype and lse [B, Hq, Tq] in float32. Empty rows yield 0 and -inf.
 
-    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], in any order in memory. into: output and lse
-    of other keys, which these are merged into in place. Work: O(entries x block^2 x D), in one launch, and a second one
-    where long rows were cut. scale: above 0.
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], in any order in memory. into: where output
+    and lse are written; goes_on: whether they are merged with those of other keys that are there. scale: above 0. Work:
+    O(entries x block^2 x D), in one launch, and a second one where long rows were cut.
     """
     query, key, value = map(with_unit_stride, (query, key, value))
     batch, heads, q_len, dim = query.shape
@@ -60,13 +62,13 @@ def forward(
         q_len, kv_len, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=_padded(dim), value_padded=padded, q_block=q_block, kv_block=kv_block,
-        even=kv_len % kv_block == 0, described=seen.described, goes_on=into is not None,
+        even=kv_len % kv_block == 0, described=seen.described, goes_on=goes_on,
         precision=_precision(query), stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     if work.num_joints:
         merge_kernel[(work.num_joints * q_block, rows)](
             part_out, part_lse, out, lse, work.joints, *_strides(out), *lse.stride(), q_len, work.num_slots,
-            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, goes_on=into is not None,
+            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, goes_on=goes_on,
             num_warps=2,
         )  # fmt: skip
     return out, lse
@@ -85,11 +87,13 @@ def gradient_of_queries(
     asked: Asked,
     scale: float,
     into: Tensor | None = None,
+    *,
+    adds: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of queries [B, Hq, Tq, D], and delta [B, Hq, Tq] for `gradients_of_keys`.
 
     out, lse: of all keys, of which these may be a part; grad_lse: that of lse, None where it has none. work: as for
-    `forward`. into: what the gradient is added to.
+    `forward`. into: where the gradient is written; adds: whether it is added to what is there.
     """
     query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
     batch, heads, q_len, dim = query.shape
@@ -109,10 +113,10 @@ def gradient_of_queries(
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=_padded(value_dim), q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
-        adds=into is not None, precision=_precision(query), stages=blocks.stages,
+        adds=adds, precision=_precision(query), stages=blocks.stages,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
-    _add_up(part, grad_query, work, rows, q_block, adds=into is not None)
+    _add_up(part, grad_query, work, rows, q_block, adds=adds)
     return grad_query, delta
 
 
@@ -128,9 +132,11 @@ def gradients_of_keys(
     asked: Asked,
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
+    *,
+    adds: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of keys [B, Hkv, Tk, D] and values [B, Hkv, Tk, Dv]. work: of transposed lists. delta: of
-    `gradient_of_queries`, which lies in memory as lse does. into: what the gradients are added to."""
+    `gradient_of_queries`, which lies in memory as lse does. into, adds: see there."""
     query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
@@ -147,11 +153,11 @@ def gradients_of_keys(
         q_len, kv_len, asked.q_start, work.num_slots, triton.cdiv(q_len, q_block), scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
-        even=q_len % q_block == 0, described=seen.described, adds=into is not None,
+        even=q_len % q_block == 0, described=seen.described, adds=adds,
         precision=_precision(query), stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     for part, total in ((part_key, grad_key), (part_value, grad_value)):
-        _add_up(part, total, work, rows, kv_block, adds=into is not None)
+        _add_up(part, total, work, rows, kv_block, adds=adds)
     return grad_key, grad_value
 
 

@@ -23,13 +23,16 @@ def load_tile(
     x: a pointer, or a descriptor of such blocks where it is described. even: whether all blocks are whole.
     """
     if described:
-        return tl.reshape(x.load([row, head, first, 0]), [block, padded])
-    start = x + row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + first.to(tl.int64) * stride
-    at = start + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
-    if even and width == padded:
-        return tl.load(at)
-    live = (tl.arange(0, block)[:, None] < count - first) & (tl.arange(0, padded)[None, :] < width)
-    return tl.load(at, mask=live, other=0.0)
+        tile = tl.reshape(x.load([row, head, first, 0]), [block, padded])
+    else:
+        start = x + row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + first.to(tl.int64) * stride
+        at = start + tl.arange(0, block)[:, None] * stride + tl.arange(0, padded)[None, :]
+        if even and width == padded:
+            tile = tl.load(at)
+        else:
+            live = (tl.arange(0, block)[:, None] < count - first) & (tl.arange(0, padded)[None, :] < width)
+            tile = tl.load(at, mask=live, other=0.0)
+    return tile
 
 
 @triton.jit
