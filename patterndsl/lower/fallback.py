@@ -85,11 +85,11 @@ MANY_GROUPS = 8
 
 def usual_backend(device_type: str, has_inputs: bool, num_groups: int, has_hulls: bool) -> Backend:
     """What `auto` means. Plans are made once, so they are for patterns without inputs; and on CUDA for a few kinds of
-    heads, where FlexAttention takes any number at once. has_hulls: see `lower.hulls`."""
+    heads, where generated kernels take any number at once. has_hulls: see `lower.hulls`."""
     if has_inputs and has_hulls:
         return "masked"
     if device_type == "cuda":
-        return "flex" if has_inputs or num_groups > MANY_GROUPS else "planned"
+        return "flex" if has_inputs else "triton" if num_groups > MANY_GROUPS else "planned"
     return "gathered" if has_inputs else "planned"
 
 

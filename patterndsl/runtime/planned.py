@@ -185,7 +185,7 @@ class _Result:
             merge_into(into, lse_into, out, lse, ready.sign)
 
     def views(self, part: Part, places: Places) -> tuple[Tensor, Tensor] | None:
-        """Where output [B * H, groups, length, D] and lse of some positions belong; None where no view has that form."""
+        """Where output [B * H, groups, length, D] and lse of some positions belong; None if no view has that form."""
         out, lse = (places.into(part.of_queries(x)) for x in self.tensors())
         return (out, lse) if out.dim() == 4 and lse.dim() == 3 else None
 

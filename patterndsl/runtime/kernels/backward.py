@@ -10,7 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from patterndsl.runtime.kernels.rows import LOG2E, load_tile, row_offsets, store_part, store_tile
+from patterndsl.runtime.kernels.rows import (
+    LOG2E,
+    load_norm,
+    load_numbers,
+    load_tile,
+    row_offset,
+    store_part,
+    store_tile,
+)
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "numbers"])
@@ -36,17 +44,15 @@ def query_kernel(
     slot = tl.load(piece + 5)
     kv_head = head // kv_group
     places = first + tl.arange(0, q_block)
-    live = places < q_len
     q = load_tile(query, qb, qh, ql, row, head, first, q_len, q_block, dim, padded, False, described)
     do = load_tile(grad_out, gb, gh, gl, row, head, first, q_len, q_block, value_dim, value_padded, False, described)
     o = load_tile(out, ob, oh, ol, row, head, first, q_len, q_block, value_dim, value_padded, False, described)
-    at_rows = row_offsets(lb, lh, ll, row, head, places)
+    at_rows = row_offset(lb, lh, ll, row, head, first)
     sums = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if has_grad_lse:
-        sums -= tl.load(grad_lse + at_rows, mask=live, other=0.0)
-    tl.store(delta + at_rows, sums, mask=live)  # parts of one row store the same
-    norm = tl.load(lse + at_rows, mask=live, other=-float("inf"))
-    norm = tl.where(norm == -float("inf"), float("inf"), norm * LOG2E)
+        sums -= load_numbers(grad_lse, at_rows, ll, first, q_len, 0.0, q_block, False)
+    norm = load_norm(lse, at_rows, ll, first, q_len, q_block, False)
+    tl.store(delta + at_rows + tl.arange(0, q_block) * ll, sums, mask=places < q_len)  # parts of a row store the same
     steps = scale * LOG2E
     acc = tl.zeros([q_block, padded], tl.float32)
     for at in tl.range(begin, stop, num_stages=stages):
@@ -107,22 +113,21 @@ def key_kernel(
             head += block // num_q_blocks
             block = block % num_q_blocks
         q_first = block * q_block
-        q_places = q_first + tl.arange(0, q_block)
         q = load_tile(query, qb, qh, ql, row, head, q_first, q_len, q_block, dim, padded, even, described)
-        at_rows = row_offsets(lb, lh, ll, row, head, q_places)
-        norm = tl.load(lse + at_rows, mask=q_places < q_len, other=-float("inf"))
-        norm = tl.where(norm == -float("inf"), float("inf"), norm * LOG2E)
+        at_rows = row_offset(lb, lh, ll, row, head, q_first)
+        norm = load_norm(lse, at_rows, ll, q_first, q_len, q_block, even)
         scores = tl.dot(k, tl.trans(q), input_precision=precision)
         weights = tl.exp2(scores * steps - norm[None, :])
         if (entry & 1) != 0:
-            kept = keep((q_places + q_start)[None, :], places[:, None], head, row, numbers, tables)
+            q_places = q_start + q_first + tl.arange(0, q_block)
+            kept = keep(q_places[None, :], places[:, None], head, row, numbers, tables)
             weights = tl.where(kept, weights, 0.0)
         do = load_tile(
             grad_out, gb, gh, gl, row, head, q_first, q_len, q_block, value_dim, value_padded, even, described
         )
         from_values = tl.dot(v, tl.trans(do), input_precision=precision)
         acc_value = tl.dot(weights.to(do.dtype), do, acc_value, input_precision=precision)
-        sums = tl.load(delta + at_rows, mask=q_places < q_len, other=0.0)
+        sums = load_numbers(delta, at_rows, ll, q_first, q_len, 0.0, q_block, even)
         grad_scores = (weights * (from_values - sums[None, :])).to(q.dtype)
         acc_key = tl.dot(grad_scores, q, acc_key, input_precision=precision)
     acc_key *= scale
@@ -137,9 +142,7 @@ def key_kernel(
                 grad_value, eb, eh, el, row, kv_head, first, kv_len, kv_block, value_dim, value_padded, False, False
             )
         store_tile(grad_key, db, dh, dl, row, kv_head, first, kv_len, acc_key, kv_block, dim, padded)
-        store_tile(
-            grad_value, eb, eh, el, row, kv_head, first, kv_len, acc_value, kv_block, value_dim, value_padded
-        )
+        store_tile(grad_value, eb, eh, el, row, kv_head, first, kv_len, acc_value, kv_block, value_dim, value_padded)
 
 
 @triton.jit(do_not_specialize=["length", "num_slots"])
@@ -161,7 +164,7 @@ def sum_kernel(
         slots = start + tl.arange(0, chunk)
         at = part + ((first + slots) * block + inside)[:, None] * padded + channels[None, :]
         acc += tl.sum(tl.load(at, mask=(slots < count)[:, None], other=0.0), 0)
-    at_into = into + row_offsets(ib, ih, il, row, head, place) + channels
+    at_into = into + row_offset(ib, ih, il, row, head, place) + channels
     live = channels < tl.where(place < length, width, 0)
     if adds:
         acc += tl.load(at_into, mask=live, other=0.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_tile, row_offsets, store_part, store_tile
+from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_numbers, load_tile, row_offset, store_part, store_tile
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "numbers"])
@@ -39,10 +39,10 @@ def attend_kernel(
     top = tl.full([q_block], -float("inf"), tl.float32)
     total = tl.zeros([q_block], tl.float32)
     acc = tl.zeros([q_block, value_padded], tl.float32)
-    if goes_on:
+    if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
         if slot < 0:
-            at_rows = row_offsets(lb, lh, ll, row, head, places)
-            top = tl.load(lse + at_rows, mask=places < q_len, other=-float("inf")) * LOG2E
+            at_rows = row_offset(lb, lh, ll, row, head, first)
+            top = load_numbers(lse, at_rows, ll, first, q_len, -float("inf"), q_block, False) * LOG2E
             total = tl.where(top == -float("inf"), 0.0, 1.0)
             known = load_tile(out, ob, oh, ol, row, head, first, q_len, q_block, value_dim, value_padded, False, False)
             acc = known.to(tl.float32)
@@ -75,7 +75,8 @@ def attend_kernel(
         tl.store(part_lse + place * q_block + tl.arange(0, q_block), found)
     else:
         store_tile(out, ob, oh, ol, row, head, first, q_len, acc, q_block, value_dim, value_padded)
-        tl.store(lse + row_offsets(lb, lh, ll, row, head, places), found, mask=places < q_len)
+        at_rows = row_offset(lb, lh, ll, row, head, first)
+        tl.store(lse + at_rows + tl.arange(0, q_block) * ll, found, mask=places < q_len)
 
 
 @triton.jit(do_not_specialize=["length", "num_slots"])
@@ -96,8 +97,8 @@ def merge_kernel(
     first = tl.program_id(1).to(tl.int64) * num_slots + tl.load(joint + 3)
     count = tl.load(joint + 4)
     channels = tl.arange(0, value_padded)
-    at_lse = lse + row_offsets(lb, lh, ll, row, head, place)
-    at_out = out + row_offsets(ob, oh, ol, row, head, place) + channels
+    at_lse = lse + row_offset(lb, lh, ll, row, head, place)
+    at_out = out + row_offset(ob, oh, ol, row, head, place) + channels
     live = channels < tl.where(place < length, value_dim, 0)
     top = tl.full([], -float("inf"), tl.float32)
     total = tl.full([], 0.0, tl.float32)

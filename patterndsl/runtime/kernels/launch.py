@@ -63,7 +63,7 @@ def forward(
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=_padded(dim), value_padded=padded, q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, goes_on=goes_on,
-        precision=_precision(query), stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
+        precision=_precision(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
     if work.num_joints:
         merge_kernel[(work.num_joints * q_block, rows)](
@@ -114,7 +114,7 @@ def gradient_of_queries(
         padded=padded, value_padded=_padded(value_dim), q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
         adds=adds, precision=_precision(query), stages=blocks.stages,
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        **_options(blocks),
     )  # fmt: skip
     _add_up(part, grad_query, work, rows, q_block, adds=adds)
     return grad_query, delta
@@ -154,7 +154,7 @@ def gradients_of_keys(
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
         even=q_len % q_block == 0, described=seen.described, adds=adds,
-        precision=_precision(query), stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages,
+        precision=_precision(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
     for part, total in ((part_key, grad_key), (part_value, grad_value)):
         _add_up(part, total, work, rows, kv_block, adds=adds)
@@ -167,6 +167,12 @@ def _add_up(part: Tensor, into: Tensor, work: Work, rows: int, block: int, *, ad
             part, into, work.joints, *_strides(into), into.shape[2], work.num_slots,
             width=into.shape[3], padded=_padded(into.shape[3]), block=block, chunk=CHUNK, adds=adds, num_warps=2,
         )  # fmt: skip
+
+
+def _options(blocks: Blocks) -> dict[str, int]:
+    """How a kernel is compiled."""
+    found = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    return found if blocks.registers is None else {**found, "maxnreg": blocks.registers}
 
 
 # ---- tensors as kernels see them
@@ -192,7 +198,8 @@ def _can_be_described(x: Tensor) -> bool:
         return False
     size = x.element_size()
     steps = (step * size for length, step in zip(x.shape[:3], x.stride()[:3], strict=True) if length > 1)
-    return x.data_ptr() % 16 == 0 and x.shape[3] * size % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+    is_whole = x.shape[3] == _padded(x.shape[3])  # wider blocks than there are channels came out wrong in Triton 3.6
+    return is_whole and x.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
 
 
 def _described(x: Tensor, block: int) -> TensorDescriptor:

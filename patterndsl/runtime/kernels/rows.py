@@ -55,6 +55,25 @@ def store_part(parts, slot, tile, block: tl.constexpr, padded: tl.constexpr):
 
 
 @triton.jit
-def row_offsets(row_stride, head_stride, stride, row, head, places):
-    """Where the numbers of some places of a batch row and head lie."""
-    return row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + places.to(tl.int64) * stride
+def row_offset(row_stride, head_stride, stride, row, head, first):
+    """Where the first number of some rows of a batch row and head lies."""
+    return row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride + first.to(tl.int64) * stride
+
+
+@triton.jit
+def load_norm(lse, at, stride, first, count, block: tl.constexpr, even: tl.constexpr):
+    """Log-sum-exps of some rows in units of log2; +inf where a row is empty or behind the last, so that its weights
+    are 0. at: the offset of the first."""
+    norm = load_numbers(lse, at, stride, first, count, -float("inf"), block, even)
+    return tl.where(norm == -float("inf"), float("inf"), norm * LOG2E)
+
+
+@triton.jit
+def load_numbers(x, at, stride, first, count, other: tl.constexpr, block: tl.constexpr, even: tl.constexpr):
+    """A number of each of some rows, `other` behind the last one."""
+    steps = tl.arange(0, block)
+    if even:
+        found = tl.load(x + at + steps * stride)
+    else:
+        found = tl.load(x + at + steps * stride, mask=steps < count - first, other=other)
+    return found
