@@ -51,17 +51,17 @@ def forward(
         out, lse = _like(query, value_dim), torch.empty((batch, heads, q_len), dtype=torch.float32, device=query.device)
     else:
         out, lse = into
-    rows, padded = _rows(work, batch), _padded(value_dim)
+    rows, (dim_padded, padded) = _rows(work, batch), _padded(dim, value_dim)
     slots = rows * work.num_slots * blocks.q_block
     part_out, part_lse = _floats(query, slots * padded), _floats(query, slots)
     q_block, kv_block = blocks.q_block, blocks.kv_block
-    seen = _seen((query, q_block), (key, kv_block), (value, kv_block))
+    seen = _seen((query, q_block, dim_padded), (key, kv_block, dim_padded), (value, kv_block, padded))
     attend_kernel[(work.num_pieces, rows)](
         *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
         *_strides(query, key, value, out), *lse.stride(),
         q_len, kv_len, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=_padded(dim), value_padded=padded, q_block=q_block, kv_block=kv_block,
+        padded=dim_padded, value_padded=padded, q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, goes_on=goes_on,
         precision=_precision(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
@@ -100,10 +100,13 @@ def gradient_of_queries(
     value_dim, kv_len = value.shape[3], key.shape[2]
     delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
     grad_query = _like(query, dim) if into is None else into
-    rows, padded = _rows(work, batch), _padded(dim)
+    rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
     part = _floats(query, rows * work.num_slots * blocks.q_block * padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
-    seen = _seen((query, q_block), (key, kv_block), (value, kv_block), (out, q_block), (grad_out, q_block))
+    seen = _seen(
+        *((query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)),
+        *((out, q_block, value_padded), (grad_out, q_block, value_padded)),
+    )
     grad_of_lse = lse if grad_lse is None else _as_laid_out(grad_lse, lse)
     query_kernel[(work.num_pieces, rows)](
         *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries,
@@ -111,12 +114,12 @@ def gradient_of_queries(
         *_strides(query, key, value, out, grad_out), *lse.stride(), *_strides(grad_query),
         q_len, kv_len, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=_padded(value_dim), q_block=q_block, kv_block=kv_block,
+        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
         adds=adds, precision=_precision(query), stages=blocks.stages,
         **_options(blocks),
     )  # fmt: skip
-    _add_up(part, grad_query, work, rows, q_block, adds=adds)
+    _add_up(part, grad_query, padded, work, rows, q_block, adds=adds)
     return grad_query, delta
 
 
@@ -141,11 +144,14 @@ def gradients_of_keys(
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
     grad_key, grad_value = (_like(key, dim), _like(value, value_dim)) if into is None else into
-    rows, padded, value_padded = _rows(work, batch), _padded(dim), _padded(value_dim)
+    rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
     slots = rows * work.num_slots * blocks.kv_block
     part_key, part_value = _floats(query, slots * padded), _floats(query, slots * value_padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
-    seen = _seen((query, q_block), (key, kv_block), (value, kv_block), (grad_out, q_block))
+    seen = _seen(
+        *((query, q_block, padded), (key, kv_block, padded)),
+        *((value, kv_block, value_padded), (grad_out, q_block, value_padded)),
+    )
     key_kernel[(work.num_pieces, rows)](
         *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
         asked.numbers, asked.tables,
@@ -156,16 +162,16 @@ def gradients_of_keys(
         even=q_len % q_block == 0, described=seen.described, adds=adds,
         precision=_precision(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
-    for part, total in ((part_key, grad_key), (part_value, grad_value)):
-        _add_up(part, total, work, rows, kv_block, adds=adds)
+    _add_up(part_key, grad_key, padded, work, rows, kv_block, adds=adds)
+    _add_up(part_value, grad_value, value_padded, work, rows, kv_block, adds=adds)
     return grad_key, grad_value
 
 
-def _add_up(part: Tensor, into: Tensor, work: Work, rows: int, block: int, *, adds: bool) -> None:
+def _add_up(part: Tensor, into: Tensor, padded: int, work: Work, rows: int, block: int, *, adds: bool) -> None:
     if work.num_joints:
         sum_kernel[(work.num_joints * block, rows)](
             part, into, work.joints, *_strides(into), into.shape[2], work.num_slots,
-            width=into.shape[3], padded=_padded(into.shape[3]), block=block, chunk=CHUNK, adds=adds, num_warps=2,
+            width=into.shape[3], padded=padded, block=block, chunk=CHUNK, adds=adds, num_warps=2,
         )  # fmt: skip
 
 
@@ -185,28 +191,27 @@ class _Seen(NamedTuple):
     described: bool
 
 
-def _seen(*tensors: tuple[Tensor, int]) -> _Seen:
-    """Tensors with the rows of their blocks."""
-    if all(_can_be_described(x) for x, _ in tensors):
-        return _Seen([_described(x, block) for x, block in tensors], True)
-    return _Seen([x for x, _ in tensors], False)
+def _seen(*tensors: tuple[Tensor, int, int]) -> _Seen:
+    """Tensors with the rows and channels of their blocks."""
+    if all(_can_be_described(x, width) for x, _, width in tensors):
+        return _Seen([_described(x, block) for x, block, _ in tensors], True)
+    return _Seen([x for x, _, _ in tensors], False)
 
 
-def _can_be_described(x: Tensor) -> bool:
+def _can_be_described(x: Tensor, width: int) -> bool:
     """Whether the copying engine of Hopper and later takes it: it wants starts and steps of whole 16 bytes."""
     if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9:
         return False
     size = x.element_size()
     steps = (step * size for length, step in zip(x.shape[:3], x.stride()[:3], strict=True) if length > 1)
-    is_whole = x.shape[3] == _padded(x.shape[3])  # wider blocks than there are channels came out wrong in Triton 3.6
-    return is_whole and x.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+    return x.shape[3] == width and x.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
 
 
 def _described(x: Tensor, block: int) -> TensorDescriptor:
     width = x.shape[3]
     # the step of a dimension of one is never taken, and may be anything: one that is allowed
     strides = [step if length > 1 else width for length, step in zip(x.shape, x.stride(), strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, _padded(width)])
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
 
 
 def _rows(work: Work, batch: int) -> int:
@@ -234,9 +239,11 @@ def _floats(like: Tensor, size: int) -> Tensor:
     return torch.empty(size, dtype=torch.float32, device=like.device)
 
 
-def _padded(width: int) -> int:
-    """Channels of a tile, a power of two: matrix units want 16 at least."""
-    return max(16, 1 << (width - 1).bit_length())
+def _padded(*widths: int) -> Sequence[int]:
+    """Channels of tiles of these widths, powers of two: matrix units want 16 at least, and no less than half of the
+    widest. (Halves of 128 channels beside values of 16 came out wrong on an H100 with Triton 3.6, of 64 right.)"""
+    least = [max(16, 1 << (width - 1).bit_length()) for width in widths]
+    return [max(width, max(least) // 2) for width in least]
 
 
 def _precision(x: Tensor) -> str:
