@@ -5,7 +5,7 @@ Results are written where the plan collects them, and merged with those of other
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Sparse
 from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import Found, WorkLists
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, OneLaunch
+from patterndsl.runtime.views import Launch, OneLaunch, is_everything
 from patterndsl.sema.parameters import Sizes
 
 
@@ -31,6 +32,7 @@ class ListedPass(OneLaunch):
         self.relation, self.tiles, self.device = shape.relation, shape.tiles, device
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
         self.lists = WorkLists(self._find, [0] * geometry.num_groups, 1, geometry.k.length, device)
+        self._of_heads = dict[tuple[int, int], WorkLists]()
 
     def _find(self, q_block: int, kv_block: int) -> Found:
         known: Tiles = self.tiles
@@ -42,6 +44,21 @@ class ListedPass(OneLaunch):
     def asked(self) -> Asked:
         """The predicate in local positions."""
         return asked_of(self.relation, self.sizes, {}, draws_for(self.relation, 1, self.device))
+
+    def alone(self, query: Tensor, key: Tensor, scale: float) -> Run | None:
+        """How a plan of this pass alone runs for all heads, those of keys shared as they are; None where its positions
+        are not all there are in their order. Nothing is merged then."""
+        (launch,) = self.launches
+        lengths = ((launch.queries, query.shape[2]), (launch.keys, key.shape[2]))
+        if not all(is_everything(places.groups, places.side, length) for places, length in lengths):
+            return None
+        heads, kv_group = query.shape[1], query.shape[1] // key.shape[1]
+        if (heads, kv_group) not in self._of_heads:
+            lists = WorkLists(self._find, [0] * heads, kv_group, key.shape[2], self.device)
+            self._of_heads[heads, kv_group] = lists
+        of_heads = self._of_heads[heads, kv_group]
+        parts = partial(forward, of_heads, self.asked, scale), partial(gradients, of_heads, self.asked, scale)
+        return Run("planned", *parts)
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
