@@ -28,6 +28,7 @@ from patterndsl.lower.plan import passes_of
 from patterndsl.lower.plan import plan as make_plan
 from patterndsl.runtime import ops
 from patterndsl.runtime.kernels.calls import shapes_of
+from patterndsl.runtime.kernels.predicate import predicate_of
 from patterndsl.runtime.planned import Planned
 from tests.strategies import Case, cases, many
 
@@ -260,6 +261,22 @@ def test_what_it_refuses() -> None:
 def test_without_a_gpu() -> None:
     with pytest.raises(patterndsl.InputError, match="no kernels for cpu"):
         patterndsl.parse("recent(9)").compile(8, backend="triton")
+
+
+@pytest.mark.parametrize(
+    "text", ["recent(9) | k >= N - 3", "causal & within(doc, recent(20))", "blocks(16, window(1))"]
+)
+def test_lengths_share_a_predicate(text: str) -> None:
+    """A kernel is compiled for a text and not for its constants."""
+    pattern = patterndsl.parse(text, inputs={"doc": "int[N]"} if "doc" in text else None)
+    bounds = [pattern.bind(length) for length in (100, 1000, 70_000)]
+    texts = {predicate_of(bound.relation, bound.sizes).text for bound in bounds}
+    assert len(texts) == 1
+
+
+def test_divisors_stay_in_the_text() -> None:
+    bounds = [patterndsl.parse(f"(q - k) % {divisor} == 0").bind(100) for divisor in (24, 25)]
+    assert len({predicate_of(bound.relation, bound.sizes).text for bound in bounds}) == 2
 
 
 # ---- passes of plans
