@@ -379,6 +379,7 @@ def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has
         "planned": "planned, the passes below",
         "masked": f"masked, {masked} where the pattern can have pairs, with masks from each call's inputs",
         "flex": "flex, FlexAttention on the tiles of the whole pattern",
+        "triton": "triton, generated kernels on the tiles of the whole pattern",
         "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",
         "oracle": "oracle, dense float64",
     }[backend]

@@ -15,7 +15,7 @@ from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_runs
 from patterndsl.lower.tiles import Tiles
 
-Kernel: TypeAlias = Literal["sdpa", "single", "flex", "gathered"]
+Kernel: TypeAlias = Literal["sdpa", "single", "triton", "flex", "gathered"]
 
 
 BACKWARD = 2.5
@@ -125,13 +125,13 @@ CPU = Machine(
 CUDA = Machine(
     name="h100",
     bands=False,
-    blocks=((128, 128),),
+    blocks=((64, 64),),
     saving=1.06,
-    finer=((64, 64),),
-    sparse_kernel="flex",
+    finer=(),
+    sparse_kernel="triton",
     dense_rate=4.2e14,
     band_rate=4.2e14,
-    sparse_rate=3.5e14,
+    sparse_rate=4.2e14,
     backward_rate=0.7,
     partial=1.5,
     bandwidth=3.1e12,
@@ -227,9 +227,10 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
 
     fine, forward = seconds(shape.in_inference)
     tile, work = seconds(shape.tiles)
-    if machine.is_gpu:
+    is_cut = machine.sparse_kernel == "triton"  # long rows and columns are, so that none is a tail
+    if machine.is_gpu and not is_cut:
         forward = max(forward, fine * machine.units * FORWARD_ALONE * longest_row(shape.in_inference))
-    alone = tile * machine.units * (BACKWARD_ALONE if machine.is_gpu else 1)
+    alone = 0.0 if is_cut else tile * machine.units * (BACKWARD_ALONE if machine.is_gpu else 1)
     row, column = (max(work, alone * most) for most in (longest_row(shape.tiles), longest_column(shape.tiles)))
     backward = (BACKWARD - 1) / 2 / machine.backward_rate  # each of its two parts, over rows and over columns
     # a forward pass of training has the coarse tiles; what it takes longer is added here

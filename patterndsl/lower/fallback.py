@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-Backend: TypeAlias = Literal["planned", "masked", "gathered", "flex", "oracle"]
+Backend: TypeAlias = Literal["planned", "masked", "gathered", "flex", "triton", "oracle"]
 
 BACKENDS: tuple[str, ...] = ("auto", *get_args(Backend))
 """What may be asked for."""
@@ -43,6 +43,9 @@ FLASH_DTYPES = ("float16", "bfloat16")
 RULES = (
     Rule(("flex", "planned", "masked"), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
     Rule(("flex", "planned", "masked"), ("cuda",), "float64", lambda call: call.dtype == "float64"),
+    Rule(("triton",), EVERYWHERE, "a tensor without elements", lambda call: call.is_empty),
+    Rule(("triton",), EVERYWHERE, "float64", lambda call: call.dtype == "float64"),
+    Rule(("triton",), EVERYWHERE, "heads wider than 256", lambda call: max(call.head_dim, call.value_dim) > 256),
     Rule(("flex",), ("cpu",), "float64", lambda call: call.dtype == "float64"),
     Rule(
         ("planned",),
@@ -82,11 +85,11 @@ MANY_GROUPS = 8
 
 def usual_backend(device_type: str, has_inputs: bool, num_groups: int, has_hulls: bool) -> Backend:
     """What `auto` means. Plans are made once, so they are for patterns without inputs; and on CUDA for a few kinds of
-    heads, where FlexAttention takes any number at once. has_hulls: see `lower.hulls`."""
+    heads, where generated kernels take any number at once. has_hulls: see `lower.hulls`."""
     if has_inputs and has_hulls:
         return "masked"
     if device_type == "cuda":
-        return "flex" if has_inputs or num_groups > MANY_GROUPS else "planned"
+        return "flex" if has_inputs else "triton" if num_groups > MANY_GROUPS else "planned"
     return "gathered" if has_inputs else "planned"
 
 

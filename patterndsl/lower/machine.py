@@ -48,8 +48,8 @@ class Constants:
 
 
 def device_type_of(machine: Machine) -> str:
-    """The kind of device that it describes: only there FlexAttention trains, so only there it is the sparse kernel."""
-    return "cuda" if machine.sparse_kernel == "flex" else "cpu"
+    """The kind of device that it describes: only there are Triton's kernels, and only there FlexAttention trains."""
+    return "cuda" if machine.sparse_kernel in ("triton", "flex") else "cpu"
 
 
 # ---- which constants

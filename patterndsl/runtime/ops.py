@@ -19,7 +19,6 @@ from torch import Tensor, autocast
 from patterndsl.diagnostics import input_error
 from patterndsl.runtime import flex, gathered, masked, oracle, planned
 from patterndsl.runtime.data import Inputs, checked_inputs
-from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.placed import Placed
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def _gradients(
     query, key, value = tensors
     inputs = program.with_found(query, key, inputs)
     given = checked_inputs(program.bound, inputs, program.device, query.shape[0])
-    if has_heads(given) or not program.bound.is_plain:
+    if program.runs_as_parts(given):
         return _differentiated(program, tensors, inputs, scale, grads)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
     match program.backend_for(query, key, value, train=True):
@@ -179,6 +178,8 @@ def _gradients(
             if isinstance(hulls, Placed):
                 return _differentiated(program, tensors, inputs, scale, grads)
             return masked.gradients(*tensors, *results, *grads, hulls, masked.Given.of(hulls, given), scale)
+        case "triton":
+            return program.kernels.gradients(*tensors, *results, *grads, given, scale)
         case "gathered":
             return gathered.gradients(*tensors, *results, *grads, program.groups(given), scale)
         case "flex":

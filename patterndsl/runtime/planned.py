@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.function import Run, attended, without_autocast
 from patterndsl.runtime.fused import add_into, merge_into
+from patterndsl.runtime.kernels.passes import ListedPass
 from patterndsl.runtime.merge import Merged, with_lse_gradient
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
@@ -75,6 +76,11 @@ class ReadyPass:
         return self._parts[forms]
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether its kernel writes where results are collected."""
+        return self.sign > 0 and isinstance(self.kernel, ListedPass)
+
+    @property
     def is_fresh(self) -> bool:
         """Whether the output is a new tensor; that of a single key is a view of the values."""
         return not isinstance(self.kernel, SinglePass)
@@ -114,6 +120,10 @@ class Planned:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
         (first, *more) = self.passes or (None,)
+        if not more and first is not None and isinstance(first.kernel, ListedPass):
+            run = first.kernel.alone(query, key, scale) if len(first.heads) == query.shape[1] else None
+            if run is not None:
+                return attended(query, key, value, run)
         if not more and first is not None and isinstance(first.kernel, FlexPass):
             with without_autocast(query.device.type):
                 found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
@@ -139,6 +149,9 @@ def _kernel(item: Pass, device: torch.device) -> Kernel:
             return SinglePass(geometry)
         case "sdpa":
             return DensePass(item.piece, device)
+        case "triton":
+            assert isinstance(shape, Sparse)
+            return ListedPass(geometry, shape, device)
         case "flex":
             assert isinstance(shape, Sparse)
             return FlexPass(geometry, shape, device)
@@ -174,6 +187,11 @@ class _Result:
             lse_into.copy_(lse)
         else:
             merge_into(into, lse_into, out, lse, ready.sign)
+
+    def views(self, part: Part, places: Places) -> tuple[Tensor, Tensor] | None:
+        """Where output [B * H, groups, length, D] and lse of some positions belong; None if no view has that form."""
+        out, lse = (places.into(part.of_queries(x)) for x in self.tensors())
+        return (out, lse) if out.dim() == 4 and lse.dim() == 3 else None
 
     def _adopt(self, places: Places, out: Tensor, lse: Tensor) -> None:
         """Keeps the first result, where it has all rows and lies in memory as the query does."""
@@ -219,6 +237,13 @@ class _Gradient:
         into = into if grad.shape[-1] == into.shape[-1] else into[..., : grad.shape[-1]]
         add_into(into, places.fit(grad, into), sign)
 
+    def begun(self, new: Callable[..., Tensor]) -> Tensor:
+        """The sum so far, a new tensor where there is none."""
+        if self.total is None:
+            shape = torch.empty(self.of.shape, device="meta")
+            self.total = new(shape, dtype=self.dtype(), device=self.of.device)
+        return self.total
+
     def dtype(self) -> torch.dtype:
         of = self.of
         return of.dtype if of.dtype == torch.float64 or of.device.type == "cuda" else torch.float32
@@ -226,6 +251,30 @@ class _Gradient:
     def result(self, width: int) -> Tensor:
         total = torch.zeros_like(self.of) if self.total is None else self.total.to(self.of.dtype)
         return total if width == total.shape[-1] else total[..., :width]
+
+
+class _Sums(NamedTuple):
+    """Where the gradients of query, key and value of a launch belong; are_begun: whether they are added to others."""
+
+    views: tuple[Tensor, Tensor, Tensor]
+    are_begun: bool
+
+
+def _sums(totals: Sequence[_Gradient], part: Part, launch: Launch) -> _Sums | None:
+    """The sums so far as a launch sees them, [B * H, groups, length, D]; None where no view has that form."""
+    places = (launch.queries, launch.keys, launch.keys)
+    takes = (part.of_queries, part.of_keys, part.of_keys)
+    is_all = part.is_whole and all(
+        at.num_rows == total.of.shape[2] and take(total.of).shape == total.of.shape
+        for at, total, take in zip(places, totals, takes, strict=True)
+    )
+    are_begun = not is_all or any(total.total is not None for total in totals)
+    views = [
+        at.into(take(total.begun(torch.zeros_like if are_begun else torch.empty_like)))
+        for at, total, take in zip(places, totals, takes, strict=True)
+    ]
+    fit = all(view.dim() == 4 for view in views)
+    return _Sums((views[0], views[1], views[2]), are_begun) if fit else None
 
 
 # ---- forward and backward
@@ -242,6 +291,11 @@ def results(
         for part in ready.parts(query, key, value):
             tensors, kept = (part.of_queries(query), part.of_keys(key), part.of_keys(value)), None
             for at, launch in enumerate(ready.kernel.launches):
+                views = result.views(part, launch.queries) if ready.is_in_place else None
+                if views is not None:
+                    assert isinstance(ready.kernel, ListedPass)
+                    ready.kernel.write(launch, *tensors, scale, views, goes_on=not ready.is_first[at])
+                    continue
                 out, lse, kept = ready.kernel.forward(launch, *tensors, scale, train)
                 result.add(part, ready, at, out, lse, kept)
             saved.append(kept)
@@ -274,6 +328,11 @@ def gradients(
             mine = merged if part.is_whole else Merged(*map(part.of_queries, (merged.out, merged.lse, merged.grad_out)))
             of_part, (rows, heads, _, dim) = next(kept), tensors[0].shape
             for launch in ready.kernel.gradient_launches(rows * heads * dim * query.element_size()):
+                sums = _sums(totals, part, launch) if ready.is_in_place else None
+                if sums is not None:
+                    assert isinstance(ready.kernel, ListedPass)
+                    ready.kernel.add_gradients(launch, *tensors, mine, scale, sums.views, adds=sums.are_begun)
+                    continue
                 grads = ready.kernel.backward(launch, *tensors, mine, scale, of_part)
                 totals[0].add(launch.queries, grads[0], part.of_queries, ready.sign)
                 for total, grad in zip(totals[1:], grads[1:], strict=True):

@@ -47,6 +47,7 @@ from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
+from patterndsl.runtime.kernels.attention import Kernels, check_can_run
 from patterndsl.runtime.masked import Masked
 from patterndsl.runtime.parts import Parts, folded, has_heads
 from patterndsl.runtime.placed import Placed
@@ -90,6 +91,8 @@ class Program:
         self.bound = bound
         self.text = text
         self.device = checked_device(device)
+        if backend == "triton":
+            check_can_run(self.device)
         self._chosen_by_rule = backend == "auto"
         self._choice = choice
         self._constants_asked = machine
@@ -450,7 +453,7 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
-        if self._parts.are_needed(given):
+        if self.runs_as_parts(given):
             return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
         match self.backend_for(query, key, value, train=train):
             case "oracle":
@@ -465,8 +468,14 @@ class Program:
                 return self.planned(train=train)(query, key, value, scale)
             case "masked":
                 return self.masked(query, key, value, given, scale)
+            case "triton":
+                return self.kernels(query, key, value, given, scale)
             case _:
                 return gathered_attention(query, key, value, self.groups(given), scale=scale)
+
+    def runs_as_parts(self, given: dict[str, Tensor]) -> bool:
+        """Whether programs of parts run in its place. Generated kernels take heads whose inputs differ as they are."""
+        return self._parts.are_needed(given) and not (self.bound.is_plain and self.backend == "triton")
 
     @cached_property
     def _parts(self) -> Parts:
@@ -475,7 +484,7 @@ class Program:
         def program_of(bound: Bound) -> Program:
             return Program(bound, self.text, self.device, self._asked, self._choice, self._constants_asked)
 
-        return Parts(self.bound, program_of, takes_routes=self._asked not in ("oracle", "gathered"))
+        return Parts(self.bound, program_of, takes_routes=self._asked not in ("oracle", "gathered", "triton"))
 
     def _refuse(self, what: str, given: dict[str, Tensor] | None) -> None:
         """Raises InputError (E505) where the relation is not all there is, or heads differ by inputs."""
@@ -543,8 +552,9 @@ class Program:
     def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
         """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to another one, asked for it
         refuses that (InputError, E505): see `lower.fallback`."""
-        if self.backend not in ("flex", "planned", "masked") or (self.backend == "flex" and not self._chosen_by_rule):
-            return self.backend  # flex says itself what it refuses
+        says_itself = self.backend == "flex" and not self._chosen_by_rule  # what it refuses
+        if self.backend not in ("flex", "planned", "masked", "triton") or says_itself:
+            return self.backend
         is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
         call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
         rule = leaves(self.backend, self.device.type, call)
@@ -615,6 +625,11 @@ class Program:
         if self.device.type != "cpu":
             return Placed(self.hulls, self.bound, self.device)
         return Masked(self.hulls, self.bound.num_heads, self.bound.sizes, self.device)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """The whole pattern over its tiles, on kernels of our own."""
+        return Kernels(self.bound, self.device, lambda q, k, given: self._tiles_of(_TileKey(q, k), given, None))
 
     def planned(self, *, train: bool) -> Planned:
         """The passes made ready, for training or for inference."""

@@ -111,7 +111,9 @@ def test_channels_that_are_not_next_to_each_other(text: str) -> None:
 
 
 def test_finer_tiles_are_kept_in_plan_files() -> None:
-    plan = lower_plan.plan(patterndsl.parse("blocks(64, random(2, seed = 3))").bind(4096), Lookup(), CUDA)
+    """FlexAttention, which older calibrations name, takes them in inference alone."""
+    machine = replace(CUDA, sparse_kernel="flex", blocks=((128, 128),), finer=((64, 64),))
+    plan = lower_plan.plan(patterndsl.parse("blocks(64, random(2, seed = 3))").bind(4096), Lookup(), machine)
     (item,) = plan.passes
     assert isinstance(item.piece.shape, Sparse) and item.piece.shape.finer is not None
     arrays = Arrays()

@@ -1,0 +1,52 @@
+"""What does a predicate look up in a call? Its constants, and inputs and draws as tensors with their strides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patterndsl.ir.relation import Random, Relation
+from patterndsl.runtime.data import Inputs, draws_of, facets_of
+from patterndsl.runtime.kernels.predicate import predicate_of
+from patterndsl.sema.parameters import Sizes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What a launch asks of pairs: the predicate as a function of Triton's, and its arguments. q_start: the absolute
+    position of the first query."""
+
+    keep: Any
+    numbers: tuple[int, ...]
+    tables: tuple[Tensor, ...]
+    q_start: int
+
+
+def draws_for(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
+    """What the relation draws, the same in each call: int32 [heads or 1, rows, count]."""
+    draws = draws_of(relation, num_heads, device)
+    return {node: keys.to(torch.int32).contiguous() for node, keys in draws.items()}
+
+
+def asked_of(relation: Relation, sizes: Sizes, given: Inputs, draws: Mapping[Random, Tensor]) -> Asked:
+    """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length]."""
+    from patterndsl.runtime.kernels.source import function_of
+
+    predicate = predicate_of(relation, sizes)
+    facets = facets_of([relation], given)
+    numbers, tables = list(predicate.numbers), list[Tensor]()
+    for table in predicate.tables:
+        if isinstance(table, Random):
+            keys = draws[table]
+            tables.append(keys)
+            numbers += keys.shape[1], 0, keys.stride(0) if keys.shape[0] > 1 else 0
+        else:
+            values = facets[table].contiguous()
+            tables.append(values if table[1] == "value" else values.to(torch.int32))
+            steps = [step if size > 1 else 0 for size, step in zip(values.shape, values.stride(), strict=True)]
+            numbers += values.shape[-1], *(*steps[:-1], 0, 0)[:2]
+    return Asked(function_of(predicate.text), tuple(numbers), tuple(tables), sizes.q_start)

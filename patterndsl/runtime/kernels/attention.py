@@ -1,0 +1,104 @@
+"""How does a program run on generated kernels? Its lists and its predicate are made ready, once where no input decides.
+
+All heads and batch rows are in one launch of each kernel, whatever their tiles are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from importlib.util import find_spec
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.relation import Random
+from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
+from patterndsl.runtime.kernels.calls import forward, gradients
+from patterndsl.runtime.kernels.lists import Found, WorkLists
+from patterndsl.runtime.parts import has_heads
+from patterndsl.sema.bind import Bound
+
+FindTiles: TypeAlias = Callable[[int, int, dict[str, Tensor]], Found]
+"""Tiles of so many queries by so many keys for checked inputs: of head groups, or of heads where inputs differ so."""
+
+
+def check_can_run(device: torch.device) -> None:
+    """Raises InputError (E505) where there is no Triton, or it has no such device."""
+    if find_spec("triton") is None:
+        raise input_error("E505", "the triton backend needs Triton, which is not installed", "use backend='auto'")
+    from patterndsl.runtime.kernels.launch import is_interpreted
+
+    if device.type != "cuda" and not is_interpreted():
+        raise input_error("E505", f"the triton backend has no kernels for {device.type}", "compile for device='cuda'")
+
+
+class Kernels:
+    """A pattern made ready for generated kernels; call it with tensors and checked inputs.
+
+    The relation may read inputs that differ from row to row and from head to head.
+    """
+
+    def __init__(self, bound: Bound, device: torch.device, find: FindTiles) -> None:
+        self.bound, self.device, self.find = bound, device, find
+        self._static = dict[int, WorkLists]()
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Tensor], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both."""
+        lists = self.lists(query.shape[1] // key.shape[1], given)
+        asked = self._asked(given)
+        return attended(
+            query,
+            key,
+            value,
+            Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale)),
+        )
+
+    def gradients(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        given: dict[str, Tensor],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of query, key and value, from what a forward pass gave."""
+        lists = self.lists(query.shape[1] // key.shape[1], given)
+        return gradients(lists, self._asked(given), scale, query, key, value, out, lse, grad_out, grad_lse)
+
+    def lists(self, kv_group: int, given: dict[str, Tensor]) -> WorkLists:
+        """The work over the tiles of these inputs."""
+        if given:
+            return self._lists(kv_group, given)
+        if kv_group not in self._static:
+            self._static[kv_group] = self._lists(kv_group, {})
+        return self._static[kv_group]
+
+    def _lists(self, kv_group: int, given: dict[str, Tensor]) -> WorkLists:
+        def find(q_block: int, kv_block: int) -> Found:
+            return self.find(q_block, kv_block, given)
+
+        group_of = range(self.bound.num_heads) if has_heads(given) else self._group_of
+        return WorkLists(find, group_of, kv_group, self.bound.sizes.kv_len, self.device)
+
+    @cached_property
+    def _group_of(self) -> Sequence[int]:
+        of_heads = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
+        return [of_heads[head] for head in range(self.bound.num_heads)]
+
+    def _asked(self, given: Inputs) -> Asked:
+        return asked_of(self.bound.relation, self.bound.sizes, given, self._draws)
+
+    @cached_property
+    def _draws(self) -> dict[Random, Tensor]:
+        return draws_for(self.bound.relation, self.bound.num_heads, self.device)

@@ -1,0 +1,75 @@
+"""What does one call compute? Attention over lists of work, and its gradients, each from tensors to tensors.
+
+Blocks follow from the tensors. Triton is imported here, when the first call comes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patterndsl.runtime.kernels.asked import Asked
+from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.kernels.shapes import Shapes, shapes_for
+
+
+def forward(
+    lists: WorkLists,
+    asked: Asked,
+    scale: float,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    into: tuple[Tensor, Tensor] | None = None,
+    *,
+    goes_on: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Output and lse. into: where they are written; goes_on: whether they are merged with what is there."""
+    from patterndsl.runtime.kernels import launch
+
+    query, scale = _positive(query, scale)
+    blocks = shapes_of(query, value).forward
+    return launch.forward(query, key, value, lists.rows(blocks), blocks, asked, scale, into, goes_on=goes_on)
+
+
+def gradients(
+    lists: WorkLists,
+    asked: Asked,
+    scale: float,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
+    *,
+    adds: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of query, key and value, from the output and lse of all keys. into: where they are written; adds: whether
+    they are added to what is there."""
+    from patterndsl.runtime.kernels.launch import gradient_of_queries, gradients_of_keys
+
+    shapes = shapes_of(query, value)
+    rows, columns = lists.rows(shapes.queries), lists.columns(shapes.keys)
+    tensors, into_query, into_keys = (query, key, value), into and into[0], into and into[1:]
+    grad_query, delta = gradient_of_queries(
+        *tensors, out, lse, grad_out, grad_lse, rows, shapes.queries, asked, scale, into_query, adds=adds
+    )
+    grad_key, grad_value = gradients_of_keys(
+        *tensors, lse, grad_out, delta, columns, shapes.keys, asked, scale, into_keys, adds=adds
+    )
+    return grad_query, grad_key, grad_value
+
+
+def shapes_of(query: Tensor, value: Tensor) -> Shapes:
+    """The blocks for such tensors."""
+    return shapes_for(query.dtype, max(query.shape[3], value.shape[3]))
+
+
+def _positive(query: Tensor, scale: float) -> tuple[Tensor, float]:
+    """The same scores with a scale above 0, for which the greatest score is the greatest product."""
+    if scale > 0:
+        return query, scale
+    return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)

@@ -1,0 +1,70 @@
+"""What do generated predicates call? Floored division, roots and lookups, on vectors of positions.
+
+Each is the meaning that `ir.meaning` gives it, and equal to it on every argument inside its domain.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def floor_div(x, y):
+    """x // y for y > 0."""
+    return x // y - tl.where(x % y < 0, 1, 0)
+
+
+@triton.jit
+def floor_mod(x, y):
+    """x % y for y > 0."""
+    rest = x % y
+    return tl.where(rest < 0, rest + y, rest)
+
+
+@triton.jit
+def integer_root(x):
+    """floor(sqrt(x)) for 0 <= x < 2^62, bit by bit."""
+    wide = x.to(tl.int64)
+    root = wide * 0
+    for turn in tl.static_range(31):
+        trial = root + (1 << (30 - turn))
+        root = tl.where(trial * trial <= wide, trial, root)
+    return root
+
+
+@triton.jit
+def integer_log2(x):
+    """floor(log2(x)) for 1 <= x < 2^62."""
+    wide = x.to(tl.int64)
+    found = wide * 0
+    for bit in tl.static_range(1, 62):
+        found += tl.where((wide >> bit) > 0, 1, 0)
+    return found
+
+
+@triton.jit
+def read(table, length, first, index):
+    """table[first + index]; -1 where the index is outside 0..length."""
+    inside = (index >= 0) & (index < length)
+    return tl.load(table + first + tl.where(inside, index, 0), mask=inside, other=-1)
+
+
+@triton.jit
+def drawn(table, num_rows, first, q, k, count: tl.constexpr):
+    """Whether k is among the keys of row q of a table [num_rows, count]."""
+    found = (k < 0) & (q < 0)
+    for turn in tl.static_range(count):
+        inside = (q >= 0) & (q < num_rows)
+        key = tl.load(table + first + tl.where(inside, q, 0) * count + turn, mask=inside, other=-1)
+        found |= key == k
+    return found & (k >= 0)
+
+
+@triton.jit
+def listed(table, length, first, row, key, width: tl.constexpr):
+    """Whether the key is among the values of a row of a table of rows of this width."""
+    found = (key < 0) & (row < 0)
+    for turn in tl.static_range(width):
+        found |= read(table, length, first, row * width + turn) == key
+    return found & (row >= 0) & (key >= 0)

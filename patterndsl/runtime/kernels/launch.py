@@ -1,0 +1,251 @@
+"""How do kernels meet tensors? Results are made, and each kernel is launched once over all heads and batch rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from patterndsl.runtime.kernels.asked import Asked
+from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
+from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
+from patterndsl.runtime.kernels.shapes import Blocks
+from patterndsl.runtime.kernels.work import Work
+from patterndsl.runtime.views import with_unit_stride
+
+CHUNK = 16
+"""Slots of a row that are read at once."""
+
+
+def is_interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    return not isinstance(attend_kernel, triton.JITFunction)
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    work: Work,
+    blocks: Blocks,
+    asked: Asked,
+    scale: float,
+    into: tuple[Tensor, Tensor] | None = None,
+    *,
+    goes_on: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, Hq, Tq, Dv] in the query's dtype and lse [B, Hq, Tq] in float32. Empty rows yield 0 and -inf.
+
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], in any order in memory. into: where output
+    and lse are written; goes_on: whether they are merged with those of other keys that are there. scale: above 0. Work:
+    O(entries x block^2 x D), in one launch, and a second one where long rows were cut.
+    """
+    query, key, value = map(with_unit_stride, (query, key, value))
+    batch, heads, q_len, dim = query.shape
+    value_dim, kv_len = value.shape[3], key.shape[2]
+    if into is None:
+        out, lse = _like(query, value_dim), torch.empty((batch, heads, q_len), dtype=torch.float32, device=query.device)
+    else:
+        out, lse = into
+    rows, (dim_padded, padded) = _rows(work, batch), _padded(dim, value_dim)
+    slots = rows * work.num_slots * blocks.q_block
+    part_out, part_lse = _floats(query, slots * padded), _floats(query, slots)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    seen = _seen((query, q_block, dim_padded), (key, kv_block, dim_padded), (value, kv_block, padded))
+    attend_kernel[(work.num_pieces, rows)](
+        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
+        *_strides(query, key, value, out), *lse.stride(),
+        q_len, kv_len, asked.q_start, work.num_slots, scale,
+        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
+        padded=dim_padded, value_padded=padded, q_block=q_block, kv_block=kv_block,
+        even=kv_len % kv_block == 0, described=seen.described, goes_on=goes_on,
+        precision=_precision(query), stages=blocks.stages, **_options(blocks),
+    )  # fmt: skip
+    if work.num_joints:
+        merge_kernel[(work.num_joints * q_block, rows)](
+            part_out, part_lse, out, lse, work.joints, *_strides(out), *lse.stride(), q_len, work.num_slots,
+            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, goes_on=goes_on,
+            num_warps=2,
+        )  # fmt: skip
+    return out, lse
+
+
+def gradient_of_queries(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    work: Work,
+    blocks: Blocks,
+    asked: Asked,
+    scale: float,
+    into: Tensor | None = None,
+    *,
+    adds: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of queries [B, Hq, Tq, D], and delta [B, Hq, Tq] for `gradients_of_keys`.
+
+    out, lse: of all keys, of which these may be a part; grad_lse: that of lse, None where it has none. work: as for
+    `forward`. into: where the gradient is written; adds: whether it is added to what is there.
+    """
+    query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
+    batch, heads, q_len, dim = query.shape
+    value_dim, kv_len = value.shape[3], key.shape[2]
+    delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
+    grad_query = _like(query, dim) if into is None else into
+    rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
+    part = _floats(query, rows * work.num_slots * blocks.q_block * padded)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    seen = _seen(
+        *((query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)),
+        *((out, q_block, value_padded), (grad_out, q_block, value_padded)),
+    )
+    grad_of_lse = lse if grad_lse is None else _as_laid_out(grad_lse, lse)
+    query_kernel[(work.num_pieces, rows)](
+        *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries,
+        asked.numbers, asked.tables,
+        *_strides(query, key, value, out, grad_out), *lse.stride(), *_strides(grad_query),
+        q_len, kv_len, asked.q_start, work.num_slots, scale,
+        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
+        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
+        even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
+        adds=adds, precision=_precision(query), stages=blocks.stages,
+        **_options(blocks),
+    )  # fmt: skip
+    _add_up(part, grad_query, padded, work, rows, q_block, adds=adds)
+    return grad_query, delta
+
+
+def gradients_of_keys(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    delta: Tensor,
+    work: Work,
+    blocks: Blocks,
+    asked: Asked,
+    scale: float,
+    into: tuple[Tensor, Tensor] | None = None,
+    *,
+    adds: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of keys [B, Hkv, Tk, D] and values [B, Hkv, Tk, Dv]. work: of transposed lists. delta: of
+    `gradient_of_queries`, which lies in memory as lse does. into, adds: see there."""
+    query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
+    batch, heads, q_len, dim = query.shape
+    value_dim, kv_len = value.shape[3], key.shape[2]
+    grad_key, grad_value = (_like(key, dim), _like(value, value_dim)) if into is None else into
+    rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
+    slots = rows * work.num_slots * blocks.kv_block
+    part_key, part_value = _floats(query, slots * padded), _floats(query, slots * value_padded)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    seen = _seen(
+        *((query, q_block, padded), (key, kv_block, padded)),
+        *((value, kv_block, value_padded), (grad_out, q_block, value_padded)),
+    )
+    key_kernel[(work.num_pieces, rows)](
+        *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+        asked.numbers, asked.tables,
+        *_strides(query, key, value, grad_out), *lse.stride(), *_strides(grad_key, grad_value),
+        q_len, kv_len, asked.q_start, work.num_slots, triton.cdiv(q_len, q_block), scale,
+        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
+        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
+        even=q_len % q_block == 0, described=seen.described, adds=adds,
+        precision=_precision(query), stages=blocks.stages, **_options(blocks),
+    )  # fmt: skip
+    _add_up(part_key, grad_key, padded, work, rows, kv_block, adds=adds)
+    _add_up(part_value, grad_value, value_padded, work, rows, kv_block, adds=adds)
+    return grad_key, grad_value
+
+
+def _add_up(part: Tensor, into: Tensor, padded: int, work: Work, rows: int, block: int, *, adds: bool) -> None:
+    if work.num_joints:
+        sum_kernel[(work.num_joints * block, rows)](
+            part, into, work.joints, *_strides(into), into.shape[2], work.num_slots,
+            width=into.shape[3], padded=padded, block=block, chunk=CHUNK, adds=adds, num_warps=2,
+        )  # fmt: skip
+
+
+def _options(blocks: Blocks) -> dict[str, int]:
+    """How a kernel is compiled."""
+    found = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    return found if blocks.registers is None else {**found, "maxnreg": blocks.registers}
+
+
+# ---- tensors as kernels see them
+
+
+class _Seen(NamedTuple):
+    """What loads take, see `rows`: descriptors of blocks where all tensors can be described, or the tensors."""
+
+    tensors: Sequence[Any]
+    described: bool
+
+
+def _seen(*tensors: tuple[Tensor, int, int]) -> _Seen:
+    """Tensors with the rows and channels of their blocks."""
+    if all(_can_be_described(x, width) for x, _, width in tensors):
+        return _Seen([_described(x, block) for x, block, _ in tensors], True)
+    return _Seen([x for x, _, _ in tensors], False)
+
+
+def _can_be_described(x: Tensor, width: int) -> bool:
+    """Whether the copying engine of Hopper and later takes it: it wants starts and steps of whole 16 bytes."""
+    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9:
+        return False
+    size = x.element_size()
+    steps = (step * size for length, step in zip(x.shape[:3], x.stride()[:3], strict=True) if length > 1)
+    return x.shape[3] == width and x.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+
+
+def _described(x: Tensor, block: int) -> TensorDescriptor:
+    width = x.shape[3]
+    # the step of a dimension of one is never taken, and may be anything: one that is allowed
+    strides = [step if length > 1 else width for length, step in zip(x.shape, x.stride(), strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
+
+
+def _rows(work: Work, batch: int) -> int:
+    """Batch rows that share the work."""
+    return batch if work.is_shared else 1
+
+
+def _strides(*tensors: Tensor) -> Sequence[int]:
+    return [step for x in tensors for step in x.stride()[:3]]
+
+
+def _like(x: Tensor, width: int) -> Tensor:
+    """A tensor [B, H, T, width] that lies in memory as x does, heads inside positions or around them."""
+    if x.shape[3] == width and not x.is_contiguous() and x.transpose(1, 2).is_contiguous():
+        return torch.empty_like(x)
+    return torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device)
+
+
+def _as_laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """The numbers of x in float32, where those of `like` lie."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=torch.float32, device=x.device).copy_(x)
+
+
+def _floats(like: Tensor, size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device=like.device)
+
+
+def _padded(*widths: int) -> Sequence[int]:
+    """Channels of tiles of these widths, powers of two: matrix units want 16 at least, and no less than half of the
+    widest. (Halves of 128 channels beside values of 16 came out wrong on an H100 with Triton 3.6, of 64 right.)"""
+    least = [max(16, 1 << (width - 1).bit_length()) for width in widths]
+    return [max(width, max(least) // 2) for width in least]
+
+
+def _precision(x: Tensor) -> str:
+    """Float32 stays float32: TF32 would be another attention than the one that was asked for."""
+    return "ieee" if x.dtype == torch.float32 else "tf32"

@@ -1,0 +1,67 @@
+"""Whose tiles does each piece of work have? Those of batch rows and heads, put into lists for each size of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+
+from patterndsl.lower.tiles import Tiles
+from patterndsl.runtime.kernels.shapes import Blocks
+from patterndsl.runtime.kernels.work import Lists, Work, lists_of, transposed, work_of
+
+Found: TypeAlias = Sequence[Sequence[Tiles]]
+"""Tiles of each batch row, or of one for all: those of heads or of groups of heads."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkLists:
+    """The work over some tiles, made when it is asked for and kept.
+
+    find: the tiles of so many queries by so many keys. group_of: for each head the place of its tiles, in every batch
+    row. kv_group: query heads that share a head of keys.
+    """
+
+    find: Callable[[int, int], Found]
+    group_of: Sequence[int]
+    kv_group: int
+    kv_len: int
+    device: torch.device
+    _made: dict[tuple[int, int, bool], Work] = field(default_factory=dict)
+
+    def rows(self, blocks: Blocks) -> Work:
+        """Lists of keys for each block of queries."""
+        return self._kept(blocks, self._rows, is_transposed=False)
+
+    def columns(self, blocks: Blocks) -> Work:
+        """Lists of queries for each block of keys."""
+        return self._kept(blocks, self._columns, is_transposed=True)
+
+    def _kept(self, blocks: Blocks, make: Callable[[Found], Work], *, is_transposed: bool) -> Work:
+        known = blocks.q_block, blocks.kv_block, is_transposed
+        if known not in self._made:
+            self._made[known] = make(self.find(blocks.q_block, blocks.kv_block))
+        return self._made[known]
+
+    def _rows(self, found: Found) -> Work:
+        lists = list[tuple[Lists, Sequence[tuple[int, int]]]]()
+        for row, groups in enumerate(found):
+            for at, tiles in enumerate(groups):
+                places = [(row, head) for head, group in enumerate(self.group_of) if group == at]
+                lists.append((lists_of(tiles, self.kv_len, self.device), places))
+        return work_of(lists, is_shared=len(found) == 1)
+
+    def _columns(self, found: Found) -> Work:
+        """Heads of keys whose query heads have the same tiles, each in its turn, share lists."""
+        heads_of = dict[tuple[int, ...], list[int]]()
+        for kv_head in range(len(self.group_of) // self.kv_group):
+            mine = tuple(self.group_of[kv_head * self.kv_group : (kv_head + 1) * self.kv_group])
+            heads_of.setdefault(mine, []).append(kv_head)
+        lists = list[tuple[Lists, Sequence[tuple[int, int]]]]()
+        for row, groups in enumerate(found):
+            for mine, heads in heads_of.items():
+                shared = transposed([groups[group] for group in mine], self.device)
+                lists.append((shared, [(row, head) for head in heads]))
+        return work_of(lists, is_shared=len(found) == 1)

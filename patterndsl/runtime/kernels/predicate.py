@@ -1,0 +1,243 @@
+"""What does membership look like as a kernel's source? One function of vectors of positions, in Triton's Python.
+
+Constants become arguments, so that patterns which differ in lengths or parameters share one source and one compiled
+kernel. Divisors stay in the text: division by a known number is a multiplication. It neither imports nor runs Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias, assert_never
+
+from patterndsl.ir.draws import constant
+from patterndsl.ir.index import HEAD, Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
+from patterndsl.ir.interval import Box, Interval, bounds
+from patterndsl.ir.meaning import Truths, width_of
+from patterndsl.ir.relation import (
+    And,
+    Compare,
+    Everything,
+    Holds,
+    Listed,
+    Not,
+    Nothing,
+    Or,
+    Random,
+    Relation,
+    indices,
+    substitute_index,
+)
+from patterndsl.sema.parameters import MAX_HEADS, Sizes
+
+MAX_SMALL = 2**31 - 1
+"""Of a 32-bit integer. Positions are that wide, unless the predicate makes something larger of them."""
+
+Table: TypeAlias = tuple[str, Facet] | Random
+"""What a predicate looks up: an input's facet, or the keys that were drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicate:
+    """Membership as source. text: of a function keep(q, k, head, row, numbers, tables).
+
+    numbers: the constants, first in the argument of that name; behind them come those of each table, see
+    `launch.arguments`. tables: what is looked up, in order.
+    """
+
+    text: str
+    numbers: tuple[int, ...]
+    tables: tuple[Table, ...]
+
+
+@lru_cache(maxsize=256)
+def predicate_of(relation: Relation, sizes: Sizes) -> Predicate:
+    """The source of a bound relation, which may have `head` in it. sizes: bounds of the positions it is asked for."""
+    writer = _Writer(_box(sizes))
+    result = writer.relation(relation)
+    wide = any(_is_large(index, writer.box) for index in indices(relation))
+    first = ["    q = q.to(tl.int64)", "    k = k.to(tl.int64)"] if wide else []
+    # what does not depend on the key may be narrower than a tile, and a constant has no type at all
+    body = [*first, *writer.lines, f"    return ({result}) & (k >= 0)"]
+    text = "\n".join(["@triton.jit", "def keep(q, k, head, row, numbers, tables):", *body, ""])
+    base = len(writer.numbers)
+    for place in range(NUMBERS_OF_TABLE * len(writer.tables)):
+        text = text.replace(_Writer.later(place), f"numbers[{base + place}]")
+    return Predicate(text, tuple(writer.numbers), tuple(writer.tables))
+
+
+NUMBERS_OF_TABLE = 3
+"""Its length (rows of what was drawn), and the strides of batch rows and heads."""
+
+
+class _Unknown:
+    """Ranges of what is looked up. An input's values are of 64 bits, and so is what is made of them."""
+
+    def bounds(self, name: str, facet: Facet, index: Interval) -> Interval:
+        if name == _ANY_HEAD.name:
+            return 0, MAX_HEADS
+        return (0, 0) if facet == "value" else (-1, MAX_SMALL // 2)
+
+    def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
+        return True
+
+    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Truths:
+        return True
+
+
+def _box(sizes: Sizes) -> Box:
+    """All positions. A ragged tile reaches behind them, where it does not matter what a predicate says."""
+    return Box((sizes.q_start, sizes.q_start + max(0, sizes.q_len - 1)), (0, max(0, sizes.kv_len - 1)), _Unknown())
+
+
+def _is_large(index: Index, box: Box) -> bool:
+    low, high = _range(index, box)
+    return low < -MAX_SMALL or high > MAX_SMALL
+
+
+def _range(index: Index, box: Box) -> tuple[int, int]:
+    """Bounds over all heads. In the frame of a draw positions are no larger than these."""
+    of_any_head = substitute_index(index, lambda symbol: _ANY_HEAD if symbol == HEAD else symbol)
+    low, high = bounds(of_any_head, box)
+    return int(low), int(high)
+
+
+_ANY_HEAD = Read("head", "value", Const(0))
+"""Stands for a number that is looked up: `head` names no input."""
+
+
+@dataclass
+class _Writer:
+    """Lines that give each expression a name, once."""
+
+    box: Box
+    lines: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    names: dict[Index, str] = field(default_factory=dict)
+
+    @staticmethod
+    def later(place: int) -> str:
+        """Stands for a number of a table: these lie behind the constants, which are not counted yet."""
+        return f"numbers[table + {place}]"
+
+    # ---- truths
+
+    def relation(self, relation: Relation) -> str:
+        match relation:
+            case Everything():
+                return "k >= 0"
+            case Nothing():
+                return "k < 0"
+            case Compare(op, left, right):
+                return f"{self.index(left)} {op} {self.index(right)}"
+            case Holds(read):
+                return f"{self.index(read)} > 0"
+            case And(terms):
+                return " & ".join(f"({self.relation(term)})" for term in terms)
+            case Or(terms):
+                return " | ".join(f"({self.relation(term)})" for term in terms)
+            case Not(term):
+                return f"({self.relation(term)}) == 0"
+            case Random():
+                table, length, row, head = self.table(relation)
+                q, k, count = self.index(relation.q), self.index(relation.k), constant(relation.count)
+                return f"drawn({table}, {length}, {head} * head + {row} * row, {q}, {k}, {max(0, count)})"
+            case Listed(name):
+                table, length, row, head = self.table((name, "value"))
+                at, key = self.index(relation.row), self.index(relation.key)
+                return f"listed({table}, {length}, {row} * row + {head} * head, {at}, {key}, {width_of(relation)})"
+            case _:
+                assert_never(relation)
+
+    def table(self, table: Table) -> tuple[str, str, str, str]:
+        """A table, its length, and the strides of batch rows and heads."""
+        if table not in self.tables:
+            self.tables.append(table)
+        place = self.tables.index(table)
+        length, row, head = (self.later(NUMBERS_OF_TABLE * place + turn) for turn in range(NUMBERS_OF_TABLE))
+        return f"tables[{place}]", length, row, head
+
+    # ---- integers
+
+    def index(self, index: Index) -> str:
+        """The name of an expression's value."""
+        if index not in self.names:
+            self.names[index] = self.named(index)
+        return self.names[index]
+
+    def named(self, index: Index) -> str:
+        match index:
+            case Const(0):
+                return "0"
+            case Const(number):
+                self.numbers.append(number)
+                return f"numbers[{len(self.numbers) - 1}]"
+            case Var("q") | Var("k") | Var("head"):
+                return index.name
+            case Var(name) | Param(name):
+                raise AssertionError(f"{name} is not bound")
+        return self.line(self.expression(index))
+
+    def line(self, expression: str) -> str:
+        name = f"x{len(self.lines)}"
+        self.lines.append(f"    {name} = {expression}")
+        return name
+
+    def expression(self, index: Arithmetic | Function | Select | Read) -> str:
+        match index:
+            case Arithmetic("//" | "%", left, Const(divisor)):
+                return _divided(index.op, self.index(left), divisor, _range(left, self.box)[0] >= 0)
+            case Arithmetic("//", left, right):
+                return f"floor_div({self.index(left)}, {self.index(right)})"
+            case Arithmetic("%", left, right):
+                return f"floor_mod({self.index(left)}, {self.index(right)})"
+            case Arithmetic(op, left, right):
+                return f"{self.index(left)} {op} {self.index(right)}"
+            case Function(name, arguments):
+                return _FUNCTIONS[name]([self.index(argument) for argument in arguments])
+            case Select(items, at):
+                assert not isinstance(items, str), f"the list {items} is not bound"
+                place, chosen = self.index(at), "0"
+                for turn, item in enumerate(items):
+                    chosen = f"tl.where({place} == {turn}, {self.index(item)}, {chosen})"
+                return chosen
+            case Read(name, facet, at):
+                table, length, row, head = self.table((name, facet))
+                return f"read({table}, {length}, {row} * row + {head} * head, {self.index(at)})"
+            case _:
+                assert_never(index)
+
+
+def _divided(op: str, x: str, divisor: int, is_positive: bool) -> str:
+    """x // divisor or x % divisor, floored; a kernel's own division rounds towards 0."""
+    if divisor & (divisor - 1) == 0:
+        return f"{x} >> {divisor.bit_length() - 1}" if op == "//" else f"{x} & {divisor - 1}"
+    if is_positive:
+        return f"{x} {op} {divisor}"
+    return f"{'floor_div' if op == '//' else 'floor_mod'}({x}, {divisor})"
+
+
+def _nested(name: str) -> Callable[[list[str]], str]:
+    def joined(arguments: list[str]) -> str:
+        found = arguments[0]
+        for argument in arguments[1:]:
+            found = f"{name}({found}, {argument})"
+        return found
+
+    return joined
+
+
+_FUNCTIONS: dict[str, Callable[[list[str]], str]] = {
+    "abs": lambda arguments: f"tl.abs({arguments[0]})",
+    "min": _nested("tl.minimum"),
+    "max": _nested("tl.maximum"),
+    "isqrt": lambda arguments: f"integer_root({arguments[0]})",
+    "log2": lambda arguments: f"integer_log2({arguments[0]})",
+}
+
+
+def draws_in(predicate: Predicate) -> Iterator[Random]:
+    """What the predicate draws."""
+    return (table for table in predicate.tables if isinstance(table, Random))

@@ -1,0 +1,33 @@
+"""How does a predicate's source become a function that kernels call? Compiled once for each text, and kept."""
+
+from __future__ import annotations
+
+import linecache
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from patterndsl.runtime.kernels import functions
+
+_NAMES = {
+    "triton": triton,
+    "tl": tl,
+    **{
+        name: getattr(functions, name)
+        for name in ("floor_div", "floor_mod", "integer_root", "integer_log2", "read", "drawn", "listed")
+    },
+}
+
+
+@lru_cache(maxsize=1024)
+def function_of(text: str) -> Any:
+    """The function `keep` of a source text. Triton reads functions from their files, so it is put where files are
+    looked up."""
+    name = f"<patterndsl predicate {sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    space: dict[str, Any] = {**_NAMES, "__name__": __name__}
+    exec(compile(text, name, "exec"), space)
+    return space["keep"]
