@@ -13,7 +13,7 @@ from patterndsl.diagnostics import Diagnostic, PatternError, input_error
 from patterndsl.ir.index import Index, K, Q
 from patterndsl.ir.real import Real
 from patterndsl.ir.relation import EVERYTHING, And, Relation, compare, conjunction, depends_on, inputs_read
-from patterndsl.pattern import Pattern, checked_claim
+from patterndsl.pattern import Pattern, checked_claim, fixed_value
 from patterndsl.sema.model import Resolved, ScoreDeclaration
 from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
 from patterndsl.sema.scores import SCORES
@@ -172,6 +172,16 @@ class Composite(Pattern):
         """How branches become one output."""
         return self.spec.combine
 
+    @property
+    def told(self) -> tuple[object, ...]:
+        """All that is said beside what is attended: sources, tables and scores with their settings, and `combine`."""
+        return (
+            {item.name: (item.kind, item.settings) for item in self.resolved.sources},
+            {item.name: (item.kind, item.size) for item in self.resolved.tables},
+            {item.name: (item.score, item.bias, item.softcap) for item in self.branches.values()},
+            self.combine,
+        )
+
     def __repr__(self) -> str:
         return f"Composite({self.text!r})"
 
@@ -224,7 +234,7 @@ class Composite(Pattern):
         from patterndsl.analysis.composed import causality, in_each_term, rows_nonempty
 
         known = checked_claim(claim, other is not None)
-        values = dict(params or {})
+        values = {name: fixed_value(name, value, [self]) for name, value in dict(params or {}).items()}
         n = None if n is None else counted("n", n, 0, MAX_SIZE)
         resolved = {term.name: (term.pattern.resolved, term.seen) for term in self.terms}
         match known:
@@ -234,11 +244,10 @@ class Composite(Pattern):
                 return rows_nonempty({name: item for name, (item, _) in resolved.items()}, n=n, fixed=values)
             case "equals" | "within":
                 theirs = {term.name: term.pattern for term in other.terms} if isinstance(other, Composite) else {}
-                if theirs.keys() != resolved.keys() or [i.kind for i in other.resolved.sources] != [  # type: ignore[union-attr]
-                    item.kind for item in self.resolved.sources
-                ]:
+                if not isinstance(other, Composite) or theirs.keys() != resolved.keys() or self.told != other.told:
                     help = f"compare with a pattern of the terms {', '.join(resolved)}, or term by term"
-                    raise input_error("E506", f"`{claim}` compares patterns with the same sources and branches", help)
+                    message = f"`{claim}` compares patterns with the same sources, branches and scores"
+                    raise input_error("E506", message, help)
                 verdicts = {
                     term.name: term.pattern.prove(claim, theirs[term.name], n=n, params=params) for term in self.terms
                 }

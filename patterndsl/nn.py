@@ -19,7 +19,7 @@ from patterndsl.functional import as_pattern, attention, composite_attention
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
-from patterndsl.pattern import Pattern
+from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.composed import Learned
 from patterndsl.runtime.data import Inputs
@@ -30,6 +30,7 @@ from patterndsl.score.synthesize import Dense, FactoredDense, FactoredRandom, Mi
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
+from patterndsl.source.named import Named
 from patterndsl.source.sequence import Keys, Sequence
 from patterndsl.source.sources import Sources, Told
 from patterndsl.source.state import State
@@ -89,14 +90,14 @@ class Attention(nn.Module):
         self.key_projection = self.query_projection if separate is None else separate
         self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=bias)
-        self.learners = nn.ModuleDict(
+        self.learners = Named(
             {
                 label.name: KMeans(kv_heads, self.head_dim, **fixed_settings(self.pattern.resolved, label))
                 for label in self.pattern.resolved.labels
                 if label.learner == "kmeans"
             }
         )
-        self.indices = nn.ModuleDict(
+        self.indices = Named(
             {
                 item.name: Index(dim, index_heads, index_dim)
                 for item in self.pattern.resolved.selections
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         branches = tuple(self.pattern.branches) if isinstance(self.pattern, Composite) else ()
         self.gated = branches if self.pattern.spec.combine == "gate" else ()
         self.gate = nn.Linear(dim, heads * len(self.gated)) if self.gated else None
-        self.tables = nn.ModuleDict(
+        self.tables = Named(
             {name: _Table(kind, size, heads, self.head_dim, dim) for name, kind, size in _tables(self.pattern)}
         )
         self.scores = nn.ModuleDict(_scores(self.pattern, dim, heads, self.head_dim))
@@ -165,6 +166,10 @@ class Attention(nn.Module):
             key, value = normalize(query, dim=-1), self._by_head(self.value_projection(source), self.kv_heads)
         else:
             key, value = self._keys(source)
+        self._check_remembered(x, source, state, present)
+        check_mapping("sources", sources, "{'encoded': states}")
+        for name, given in (sources or {}).items():
+            self._check(f"sources[{name!r}]", given)
         self.losses = {}
         sequence = Sequence(source, (key, value), self._keys, present, self.training)
         keys = self.sources(sequence, state, sources or {})
@@ -177,7 +182,7 @@ class Attention(nn.Module):
         learned = Learned(
             keys,
             self._gates(x) or {},
-            self._made(x, query, key, scale),
+            self._made(x, query, key, scale, q_start),
             {name: cast("_Table", table)() for name, table in self.tables.items()},
             {name: module() for name, module in self._drawn()},
             {} if state is None else state.sums,
@@ -207,13 +212,13 @@ class Attention(nn.Module):
             if isinstance(module, _Directions):
                 yield name.removeprefix(ONLY), module
 
-    def _made(self, x: Tensor, query: Tensor, key: Tensor, scale: float | None) -> dict[str, Tensor]:
+    def _made(self, x: Tensor, query: Tensor, key: Tensor, scale: float | None, q_start: int) -> dict[str, Tensor]:
         """The scores of each branch that makes them up, [B or 1, H, T, Tk]."""
         found = {}
         for name, module in self.scores.items():
             if isinstance(module, _Directions):
                 continue
-            made = module(x, key.shape[2])
+            made = module(x, key.shape[2], q_start)
             if isinstance(module, _WithProduct):
                 keys = key.repeat_interleave(self.heads // self.kv_heads, dim=1)
                 products = query @ keys.transpose(-1, -2) * (self.head_dim**-0.5 if scale is None else scale)
@@ -336,9 +341,40 @@ class Attention(nn.Module):
                 "E503", f"{name} is {x.dtype}, the layer {weight.dtype}", f"cast it: {name}.to({weight.dtype})"
             )
 
+    def _check_remembered(self, x: Tensor, source: Tensor, state: object, present: object) -> None:
+        """Raises InputError (E503, E505) on a state that is not this layer's, or what does not say who is present."""
+        if present is not None:
+            is_mask = isinstance(present, Tensor) and present.dtype == torch.bool and present.dim() == 2
+            if not is_mask or present.shape != source.shape[:2]:  # type: ignore[attr-defined]
+                shown = (
+                    f"{list(present.shape)}, {present.dtype}" if isinstance(present, Tensor) else type(present).__name__
+                )
+                raise input_error("E503", f"present is {shown}", f"give a bool tensor {list(source.shape[:2])}")
+        if state is None:
+            return
+        if not isinstance(state, State):
+            raise input_error("E503", f"the state is {type(state).__name__}", "state = layer.init_state(batch)")
+        if not self.sources.is_recurrent and not self.sums:
+            raise input_error("E505", "the pattern has no state", "call the layer without one")
+        start = self.sources.start(0, x)
+        is_ours = state.recalled.keys() == start.recalled.keys() and state.compressed.keys() == start.compressed.keys()
+        if not is_ours or not state.sums.keys() <= set(self.sums):
+            raise input_error("E503", "the state is of another pattern", "state = layer.init_state(batch)")
+        for name, held in (*state.recalled.items(), *state.compressed.items()):
+            if held.shape[0] != x.shape[0] or held.shape[2] != self.dim:
+                message = f"`{name}` remembers {list(held.shape)}, and x is {list(x.shape)}"
+                raise input_error("E503", message, "state = layer.init_state(batch) for each batch of sequences")
+            if held.device != x.device or (held.dtype != x.dtype and not is_autocast_on(x.device.type)):
+                message = f"`{name}` remembers {held.dtype} on {held.device}, and x is {x.dtype} on {x.device}"
+                raise input_error("E503", message, "give init_state the device and dtype of x")
+
     def _by_head(self, projected: Tensor, heads: int) -> Tensor:
         """[B, T, heads * D] to [B, heads, T, D]."""
         return projected.view(*projected.shape[:2], heads, self.head_dim).transpose(1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Losses belong to a graph, and are not copied."""
+        return {**self.__dict__, "losses": {}}
 
     def extra_repr(self) -> str:
         return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
@@ -390,7 +426,8 @@ class _Directions(nn.Module):
         if self.training and redraw:
             turn = int(self.calls) + 1
             if turn % redraw == 0:
-                self.directions.copy_(drawn_directions(self.settings, self.head_dim, turn // redraw))
+                # a tensor of its own, as the backward pass of earlier calls needs the former ones
+                self.directions = drawn_directions(self.settings, self.head_dim, turn // redraw).to(self.directions)
             self.calls.fill_(turn)
         return self.directions
 
@@ -407,8 +444,8 @@ class _WithProduct(nn.Module):
         """The part of the product."""
         return self.weight.softmax(0)[0]
 
-    def forward(self, x: Tensor, num_keys: int) -> Tensor:
-        return cast("Tensor", self.weight.softmax(0)[1] * self.made(x, num_keys))
+    def forward(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
+        return cast("Tensor", self.weight.softmax(0)[1] * self.made(x, num_keys, start))
 
 
 def _scores(pattern: Pattern, dim: int, heads: int, head_dim: int) -> dict[str, nn.Module]:

@@ -186,10 +186,13 @@ class Pattern(Shown):
         known = checked_claim(claim, other is not None)
         if other is not None and not isinstance(other, Pattern):
             raise input_error("E506", f"the other pattern is {kind_of(other)}", "parse it first: patterndsl.parse(...)")
+        if other is not None and other.spec.branches:
+            help = "ask a term of it: other.terms[0].pattern"
+            raise input_error("E506", f"`{known}` of one relation and a pattern of several sources or branches", help)
         n = None if n is None else counted("n", n, 0, MAX_SIZE)
         check_mapping("params", params, '{"w": 256}')
         sides = [side for side in (self, other) if side is not None]
-        values = {name: _fixed(name, value, sides) for name, value in dict(params or {}).items()}
+        values = {name: fixed_value(name, value, sides) for name, value in dict(params or {}).items()}
         match known:
             case "causal" | "value_causal" | "pattern_causal":
                 return prove_causality(known, self.resolved, n=n, fixed=values)
@@ -325,7 +328,7 @@ def _constants(device: str | PathLike[str]) -> Constants:
     return constants_of("cuda", name_of_type("cuda"))
 
 
-def _fixed(name: str, value: object, sides: Sequence[Pattern]) -> int:
+def fixed_value(name: str, value: object, sides: Sequence[Pattern]) -> int:
     """A parameter's one value in a proof. Raises PatternError (E401, E402, E406)."""
     declared = {item.name: item for side in sides for item in side.resolved.params}
     if name not in declared:

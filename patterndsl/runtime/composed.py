@@ -164,6 +164,13 @@ def combined(
     """What all terms come to; see `CompositeProgram.__call__`. own: the sequence's own keys."""
     branches = pattern.branches
     _check_learned(pattern, learned)
+    resolved = pattern.resolved
+    known = [
+        *(item.name for item in resolved.inputs),
+        *(item.name for item in resolved.labels),
+        *(item.name for item in resolved.selections),
+    ]
+    _check(pattern, "input", call.inputs or {}, known, set())
     if return_lse and (len(branches) > 1 or any(branch.is_kernel for branch in branches.values())):
         what = f"the {pattern.combine} of several softmaxes" if len(branches) > 1 else "a sum of features"
         raise input_error("E505", f"{what} has no log-sum-exp", "leave return_lse out")

@@ -171,9 +171,8 @@ def scored_attention(
         rows, heads = (
             None if part is None else torch.tensor(part, device=query.device) for part in (group.rows, group.heads)
         )
-        one = _One(
-            group, bound, data.at_row(None if group.rows is None else group.rows[0]), scoring, scale, rows, heads
-        )
+        of_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
+        one = _One(group, bound, data.at_row(of_rows[:, None, None, None, None]), scoring, scale, rows, heads)
         part_out, part_lse = one.attend(query, key, value, dtype)
         if rows is None and heads is None:
             out, lse = part_out, part_lse

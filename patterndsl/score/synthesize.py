@@ -27,17 +27,18 @@ class Synthesizer(nn.Module):
             raise input_error("E406", message, "give at least 1 of each")
         self.dim, self.heads, self.length = dim, heads, length
 
-    def forward(self, x: Tensor, num_keys: int) -> Tensor:
-        """Logits [B or 1, H, T, num_keys] of states x [B, T, dim]. Raises InputError (E502, E503)."""
+    def forward(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
+        """Logits [B or 1, H, T, num_keys] of states x [B, T, dim], the first at position `start`. Raises InputError
+        (E502, E503)."""
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise input_error("E502", f"x is of shape {[*x.shape]}", f"give states [B, T, {self.dim}]")
-        longest = max(x.shape[1], num_keys)
+        longest = max(start + x.shape[1], num_keys)
         if longest > self.length:
-            message = f"{x.shape[1]} queries and {num_keys} keys for a synthesizer of length {self.length}"
+            message = f"{start + x.shape[1]} queries and {num_keys} keys for a synthesizer of length {self.length}"
             raise input_error("E503", message, f"make it with length={longest}, or give shorter sequences")
-        return self.logits(x, num_keys)
+        return self.logits(x, num_keys, start)
 
-    def logits(self, x: Tensor, num_keys: int) -> Tensor:
+    def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -55,7 +56,7 @@ class Dense(Synthesizer):
         self.first = _HeadLinear(dim, heads, dim if hidden is None else hidden)
         self.second = _HeadLinear(self.first.bias.shape[-1], heads, length)
 
-    def logits(self, x: Tensor, num_keys: int) -> Tensor:
+    def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
         found: Tensor = self.second(self.first(x.unsqueeze(1)).relu(), num_keys)
         return found
 
@@ -70,8 +71,8 @@ class Random(Synthesizer):
         super().__init__(dim, heads, length)
         self.weight = nn.Parameter(torch.randn(heads, length, length), requires_grad=trainable)
 
-    def logits(self, x: Tensor, num_keys: int) -> Tensor:
-        return self.weight[None, :, : x.shape[1], :num_keys]
+    def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
+        return self.weight[None, :, start : start + x.shape[1], :num_keys]
 
 
 class FactoredDense(Synthesizer):
@@ -90,7 +91,7 @@ class FactoredDense(Synthesizer):
         self.inner = _HeadLinear(dim, heads, inner)
         self.outer = _HeadLinear(dim, heads, length // inner)
 
-    def logits(self, x: Tensor, num_keys: int) -> Tensor:
+    def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
         inner = self.inner(x.unsqueeze(1))
         outer = self.outer(x.unsqueeze(1), -(-num_keys // inner.shape[-1]))
         products: Tensor = outer[..., :, None] * inner[..., None, :]
@@ -112,8 +113,8 @@ class FactoredRandom(Synthesizer):
         self.rows = nn.Parameter(draws[0].clone(), requires_grad=trainable)
         self.columns = nn.Parameter(draws[1].clone(), requires_grad=trainable)
 
-    def logits(self, x: Tensor, num_keys: int) -> Tensor:
-        return (self.rows[:, : x.shape[1]] @ self.columns[:, :num_keys].mT)[None]
+    def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
+        return (self.rows[:, start : start + x.shape[1]] @ self.columns[:, :num_keys].mT)[None]
 
 
 class Mixture(Synthesizer):
@@ -133,9 +134,11 @@ class Mixture(Synthesizer):
         self.members = nn.ModuleList(members)
         self.weight = nn.Parameter(torch.zeros(len(members)))
 
-    def logits(self, x: Tensor, num_keys: int) -> Tensor:
+    def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
         shares = self.weight.softmax(0).unbind()
-        parts: list[Tensor] = [share * member(x, num_keys) for share, member in zip(shares, self.members, strict=True)]
+        parts: list[Tensor] = [
+            share * member(x, num_keys, start) for share, member in zip(shares, self.members, strict=True)
+        ]
         total = parts[0]
         for part in parts[1:]:
             total = total + part

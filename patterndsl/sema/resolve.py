@@ -181,7 +181,6 @@ class _Resolver(Expander):
         """A source with all of its settings. Its keys are no value; what it returns is for `attempt`."""
         expr = declared.maker
         name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        scope.broken.add(declared.name)  # in an expression its name means nothing
         if declared.name == ast.OWN_KEYS:
             raise self.report("E208", "`self` are the sequence's own keys", declared.place, "choose another name")
         if declared.name in ("attend", *SCORED):
@@ -207,6 +206,8 @@ class _Resolver(Expander):
         names = tuple(setting.name for setting in kind.settings)
         given: dict[str, ast.Expr] = {}
         for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):
+            if not names:
+                raise self.report("E204", f"`{kind.name}` takes no settings", argument.place, f"write {kind.name}")
             if argument.name is None and at >= max(1, len(kind.needed)):
                 message = f"`{kind.name}` takes this setting by name"
                 raise self.report("E204", message, argument.place, f"one of {', '.join(names)}")
@@ -301,7 +302,7 @@ class _Resolver(Expander):
         """What a layer learns for a bias. What it returns is for `attempt`."""
         expr = declared.maker
         name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        scope.broken.add(declared.name)  # in an expression its name means nothing
+        scope.broken.add(declared.name)
         if name is None or name not in TABLES:
             near = nearest(name, TABLES) if name else None
             help = f"did you mean `{near}`?" if near else f"write {', '.join(TABLES)}"
@@ -318,6 +319,7 @@ class _Resolver(Expander):
         if size is not None:
             self.require(Requirement("minimum", f"entries of {declared.name}", size, Const(1), expr.place))
         self.tables[declared.name] = TableDeclaration(declared.name, name, size, declared.place)
+        scope.broken.discard(declared.name)
         return Const(0)
 
     def check_branches(self, spec: ast.Spec) -> None:
@@ -640,6 +642,9 @@ class _Resolver(Expander):
             key = "merge" if spec.merge != "set" else "fallback"
             help = f"give `{key}` in the spec that imports it"
             raise self.report("E304", f"`{imported.name}` has `{key}`, which is of a whole pattern", place, help)
+        if spec.branches:
+            message = f"`{imported.name}` has sources, branches or scores, which are of a whole pattern"
+            raise self.report("E304", message, place, "declare them in the spec that imports it")
         params = {param.name: param for param in spec.params}
         given: dict[str, Value] = {}
         for argument in arguments:

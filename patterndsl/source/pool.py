@@ -65,9 +65,9 @@ class Pool(nn.Module):
 
     def _by_head(self, x: Tensor, present: Tensor | None) -> Tensor:
         """[B, H, windows, D] of x [B, H, T, D], pooled channel by channel."""
-        batch, heads, _, width = x.shape
-        found = self.pooled(x.transpose(2, 3).reshape(batch, heads * width, -1), present)
-        return found.view(batch, heads, width, -1).transpose(2, 3)
+        batch, heads, length, width = x.shape
+        found = self.pooled(x.transpose(2, 3).reshape(batch, heads * width, length), present)
+        return found.view(batch, heads, width, found.shape[-1]).transpose(2, 3)
 
     def pooled(self, x: Tensor, present: Tensor | None) -> Tensor:
         """[B, C, windows] of x [B, C, T]; a window without tokens is 0."""

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from patterndsl.diagnostics import input_error, nearest
 from patterndsl.source.compress import Attend, Compress
 from patterndsl.source.memory import Memory
+from patterndsl.source.named import Named
 from patterndsl.source.pool import Pool
 from patterndsl.source.project import Project
 from patterndsl.source.sequence import Keys, Sequence
@@ -36,7 +37,7 @@ class Told:
     is_attended: bool = True
 
 
-class Sources(nn.ModuleDict):
+class Sources(Named):
     """The modules of a layer's sources by name. It is called with the sequence, and gives each source its keys."""
 
     def __init__(self, told: tuple[Told, ...], dim: int, kv_heads: int, head_dim: int) -> None:
