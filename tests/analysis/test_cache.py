@@ -53,6 +53,10 @@ PACKED = {"doc": [0] * 50 + [1] * 3 + [2] * 77}
 DECODED = [
     Decoded("blockwise"),
     Decoded("four-kinds-of-heads", heads=8),
+    Decoded("sparse-transformer-strided-by-head", heads=2),
+    Decoded("sparse-transformer-strided-by-layer", layer=1),
+    Decoded("sparse-transformer-fixed-by-head", heads=2),
+    Decoded("sparse-transformer-fixed-by-layer", layer=1),
     Decoded("gemma"),
     Decoded("gemma", layer=5),
     Decoded("image-transformer-1d", sizes={"n": 127}),

@@ -22,6 +22,7 @@ COMMANDS = (
     "reach",
     "explain",
     "calibrate",
+    "table",
     "schema",
 )
 
@@ -32,7 +33,8 @@ COMMANDS = (
         (["chekc", "x"], "there is no command `chekc`\n  = help: did you mean `check`?"),
         (
             ["frobnicate"],
-            "choose from check, show, compile, run, bench, report, prove, diff, reach, explain, calibrate, schema",
+            "choose from check, show, compile, run, bench, report, prove, diff, reach, explain, calibrate, "
+            "table, schema",
         ),
         (["show"], "SPEC"),
         (["show", "causal", "--hed", "3"], "there is no option --hed\n  = help: did you mean --head?"),
