@@ -33,7 +33,7 @@ from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, 
 from patterndsl.source.named import Named
 from patterndsl.source.sequence import Keys, Sequence
 from patterndsl.source.sources import Sources, Told
-from patterndsl.source.state import State
+from patterndsl.source.state import State, detached
 from patterndsl.syntax.tree import OWN_KEYS
 
 
@@ -204,7 +204,7 @@ class Attention(nn.Module):
         usage = {} if lse is None else self._usage(query, keys, lse, scale, q_start, inputs)
         after, losses = self.sources.after(sequence, state, usage, lambda: partial(self._read, query.detach(), scale))
         self.losses |= losses
-        return output, replace(after, sums=learned.after)
+        return output, replace(after, sums={name: detached(sums) for name, sums in learned.after.items()})
 
     def _drawn(self) -> Iterator[tuple[str, _Directions]]:
         """The random directions of each branch that has some."""

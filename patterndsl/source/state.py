@@ -25,3 +25,8 @@ class State:
     compressed: Mapping[str, Tensor] = field(default_factory=dict)
     usage: Mapping[str, Tensor] = field(default_factory=dict)
     sums: Mapping[str, Sums] = field(default_factory=dict)
+
+
+def detached(sums: Sums) -> Sums:
+    """The same sums without gradient."""
+    return Sums(sums.numerator.detach(), sums.denominator.detach(), sums.shift.detach())

@@ -145,6 +145,14 @@ def test_step_by_step_is_all_at_once(score: str, lengths: list[int]) -> None:
     torch.testing.assert_close(torch.cat(found, 1), layer(x), atol=1e-12, rtol=1e-12)
 
 
+def test_a_state_has_no_gradient() -> None:
+    layer, x = layer_of("score: elu\nattend: causal"), states(6)
+    out, state = layer(x[:, :3], layer.init_state(2))
+    out.sum().backward()
+    layer(x[:, 3:], state)[0].sum().backward()
+    assert not state.sums[""].numerator.requires_grad
+
+
 def test_memory_beside_a_causal_sum_is_no_part_of_the_state() -> None:
     text = "sources: {rows: memory(3)}\nscore: elu\nattend: {self: causal, rows: all}"
     layer, x = layer_of(text), states(8)
