@@ -190,7 +190,7 @@ def in_numbers(given: Given, attend: ast.Expr) -> ast.Expr:
     kind = given.kind
     start = None if kind.start is None else _with_settings(given, kind.start)
     if start is not None:
-        attend = ast.put(attend, lambda part: start if part == _START else None)
+        attend = ast.put(attend, lambda part: start if _is_start(part) else None)
     if kind.position not in (None, "k"):
         position = _with_settings(given, str(kind.position))
         attend = ast.At(attend, ast.Name("q", place=attend.place), position, (), place=attend.place)
@@ -225,4 +225,6 @@ def _with_settings(given: Given, text: str) -> ast.Expr:
     return ast.put(text_of_setting(text), found)
 
 
-_START = text_of_setting("k.start")
+def _is_start(part: ast.Expr) -> bool:
+    """`k.start`."""
+    return isinstance(part, ast.Attribute) and (part.position, part.name, part.facet) == ("k", "start", None)
