@@ -131,7 +131,7 @@ def attention(
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
     check_backend(backend)
-    if isinstance(pattern, str):
+    if isinstance(pattern, str) and not torch.compiler.is_compiling():  # a graph looks into no parser
         pattern = as_pattern(pattern)
     if isinstance(pattern, Composite):
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
@@ -235,6 +235,9 @@ def _traced(
 def _found(address: str, query: Tensor, key: Tensor, call: ops.Call) -> Program:
     """What a graph asks for."""
     backend, _, text = address.partition(":")
+    if isinstance(as_pattern(text), Composite):
+        message = "the text of a pattern with several terms stands in a compiled function"
+        raise input_error("E505", message, "parse it outside: pattern = patterndsl.parse(text)")
     n = None if call.n == -1 else call.n
     sizes = sizes_of(n, query.shape[2], key.shape[2], call.q_start)
     layer = counted("layer", call.layer, 0, MAX_LAYER)
