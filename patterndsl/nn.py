@@ -344,12 +344,11 @@ class Attention(nn.Module):
     def _check_remembered(self, x: Tensor, source: Tensor, state: object, present: object) -> None:
         """Raises InputError (E503, E505) on a state that is not this layer's, or what does not say who is present."""
         if present is not None:
-            is_mask = isinstance(present, Tensor) and present.dtype == torch.bool and present.dim() == 2
-            if not is_mask or present.shape != source.shape[:2]:  # type: ignore[attr-defined]
-                shown = (
-                    f"{list(present.shape)}, {present.dtype}" if isinstance(present, Tensor) else type(present).__name__
-                )
-                raise input_error("E503", f"present is {shown}", f"give a bool tensor {list(source.shape[:2])}")
+            help = f"give a bool tensor {list(source.shape[:2])}"
+            if not isinstance(present, Tensor):
+                raise input_error("E503", f"present is {type(present).__name__}", help)
+            if present.dtype != torch.bool or present.shape != source.shape[:2]:
+                raise input_error("E503", f"present is {list(present.shape)}, {present.dtype}", help)
         if state is None:
             return
         if not isinstance(state, State):

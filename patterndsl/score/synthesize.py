@@ -9,6 +9,7 @@ of a pair depends on no other token than the query's own. Source: Tay et al. 202
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from patterndsl.diagnostics import input_error
 
 
-class Synthesizer(nn.Module):
+class Synthesizer(nn.Module, ABC):
     """What all kinds share: `dim` of the states, `heads`, and the greatest `length` of queries and of keys."""
 
     def __init__(self, dim: int, heads: int, length: int) -> None:
@@ -38,8 +39,9 @@ class Synthesizer(nn.Module):
             raise input_error("E503", message, f"make it with length={longest}, or give shorter sequences")
         return self.logits(x, num_keys, start)
 
+    @abstractmethod
     def logits(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
-        raise NotImplementedError
+        """`forward` of what was checked."""
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, heads={self.heads}, length={self.length}"

@@ -97,8 +97,8 @@ def test_dense_attention_that_takes_too_long_is_skipped(
 def test_a_wrong_result_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = trial._output
 
-    def wrong(*arguments: object) -> torch.Tensor:
-        output = right(*arguments).clone()  # type: ignore[arg-type]
+    def wrong(*arguments: Any) -> torch.Tensor:
+        output = right(*arguments).clone()
         output[0, 0, 3, 0] = torch.nan
         return output
 
