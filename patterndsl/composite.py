@@ -131,6 +131,9 @@ class Composite(Pattern):
 
     A branch is one softmax over the keys of all of its terms; branches are added, averaged or gated (`combine`). What
     belongs to a single relation, such as tiles, is asked of `terms`; `resolved` holds what the spec declares.
+
+    It is a Pattern, so that reading a spec gives one type whatever it holds. Its program is not a `Program`: it has no
+    tiles, block mask or plan, and says of whom to ask them.
     """
 
     terms: tuple[Term, ...] = field(default=())
@@ -187,7 +190,7 @@ class Composite(Pattern):
 
     # ---- what is asked of each term -------------------------------------------------------------------------
 
-    def report(  # type: ignore[override]
+    def report(
         self,
         n: int | None = None,
         *,
@@ -200,13 +203,14 @@ class Composite(Pattern):
         inputs: Mapping[str, object] | None = None,
     ) -> CompositeReport:
         """The report of each term, and what they come to; see `Pattern.report`. Of `recall` as many states are counted
-        as there can be. Making the keys of a source costs more, which is not counted."""
-        from patterndsl.analysis.composed import CompositeReport
+        as there can be. Making the keys of a source costs more, which is not counted, and of a score that sums features
+        no pair is: its work is that of the sums."""
+        from patterndsl.analysis.composed import Part, composite_report
 
         found = {}
         for term in self.terms:
             read = {item.name for item in term.pattern.resolved.inputs}
-            found[term.name] = term.pattern.report(
+            report = term.pattern.report(
                 n,
                 heads=heads,
                 kv_heads=kv_heads,
@@ -216,7 +220,10 @@ class Composite(Pattern):
                 block=block,
                 inputs=None if inputs is None else {name: item for name, item in inputs.items() if name in read},
             )
-        return CompositeReport(self.title, n, found)
+            branch = self.branches[term.branch]
+            told = self.score_settings(term.branch).get("features", head_dim)
+            found[term.name] = Part(report, term.source, int(told) if branch.is_kernel else None)
+        return composite_report(self.title, found)
 
     def prove(
         self,
@@ -255,7 +262,7 @@ class Composite(Pattern):
             case _:
                 raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
 
-    def compile(  # type: ignore[override]
+    def compile(  # type: ignore[override]  # not a Program: see the class
         self,
         n: int | None = None,
         *,

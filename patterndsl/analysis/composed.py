@@ -2,84 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
-from patterndsl.analysis.figure import Certainty, Figure
+from patterndsl.analysis.cost import backward_flops, forward_flops, least_bytes, saved_bytes
+from patterndsl.analysis.figure import Figure
+from patterndsl.analysis.heads import figure_dict
 from patterndsl.analysis.keys import squared
-from patterndsl.analysis.latex import Shown
 from patterndsl.analysis.proof import prove
-from patterndsl.analysis.report import FIGURES, Report
+from patterndsl.analysis.report import FIGURES, Report, least_certain
 from patterndsl.analysis.selection import Causality, prove_causality
 from patterndsl.analysis.verdict import Proven, Refuted, Unknown, Verdict
 from patterndsl.ir.index import Const
 from patterndsl.ir.relation import compare, conjunction, depends_on, disjunction
 from patterndsl.sema.model import Resolved
 
-SUMS = ("pairs", "flops", "backward_flops")
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A term's report. source: where its keys come from. features: where they are summed, how many each key has; then
+    no pair is looked at."""
+
+    report: Report
+    source: str
+    features: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class CompositeReport(Shown):
-    """The reports of all terms by name. Figures that are sums of theirs: pairs, flops, backward_flops; None where one
-    of them is not known."""
+class CompositeReport(Report):
+    """The reports of all terms by name, and as a Report what they come to. groups are those of all terms; figures that
+    belong to one relation, such as tiles and times, are None or empty."""
 
-    name: str
-    n: int | None
-    terms: Mapping[str, Report]
+    parts: Mapping[str, Part]
 
     @property
-    def pairs(self) -> Figure | None:
-        """Of all heads and terms."""
-        return self._sum("pairs")
-
-    @property
-    def flops(self) -> Figure | None:
-        return self._sum("flops")
-
-    @property
-    def backward_flops(self) -> Figure | None:
-        return self._sum("backward_flops")
+    def terms(self) -> Mapping[str, Report]:
+        """The report of each term."""
+        return {name: part.report for name, part in self.parts.items()}
 
     @property
     def order(self) -> str | None:
         """The orders of the terms, the same once."""
-        orders = [report.order for report in self.terms.values()]
+        return self._joined([_linear(part) or part.report.order for part in self.parts.values()])
+
+    @property
+    def order_at_defaults(self) -> str | None:
+        """The same where parameters have their defaults."""
+        return self._joined([_linear(part) or part.report.order_at_defaults for part in self.parts.values()])
+
+    def _joined(self, orders: Sequence[str | None]) -> str | None:
         known = [order for order in orders if order is not None]
         return " + ".join(dict.fromkeys(known)) if len(known) == len(orders) else None
 
-    def _sum(self, name: str) -> Figure | None:
-        figures = [getattr(report, name) for report in self.terms.values()]
-        if any(figure is None for figure in figures):
-            return None
-        certain: Certainty = "Exact"
-        for worse in ("UpperBound", "Expected"):
-            if any(figure.certainty == worse for figure in figures):
-                certain = worse
-        return Figure(sum(figure.value for figure in figures), certain, figures[0].unit, "the sum over the terms")
+    def formula_text(self) -> str:
+        """The formulas of all terms in one line."""
+        texts = {name: SUMMED if part.features else part.report.formula_text() for name, part in self.parts.items()}
+        return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
-        sums = {name: None if (found := self._sum(name)) is None else found.to_dict() for name in SUMS}
-        terms = {name: report.to_dict() for name, report in self.terms.items()}
-        return {"name": self.name, "n": self.n, "order": self.order, **sums, "terms": terms}
+        figures = {name: figure_dict(getattr(self, name)) for name in FIGURES}
+        terms = {
+            name: {**part.report.to_dict(), "source": part.source, "features": part.features}
+            for name, part in self.parts.items()
+        }
+        return {"name": self.name, "n": self.n, "order": self.order, **figures, "terms": terms}
 
     def lines(self) -> list[str]:
         """For a terminal."""
         found = [self.name]
-        for name, report in self.terms.items():
-            first, *rest = report.lines()
-            found += [f"  of {name}" + first.removeprefix(report.name), *(f"  {line}" for line in rest)]
+        for name, part in self.parts.items():
+            first, *rest = part.report.lines()
+            found.append(f"  of {name}" + first.removeprefix(part.report.name))
+            found += [f"    pairs = {SUMMED}"] if part.features else [f"  {line}" for line in rest]
         if self.pairs is not None:
             found.append(f"  all terms at N = {self.n:,}")
-            found += [f"    {label:<22} {figure}" for label, figure in self._labelled() if figure is not None]
+            found += [f"    {label:<22} {figure}" for label, figure in self.labelled() if figure is not None]
         return found
 
-    def _labelled(self) -> Iterator[tuple[str, Figure | None]]:
-        yield "pairs, all heads", self.pairs
-        yield "forward work", self.flops
-        yield "backward work", self.backward_flops
+    def labelled(self) -> list[tuple[str, Figure | None]]:
+        """The figures of all terms together; what is of one head is said of each."""
+        names = {label: figure for label, figure in Report.labelled(self) if figure is not None}
+        return [(label, figure) for label, figure in names.items() if not label.startswith(("keys of", "live tiles"))]
 
     def latex(self) -> str:
         """The formulas of all terms in LaTeX."""
@@ -89,7 +94,59 @@ class CompositeReport(Shown):
         return "\n".join(self.lines())
 
 
-assert set(SUMS) <= set(FIGURES)
+SUMMED = "0, sums of features"
+
+
+def _linear(part: Part) -> str | None:
+    return "Θ(N)" if part.features else None
+
+
+def composite_report(name: str, parts: Mapping[str, Part]) -> CompositeReport:
+    """What the terms come to: pairs and work added up, queries and outputs moved once, and keys of each source once.
+
+    Work of sums is that of their recurrence, a product to add a key and one to read. Making keys is not counted.
+    """
+    reports = [part.report for part in parts.values()]
+    first = reports[0]
+    params = {key: value for report in reports for key, value in report.params.items()}
+    missing = tuple(dict.fromkeys(item for report in reports for item in report.missing))
+    about = tuple(dict.fromkeys(item for report in reports for item in report.about))
+    known = {item.name: getattr(first, item.name) for item in fields(Report)} | dict.fromkeys(FIGURES)
+    known |= {"name": name, "about": about, "missing": missing, "params": params}
+    known |= {"groups": tuple(group for report in reports for group in report.groups)}
+    known |= {"times": {}, "dense_times": {}, "overtakes": {}}
+    empty = CompositeReport(**known, parts=parts)
+    shapes = {part.source: part.report.shape for part in parts.values()}
+    shape = next(iter(shapes.values()))
+    if shape is None or any(report.pairs is None for report in reports):
+        return empty
+    figures = [part.report.pairs for part in parts.values() if not part.features]
+    looked_at = [figure for figure in figures if figure is not None]
+    certain, num_pairs = least_certain(looked_at), sum(figure.value for figure in looked_at)
+    sums = sum(_summed_flops(part) for part in parts.values())
+    whole = replace(shape, kv_len=sum(item.kv_len for item in shapes.values() if item is not None))
+    num_bytes, area = least_bytes(whole), whole.q_len * whole.kv_len * whole.num_q_heads
+    work = forward_flops(num_pairs, shape.head_dim) + sums
+    return replace(
+        empty,
+        pairs=Figure(num_pairs, certain, "pairs", "the sum over the terms"),
+        density=Figure(num_pairs / area if area else 0.0, certain),
+        flops=Figure(work, certain, "FLOP"),
+        backward_flops=None if sums else Figure(backward_flops(num_pairs, shape.head_dim), certain, "FLOP"),
+        memory=Figure(num_bytes, "Exact", "bytes", "query, output, and the keys and values of each source once"),
+        saved=Figure(saved_bytes(whole), "Exact", "bytes"),
+        intensity=Figure(work / num_bytes if num_bytes else 0.0, certain, "FLOP/byte"),
+    )
+
+
+def _summed_flops(part: Part) -> float:
+    """Of each key phi(k) v^T is added up and of each query phi(q) S is read: a multiplication and addition for each
+    feature and channel, and one more for the denominator."""
+    shape = part.report.shape
+    if part.features is None or shape is None:
+        return 0.0
+    return 2.0 * (shape.q_len + shape.kv_len) * part.features * (shape.head_dim + 1) * shape.num_q_heads
+
 
 Sides: TypeAlias = Mapping[str, tuple[Resolved, Resolved | None]]
 """Each term, and which of its keys depend on nothing after the query."""

@@ -85,6 +85,11 @@ class Report:
         return self.groups[0].order
 
     @property
+    def order_at_defaults(self) -> str | None:
+        """The same with parameters at their defaults."""
+        return self.groups[0].order_at_defaults
+
+    @property
     def formula(self) -> Formula | NoFormula:
         """The formula of the first group of heads."""
         return self.groups[0].formula
@@ -116,7 +121,7 @@ class Report:
         at = f"  at N = {self.n:,}" + (f", {values}" if values else "")
         heads = f"{shape.num_q_heads:,} head{'s' * (shape.num_q_heads != 1)} of {shape.head_dim}"
         found.append(f"{at}; {heads}, {shape.dtype}")
-        for label, figure in self._labelled():
+        for label, figure in self.labelled():
             if figure is not None:
                 found.append(f"    {label:<22} {figure}")
         for name, figure in self.times.items():
@@ -148,7 +153,8 @@ class Report:
         compared = f"{ratio:.1f}x faster{when}" if ratio >= 1 else f"{1 / ratio:.1f}x slower"
         return f"{'causal ' * _is_causal(self.groups)}dense {readable(dense.value, 's')}, {compared}"
 
-    def _labelled(self) -> list[tuple[str, Figure | None]]:
+    def labelled(self) -> list[tuple[str, Figure | None]]:
+        """The figures and what a terminal calls them."""
         alone = self.groups[0].figures if len(self.groups) == 1 else None
         return [
             ("pairs, all heads", self.pairs),
@@ -224,15 +230,15 @@ def report(
         raise input_error("E406", f"{heads} heads do not share {kv_heads} key heads", "give a divisor of the heads")
     layer = counted("layer", layer, 0, MAX_LAYER)
     about = _about(resolved, heads, layer)
-    is_own = resolved.num_keys is None
-    resolved = squared(resolved)
+    asked, resolved = resolved, squared(resolved)
+    is_own = asked.num_keys is None
     if n is None:
         if (wrong := misfit(resolved, heads, layer)) is not None:
             raise wrong
         groups = head_reports(resolved, alike(resolved, heads, layer), layer, of_sequence=is_own)
         return _report(resolved, name, about, groups, None, None, block)
     bound = bind(resolved, self_sizes(resolved, n), heads, layer)
-    shape = Shape(n, bound.sizes.kv_len, heads, kv_heads, head_dim, dtype)
+    shape = Shape(n, self_sizes(asked, n).kv_len, heads, kv_heads, head_dim, dtype)
     plain = head_reports(resolved, [group.heads for group in bound.groups], layer, of_sequence=is_own)
     left = [item for item in bound.inputs if item.name not in (inputs or {})]
     expected = expected_inputs(left)
@@ -339,7 +345,7 @@ def _report(
     computed_work = forward_flops(computed.value, shape.head_dim)
     return replace(
         counted,
-        efficiency=Figure(kept.value / computed.value if computed.value else 1.0, _least_certain([kept, computed])),
+        efficiency=Figure(kept.value / computed.value if computed.value else 1.0, least_certain([kept, computed])),
         times={key: predicted(device, computed_work, num_bytes) for key, device in DEVICES.items()},
         dense_times={key: predicted(device, dense, num_bytes, dense=True) for key, device in DEVICES.items()},
         overtakes=least or {},
@@ -366,10 +372,11 @@ def _summed(found: Sequence[tuple[Figure, int]]) -> Figure:
     """A figure per head, summed over all heads."""
     figures = [figure for figure, _ in found]
     total = sum(figure.value * count for figure, count in found)
-    return Figure(total, _least_certain(figures), "pairs", figures[0].how)
+    return Figure(total, least_certain(figures), "pairs", figures[0].how)
 
 
-def _least_certain(figures: Sequence[Figure]) -> Certainty:
+def least_certain(figures: Sequence[Figure]) -> Certainty:
+    """How certain what follows from all of them is."""
     found = {figure.certainty for figure in figures}
     return next((certainty for certainty in ("Expected", "UpperBound") if certainty in found), "Exact")
 

@@ -84,8 +84,7 @@ def _rows(reports: list[Report]) -> list[list[str]]:
     timed = [_headed(name, reports) for name in devices]
     rows = [head + (["pairs", "density", "tile eff.", "forward", *timed] if figured else ["pairs"])]
     for report in reports:
-        first = report.groups[0]
-        row = [report.name.splitlines()[0][:32], first.order_at_defaults or first.order or "?"]
+        row = [report.name.splitlines()[0][:32], report.order_at_defaults or report.order or "?"]
         if not figured:
             row.append(report.formula_text())
         elif report.pairs is None or report.density is None or report.flops is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -51,6 +51,13 @@ class CompositeProgram:
         terms = ", ".join(term.name for term in self.pattern.terms)
         lengths = f"q_len={self.sizes.q_len}, kv_len={self.sizes.kv_len}, q_start={self.sizes.q_start}"
         return f"CompositeProgram({terms}: {lengths})"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Says of whom to ask what a program of one relation has."""
+        if name.startswith("_") or not hasattr(Program, name):
+            raise AttributeError(f"a CompositeProgram has no attribute {name!r}")
+        first = self.pattern.terms[0].name
+        raise AttributeError(f"`{name}` is of one relation: ask a term, program.program({first!r}, num_keys).{name}")
 
     def usual_keys(self, term: Term) -> int:
         """How many keys a term has where the caller does not say."""

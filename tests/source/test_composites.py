@@ -18,6 +18,8 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Proven, Refuted
+from patterndsl.analysis.report import Report
+from patterndsl.cli import main
 from patterndsl.nn import Attention
 from tests.strategies import many
 
@@ -251,3 +253,30 @@ def test_what_starts_where() -> None:
         windows = pooled(14, 4, 3, pad)
         expected = torch.tensor([[w[0] % 2 == 0 and w[0] <= q for w in windows] for q in range(14)])
         assert torch.equal(program.masks()["s"][0], expected)
+
+
+def test_a_report_is_a_report() -> None:
+    """Several specs side by side, with patterns of one relation among them; keys of a source are moved once."""
+    report: Any = patterndsl.parse("sources: {x: memory(16)}\nattend: {self: causal, x: all}").report(64, head_dim=8)
+    assert isinstance(report, Report)
+    assert report.memory.value == 4 * 8 * (2 * 64 + 2 * (64 + 16))  # query and output, keys and values
+    assert report.flops.value == 4 * 8 * (64 * 65 // 2 + 64 * 16)
+    assert report.density.value == (64 * 65 // 2 + 64 * 16) / (64 * 80)
+    assert main(["report", "causal", "examples/sources/pooled-past.yaml", "-n", "512"]) == 0
+
+
+def test_sums_look_at_no_pair() -> None:
+    """Their work is that of the recurrence: a product to add a key, and one to read."""
+    report: Any = patterndsl.parse("score: favor(32)\nattend: causal").report(64, heads=2, head_dim=8)
+    assert report.pairs.value == 0
+    assert report.flops.value == 2 * 2 * (64 + 64) * 32 * 9
+    assert report.order == "Θ(N)"
+    assert "pairs = 0, sums of features" in str(report)
+
+
+def test_a_program_says_of_whom_tiles_are_asked() -> None:
+    program: Any = patterndsl.parse("sources: {x: memory(16)}\nattend: {self: causal, x: all}").compile(64)
+    with pytest.raises(AttributeError, match="ask a term"):
+        program.block_mask()
+    assert not hasattr(program, "frobnicate")
+    assert program.program("x", 16).mask().shape == (1, 64, 16)
