@@ -257,8 +257,9 @@ def test_what_starts_where() -> None:
 
 def test_a_report_is_a_report() -> None:
     """Several specs side by side, with patterns of one relation among them; keys of a source are moved once."""
-    report: Any = patterndsl.parse("sources: {x: memory(16)}\nattend: {self: causal, x: all}").report(64, head_dim=8)
-    assert isinstance(report, Report)
+    found = patterndsl.parse("sources: {x: memory(16)}\nattend: {self: causal, x: all}").report(64, head_dim=8)
+    assert isinstance(found, Report)
+    report: Any = found
     assert report.memory.value == 4 * 8 * (2 * 64 + 2 * (64 + 16))  # query and output, keys and values
     assert report.flops.value == 4 * 8 * (64 * 65 // 2 + 64 * 16)
     assert report.density.value == (64 * 65 // 2 + 64 * 16) / (64 * 80)
