@@ -65,7 +65,10 @@ _Word = TypeVar("_Word", bound=str)
 
 def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
     """The meaning of a spec. Raises PatternError with everything that is wrong with it, `found` included."""
-    return resolve_with_sources(spec, found)[0]
+    resolved, _, wrong = resolve_with_sources(spec, found)
+    if resolved is None:
+        raise PatternError(ordered(wrong))
+    return resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,16 @@ class Told:
     softcaps: Mapping[str, float]
 
 
-def resolve_with_sources(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, Told]:
-    """`resolve`, with what is said of sources and scores. The relation of a spec with branches is none: what it attends
-    is said by its terms, see `sema.terms`."""
+def resolve_with_sources(
+    spec: ast.Spec, found: Sequence[Diagnostic] = ()
+) -> tuple[Resolved | None, Told, Sequence[Diagnostic]]:
+    """`resolve`, with what is said of sources and scores, and what is wrong, which leaves no meaning. The relation of a
+    spec with branches is none: what it attends is said by its terms, see `sema.terms`."""
     resolver = _Resolver(list(found))
     relation = resolver.spec(spec)
+    told = Told(resolver.given, resolver.scores, resolver.biases, resolver.softcaps)
     if resolver.diagnostics:
-        raise PatternError(ordered(resolver.diagnostics))
+        return None, told, resolver.diagnostics
     assert relation is not None
     resolved = Resolved(
         relation,
@@ -100,7 +106,7 @@ def resolve_with_sources(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tu
         tuple(resolver.tables.values()),
         resolver.num_keys,
     )
-    return resolved, Told(resolver.given, resolver.scores, resolver.biases, resolver.softcaps)
+    return resolved, told, ()
 
 
 def _setting_named(part: ast.Expr, settings: Mapping[str, ast.Expr]) -> ast.Expr | None:
@@ -188,7 +194,7 @@ class _Resolver(Expander):
         if name is None or name not in SOURCES:
             near = nearest(name, SOURCES) if name else None
             help = f"did you mean `{near}`?" if near else f"the sources are {', '.join(SOURCES)}"
-            message = f"unknown source `{name}`" if name else "keys come from a source"
+            message = f"unknown kind of source `{name}`" if name else "keys come from a source"
             raise self.report("E202", message, expr.place, help)
         kind = SOURCES[name]
         given = self.source_settings(kind, expr, scope)

@@ -43,17 +43,24 @@ class ResolvedTerm:
 def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, tuple[ResolvedTerm, ...], Told]:
     """What a spec with branches declares, its terms, and what it says of their scores. Raises PatternError with
     everything that is wrong."""
-    resolved, told = resolve_with_sources(spec, found)
+    resolved, told, declared_wrong = resolve_with_sources(spec, found)
     terms: list[ResolvedTerm] = []
-    wrong: list[Diagnostic] = []
+    wrong = list(declared_wrong)
     for branch in spec.branches:
         for term in branch.terms:
+            given = told.given.get(term.source)
+            if term.source != ast.OWN_KEYS and given is None:
+                continue  # said already
             try:
-                terms.append(_resolved(spec, branch, term, told.given.get(term.source)))
+                if declared_wrong:  # what is attended may be wrong too
+                    attend = term.attend if given is None else in_numbers(given, term.attend)
+                    resolve(_alone(spec, attend, None), declared_wrong)
+                terms.append(_resolved(spec, branch, term, given))
             except PatternError as failed:
                 wrong.extend(failed.diagnostics)
     if wrong:
         raise PatternError(ordered(wrong))
+    assert resolved is not None
     return resolved, tuple(terms), told
 
 
