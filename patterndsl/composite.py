@@ -124,6 +124,14 @@ class Branch:
         """Whether scores are no products of query and key."""
         return SCORES[self.score.name].kind == "synthesized"
 
+    @property
+    def runs(self) -> Literal["planned", "scored", "summed"]:
+        """How terms run: as any pattern; block by block, with something between product and softmax; as sums."""
+        if self.is_kernel:
+            return "summed"
+        is_plain = self.bias is None and self.softcap is None and not self.is_made_up
+        return "planned" if is_plain else "scored"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Composite(Pattern):
@@ -221,6 +229,8 @@ class Composite(Pattern):
                 inputs=None if inputs is None else {name: item for name, item in inputs.items() if name in read},
             )
             branch = self.branches[term.branch]
+            if branch.runs != "planned":  # times are those of plans
+                report = replace(report, times={}, dense_times={}, overtakes={})
             told = self.score_settings(term.branch).get("features", head_dim)
             found[term.name] = Part(report, term.source, int(told) if branch.is_kernel else None)
         return composite_report(self.title, found)

@@ -186,8 +186,8 @@ def combined(
         keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in branch.terms]
         if branch.is_kernel:
             features = Features(branch.score.name, pattern.score_settings(name), learned.directions.get(name))
-            own_inputs = call.inputs and dict(call.inputs)
-            outputs[name], after = summed(branch, features, query, keys, call.sizes, own_inputs, learned.sums.get(name))
+            before = learned.sums.get(name)
+            outputs[name], after = summed(branch, features, query, keys, call.sizes, call.inputs, before)
             if after is not None:
                 learned.after[name] = after
             continue
@@ -205,12 +205,8 @@ def _attended(
     pattern: Composite, branch: Branch, call: Call, query: Tensor, term: Term, keys: Keys, learned: Learned
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of a term in a branch with softmax."""
-    made = learned.scores.get(branch.name) if branch.is_made_up else None
-    if Scoring(branch.bias, branch.softcap, None, made).is_plain:
+    if branch.runs == "planned":
         return call.attend(term, query, keys)
-    if made is not None and term.source != OWN_KEYS:
-        message = f"scores of `{term.name}` are made up, and made for the sequence's own keys alone"
-        raise input_error("E505", message, "attend other sources in a branch of their own")
     program = call.program(term.name, keys[0].shape[2])
     bound = program.bound
     check_tensors(query, *keys, bound, program.device)
@@ -221,6 +217,7 @@ def _attended(
     bias = None if branch.bias is None else bound_bias(pattern, branch.bias, term, bound)
     looked_up = _read_by_bias(pattern, bias, bound, call.inputs, query)
     tables = {name: as_table(name, learned.tables[name], query.shape[1]) for name in tables_read(branch.bias)}
+    made = learned.scores[branch.name] if branch.is_made_up else None
     scoring = Scoring(bias, branch.softcap, tables, made)
     scale = checked_scale(call.scale, query.shape[-1])
     return scored_attention(query, *keys, program.groups(given), bound, looked_up, scoring, scale=scale)

@@ -107,11 +107,6 @@ class Scoring:
     tables: Mapping[str, Table] | None = None
     made: Tensor | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether scores are products and nothing else."""
-        return self.bias is None and self.softcap is None and self.made is None
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Numbers:
@@ -158,10 +153,10 @@ def scored_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] of softmax(cap(scale q k) + bias) over the pairs of the groups.
 
-    given: inputs that the bias reads, as `checked_inputs` returns them.
-    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]. Computes in float32 at least, lse is in
-    float32 (float64 for float64). An empty row yields 0 and -inf, gradient 0. Differentiable, also in tables and made
-    scores. Work: O(live tiles x D); memory beyond the tensors O(MAX_SCORES).
+    query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]. given: inputs that the bias reads, as
+    `checked_inputs` returns them. Computes in float32 at least, lse is in float32 (float64 for float64). An empty row
+    yields 0 and -inf, gradient 0. Differentiable, also in tables and made scores. Work: O(live tiles x D); memory
+    beyond the tensors O(MAX_SCORES).
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     data = device_data(relation_of(scoring.bias), bound.num_heads, given, query.device)
@@ -171,13 +166,12 @@ def scored_attention(
         rows, heads = (
             None if part is None else torch.tensor(part, device=query.device) for part in (group.rows, group.heads)
         )
-        of_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
-        one = _One(group, bound, data.at_row(of_rows[:, None, None, None, None]), scoring, scale, rows, heads)
+        at_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
+        one = _One(group, bound, data.at_row(at_rows[:, None, None, None, None]), scoring, scale, rows, heads)
         part_out, part_lse = one.attend(query, key, value, dtype)
         if rows is None and heads is None:
             out, lse = part_out, part_lse
             continue
-        at_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
         at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
         place = (at_rows[:, None], at_heads[None])
         out, lse = out.index_put(place, part_out), lse.index_put(place, part_lse)

@@ -38,17 +38,13 @@ class Sort(nn.Module):
         self.net = SortNet(kv_heads, dim, -(-length // blocks), hidden=hidden or None)
 
     def forward(self, sequence: Sequence) -> Keys:
-        """Key and value [B, Hkv, sorted tokens, D]; the last block is filled up with zeros, which
-        also stand for tokens that are not present. Differentiable in the
-        states and the net. Work: O(n^2 block D), n = T / block blocks. Raises InputError (E505) where the sequence is
-        longer than `length`."""
-        given, keys, present = sequence.states, sequence.keys, sequence.present
+        """Key and value [B, Hkv, sorted tokens, D]; the last block is filled up with zeros, which also stand for
+        tokens that are not present. Differentiable in the states and the net. Work: O(n^2 block D), n = T / block
+        blocks. Raises InputError (E505) where the sequence is longer than `length`."""
+        given, (key, value), present = sequence.states, sequence.keys, sequence.present
         if present is not None:
             given = given.masked_fill(~present[..., None], 0.0)
-            keys = (
-                keys[0].masked_fill(~present[:, None, :, None], 0.0),
-                keys[1].masked_fill(~present[:, None, :, None], 0.0),
-            )
+            key, value = (x.masked_fill(~present[:, None, :, None], 0.0) for x in (key, value))
         states = given[:, None].expand(-1, self.kv_heads, -1, -1)
         weights = self.net(
             states,
@@ -60,5 +56,4 @@ class Sort(nn.Module):
         )
         if self.cut:
             weights = weights[:, :, : self.cut]
-        key, value = (mixed(x, weights, self.block) for x in keys)
-        return key, value
+        return mixed(key, weights, self.block), mixed(value, weights, self.block)

@@ -65,6 +65,15 @@ def test_as_data(said: Said) -> None:
     assert [way["plan"] for way in group["ways"]] == list(range(len(group["ways"])))
 
 
+def test_terms_without_a_plan_say_how_they_run(said: Said) -> None:
+    performer = said("explain", "examples/sources/performer.yaml", "-n", "512")
+    assert "no plan: sums of the features of keys" in performer and "forward " not in performer
+    biased = said("explain", "examples/sources/alibi.yaml", "-n", "512")
+    assert "no plan: block by block over the live tiles" in biased and "forward " not in biased
+    data = json.loads(said("explain", "examples/sources/window-and-sums.yaml", "-n", "512", "--json"))
+    assert {item.get("plan", "made") for item in data.values()} == {None, "made"}
+
+
 def test_measured_constants_are_stored_shown_and_taken(said: Said) -> None:
     out = said("calibrate")
     assert "measured  cpu-2-core" in out and f"written to {stored_path('cpu')}" in out
