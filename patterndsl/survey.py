@@ -79,7 +79,6 @@ SURVEY: tuple[Entry, ...] = (
         ("LP",),
         {
             "decodable": BY_VALUE,
-            "time": "pairs alone; sorting buckets is the N log N",
         },
     ),
     Entry(
@@ -89,7 +88,7 @@ SURVEY: tuple[Entry, ...] = (
         True,
         ("LP",),
         {
-            "time": "the survey prints the product of one block; there are N / B of them",
+            "time": "the survey prints the product of one block; N / B are attended, and (N / B)² weighed",
             "classes": "the local blocks beside the sorted ones are a fixed pattern",
         },
     ),
@@ -118,7 +117,7 @@ ORDERS: Mapping[str, str] = {
     "N(k+m)": "Θ(N)",
     "N_g²+N·N_g": "Θ(N)",
     "N": "Θ(N)",
-    "N log N": "Θ(N log N)",
+    "N log N": "Θ(N·log N)",
     "B²": "Θ(B²)",
     "N²": "Θ(N²)",
 }

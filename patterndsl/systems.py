@@ -7,26 +7,29 @@ one that lets every query attend the first key without attending everything has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import log
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from patterndsl.analysis.budget import GaveUpError
-from patterndsl.analysis.figure import readable
+from patterndsl.analysis.composed import CompositeReport, Part
+from patterndsl.analysis.figure import Certainty, readable
+from patterndsl.analysis.heads import HeadReport
+from patterndsl.analysis.order import SUPERSCRIPTS
 from patterndsl.analysis.pairs import NoFormula
 from patterndsl.analysis.policy import CachePolicy, LooksAhead
 from patterndsl.analysis.proof import proven
-from patterndsl.analysis.report import Report
 from patterndsl.analysis.verdict import Proven
 from patterndsl.analysis.witness import attended, bound_at
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const, K, Q
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import Or, Relation, compare, inputs_read
+from patterndsl.ir.relation import And, Not, Or, Random, Relation, children, compare, depends_on, inputs_read
 from patterndsl.lower.lookup import Lookup
 from patterndsl.pattern import Pattern
 from patterndsl.sema.model import Resolved
@@ -44,47 +47,54 @@ CLASSES: Mapping[Class, str] = {
 }
 OPERATIONS = 200_000
 SEEN_LENGTHS = (2048, 8192)
-"""Where pairs are expected and not known, their growth is seen between these lengths."""
-ORDERS = {0.0: "Θ(1)", 0.5: "Θ(√N)", 1.0: "Θ(N)", 1.5: "Θ(N√N)", 2.0: "Θ(N²)"}
+"""Where learners decide, the growth of expected pairs is seen between these lengths."""
+FAR = 1 << 20
+"""A length beyond windows: who attends the first key from there attends it from everywhere."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Growth:
+    """N to a power, times log N or not."""
+
+    power: float
+    has_log: bool = False
+
+    def __str__(self) -> str:
+        whole, part = divmod(self.power, 1)
+        plain = {0: "", 1: "N"}.get(int(whole), f"N{str(int(whole)).translate(SUPERSCRIPTS)}") + "√N" * (part == 0.5)
+        text = plain if part in (0, 0.5) else f"N^{self.power:g}"
+        return f"Θ({'·'.join(filter(None, (text, 'log N' * self.has_log))) or '1'})"
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A row of the table.
+    """A row of the table, of one layer; of the first where layers differ.
 
-    classes: in the survey's letters. time: how the work grows with N at the default parameters; is_expected: whether
-    that was seen in expected counts. scores: how the scores that are looked at grow, which is the memory of a kernel
-    that keeps them. pairs: the formula of one head. state: what a decoder keeps. decodable: whether a step can follow
-    the other; "by value" where later tokens choose what earlier ones attend. parameters: more than four projections of
-    `dim`, in one layer. layers: after which every position has reached every other that any number of layers connects;
-    None where that was not found. pairs_at: of one layer at a length.
+    classes: in the survey's letters. time: how the work grows with N at the default parameters, keys and scores that
+    are made for it counted; time_certainty: Expected where it was seen in expected counts, UpperBound where inputs
+    decide. memory: how that beside parameters grows, where scores of products are never kept. pairs: the formula of one
+    head. state: what a decoder keeps. decodable: whether a step can follow the other; "by value" where later tokens
+    choose what earlier ones attend. parameters: more than four projections of `dim`. layers: after which every position
+    has reached every other that any number of layers connects; None where that was not found. pairs_at: at a length.
+    layers_differ: whether other layers have other patterns.
     """
 
     name: str
     classes: tuple[Class, ...]
     time: str
-    is_expected: bool
+    time_certainty: Certainty
+    memory: str
     pairs: str
     state: str
     decodable: str
     parameters: int
     layers: int | None
     pairs_at: str
+    layers_differ: bool
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
-        return {
-            "name": self.name,
-            "classes": list(self.classes),
-            "time": self.time,
-            "is_expected": self.is_expected,
-            "pairs": self.pairs,
-            "state": self.state,
-            "decodable": self.decodable,
-            "parameters": self.parameters,
-            "layers": self.layers,
-            "pairs_at": self.pairs_at,
-        }
+        return asdict(self)
 
 
 def system(pattern: Pattern, *, n: int, heads: int, dim: int) -> System:
@@ -93,19 +103,22 @@ def system(pattern: Pattern, *, n: int, heads: int, dim: int) -> System:
     verdict = pattern.prove("causal")
     by_value = isinstance(verdict, Proven) or isinstance(pattern.prove("value_causal"), Proven)
     decodable = "yes" if isinstance(verdict, Proven) else "by value" if by_value else "no"
-    parts = _parts(pattern)
-    time, is_expected = _time(pattern, parts, heads)
+    report = pattern.report(heads=heads)
+    terms = report.parts if isinstance(report, CompositeReport) else {"": Part(report, OWN_KEYS)}
+    time, certainty = _time(pattern, terms, heads)
     return System(
         pattern.name or pattern.title,
         _classes(pattern, n, heads),
-        time,
-        is_expected,
-        "; ".join(_formula(name, report, summed) for name, report, summed in _reports(pattern, heads)),
-        _state(pattern, heads) if decodable != "no" else "-",
+        str(time),
+        certainty,
+        str(_memory(pattern)),
+        report.formula_text(),
+        _state(composite, terms) if decodable != "no" else "-",
         decodable,
         0 if composite is None else parameters_added(composite, dim, heads, dim // heads),
         layers_to_reach(pattern, n, heads),
         _pairs_at(pattern, n, heads),
+        any(_is_of_layers(resolved.relation) for resolved in _parts(pattern)),
     )
 
 
@@ -119,11 +132,18 @@ def _parts(pattern: Pattern) -> list[Resolved]:
     return [pattern.resolved] if composite is None else [term.pattern.resolved for term in composite.terms]
 
 
+def _is_of_layers(relation: Relation) -> bool:
+    """Whether layers have different patterns, other draws alone apart."""
+    if isinstance(relation, And | Or | Not):
+        return any(map(_is_of_layers, children(relation)))
+    return not isinstance(relation, Random) and depends_on(relation, "layer")
+
+
 # ---- class ----------------------------------------------------------------------------------------------------
 
 
 def _classes(pattern: Pattern, n: int, heads: int) -> tuple[Class, ...]:
-    """Key 0 is looked at for n positions; all else follows from the form of the spec, and from proofs."""
+    """Who attends key 0 is looked at, far out; all else follows from the form of the spec, and from proofs."""
     composite = _composite(pattern)
     found: set[Class] = set()
     kinds = {source.kind for source in pattern.resolved.sources}
@@ -154,58 +174,95 @@ def _is_whole(resolved: Resolved) -> bool:
 
 
 def _has_static_term(resolved: Resolved) -> bool:
-    """Whether some term of a union, or the pattern of some head, asks no learner."""
+    """Whether some term of a union asks no learner."""
     terms: Sequence[Relation] = resolved.relation.terms if isinstance(resolved.relation, Or) else ()
     return any(not inputs_read(term) for term in terms)
 
 
 def _is_heard_by_all(resolved: Resolved, n: int, heads: int) -> bool:
-    """Whether every query attends the first key, at a length."""
-    bound = bound_at(resolved, n, {}, heads, 0)
-    if bound.inputs or n == 0:
+    """Whether every query attends the first key: far out, or at n where the pattern has no such length."""
+    try:
+        bound = bound_at(resolved, FAR, {}, heads, 0)
+    except PatternError:
+        bound = bound_at(resolved, n, {}, heads, 0)
+    if bound.inputs or bound.sizes.kv_len == 0:
         return False
-    queries = np.arange(n, dtype=np.int64)
+    queries = np.arange(bound.sizes.q_len, dtype=np.int64)
     points = ((group.relation, Point(queries, 0, group.heads[0], Lookup({}))) for group in bound.groups)
-    return all(bool(np.all(np.broadcast_to(member(relation, point), (n,)))) for relation, point in points)
+    return all(bool(np.all(np.broadcast_to(member(relation, point), queries.shape))) for relation, point in points)
 
 
 # ---- cost -----------------------------------------------------------------------------------------------------
 
 
-def _reports(pattern: Pattern, heads: int) -> list[tuple[str, Report, bool]]:
-    """The report of each term, with its name and whether it is summed and no pair looked at."""
+def _time(pattern: Pattern, terms: Mapping[str, Part], heads: int) -> tuple[Growth, Certainty]:
+    """The greatest growth of what is made and of the pairs of all terms and heads, and what is known of it."""
+    found: list[tuple[Growth, Certainty]] = [(growth, "Exact") for growth in _made(pattern)]
+    for part, resolved in zip(terms.values(), _parts(pattern), strict=True):
+        if part.features is None:  # else no pair is looked at
+            found += [_pairs_growth(pattern, group, resolved, heads) for group in part.report.groups]
+    greatest = max(growth for growth, _ in found)
+    certainties = [certainty for growth, certainty in found if growth == greatest]
+    return greatest, "Exact" if "Exact" in certainties else certainties[0]
+
+
+def _pairs_growth(pattern: Pattern, group: HeadReport, resolved: Resolved, heads: int) -> tuple[Growth, Certainty]:
+    """How the pairs of a head grow. What draws and lists can be at most grows as they do; what learners choose is
+    seldom as much as it can be, and is seen in expected counts."""
+    read = inputs_read(resolved.relation)
+    most = ALL if group.order_at_defaults is None else _growth(group.order_at_defaults)
+    if not isinstance(group.formula, NoFormula) or not read:
+        return most or ALL, "Exact" if most is not None else "UpperBound"
+    seen = _seen_growth(pattern, heads) if read & _learned(pattern) and most in (None, ALL) else None
+    return (most or ALL, "UpperBound") if seen is None else (seen, "Expected")
+
+
+ALL = Growth(2.0)
+
+
+def _growth(order: str) -> Growth | None:
+    """An order in N as reports write it: Θ(N√N), Θ(N·log N)."""
+    found = re.fullmatch(r"Θ\((?:1|(N[²³]?)?(√N)?(?:N\^\((\d+)/(\d+)\))?)(·?log N)?\)", order)
+    if found is None:
+        return None
+    whole, root, top, bottom, has_log = found.groups()
+    power = {None: 0, "N": 1, "N²": 2, "N³": 3}[whole] + 0.5 * (root is not None)
+    return Growth(int(top) / int(bottom) if top else power, has_log is not None)
+
+
+def _seen_growth(pattern: Pattern, heads: int) -> Growth | None:
+    """How expected pairs grow between two lengths, to a quarter; None where they are not known."""
+    try:
+        counts = [pattern.report(n, heads=heads).pairs for n in SEEN_LENGTHS]
+    except PatternError:
+        return None
+    less, more = (0.0 if count is None else count.value for count in counts)
+    if not less or not more:
+        return None
+    return Growth(round(4 * log(more / less) / log(SEEN_LENGTHS[1] / SEEN_LENGTHS[0])) / 4)
+
+
+def _made(pattern: Pattern) -> Iterator[Growth]:
+    """How the work grows that is done before pairs are looked at, besides that of every layer on its N tokens."""
+    yield Growth(1.0)
+    if _keeps_a_matrix(pattern) or any(item.selector == "topk" for item in pattern.resolved.selections):
+        yield ALL  # each query, or each block of them, has a score for each block of keys
+    if any(item.learner == "lsh" for item in pattern.resolved.labels):
+        yield Growth(1.0, has_log=True)  # positions are sorted by their hashes
+
+
+def _memory(pattern: Pattern) -> Growth:
+    """Scores of products are computed again where they are needed; those that are made up are kept."""
+    return ALL if _keeps_a_matrix(pattern) else Growth(1.0)
+
+
+def _keeps_a_matrix(pattern: Pattern) -> bool:
+    """Whether a layer makes a matrix of all tokens or blocks: scores that are made up, or the order of all blocks."""
     composite = _composite(pattern)
     if composite is None:
-        return [("", pattern.report(heads=heads), False)]
-    several = len(composite.terms) > 1
-    return [
-        (term.name * several, term.pattern.report(heads=heads), composite.branches[term.branch].is_kernel)
-        for term in composite.terms
-    ]
-
-
-def _formula(name: str, report: Report, is_summed: bool) -> str:
-    text = "0, sums of features" if is_summed else report.formula_text()
-    return f"{name}: {text}" if name else text
-
-
-def _time(pattern: Pattern, parts: Sequence[Resolved], heads: int) -> tuple[str, bool]:
-    """The greatest order of all terms and heads, and whether it was seen in expected counts."""
-    orders: list[float] = []
-    is_expected = False
-    for _, report, is_summed in _reports(pattern, heads):
-        if is_summed:
-            orders.append(1.0)
-            continue
-        for group in report.groups:
-            # what draws can be at most grows as they do; what learners choose is seldom as much as it can be
-            is_known = not isinstance(group.formula, NoFormula) or not _is_learned(pattern)
-            exponent = _exponent(group.order_at_defaults) if is_known else None
-            if exponent is None:
-                exponent, is_expected = _seen_exponent(pattern, heads), True
-            orders.append(exponent)
-    greatest = max(orders, default=0.0)
-    return ORDERS.get(greatest, f"Θ(N^{greatest:g})"), is_expected
+        return False
+    kinds = {source.kind for source in pattern.resolved.sources}
+    return "sort" in kinds or any(branch.is_made_up for branch in composite.branches.values())
 
 
 def _learned(pattern: Pattern) -> set[str]:
@@ -214,60 +271,35 @@ def _learned(pattern: Pattern) -> set[str]:
     return {item.name for item in labels} | {item.name for item in selections}
 
 
-def _is_learned(pattern: Pattern) -> bool:
-    learned = _learned(pattern)
-    return any(learned & inputs_read(resolved.relation) for resolved in _parts(pattern))
-
-
-def _exponent(order: str | None) -> float | None:
-    return next((power for power, text in ORDERS.items() if text == order), None)
-
-
-def _seen_exponent(pattern: Pattern, heads: int) -> float:
-    """How expected pairs grow between two lengths, to a quarter."""
-    counts = []
-    for n in SEEN_LENGTHS:
-        pairs = pattern.report(n, heads=heads).pairs
-        if pairs is None or pairs.value == 0:
-            return 2.0
-        counts.append(pairs.value)
-    return round(4 * log(counts[1] / counts[0]) / log(SEEN_LENGTHS[1] / SEEN_LENGTHS[0])) / 4
-
-
 def _pairs_at(pattern: Pattern, n: int, heads: int) -> str:
-    composite = _composite(pattern)
-    reports = [pattern.report(n, heads=heads)] if composite is None else []
-    if composite is not None:
-        kept = [term for term in composite.terms if not composite.branches[term.branch].is_kernel]
-        reports = [term.pattern.report(n, heads=heads) for term in kept]
-    figures = [report.pairs for report in reports]
-    if any(figure is None for figure in figures):
+    figure = pattern.report(n, heads=heads).pairs
+    if figure is None:
         return "needs inputs"
-    known = [figure for figure in figures if figure is not None]
-    total = sum(figure.value for figure in known) / heads
-    marks = {"Exact": "", "Expected": "≈ "}
-    worst = next((item.certainty for item in known if item.certainty != "Exact"), "Exact")
-    return marks.get(worst, "≤ ") + readable(round(total))
+    return MARKS[figure.certainty] + readable(round(figure.value / heads))
 
 
-def _state(pattern: Pattern, heads: int) -> str:
-    """What a decoder keeps of each source, in keys of a head."""
-    composite = _composite(pattern)
+MARKS: Mapping[Certainty, str] = {"Exact": "", "Expected": "≈ ", "UpperBound": "≤ ", "LowerBound": "≥ ", "Measured": ""}
+"""What stands before a figure that is not exact."""
+
+
+def _state(composite: Composite | None, terms: Mapping[str, Part]) -> str:
+    """What a decoder keeps of each source, in keys of a head, by the kinds of heads."""
     found = []
-    for name, report, is_summed in _reports(pattern, heads):
-        if is_summed:
-            found.append("sums: M · d + M")
-            continue
-        policy = report.groups[-1].cache
-        if isinstance(policy, CachePolicy):
-            most = policy.most_text()
-            text = most if policy.kind == "bounded" and most else "t + 1" if policy.kind == "growing" else "bounded"
-        elif isinstance(policy, LooksAhead):
-            text = "-"
-        else:
-            assert composite is not None or isinstance(policy, NoFormula)
-            text = _keys_text(composite, name) if composite is not None else "?"
-        found.append(f"{name}: {text}" if name else text)
+    for name, part in terms.items():
+        texts = ["sums: M · d + M"] if part.features is not None else []
+        for group in part.report.groups if part.features is None else ():
+            policy = group.cache
+            if isinstance(policy, CachePolicy):
+                most = policy.most_text()
+                texts.append(
+                    most if policy.kind == "bounded" and most else {"growing": "t + 1"}.get(policy.kind, "bounded")
+                )
+            else:
+                texts.append(
+                    "-" if isinstance(policy, LooksAhead) else "?" if composite is None else _keys_text(composite, name)
+                )
+        text = " or ".join(dict.fromkeys(texts))
+        found.append(f"{name}: {text}" if len(terms) > 1 and part.features is None else text)
     return "; ".join(dict.fromkeys(found))
 
 

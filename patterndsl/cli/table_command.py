@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from patterndsl.survey import Entry
     from patterndsl.systems import System
 
-HEADS = ("system", "class", "time", "decodable", "decode state", "parameters", "layers", "pairs of a head")
-NUMBERS = (5, 6, 7)
+HEADS = ("system", "class", "time", "memory", "decodable", "decode state", "parameters", "layers", "pairs of a head")
+NUMBERS = (6, 7, 8)
 MAX_STATE = 28
 DIFFERS = "*"
+KEY = "≈ seen in expected counts, ≤ inputs decide; memory: scores are not kept, where they are it grows as the time"
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,16 @@ class Row:
         return tuple(name for name, (ours, theirs) in said.items() if ours != theirs)
 
     def cells(self) -> list[str]:
+        from patterndsl.systems import MARKS
+
         found, differing = self.system, self.differing
         marked = {name: DIFFERS * (name in differing) for name in ("time", "classes", "decodable")}
         state = found.state if len(found.state) <= MAX_STATE else found.state[: MAX_STATE - 3] + "..."
         return [
             found.name,
             "+".join(found.classes) + marked["classes"] or "dense",
-            ("≈ " if found.is_expected else "") + found.time + marked["time"],
+            MARKS[found.time_certainty] + found.time + marked["time"],
+            found.memory,
             found.decodable + marked["decodable"],
             state,
             f"{found.parameters:,}",
@@ -61,10 +65,11 @@ class Row:
         ]
 
     def notes(self) -> list[str]:
-        """What the survey has in each cell that differs, and why."""
+        """That layers differ; and what the survey has in each cell that differs, and why."""
         entry = self.entry
+        of_layer = [f"{self.system.name}: its layers differ, this is the first"] * self.system.layers_differ
         if entry is None:
-            return []
+            return of_layer
         printed = {
             "time": entry.complexity,
             "classes": "+".join(entry.classes),
@@ -72,7 +77,7 @@ class Row:
         }
         words = {"time": "time", "classes": "class", "decodable": "decodable"}
         reasons = {name: entry.reasons.get(name, "no reason known") for name in words}
-        return [
+        return of_layer + [
             f"{self.system.name}, {words[name]}: the survey has {printed[name]}; {reasons[name]}"
             for name in self.differing
         ]
@@ -102,9 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif suffix is not None:
         say(f"{arguments.output}: {len(found)} systems")
     else:
+        notes = [f"{DIFFERS} {note}" for row in found for note in row.notes()]
         say(table([list(HEADS), *(row.cells() for row in found)], NUMBERS))
-        notes = [note for row in found for note in row.notes()]
-        say("\n".join(["", *(f"{DIFFERS} {note}" for note in notes)]) if notes else "")
+        say("\n".join(["", KEY, *notes]))
     return 0
 
 
@@ -140,11 +145,11 @@ def markdown(found: list[Row], arguments: argparse.Namespace) -> str:
     """The table with its notes."""
     lines = [
         "| " + " | ".join(HEADS) + " |",
-        "|" + "|".join("---:" if at in NUMBERS else "---" for at in range(8)) + "|",
+        "|" + "|".join("---:" if at in NUMBERS else "---" for at in range(len(HEADS))) + "|",
     ]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in found]
     notes = [f"- {note}" for row in found for note in row.notes()]
-    about = f"N = {arguments.n:,}, {arguments.heads} heads, width {arguments.dim}. ≈: seen in expected counts."
+    about = f"N = {arguments.n:,}, {arguments.heads} heads, width {arguments.dim}; {KEY}"
     return "\n".join(
         [*lines, "", about, *(["", f"{DIFFERS} differs from the survey:", "", *notes] if notes else []), ""]
     )

@@ -48,7 +48,39 @@ def test_rows_of_own_specs(capsys: pytest.CaptureFixture[str]) -> None:
     dense, recent, full = json.loads(capsys.readouterr().out)
     assert (dense["classes"], dense["time"], dense["decodable"], dense["state"]) == ([], "Θ(N²)", "yes", "t + 1")
     assert (recent["classes"], recent["time"], recent["layers"]) == (["FP"], "Θ(N)", 9)
+    assert (dense["time_certainty"], dense["memory"]) == ("Exact", "Θ(N)")
     assert (full["decodable"], full["state"], full["layers"]) == ("no", "-", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "time", "memory"),
+    [
+        ("attend: causal", "Θ(N²)", "Θ(N)"),
+        ("attend: causal\nscore: synthesize(dense, length = 512)", "Θ(N²)", "Θ(N²)"),
+        ("attend: causal\nscore: elu", "Θ(N)", "Θ(N)"),
+        ('sources: {x: "sort(16, 512)"}\nattend: {self: recent(4), x: all}', "Θ(N²)", "Θ(N²)"),
+        ("params: {r: {default: isqrt(N), min: 1}}\nattend: recent(r)", "Θ(N√N)", "Θ(N)"),
+        ("attend: causal & k % 8 == 0 & q < 4", "Θ(N)", "Θ(N)"),
+        ("labels: {a: lsh(buckets = 8)}\nattend: q.a == k.a & window(3)", "Θ(N·log N)", "Θ(N)"),
+        ("select: {s: topk(4)}\nattend: s", "Θ(N²)", "Θ(N)"),
+        ("inputs: {doc: 'int[N]'}\nattend: q.doc == k.doc", "≤ Θ(N²)", "Θ(N)"),
+        ("inputs: {doc: 'int[N]'}\nattend: q.doc == k.doc & recent(9)", "Θ(N)", "Θ(N)"),
+    ],
+)
+def test_growth(text: str, time: str, memory: str) -> None:
+    pattern = patterndsl.parse(text)
+    row = Row(system(pattern, n=512, heads=4, dim=32), pattern, None)
+    assert row.cells()[2:4] == [time, memory]
+
+
+def test_a_window_that_is_wider_than_the_sequence_is_no_memory() -> None:
+    found = [system(patterndsl.parse(text), n=64, heads=1, dim=8) for text in ("recent(4096)", "recent(9) | k < 4")]
+    assert [item.classes for item in found] == [("FP",), ("FP", "M")]
+
+
+def test_layers_that_differ_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "layer % 2 == 0 & recent(4) | layer % 2 == 1 & causal", "-n", "64"]) == 0
+    assert "its layers differ" in capsys.readouterr().out
 
 
 def test_a_page_with_pictures(tmp_path: Path) -> None:
