@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Row
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -19,14 +18,12 @@ from patterndsl.functional import as_pattern, attention, composite_attention
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
+from patterndsl.nn.scores import ONLY, Directions, Table, WithProduct, score_modules, tables_of
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.composed import Learned
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.ops import Call as Asked
-from patterndsl.runtime.scored import Scalars, Sinusoids, Vectors
-from patterndsl.runtime.summed import drawn_directions
-from patterndsl.score.synthesize import Dense, FactoredDense, FactoredRandom, Mixture, Random, Synthesizer
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
@@ -114,9 +111,9 @@ class Attention(nn.Module):
         self.gated = branches if self.pattern.spec.combine == "gate" else ()
         self.gate = nn.Linear(dim, heads * len(self.gated)) if self.gated else None
         self.tables = Named(
-            {name: _Table(kind, size, heads, self.head_dim, dim) for name, kind, size in _tables(self.pattern)}
+            {name: Table(kind, size, heads, self.head_dim, dim) for name, kind, size in tables_of(self.pattern)}
         )
-        self.scores = nn.ModuleDict(_scores(self.pattern, dim, heads, self.head_dim))
+        self.scores = nn.ModuleDict(score_modules(self.pattern, dim, heads, self.head_dim))
         self.sums = _summing(self.pattern)
         if self.sources.used and len(branches) > 1:
             message = "what is most used is told by one softmax, and the pattern has several branches"
@@ -183,7 +180,7 @@ class Attention(nn.Module):
             keys,
             self._gates(x) or {},
             self._made(x, query, key, scale, q_start),
-            {name: cast("_Table", table)() for name, table in self.tables.items()},
+            {name: cast("Table", table)() for name, table in self.tables.items()},
             {name: module() for name, module in self._drawn()},
             {} if state is None else state.sums,
         )
@@ -206,20 +203,20 @@ class Attention(nn.Module):
         self.losses |= losses
         return output, replace(after, sums={name: detached(sums) for name, sums in learned.after.items()})
 
-    def _drawn(self) -> Iterator[tuple[str, _Directions]]:
+    def _drawn(self) -> Iterator[tuple[str, Directions]]:
         """The random directions of each branch that has some."""
         for name, module in self.scores.items():
-            if isinstance(module, _Directions):
+            if isinstance(module, Directions):
                 yield name.removeprefix(ONLY), module
 
     def _made(self, x: Tensor, query: Tensor, key: Tensor, scale: float | None, q_start: int) -> dict[str, Tensor]:
         """The scores of each branch that makes them up, [B or 1, H, T, Tk]."""
         found = {}
         for name, module in self.scores.items():
-            if isinstance(module, _Directions):
+            if isinstance(module, Directions):
                 continue
             made = module(x, key.shape[2], q_start)
-            if isinstance(module, _WithProduct):
+            if isinstance(module, WithProduct):
                 keys = key.repeat_interleave(self.heads // self.kv_heads, dim=1)
                 products = query @ keys.transpose(-1, -2) * (self.head_dim**-0.5 if scale is None else scale)
                 made = made + module.share() * products
@@ -379,104 +376,6 @@ class Attention(nn.Module):
         return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
 
 
-class _Table(nn.Module):
-    """What a bias looks up; see `runtime.scored`. Scalars start at 0, vectors and weights as a linear map does."""
-
-    def __init__(self, kind: str, size: int | None, heads: int, head_dim: int, dim: int) -> None:
-        super().__init__()
-        self.kind = kind
-        match kind:
-            case "scalars":
-                self.weight = nn.Parameter(torch.zeros(heads, size or 0))
-            case "vectors":
-                self.weight = nn.Parameter(torch.randn(heads, size or 0, head_dim) * head_dim**-0.5)
-            case _:
-                self.weight = nn.Parameter(torch.randn(heads, head_dim, dim) * dim**-0.5)
-                self.u, self.v = (nn.Parameter(torch.zeros(heads, head_dim)) for _ in range(2))
-
-    def forward(self) -> Scalars | Vectors | Sinusoids:
-        match self.kind:
-            case "scalars":
-                return Scalars(self.weight)
-            case "vectors":
-                return Vectors(self.weight)
-            case _:
-                return Sinusoids(self.weight, self.u, self.v)
-
-
-ONLY = "only_"
-"""What modules of branches are called by, as the only branch has the name ""."""
-
-
-class _Directions(nn.Module):
-    """The random directions of FAVOR+ [M, D], the same for all heads; in training drawn anew every `redraw` calls."""
-
-    directions: Tensor
-    calls: Tensor
-
-    def __init__(self, settings: Mapping[str, int | float | str], head_dim: int) -> None:
-        super().__init__()
-        self.settings, self.head_dim = settings, head_dim
-        self.register_buffer("directions", drawn_directions(settings, head_dim).clone())
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-    def forward(self) -> Tensor:
-        redraw = int(self.settings["redraw"])
-        if self.training and redraw:
-            turn = int(self.calls) + 1
-            if turn % redraw == 0:
-                # a tensor of its own, as the backward pass of earlier calls needs the former ones
-                self.directions = drawn_directions(self.settings, self.head_dim, turn // redraw).to(self.directions)
-            self.calls.fill_(turn)
-        return self.directions
-
-
-class _WithProduct(nn.Module):
-    """Scores that are made up beside the product of query and key, whose part is learned as well."""
-
-    def __init__(self, made: nn.Module) -> None:
-        super().__init__()
-        self.made = made
-        self.weight = nn.Parameter(torch.zeros(2))
-
-    def share(self) -> Tensor:
-        """The part of the product."""
-        return self.weight.softmax(0)[0]
-
-    def forward(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
-        return cast("Tensor", self.weight.softmax(0)[1] * self.made(x, num_keys, start))
-
-
-def _scores(pattern: Pattern, dim: int, heads: int, head_dim: int) -> dict[str, nn.Module]:
-    """What scores of branches need: directions, or modules that make scores up."""
-    found: dict[str, nn.Module] = {}
-    for name, branch in pattern.branches.items() if isinstance(pattern, Composite) else ():
-        assert isinstance(pattern, Composite)
-        settings = pattern.score_settings(name)
-        if branch.score.name == "favor":
-            found[ONLY + name] = _Directions(settings, head_dim)
-        elif branch.is_made_up:
-            found[ONLY + name] = _synthesizer(branch.score.makers, settings, dim, heads)
-    return found
-
-
-def _synthesizer(makers: Row[str], settings: Mapping[str, int | float | str], dim: int, heads: int) -> nn.Module:
-    length, rank, trainable = int(settings["length"]), int(settings["rank"]), settings["learned"] == "yes"
-    members: list[Synthesizer] = []
-    for maker in makers:
-        match maker:
-            case "dense":
-                members.append(Dense(dim, heads, length))
-            case "random":
-                members.append(Random(dim, heads, length, trainable=trainable))
-            case "factored_dense":
-                members.append(FactoredDense(dim, heads, length))
-            case "factored_random":
-                members.append(FactoredRandom(dim, heads, length, rank=rank, trainable=trainable))
-    made = members[0] if len(members) == 1 else Mixture(dim, heads, length, members=members)
-    return _WithProduct(made) if "product" in makers else made
-
-
 def _summing(pattern: Pattern) -> tuple[str, ...]:
     """The branches whose sums are a state: those that sum up to the query. None where the sequence's own keys are also
     attended otherwise, as these are not kept."""
@@ -489,13 +388,6 @@ def _summing(pattern: Pattern) -> tuple[str, ...]:
         if pattern.branches[term.branch].is_kernel and term.summable is not None and term.summable.reach == "causal"
     ]
     return tuple(term.branch for term in of_sums) if len(of_sums) == len(own) else ()
-
-
-def _tables(pattern: Pattern) -> list[tuple[str, str, int | None]]:
-    """Name, kind and size of each table."""
-    if not isinstance(pattern, Composite):
-        return []
-    return [(item.name, item.kind, pattern.table_size(item.name)) for item in pattern.resolved.tables]
 
 
 def _read_by(resolved: Resolved) -> frozenset[str]:
