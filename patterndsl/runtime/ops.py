@@ -171,8 +171,7 @@ def _gradients(
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
     match program.backend_for(query, key, value, train=True):
         case "planned":
-            passes = program.planned(train=True).passes
-            return planned.gradients(*tensors, *results, *grads, passes, scale)
+            return planned.gradients(*tensors, *results, *grads, program.planned(train=True), scale)
         case "masked":
             hulls = program.masked
             if isinstance(hulls, Placed):

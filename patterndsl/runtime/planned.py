@@ -112,6 +112,7 @@ class Planned:
         self.passes = tuple(_ready(item, kernel, reached) for item, kernel in kernels)
         masks = any(isinstance(kernel, DensePass) and kernel.is_masked for _, kernel in kernels)
         self.must_be_finite = masks and device.type == "cpu"  # on CUDA a look at the numbers would wait for the device
+        self._turns = dict[object, _Turns]()
 
     def takes(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         """Whether what is masked is harmless: a kernel that masks weighs values with 0, and 0 x NaN is NaN."""
@@ -129,7 +130,16 @@ class Planned:
                 found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
             if found is not None:
                 return found
-        return attended(query, key, value, _run(self.passes, scale, _has_backward(query, key, value)))
+        return attended(query, key, value, _run(self, scale, _has_backward(query, key, value)))
+
+    def turns(self, query: Tensor, key: Tensor, value: Tensor) -> _Turns:
+        """What the backward pass does; found once for each form of the tensors."""
+        forms = tuple((x.shape, x.stride()) for x in (query, key, value))
+        asked = (self.passes, forms)
+        if asked not in self._turns:
+            make_room(self._turns)
+            self._turns[asked] = _turns(self.passes, query, key, value)
+        return self._turns[asked]
 
 
 def is_finite(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -220,28 +230,34 @@ class _Result:
 
 @dataclass
 class _Gradient:
-    """The gradient of one tensor so far, a sum over passes."""
+    """The gradient of one tensor so far, a sum over passes. is_covered: whether each position of each head has a step
+    that is the first to reach it, and gives all its channels."""
 
     of: Tensor
+    is_covered: bool
     total: Tensor | None = None
 
-    def add(self, places: Places, grad: Tensor, take: Callable[[Tensor], Tensor], sign: int) -> None:
-        """Adds the gradient of some positions of a part. take: the part of [B, H, ...]."""
+    def add(
+        self, places: Places, grad: Tensor, take: Callable[[Tensor], Tensor], sign: int, *, is_first: bool
+    ) -> None:
+        """Adds the gradient of some positions of a part. take: the part of [B, H, ...]; is_first: whether nothing is
+        there yet."""
         if self.total is None and sign > 0 and grad.dtype == self.dtype() and grad.shape[-1] == self.of.shape[-1]:
             self.total = places.adopted(grad, self.of.shape[:3])
             if self.total is not None:
                 return
-        if self.total is None:
-            self.total = torch.zeros(self.of.shape, dtype=self.dtype(), device=self.of.device)
-        into = places.into(take(self.total))
+        into = places.into(take(self.begun()))
         into = into if grad.shape[-1] == into.shape[-1] else into[..., : grad.shape[-1]]
-        add_into(into, places.fit(grad, into), sign)
+        if is_first:
+            into.copy_(places.fit(grad, into))
+        else:
+            add_into(into, places.fit(grad, into), sign)
 
-    def begun(self, new: Callable[..., Tensor]) -> Tensor:
+    def begun(self) -> Tensor:
         """The sum so far, a new tensor where there is none."""
         if self.total is None:
-            shape = torch.empty(self.of.shape, device="meta")
-            self.total = new(shape, dtype=self.dtype(), device=self.of.device)
+            new = torch.empty if self.is_covered else torch.zeros
+            self.total = new(self.of.shape, dtype=self.dtype(), device=self.of.device)
         return self.total
 
     def dtype(self) -> torch.dtype:
@@ -253,28 +269,57 @@ class _Gradient:
         return total if width == total.shape[-1] else total[..., :width]
 
 
-class _Sums(NamedTuple):
-    """Where the gradients of query, key and value of a launch belong; are_begun: whether they are added to others."""
-
-    views: tuple[Tensor, Tensor, Tensor]
-    are_begun: bool
-
-
-def _sums(totals: Sequence[_Gradient], part: Part, launch: Launch) -> _Sums | None:
-    """The sums so far as a launch sees them, [B * H, groups, length, D]; None where no view has that form."""
-    places = (launch.queries, launch.keys, launch.keys)
-    takes = (part.of_queries, part.of_keys, part.of_keys)
-    is_all = part.is_whole and all(
-        at.num_rows == total.of.shape[2] and take(total.of).shape == total.of.shape
-        for at, total, take in zip(places, totals, takes, strict=True)
+def _views(totals: Sequence[_Gradient], part: Part, launch: Launch) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The sums of query, key and value so far as a launch sees them, [B * H, groups, length, D]; None where no view has
+    that form."""
+    query, key, value = (total.begun() for total in totals)
+    views = (
+        launch.queries.into(part.of_queries(query)),
+        launch.keys.into(part.of_keys(key)),
+        launch.keys.into(part.of_keys(value)),
     )
-    are_begun = not is_all or any(total.total is not None for total in totals)
-    views = [
-        at.into(take(total.begun(torch.zeros_like if are_begun else torch.empty_like)))
-        for at, total, take in zip(places, totals, takes, strict=True)
-    ]
-    fit = all(view.dim() == 4 for view in views)
-    return _Sums((views[0], views[1], views[2]), are_begun) if fit else None
+    return views if all(view.dim() == 4 for view in views) else None
+
+
+class _Turn(NamedTuple):
+    """A part of a pass and its launches in the backward pass, each with whether it is the first to reach the queries,
+    and the keys, that it reaches: all positions of some heads."""
+
+    ready: ReadyPass
+    part: Part
+    launches: Sequence[tuple[Launch, tuple[bool, bool]]]
+
+
+class _Turns(NamedTuple):
+    """Those of all passes. are_covered: whether each query, and each key, has a launch that reaches it first."""
+
+    turns: Sequence[_Turn]
+    are_covered: tuple[bool, bool]
+
+
+def _turns(passes: Sequence[ReadyPass], query: Tensor, key: Tensor, value: Tensor) -> _Turns:
+    reached = [torch.zeros(x.shape[:2], dtype=torch.bool, device="cpu") for x in (query, key)]
+    are_covered, turns = [True, True], list[_Turn]()
+
+    def is_first(side: int, heads: Tensor, *, is_all: bool) -> bool:
+        """Marks the heads of a part, and says whether they were not marked."""
+        first = is_all and not bool(heads.any())
+        if first:
+            heads.fill_(True)
+        are_covered[side] &= bool(heads.all())
+        return first
+
+    for ready in passes:
+        for part in ready.parts(query, key, value):
+            (rows, heads, _, dim), launches = part.of_queries(query).shape, list[tuple[Launch, tuple[bool, bool]]]()
+            for launch in ready.kernel.gradient_launches(rows * heads * dim * query.element_size()):
+                of_queries = ready.sign > 0 and launch.queries.num_rows == query.shape[2]
+                of_keys = ready.sign > 0 and launch.has_each_key_once and launch.keys.num_rows == key.shape[2]
+                first_queries = is_first(0, part.of_queries(reached[0]), is_all=of_queries)
+                first_keys = is_first(1, part.of_keys(reached[1]), is_all=of_keys)
+                launches.append((launch, (first_queries, first_keys)))
+            turns.append(_Turn(ready, part, launches))
+    return _Turns(turns, (are_covered[0] and bool(reached[0].all()), are_covered[1] and bool(reached[1].all())))
 
 
 # ---- forward and backward
@@ -311,7 +356,7 @@ def gradients(
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    passes: Sequence[ReadyPass],
+    plan: Planned,
     scale: float,
     saved: Sequence[object] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -320,35 +365,38 @@ def gradients(
     head_dim, kept = query.shape[-1], itertools.repeat(None) if saved is None else iter(saved)
     if grad_lse is not None:
         query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)
-    totals = [_Gradient(x) for x in (query, key, value)]
-    merged = Merged(out, lse.masked_fill(lse == -torch.inf, torch.inf), grad_out.contiguous())
-    for ready in passes:
-        for part in ready.parts(query, key, value):
-            tensors = part.of_queries(query), part.of_keys(key), part.of_keys(value)
-            mine = merged if part.is_whole else Merged(*map(part.of_queries, (merged.out, merged.lse, merged.grad_out)))
-            of_part, (rows, heads, _, dim) = next(kept), tensors[0].shape
-            for launch in ready.kernel.gradient_launches(rows * heads * dim * query.element_size()):
-                sums = _sums(totals, part, launch) if ready.is_in_place else None
-                if sums is not None:
-                    assert isinstance(ready.kernel, ListedPass)
-                    ready.kernel.add_gradients(launch, *tensors, mine, scale, sums.views, adds=sums.are_begun)
-                    continue
-                grads = ready.kernel.backward(launch, *tensors, mine, scale, of_part)
-                totals[0].add(launch.queries, grads[0], part.of_queries, ready.sign)
-                for total, grad in zip(totals[1:], grads[1:], strict=True):
-                    for places, some in launch.key_gradients(grad):
-                        total.add(places, some, part.of_keys, ready.sign)
+    turns, are_covered = plan.turns(query, key, value)
+    whole = grad_lse is None  # gradients have all the channels of the tensors
+    totals = [_Gradient(x, whole and are_covered[at]) for x, at in ((query, 0), (key, 1), (value, 1))]
+    if not all(ready.is_in_place for ready in plan.passes):  # the others take no row for empty
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    merged = Merged(out, lse, grad_out.contiguous())
+    for ready, part, launches in turns:
+        tensors, of_part = (part.of_queries(query), part.of_keys(key), part.of_keys(value)), next(kept)
+        mine = merged if part.is_whole else Merged(*map(part.of_queries, (merged.out, merged.lse, merged.grad_out)))
+        for launch, (is_first_query, is_first_key) in launches:
+            views = _views(totals, part, launch) if ready.is_in_place else None
+            if views is not None:
+                assert isinstance(ready.kernel, ListedPass)
+                adds = (not is_first_query, not is_first_key)
+                ready.kernel.add_gradients(launch, *tensors, mine, scale, views, adds=adds)
+                continue
+            grads = ready.kernel.backward(launch, *tensors, mine, scale, of_part)
+            totals[0].add(launch.queries, grads[0], part.of_queries, ready.sign, is_first=is_first_query)
+            for total, grad in zip(totals[1:], grads[1:], strict=True):
+                for places, some in launch.key_gradients(grad):
+                    total.add(places, some, part.of_keys, ready.sign, is_first=is_first_key)
     grad_query, grad_key, grad_value = (total.result(head_dim) for total in totals)
     return grad_query, grad_key, grad_value
 
 
-def _run(passes: Sequence[ReadyPass], scale: float, train: bool) -> Run:
+def _run(plan: Planned, scale: float, train: bool) -> Run:
     """One call. train: whether its parts keep what their backward needs."""
     saved: list[object] = []
 
     def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse, found = results(query, key, value, passes, scale, train)
+        out, lse, found = results(query, key, value, plan.passes, scale, train)
         saved.extend(found)
         return out, lse
 
-    return Run("planned", forward, partial(gradients, passes=passes, scale=scale, saved=saved))
+    return Run("planned", forward, partial(gradients, plan=plan, scale=scale, saved=saved))

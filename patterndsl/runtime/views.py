@@ -218,6 +218,11 @@ class Launch:
         self.queries, self.keys, self.keys_overlap = Places(q_groups, q), Places(k_groups, k), keys_overlap
         self._strips = tuple(self._found_strips()) if keys_overlap else ()
 
+    @property
+    def has_each_key_once(self) -> bool:
+        """Whether no two groups share keys."""
+        return not self.keys_overlap and all(axis.stride for axis in self.keys.groups)
+
     @staticmethod
     def of(geometry: Geometry) -> Launch:
         return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)

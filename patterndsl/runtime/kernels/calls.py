@@ -45,20 +45,20 @@ def gradients(
     grad_lse: Tensor | None,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
     *,
-    adds: bool = False,
+    adds: tuple[bool, bool] = (False, False),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of query, key and value, from the output and lse of all keys. into: where they are written; adds: whether
-    they are added to what is there."""
+    those of queries, and those of keys and values, are added to what is there."""
     from patterndsl.runtime.kernels.launch import gradient_of_queries, gradients_of_keys
 
     shapes = shapes_of(query, value)
     rows, columns = lists.rows(shapes.queries), lists.columns(shapes.keys)
     tensors, into_query, into_keys = (query, key, value), into and into[0], into and into[1:]
     grad_query, delta = gradient_of_queries(
-        *tensors, out, lse, grad_out, grad_lse, rows, shapes.queries, asked, scale, into_query, adds=adds
+        *tensors, out, lse, grad_out, grad_lse, rows, shapes.queries, asked, scale, into_query, adds=adds[0]
     )
     grad_key, grad_value = gradients_of_keys(
-        *tensors, lse, grad_out, delta, columns, shapes.keys, asked, scale, into_keys, adds=adds
+        *tensors, lse, grad_out, delta, columns, shapes.keys, asked, scale, into_keys, adds=adds[1]
     )
     return grad_query, grad_key, grad_value
 

@@ -86,7 +86,7 @@ class ListedPass(OneLaunch):
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, saved: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `runtime.planned.Kernel`."""
-        return self._gradients(launch, query, key, value, merged, scale, None, adds=False)
+        return self._gradients(launch, query, key, value, merged, scale, None, adds=(False, False))
 
     def add_gradients(
         self,
@@ -98,9 +98,10 @@ class ListedPass(OneLaunch):
         scale: float,
         into: tuple[Tensor, Tensor, Tensor],
         *,
-        adds: bool,
+        adds: tuple[bool, bool],
     ) -> None:
-        """The same into views of the sums, [B * H, groups, length, D]; adds: added to what is there."""
+        """The same into views of the sums, [B * H, groups, length, D]; adds: whether those of queries, and those of
+        keys and values, are added to what is there."""
         self._gradients(launch, query, key, value, merged, scale, into, adds=adds)
 
     def _gradients(
@@ -113,7 +114,7 @@ class ListedPass(OneLaunch):
         scale: float,
         into: tuple[Tensor, Tensor, Tensor] | None,
         *,
-        adds: bool,
+        adds: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = launch.queries.grouped(query), launch.keys.grouped(key), launch.keys.grouped(value)
         out, lse, grad_out = map(launch.queries.grouped, (merged.out, merged.lse, merged.grad_out))
