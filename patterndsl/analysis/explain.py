@@ -16,7 +16,7 @@ from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend
 from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
-from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan
+from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan, runs_first
 from patterndsl.lower.shapes import Band, Masked, Triangle
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import Bound
@@ -282,7 +282,8 @@ def _group(
         for item in option.passes:
             if id(item.piece) not in counted:
                 counted[id(item.piece)] = kept_pairs(item.piece, lookup)
-            passes.append(_pass(item, counted[id(item.piece)], machine, head_dim))
+            is_first = item is runs_first(option.passes)
+            passes.append(_pass(item, counted[id(item.piece)], machine, head_dim, is_first=is_first))
         ways.append(Way(number, option.text, tuple(passes)))
     places = [next(at for at, option in enumerate(options) if option is chosen) for chosen in (forward, training)]
     return GroupWays(heads, tuple(ways), places[0], places[1])
@@ -319,7 +320,7 @@ def _listed_text(lists: Lists) -> str:
     return f"`{lists.names[0]}`: {keys} for {queries}, as each call lists them"
 
 
-def _pass(item: Pass, kept: int | None, machine: Machine, head_dim: int) -> PassFigures:
+def _pass(item: Pass, kept: int | None, machine: Machine, head_dim: int, *, is_first: bool = False) -> PassFigures:
     num_heads = len(item.heads)
     return PassFigures(
         item.kernel,
@@ -328,7 +329,7 @@ def _pass(item: Pass, kept: int | None, machine: Machine, head_dim: int) -> Pass
         item.piece.geometry.num_groups,
         round(computed_pairs(item.piece, machine)) * num_heads,
         None if kept is None else kept * num_heads,
-        cost(item.piece, machine, num_heads=num_heads, head_dim=head_dim),
+        cost(item.piece, machine, num_heads=num_heads, head_dim=head_dim, is_first=is_first),
         moved(item.piece, machine, num_heads=num_heads, head_dim=head_dim),
     )
 

@@ -27,7 +27,7 @@ FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
-BEGUN = 64
+BEGUN = 150
 """Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a run of tiles."""
 
 
@@ -133,7 +133,7 @@ CUDA = Machine(
     band_rate=4.2e14,
     sparse_rate=4.2e14,
     backward_rate=0.7,
-    partial=1.5,
+    partial=1.2,
     bandwidth=3.1e12,
     dense_call=5e-5,
     sparse_call=6e-5,
@@ -157,13 +157,13 @@ def kernel_of(piece: Piece, machine: Machine) -> Kernel:
     return "single" if piece.geometry.q.length == piece.geometry.k.length == 1 else "sdpa"
 
 
-def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Cost:
-    """The predicted time of a piece, and of merging what it gives."""
+def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int, is_first: bool = False) -> Cost:
+    """The predicted time of a piece, and of merging what it gives. is_first: whether a GPU merges it with nothing, as
+    no pass comes before it; on a CPU the constants are those of passes that merge."""
     geometry = piece.geometry
     rows = num_heads * head_dim * machine.itemsize / machine.bandwidth  # seconds to read a position of all heads once
-    # the result is merged into that of the other passes, and gradients are added: two read and one written
-    q_rows, k_rows = geometry.num_rows, geometry.num_groups * geometry.k.length
-    merging = Cost(3.0 * rows * q_rows, 3.0 * rows * (q_rows + 2 * k_rows))
+    q_rows = geometry.num_rows
+    merging = NO_COST if is_first and machine.is_gpu else _merging(piece, machine, rows)
     if kernel_of(piece, machine) == "single":
         return Cost(machine.dense_call + 8.0 * rows * q_rows, machine.dense_call + 16.0 * rows * q_rows) + merging
     if isinstance(piece.shape, Sparse):
@@ -179,6 +179,14 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Co
     if machine.is_gpu:
         found = found + Cost(0.0, SUMMED * rows * q_rows)
     return found + _copying(geometry, rows) + merging
+
+
+def _merging(piece: Piece, machine: Machine, rows: float) -> Cost:
+    """Of merging a result into that of other passes, and of adding gradients: two read and one written. A kernel that
+    goes on from what is there reads one more. rows: seconds to read a position once."""
+    times = 1.0 if kernel_of(piece, machine) == "triton" else 3.0
+    q_rows, k_rows = piece.geometry.num_rows, piece.geometry.num_groups * piece.geometry.k.length
+    return Cost(times * rows * q_rows, times * rows * (q_rows + 2 * k_rows))
 
 
 def _fullness(piece: Piece, machine: Machine) -> float:

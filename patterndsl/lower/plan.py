@@ -7,7 +7,7 @@ results merge without anything to subtract. Plans are data: frozen, and the same
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import factorial, prod
@@ -18,7 +18,7 @@ from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_
 from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, Wanted, pieces
+from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, Wanted, pieces, tiled
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
@@ -58,6 +58,11 @@ def pass_of(piece: Piece, heads: tuple[int, ...], machine: Machine, head_dim: in
     """A piece with its kernel and what it costs."""
     price = cost(piece, machine, num_heads=len(heads), head_dim=head_dim)
     return Pass(heads, piece, kernel_of(piece, machine), price)
+
+
+def runs_first(passes: Sequence[Pass]) -> Pass:
+    """The pass of some heads that the others are merged into: the one with the most queries."""
+    return min(passes, key=lambda item: (item.sign < 0, -item.piece.geometry.num_rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ class _Planner:
                     found.append(option)
         is_alone = not any(option.is_dense for option in found)
         found.extend(self.whole(group.relation, group.heads, is_alone=is_alone))
+        found.extend([tiles for option in found if (tiles := self.in_tiles(option, group.heads)) is not None])
         return sorted(found, key=lambda option: (option.cost.forward, option.size))
 
     def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
@@ -211,7 +217,7 @@ class _Planner:
                 passes.extend(best.passes)
         if left:
             passes.extend(self.best(disjunction(left), heads).passes)
-        return Option(f"{len(terms)} terms apart", tuple(passes)) if len(left) < len(terms) else None
+        return self.option(f"{len(terms)} terms apart", passes) if len(left) < len(terms) else None
 
     def counted_twice(self, term: Relation, before: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
         """The whole term, and what it shares with those before it taken out again; None unless both are dense."""
@@ -221,6 +227,20 @@ class _Planner:
             return None
         passes = (*whole.passes, *(replace(item, sign=-1) for item in shared.passes))
         return Option("", passes)
+
+    def in_tiles(self, option: Option, heads: tuple[int, ...]) -> Option | None:
+        """The same with what is dense in short groups as tiles too, which a kernel of our own adds to what is there;
+        None where nothing is that, or the kernel is another's."""
+        if self.machine.sparse_kernel != "triton":
+            return None
+        pieces = [tiled(item.piece, self.wanted.blocks[0]) for item in option.passes]
+        if not any(pieces):
+            return None
+        passes = (
+            item if piece is None else pass_of(piece, heads, self.machine, self.head_dim)
+            for item, piece in zip(option.passes, pieces, strict=True)
+        )
+        return self.option(f"{option.text}, in tiles", passes)
 
     @overload
     def best(self, relation: Relation, heads: tuple[int, ...]) -> Option: ...
@@ -254,11 +274,11 @@ class _Planner:
             if parts is None:
                 rest.append((chain, self.unnarrowed(relation) if not chain else found))
             else:
-                dense.append(self.option(chain, parts, heads))
+                dense.append(self.laid_out(chain, parts, heads))
         pairs = self.sizes.q_len * self.sizes.kv_len / prod(self.machine.blocks[-1])
         if (dense or not is_alone) and pairs > SMALL:
             return dense
-        return dense + [self.option(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
+        return dense + [self.laid_out(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
 
     def unnarrowed(self, relation: Relation) -> list[Cell]:
         """The relation as written, with rows that it leaves without keys: a block-sparse kernel passes over them for
@@ -277,9 +297,23 @@ class _Planner:
             parts.extend(inside)
         return parts
 
-    def option(self, chain: Chain, parts: Sequence[Piece], heads: tuple[int, ...]) -> Option:
-        passes = tuple(pass_of(piece, heads, self.machine, self.head_dim) for piece in parts)
-        return Option("as written" if not chain else f"positions by {', '.join(map(str, chain))}", passes)
+    def laid_out(self, chain: Chain, parts: Sequence[Piece], heads: tuple[int, ...]) -> Option:
+        """The pieces of one layout as an option."""
+        passes = (pass_of(piece, heads, self.machine, self.head_dim) for piece in parts)
+        return self.option("as written" if not chain else f"positions by {', '.join(map(str, chain))}", passes)
+
+    def option(self, text: str, passes: Iterable[Pass]) -> Option:
+        """The passes as an option, of which the first merges with nothing."""
+        found = tuple(passes)
+        if not found:
+            return Option(text, ())
+        first, num_heads = runs_first(found), len(found[0].heads)
+
+        def priced(item: Pass) -> Pass:
+            price = cost(item.piece, self.machine, num_heads=num_heads, head_dim=self.head_dim, is_first=item is first)
+            return replace(item, cost=price)
+
+        return Option(text, tuple(map(priced, found)))
 
 
 def dense_option(

@@ -34,6 +34,7 @@ from patterndsl.lower.layout import Cell, Span
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_runs
 from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.sema.parameters import Sizes
 
 Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -184,6 +185,21 @@ def pieces(cell: Cell, lookup: Lookup, wanted: Wanted, *, sparse: bool) -> list[
     unit = (tiles.q_block, tiles.kv_block)
     finer = fitting_tiles(relation, cell.sizes, lookup, (unit, *wanted.finer), wanted.saving) if wanted.finer else tiles
     return [Piece(geometry, Sparse(tiles, relation, None if (finer.q_block, finer.kv_block) == unit else finer))]
+
+
+LONGEST_TILED = 1024
+"""Queries and keys of a group that may be tiles although it is dense."""
+
+
+def tiled(piece: Piece, blocks: tuple[int, int]) -> Piece | None:
+    """A full or causal piece of short groups as tiles; None where it is another."""
+    geometry = piece.geometry
+    is_short = max(geometry.q.length, geometry.k.length) <= LONGEST_TILED
+    if not geometry.groups or not is_short or not isinstance(piece.shape, Full | Triangle):
+        return None
+    relation = Compare("<=", K, Q) if isinstance(piece.shape, Triangle) else EVERYTHING
+    sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
+    return Piece(geometry, Sparse(find_tiles(relation, sizes, Lookup(), *blocks), relation))
 
 
 def _strips(cell: Cell, tiles: Tiles) -> Iterator[tuple[Span, Span]]:
@@ -382,4 +398,4 @@ def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int]) 
     return find_tiles(beyond, cell.sizes, lookup, 64, 64, tell_full=False).num_tiles == 0
 
 
-__all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "Wanted", "pieces"]
+__all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "Wanted", "pieces", "tiled"]

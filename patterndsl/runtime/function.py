@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,10 @@ class _Differentiate(Function):
     def vmap(*_: Any) -> Any:
         raise no_vmap()
 
+
+# torch asks for the signature in each call, which takes longer than a small kernel where it is not at hand
+cast("Any", _Attend.forward).__signature__ = signature(_Attend.forward)
+cast("Any", _Differentiate.forward).__signature__ = signature(_Differentiate.forward)
 
 # torch declares `apply` without types
 _attend: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply

@@ -161,7 +161,7 @@ def _kernel(item: Pass, device: torch.device) -> Kernel:
             return DensePass(item.piece, device)
         case "triton":
             assert isinstance(shape, Sparse)
-            return ListedPass(geometry, shape, device)
+            return ListedPass(geometry, shape, len(item.heads), device)
         case "flex":
             assert isinstance(shape, Sparse)
             return FlexPass(geometry, shape, device)
@@ -237,9 +237,7 @@ class _Gradient:
     is_covered: bool
     total: Tensor | None = None
 
-    def add(
-        self, places: Places, grad: Tensor, take: Callable[[Tensor], Tensor], sign: int, *, is_first: bool
-    ) -> None:
+    def add(self, places: Places, grad: Tensor, take: Callable[[Tensor], Tensor], sign: int, *, is_first: bool) -> None:
         """Adds the gradient of some positions of a part. take: the part of [B, H, ...]; is_first: whether nothing is
         there yet."""
         if self.total is None and sign > 0 and grad.dtype == self.dtype() and grad.shape[-1] == self.of.shape[-1]:

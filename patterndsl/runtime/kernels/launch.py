@@ -15,7 +15,7 @@ from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_ke
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
 from patterndsl.runtime.kernels.shapes import Blocks
 from patterndsl.runtime.kernels.work import Work
-from patterndsl.runtime.views import with_unit_stride
+from patterndsl.runtime.views import make_room, with_unit_stride
 
 CHUNK = 16
 """Slots of a row that are read at once."""
@@ -53,7 +53,7 @@ def forward(
         out, lse = into
     rows, (dim_padded, padded) = _rows(work, batch), _padded(dim, value_dim)
     slots = rows * work.num_slots * blocks.q_block
-    part_out, part_lse = _floats(query, slots * padded), _floats(query, slots)
+    part_out, part_lse = _floats(lse, slots * padded), _floats(lse, slots)
     q_block, kv_block = blocks.q_block, blocks.kv_block
     seen = _seen((query, q_block, dim_padded), (key, kv_block, dim_padded), (value, kv_block, padded))
     attend_kernel[(work.num_pieces, rows)](
@@ -101,7 +101,7 @@ def gradient_of_queries(
     delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
     grad_query = _like(query, dim) if into is None else into
     rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
-    part = _floats(query, rows * work.num_slots * blocks.q_block * padded)
+    part = _floats(lse, rows * work.num_slots * blocks.q_block * padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
     seen = _seen(
         *((query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)),
@@ -146,7 +146,7 @@ def gradients_of_keys(
     grad_key, grad_value = (_like(key, dim), _like(value, value_dim)) if into is None else into
     rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
     slots = rows * work.num_slots * blocks.kv_block
-    part_key, part_value = _floats(query, slots * padded), _floats(query, slots * value_padded)
+    part_key, part_value = _floats(lse, slots * padded), _floats(lse, slots * value_padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
     seen = _seen(
         *((query, q_block, padded), (key, kv_block, padded)),
@@ -191,11 +191,30 @@ class _Seen(NamedTuple):
     described: bool
 
 
+_KNOWN: dict[object, list[TensorDescriptor] | None] = {}
+"""Descriptors of tensors of some forms, without these; None where some cannot be described. Making them takes as long
+as the launch itself."""
+
+
 def _seen(*tensors: tuple[Tensor, int, int]) -> _Seen:
     """Tensors with the rows and channels of their blocks."""
-    if all(_can_be_described(x, width) for x, _, width in tensors):
-        return _Seen([_described(x, block) for x, block, _ in tensors], True)
-    return _Seen([x for x, _, _ in tensors], False)
+    form = tuple((x.shape, x.stride(), x.dtype, x.data_ptr() % 16, block, width) for x, block, width in tensors)
+    asked = (tensors[0][0].device, form)
+    if asked not in _KNOWN:
+        make_room(_KNOWN)
+        fit = all(_can_be_described(x, width) for x, _, width in tensors)
+        _KNOWN[asked] = [_described(x, block) for x, block, _ in tensors] if fit else None
+    known = _KNOWN[asked]
+    if known is None:
+        return _Seen([x for x, _, _ in tensors], False)
+    return _Seen([_of(like, x) for like, (x, _, _) in zip(known, tensors, strict=True)], True)
+
+
+def _of(like: TensorDescriptor, x: Tensor) -> TensorDescriptor:
+    """The descriptor of another tensor of the same form."""
+    found = object.__new__(TensorDescriptor)  # not checked again, which takes long
+    found.__dict__.update(like.__dict__, base=x)
+    return found
 
 
 def _can_be_described(x: Tensor, width: int) -> bool:
@@ -211,7 +230,9 @@ def _described(x: Tensor, block: int) -> TensorDescriptor:
     width = x.shape[3]
     # the step of a dimension of one is never taken, and may be anything: one that is allowed
     strides = [step if length > 1 else width for length, step in zip(x.shape, x.stride(), strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
+    found = TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
+    found.base = None  # what is remembered keeps no tensor
+    return found
 
 
 def _rows(work: Work, batch: int) -> int:
@@ -236,7 +257,8 @@ def _as_laid_out(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _floats(like: Tensor, size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device=like.device)
+    """Room for numbers; where none are needed any tensor of float32 will do, and `like` is one."""
+    return torch.empty(size, dtype=torch.float32, device=like.device) if size else like
 
 
 def _padded(*widths: int) -> Sequence[int]:

@@ -21,7 +21,7 @@ class WorkLists:
     """The work over some tiles, made when it is asked for and kept.
 
     find: the tiles of so many queries by so many keys. group_of: for each head the place of its tiles, in every batch
-    row. kv_group: query heads that share a head of keys.
+    row. kv_group: query heads that share a head of keys. copies: about how many batch rows share one row's tiles.
     """
 
     find: Callable[[int, int], Found]
@@ -29,6 +29,7 @@ class WorkLists:
     kv_group: int
     kv_len: int
     device: torch.device
+    copies: int = 1
     _made: dict[tuple[int, int, bool], Work] = field(default_factory=dict)
 
     def rows(self, blocks: Blocks) -> Work:
@@ -51,7 +52,7 @@ class WorkLists:
             for at, tiles in enumerate(groups):
                 places = [(row, head) for head, group in enumerate(self.group_of) if group == at]
                 lists.append((lists_of(tiles, self.kv_len, self.device), places))
-        return work_of(lists, is_shared=len(found) == 1)
+        return work_of(lists, is_shared=len(found) == 1, copies=self.copies)
 
     def _columns(self, found: Found) -> Work:
         """Heads of keys whose query heads have the same tiles, each in its turn, share lists."""
@@ -64,4 +65,4 @@ class WorkLists:
             for mine, heads in heads_of.items():
                 shared = transposed([groups[group] for group in mine], self.device)
                 lists.append((shared, [(row, head) for head in heads]))
-        return work_of(lists, is_shared=len(found) == 1)
+        return work_of(lists, is_shared=len(found) == 1, copies=self.copies)

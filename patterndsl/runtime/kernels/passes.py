@@ -27,11 +27,12 @@ from patterndsl.sema.parameters import Sizes
 class ListedPass(OneLaunch):
     """Tiles of one group, the same for every group of every head."""
 
-    def __init__(self, geometry: Geometry, shape: Sparse, device: torch.device) -> None:
+    def __init__(self, geometry: Geometry, shape: Sparse, num_heads: int, device: torch.device) -> None:
         super().__init__(geometry)
         self.relation, self.tiles, self.device = shape.relation, shape.tiles, device
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
-        self.lists = WorkLists(self._find, [0] * geometry.num_groups, 1, geometry.k.length, device)
+        groups = [0] * geometry.num_groups  # as heads; heads are batch rows
+        self.lists = WorkLists(self._find, groups, 1, geometry.k.length, device, num_heads)
         self._of_heads = dict[tuple[int, int], WorkLists]()
 
     def _find(self, q_block: int, kv_block: int) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class Shapes(NamedTuple):
     keys: Blocks
 
 
+@cache
 def shapes_for(dtype: torch.dtype, head_dim: int) -> Shapes:
     """The blocks for tensors of this dtype and the larger of both widths of heads.
 

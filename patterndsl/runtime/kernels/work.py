@@ -82,9 +82,10 @@ def _entries(blocks: Tensor, is_full: Tensor) -> Tensor:
     return (2 * blocks + ~is_full).to(torch.int32)
 
 
-def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shared: bool) -> Work:
-    """The work of a launch. lists: with the (batch row, head) that have each; is_shared: all rows do as row 0."""
-    total = sum(len(found.entries) * len(places) for found, places in lists)
+def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shared: bool, copies: int = 1) -> Work:
+    """The work of a launch. lists: with the (batch row, head) that have each; is_shared: all rows do as row 0, and
+    there are about `copies` of them."""
+    total = copies * sum(len(found.entries) * len(places) for found, places in lists)
     longest = max(SHORTEST, total // PARTS)
     pieces, joints, num_slots, base = list[Tensor](), list[Tensor](), 0, 0
     for found, places in lists:
