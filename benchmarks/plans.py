@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int)
     parser.add_argument("--most", type=int, default=4, help="plans of each pattern")
     parser.add_argument("--only", nargs="*", help="names of patterns")
+    parser.add_argument("--no-peers", action="store_true", help="leave FlexAttention and SDPA out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -146,9 +147,9 @@ def main() -> None:
         plan = pattern.compile(n, heads=heads, device=device, backend="planned").plan
         planning = time.perf_counter() - start
         plans, first = [], None
-        peers = flex_alone(pattern, n, heads, tensors, clock) if on_gpu and name != "dense" else {}
-        if on_gpu and name == "dense":
-            peers = dense_alone(tensors, clock)
+        peers = {}
+        if on_gpu and not arguments.no_peers:
+            peers = dense_alone(tensors, clock) if name == "dense" else flex_alone(pattern, n, heads, tensors, clock)
         chosen = measured(pattern.compile(n, heads=heads, device=device), tensors, clock)
         print(f"{name} as chosen: " + ", ".join(f"{key} {seconds * 1e3:.2f} ms" for key, seconds in chosen.items()))
         for choice in range(min(plan.num_choices, arguments.most)):
