@@ -12,7 +12,18 @@ from typing import Literal, TypeAlias
 
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
 from patterndsl.lower.geometry import Geometry
-from patterndsl.lower.shapes import Band, Masked, Piece, Sparse, Triangle, Wanted, longest_column, longest_row, num_runs
+from patterndsl.lower.shapes import (
+    Band,
+    Masked,
+    Piece,
+    Sparse,
+    Triangle,
+    Wanted,
+    longest_column,
+    longest_row,
+    num_rows,
+    num_runs,
+)
 from patterndsl.lower.tiles import Tiles
 
 Kernel: TypeAlias = Literal["sdpa", "single", "triton", "flex", "gathered"]
@@ -28,7 +39,8 @@ FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
 BEGUN = 150
-"""Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a run of tiles."""
+"""Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a row of tiles, or a run
+of them where it is another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +147,8 @@ CUDA = Machine(
     backward_rate=0.7,
     partial=1.2,
     bandwidth=3.1e12,
-    dense_call=5e-5,
-    sparse_call=6e-5,
+    dense_call=1.2e-4,
+    sparse_call=1.2e-4,
     itemsize=2,
     short=64,
     few=16,
@@ -223,6 +235,7 @@ def computed_pairs(piece: Piece, machine: Machine) -> float:
 def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_dim: int) -> Cost:
     """The work of all tiles, but no less than that of the longest row, and backward of the longest column too."""
     geometry = piece.geometry
+    is_cut = machine.sparse_kernel == "triton"  # long rows and columns are, so that none is a tail
 
     def seconds(tiles: Tiles) -> tuple[float, float]:
         """Of a full tile, and of all."""
@@ -230,12 +243,12 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
         tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
         number = num_full + machine.partial * (tiles.num_tiles - num_full)
         if machine.is_gpu:
-            number += num_runs(tiles) * BEGUN / tiles.kv_block
+            begun = num_rows(tiles) if is_cut else num_runs(tiles)
+            number += begun * BEGUN / tiles.kv_block
         return tile, tile * number * geometry.num_groups * num_heads
 
     fine, forward = seconds(shape.in_inference)
     tile, work = seconds(shape.tiles)
-    is_cut = machine.sparse_kernel == "triton"  # long rows and columns are, so that none is a tail
     if machine.is_gpu and not is_cut:
         forward = max(forward, fine * machine.units * FORWARD_ALONE * longest_row(shape.in_inference))
     alone = 0.0 if is_cut else tile * machine.units * (BACKWARD_ALONE if machine.is_gpu else 1)

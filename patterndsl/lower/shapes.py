@@ -97,6 +97,11 @@ def num_runs(tiles: Tiles) -> int:
     return tiles.num_tiles - int(np.count_nonzero(follows))
 
 
+def num_rows(tiles: Tiles) -> int:
+    """Blocks of queries that have a tile."""
+    return int(np.count_nonzero(np.bincount(tiles.q_blks)))
+
+
 def longest_row(tiles: Tiles) -> int:
     """The most tiles that a block of queries has."""
     return int(np.bincount(tiles.q_blks).max(initial=0))

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, autocast
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from patterndsl.runtime.arguments import is_autocast_on
 from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
@@ -36,8 +36,18 @@ class Run:
 def attended(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Output and lse of a run, differentiable once in both. What it computes in float32 stays so under autocast."""
     with without_autocast(query.device.type):
-        out, lse = _attend(query, key, value, run)
-    return out, lse
+        if _is_watched(query, key, value):
+            return _attend(query, key, value, run)
+        return run.forward(query, key, value)
+
+
+def _is_watched(*tensors: Tensor) -> bool:
+    """Whether anybody asks for derivatives, in whatever mode. To be a function of autograd takes as long as a small
+    kernel."""
+    is_transformed = cast("bool", cast("Any", torch._C)._are_functorch_transforms_active())
+    if is_transformed or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def without_autocast(kind: str) -> AbstractContextManager[object]:

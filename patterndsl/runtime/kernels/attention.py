@@ -97,7 +97,11 @@ class Kernels:
         return [of_heads[head] for head in range(self.bound.num_heads)]
 
     def _asked(self, given: Inputs) -> Asked:
-        return asked_of(self.bound.relation, self.bound.sizes, given, self._draws)
+        return asked_of(self.bound.relation, self.bound.sizes, given, self._draws) if given else self._static_asked
+
+    @cached_property
+    def _static_asked(self) -> Asked:
+        return asked_of(self.bound.relation, self.bound.sizes, {}, self._draws)
 
     @cached_property
     def _draws(self) -> dict[Random, Tensor]:
