@@ -1,0 +1,116 @@
+"""Whose projections has a pair? Roles divide what is attended into pieces, in each of which all pairs have the same.
+
+Roles are asked in the order of the spec, and the first one that has a pair and a projection of its own decides of that
+projection. So a pair is in one piece, and pieces meet in the merge of results as other terms do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from patterndsl.ir.relation import NOTHING, And, Relation, conjunction, negation
+from patterndsl.syntax import tree as ast
+
+
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """Whose query, key and value a pair has: names of roles, "" for those that every layer has."""
+
+    query: str = ""
+    key: str = ""
+    value: str = ""
+
+    @property
+    def name(self) -> str:
+        """The roles in one word: `global+g2l`, "" for none."""
+        return "+".join(dict.fromkeys(filter(None, (self.query, self.key, self.value))))
+
+    def owned(self) -> dict[ast.Projection, str]:
+        """The role of each projection that some role has."""
+        found: dict[ast.Projection, str] = {"query": self.query, "key": self.key, "value": self.value}
+        return {what: role for what, role in found.items() if role}
+
+    def and_of(self, role: ast.Role) -> Projections:
+        """With those of a role that none before it has."""
+        return replace(self, **{what: role.name for what in role.own if what not in self.owned()})
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """As it is written, and as a relation."""
+
+    expr: ast.Expr
+    relation: Relation
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Pairs with the same projections: those that have some roles and have not some others."""
+
+    projections: Projections = Projections()
+    has: tuple[Condition, ...] = ()
+    has_not: tuple[Condition, ...] = ()
+
+    @property
+    def relation(self) -> Relation:
+        """All pairs that can be in it."""
+        return conjunction((*(item.relation for item in self.has), *(negation(item.relation) for item in self.has_not)))
+
+    @property
+    def conditions(self) -> tuple[ast.Expr, ...]:
+        """What is said of its pairs, without what is plainly said already."""
+        held = conjunction(item.relation for item in self.has)
+        refused = (item.expr for item in self.has_not if not _is_contradiction(conjunction((held, item.relation))))
+        parts = (*(item.expr for item in self.has), *map(_negated, refused))
+        return tuple(dict.fromkeys(part for expr in parts for part in _parts(expr)))
+
+    def of(self, attend: ast.Expr) -> ast.Expr:
+        """What of a term is in the piece."""
+        parts = tuple(dict.fromkeys((*_parts(attend), *self.conditions)))
+        return ast.Logic("&", parts, place=attend.place) if len(parts) > 1 else attend
+
+
+def pieces(roles: Sequence[ast.Role], relations: Mapping[str, Relation]) -> tuple[Piece, ...]:
+    """The pieces that all pairs are divided into, without those that are seen to be empty. relations: of each role."""
+    found = [Piece()]
+    for role in roles:
+        condition = Condition(role.at, relations[role.name])
+        found = [part for piece in found for part in _divided(piece, role, condition)]
+    return tuple(found)
+
+
+def _divided(piece: Piece, role: ast.Role, condition: Condition) -> Iterator[Piece]:
+    theirs = piece.projections.and_of(role)
+    within = replace(piece, projections=theirs, has=(*piece.has, condition))
+    if theirs == piece.projections or _is_contradiction(within.relation):
+        yield piece
+        return
+    outside = replace(piece, has_not=(*piece.has_not, condition))
+    if not _is_contradiction(outside.relation):
+        yield outside
+    yield within
+
+
+def _is_contradiction(relation: Relation) -> bool:
+    """Whether it is empty by its form: it says something and its opposite."""
+    terms = frozenset(relation.terms if isinstance(relation, And) else (relation,))
+    return relation == NOTHING or any(negation(term) in terms for term in terms)
+
+
+OPPOSITES: Mapping[str, str] = {"<": ">=", ">=": "<", ">": "<=", "<=": ">", "==": "!=", "!=": "=="}
+
+
+def _negated(expr: ast.Expr) -> ast.Expr:
+    match expr:
+        case ast.Comparison(ops=(op,)):
+            return replace(expr, ops=(OPPOSITES[op],))
+        case ast.Not(operand=operand):
+            return operand
+        case _:
+            return ast.Not(expr, place=expr.place)
+
+
+def _parts(expr: ast.Expr) -> tuple[ast.Expr, ...]:
+    """The parts of a conjunction, as the parser has them: without another one inside."""
+    return expr.terms if isinstance(expr, ast.Logic) and expr.op == "&" else (expr,)
