@@ -173,6 +173,15 @@ class Composite(Pattern):
         return cls(spec, resolved, made, branches, written)
 
     @property
+    def whole(self) -> Pattern | None:
+        """Which key of the sequence a query attends, by whatever score and projections; None where there are other
+        sources, or several branches."""
+        if len(self.written) > 1 or self.written[0].source != ast.OWN_KEYS:
+            return None
+        only = self.written[0].pattern
+        return replace(only, spec=replace(only.spec, name=self.name))
+
+    @property
     def title(self) -> str:
         """What reports are headed with: the spec's name, or what is attended of each source."""
         written = (
@@ -275,6 +284,8 @@ class Composite(Pattern):
                     raise input_error("E506", message, help)
                 verdicts = {name: item.prove(claim, theirs[name], n=n, params=params) for name, item in ours.items()}
                 return in_each_term(known, verdicts)
+            case _ if self.whole is not None:
+                return self.whole.prove(claim, n=n, params=params)
             case _:
                 raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
 
@@ -376,8 +387,11 @@ class Composite(Pattern):
         inputs: Mapping[str, object] | None = None,
         on_event: OnEvent | None = None,
     ) -> Reach:
-        """Refused (E505): reach is told between positions of one sequence."""
-        self._refuse("reach is told between positions of one sequence", "reach")
+        """See `Pattern.reach`. Refused (E505) where there are sources or branches: it is told within one sequence."""
+        whole = self.whole
+        if whole is None:
+            self._refuse("reach is told between positions of one sequence", "reach")
+        return whole.reach(n, heads=heads, layers=layers, inputs=inputs, on_event=on_event)
 
     def dead_terms(self) -> tuple[DeadTerm, ...]:
         """Dead terms of each term's expression."""

@@ -555,8 +555,10 @@ class _Reader:
     def projections(self, role: str, node: yaml.Node) -> tuple[ast.Projection, ...]:
         """Which projections a role has, in their usual order."""
         what = f"`own` of role `{role}`"
-        if isinstance(node, yaml.SequenceNode) and not node.value:
-            self.report("E304", f"{what} is empty", self.place(node), "write some of query, key, value")
+        if isinstance(node, yaml.MappingNode) or not node.value:
+            wrong = "is a mapping" if isinstance(node, yaml.MappingNode) else "is empty"
+            self.report("E304", f"{what} {wrong}", self.place(node), "write some of query, key, value: [key, value]")
+            return PROJECTIONS
         words: list[ast.Projection] = []
         for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
             word = self.choice(item, what, PROJECTIONS)

@@ -428,6 +428,17 @@ def test_proofs_are_of_the_whole() -> None:
     assert isinstance(patterndsl.parse("roles: {a: q < 4}\nattend: k < q").prove("rows_nonempty"), Refuted)
 
 
+def test_reach_and_symmetry_are_those_of_the_pairs() -> None:
+    plain, pattern = (
+        patterndsl.load(FOLDER / name).with_params(w=3, g=1)
+        for name in ("../longformer.yaml", "longformer-projections.yaml")
+    )
+    assert pattern.reach(64, layers=2).to_dict() == plain.reach(64, layers=2).to_dict() | {"name": pattern.name}
+    assert isinstance(pattern.prove("symmetric"), Proven)
+    with pytest.raises(PatternError, match="E505"):
+        patterndsl.parse("branches: {near: recent(3), far: causal}").reach(64)
+
+
 def test_equal_are_patterns_with_the_same_roles() -> None:
     ours, theirs = (patterndsl.parse(f"roles: {{globals: {at}}}\nattend: causal") for at in ("q < 4", "~(q >= 4)"))
     assert isinstance(ours.prove("equals", theirs), Proven)
