@@ -312,23 +312,47 @@ def test_branches_have_the_roles_each() -> None:
     same(layer(x), out_of(layer, near + far), [x, *layer.parameters()])
 
 
-def test_labels_are_found_of_the_usual_keys() -> None:
-    """Whether two tokens share a bucket is the same question for all roles."""
-    text = 'labels: {bucket: "lsh(buckets = 4)"}\nroles: {globals: q < 3}\nattend: same(bucket) | q == k'
+@pytest.mark.parametrize(
+    "found",
+    [
+        'labels: {bucket: "lsh(buckets = 4)"}\nattend: same(bucket) | q == k',
+        "select: {top: topk(3)}\nattend: top | q == k",
+    ],
+    ids=["labels", "selections"],
+)
+def test_what_calls_find_is_found_of_the_usual_tensors(found: str) -> None:
+    """Whether two tokens share a bucket, or which keys score best, is the same question for all roles."""
     torch.manual_seed(1)
     n = 9
-    pattern = patterndsl.parse(text)
-    query, key, value, *own = (tensor(HEADS, n) for _ in range(6))
-    alone = patterndsl.parse("\n".join(line for line in text.splitlines() if "roles" not in line))
-    _, labels = alone.compile(n, heads=HEADS)(query, key, value, return_labels=True)
-    given = {"globals": dict(zip(PROJECTIONS, own, strict=True))}
-    program: Any = pattern.compile(n, heads=HEADS)
-    ours = program(query, key, value, roles=given)
-    told = program(query, key, value, roles=given, inputs=labels)
-    same(ours, told, [query, key, value, *own])
-    mask = alone.compile(n, heads=HEADS).mask(labels)
+    alone: Any = patterndsl.parse(found).compile(n, heads=HEADS)
+    program: Any = patterndsl.parse(f"roles: {{globals: q < 3}}\n{found}").compile(n, heads=HEADS)
+    query, key, value, *own = (tensor(HEADS, n)[:1] for _ in range(6))
+    _, labels = alone(query, key, value, return_labels=True)
+    mask = alone.mask(labels)
+    assert not mask.all()
+    ours = program(query, key, value, roles={"globals": dict(zip(PROJECTIONS, own, strict=True))})
     rows = [scaled_dot_product_attention(q, k, v, attn_mask=mask) for q, k, v in ((query, key, value), own)]
     same(ours, torch.where(torch.arange(n)[:, None] < 3, rows[1], rows[0]), [query, key, value, *own])
+
+
+def test_recalled_states_with_a_projection_of_their_own() -> None:
+    """What stands before the sequence is a role as well, carried from one segment to the next."""
+    text = """
+sources: {past: recall(8)}
+roles: {old: {at: k < 0, own: [key]}}
+attend: {self: causal, past: all}
+"""
+    layer, x, n = layer_of(patterndsl.parse(text)), states(8), 4
+    state = layer.init_state(BATCH)
+    _, state = layer(x[:, :n], state)
+    ours, _ = layer(x[:, n:], state)
+    past, now = x[:, :n].detach(), x[:, n:]
+    key = torch.cat([projected(layer, "old", "key", past), projected(layer, None, "key", now)], 2)
+    value = projected(layer, None, "value", torch.cat([past, now], 1))
+    query = projected(layer, None, "query", now)
+    keep = torch.ones(n, 2 * n, dtype=torch.bool).tril(n)
+    theirs = scaled_dot_product_attention(query, key, value, attn_mask=keep, enable_gqa=True)
+    same(ours, out_of(layer, theirs), [x, *layer.parameters()])
 
 
 def test_queries_that_continue_a_sequence() -> None:
@@ -350,6 +374,23 @@ def test_every_backend(backend: str) -> None:
     other.load_state_dict(layer.state_dict())
     x = states(13)
     same(other(x), layer(x), [x])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["longformer-projections", "etc-projections"])
+def test_on_a_gpu(name: str) -> None:
+    torch.manual_seed(0)
+    layer = Attention(patterndsl.load(FOLDER / f"{name}.yaml"), 64, 4, kv_heads=2)
+    x = torch.randn(2, 300, 64)
+    expected = layer.double()(x.double())
+    assert isinstance(expected, Tensor)
+    ours = layer.float().cuda()(x.cuda())
+    assert isinstance(ours, Tensor)
+    torch.testing.assert_close(ours.double().cpu(), expected, rtol=0, atol=2e-3)
+    ours.sum().backward()
+    grads = [parameter.grad for parameter in layer.roles.parameters()]
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
 
 
 def test_inside_torch_compile() -> None:
