@@ -41,6 +41,7 @@ from patterndsl.sema.model import (
     SourceDeclaration,
     TableDeclaration,
 )
+from patterndsl.sema.roles import mistakes
 from patterndsl.sema.scope import (
     RESERVED,
     AttributeName,
@@ -59,7 +60,6 @@ from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, a
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
-from patterndsl.syntax.render import render_expression
 from patterndsl.syntax.schema import SCORED
 
 _Word = TypeVar("_Word", bound=str)
@@ -184,7 +184,7 @@ class _Resolver(Expander):
             self.attempt(partial(self.role, role, scope))
         if spec.branches:
             self.check_branches(spec)
-            self.check_roles(spec)
+            self.diagnostics.extend(mistakes(spec, self.scores))
             return NOTHING
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
@@ -356,28 +356,6 @@ class _Resolver(Expander):
         """Which pairs have a role."""
         self.roles[role.name] = self.predicate(role.at, scope, f"role `{role.name}` must be")
         return self.roles[role.name]
-
-    def check_roles(self, spec: ast.Spec) -> None:
-        """Whether the projections that roles have are read by the scores that there are."""
-        own = {what for role in spec.roles for what in role.own}
-        for branch in spec.branches:
-            kind = SCORES[self.scores[branch.name].name].kind if branch.name in self.scores else "softmax"
-            if branch.score is None or not own or kind == "softmax":
-                continue
-            if kind == "kernel":
-                message = f"`{render_expression(branch.score)}` sums over keys, and roles ask for pairs"
-                self.report("E211", message, branch.score.place, "score by softmax, or drop `roles`")
-            elif own & {"query", "key"}:
-                message = "scores that are made up ask for no query and no key, and a role has one of its own"
-                self.report("E211", message, branch.score.place, "let roles own the value alone: own: value")
-        if spec.share is None:
-            return
-        for role in spec.roles:
-            if not {"query", "key"}.isdisjoint(role.own):
-                message = f"`share: {spec.share}` makes query and key one, and role `{role.name}` has its own"
-                self.report(
-                    "E304", message, role.place, "drop `share`, or let the role own the value alone: own: value"
-                )
 
     def param(self, param: ast.Param, scope: Scope) -> None:
         """A parameter's default may use the lengths and the parameters before it."""

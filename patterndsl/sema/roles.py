@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from patterndsl.diagnostics import Diagnostic
 from patterndsl.ir.relation import NOTHING, And, Relation, conjunction, negation
+from patterndsl.sema.model import ScoreDeclaration
+from patterndsl.sema.scores import SCORES
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.render import render_expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,28 @@ def _divided(piece: Piece, role: ast.Role, condition: Condition) -> Iterator[Pie
     if not _is_contradiction(outside.relation):
         yield outside
     yield within
+
+
+def mistakes(spec: ast.Spec, scores: Mapping[str, ScoreDeclaration]) -> Iterator[Diagnostic]:
+    """Projections of roles that are read by no score of a branch, or that are not the role's alone."""
+    own = {what for role in spec.roles for what in role.own}
+    for branch in spec.branches:
+        kind = SCORES[scores[branch.name].name].kind if branch.name in scores else "softmax"
+        if branch.score is None or not own or kind == "softmax":
+            continue
+        place = branch.score.place
+        if kind == "kernel":
+            message = f"`{render_expression(branch.score)}` sums over keys, and roles ask for pairs"
+            yield Diagnostic("E211", message, place, "score by softmax, or drop `roles`")
+        elif own & {"query", "key"}:
+            message = "scores that are made up ask for no query and no key, and a role has one of its own"
+            yield Diagnostic("E211", message, place, "let roles own the value alone: own: value")
+    for role in spec.roles if spec.share is not None else ():
+        if not {"query", "key"}.isdisjoint(role.own):
+            message = f"`share: {spec.share}` makes query and key one, and role `{role.name}` has its own"
+            yield Diagnostic(
+                "E304", message, role.place, "drop `share`, or let the role own the value alone: own: value"
+            )
 
 
 def _is_contradiction(relation: Relation) -> bool:
