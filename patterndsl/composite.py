@@ -158,7 +158,9 @@ class Composite(Pattern):
         """The pattern of a spec with branches. Raises PatternError with everything that is wrong with it."""
         resolved, terms, told = resolve_terms(spec, found)
         written = tuple(map(_term, terms.written))
-        made = tuple(term for term in map(_term, terms.divided) if not _is_never(spec, term)) if spec.roles else written
+        empty = {projections for projections, pairs in terms.pieces.items() if _is_empty(pairs)}
+        parts = [part for part in terms.divided if part.projections not in empty and part.resolved.relation != NOTHING]
+        made = tuple(part for term in written for part in _divided(term, parts))
         branches = {
             branch.name: Branch(
                 branch.name,
@@ -438,14 +440,16 @@ def _term(term: ResolvedTerm) -> Term:
     return Term(term.branch, term.source, pattern, term.seen, term.position, term.projections)
 
 
-def _is_never(spec: ast.Spec, term: Term) -> bool:
-    """Whether roles leave nothing to a term, for all sizes. Of a single role that is not asked."""
+def _divided(term: Term, parts: Sequence[ResolvedTerm]) -> Sequence[Term]:
+    """The pieces of a term that have pairs; the term itself where there are none."""
+    return [_term(part) for part in parts if (part.branch, part.source) == (term.branch, term.source)] or [term]
+
+
+def _is_empty(pairs: Resolved) -> bool:
+    """Whether there are none, for all sizes."""
     from patterndsl.analysis.proof import proven
 
-    resolved = term.pattern.resolved
-    if len(spec.roles) < 2:
-        return False
-    return proven("within", resolved, replace(resolved, relation=NOTHING), operations=OPERATIONS) is not None
+    return proven("within", pairs, replace(pairs, relation=NOTHING), operations=OPERATIONS) is not None
 
 
 def _never_asked(role: RoleDeclaration) -> Diagnostic:

@@ -58,8 +58,12 @@ class Piece:
 
     @property
     def relation(self) -> Relation:
-        """All pairs that can be in it."""
-        return conjunction((*(item.relation for item in self.has), *(negation(item.relation) for item in self.has_not)))
+        """All pairs that can be in it: A & ~(A & B) = A & ~B."""
+        found = conjunction(item.relation for item in self.has)
+        for item in self.has_not:
+            rest = conjunction(term for term in _terms(item.relation) if term not in _terms(found))
+            found = conjunction((found, negation(rest)))
+        return found
 
     @property
     def conditions(self) -> tuple[ast.Expr, ...]:
@@ -71,8 +75,11 @@ class Piece:
 
     def of(self, attend: ast.Expr) -> ast.Expr:
         """What of a term is in the piece."""
-        parts = tuple(dict.fromkeys((*_parts(attend), *self.conditions)))
-        return ast.Logic("&", parts, place=attend.place) if len(parts) > 1 else attend
+        return _together((*_parts(attend), *self.conditions))
+
+    def alone(self) -> ast.Expr:
+        """All pairs that can be in it; there are conditions."""
+        return _together(self.conditions)
 
 
 def pieces(roles: Sequence[ast.Role], relations: Mapping[str, Relation]) -> tuple[Piece, ...]:
@@ -120,8 +127,12 @@ def mistakes(spec: ast.Spec, scores: Mapping[str, ScoreDeclaration]) -> Iterator
 
 def _is_contradiction(relation: Relation) -> bool:
     """Whether it is empty by its form: it says something and its opposite."""
-    terms = frozenset(relation.terms if isinstance(relation, And) else (relation,))
+    terms = _terms(relation)
     return relation == NOTHING or any(negation(term) in terms for term in terms)
+
+
+def _terms(relation: Relation) -> tuple[Relation, ...]:
+    return relation.terms if isinstance(relation, And) else (relation,)
 
 
 OPPOSITES: Mapping[str, str] = {"<": ">=", ">=": "<", ">": "<=", "<=": ">", "==": "!=", "!=": "=="}
@@ -135,6 +146,11 @@ def _negated(expr: ast.Expr) -> ast.Expr:
             return operand
         case _:
             return ast.Not(expr, place=expr.place)
+
+
+def _together(exprs: Sequence[ast.Expr]) -> ast.Expr:
+    parts = tuple(dict.fromkeys(exprs))
+    return ast.Logic("&", parts, place=parts[0].place) if len(parts) > 1 else parts[0]
 
 
 def _parts(expr: ast.Expr) -> tuple[ast.Expr, ...]:

@@ -6,12 +6,12 @@ ordinary meaning: it is proven, counted, planned and run like any other, and ter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from patterndsl.diagnostics import Diagnostic, PatternError
 from patterndsl.ir.index import NK, Index, K
-from patterndsl.ir.relation import NOTHING, Compare, indices
+from patterndsl.ir.relation import Compare, indices
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.resolve import Told, ordered, resolve, resolve_with_sources
 from patterndsl.sema.roles import Piece, Projections, pieces
@@ -39,10 +39,12 @@ class ResolvedTerm:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The terms of a pattern as they are written, and divided into the pieces of its roles."""
+    """The terms of a pattern as they are written, and divided into the pieces of its roles. pieces: all pairs that each
+    piece can have, where roles are several and can leave it none."""
 
     written: tuple[ResolvedTerm, ...]
     divided: tuple[ResolvedTerm, ...]
+    pieces: Mapping[Projections, Resolved]
 
 
 def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, Terms, Told]:
@@ -69,8 +71,9 @@ def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Res
     if wrong:
         raise PatternError(ordered(wrong))
     assert resolved is not None
-    some = tuple(term for term in divided if term.resolved.relation != NOTHING)
-    return resolved, Terms(tuple(terms), some or tuple(terms)), told
+    several = [piece for piece in parts if len(spec.roles) > 1 and piece.conditions]
+    alone = {piece.projections: resolve(_alone(spec, piece.alone(), None)) for piece in several}
+    return resolved, Terms(tuple(terms), tuple(divided), alone), told
 
 
 def _of_piece(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given | None, piece: Piece) -> ResolvedTerm:

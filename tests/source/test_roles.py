@@ -457,6 +457,14 @@ def test_what_arithmetic_leaves_empty_is_no_term() -> None:
     assert [term.name for term in pattern.terms] == ["self", "self.b", "self.a"]
 
 
+@pytest.mark.parametrize("attend", ["none", "q < 2 & q >= 2"])
+def test_a_branch_in_which_nothing_is_attended(attend: str) -> None:
+    text = f"roles: {{a: q < 2, b: {{at: k < 3, own: key}}}}\nbranches: {{near: causal, nothing: '{attend}'}}"
+    alone = "roles: {a: q < 2, b: {at: k < 3, own: key}}\nattend: causal"
+    layer, other, x = layer_of(patterndsl.parse(text)), layer_of(patterndsl.parse(alone)), states(5)
+    same(layer(x), other(x), [x])
+
+
 def test_proofs_are_of_the_whole() -> None:
     """A row that has no key in one piece has one in another; a piece is causal where the whole is."""
     local = "roles: {even: {at: k % 2 == 0, own: [key, value]}}\nattend: causal & recent(3)"
