@@ -51,7 +51,7 @@ class Attention(nn.Module):
     Sources of the pattern are modules in `sources`, by name. Where one recalls earlier segments, a call takes a state
     and returns the next: `state = layer.init_state(batch)`, `out, state = layer(x, state)`; what compressions lose
     stands in `losses`. Roles of the pattern have their projections in `roles`, by name, copies of the layer's at first
-    (`roles.globals.query_projection`). Gated branches have weights in `gate`, the sigmoid of a linear map of x for
+    (`roles["globals"].query_projection`). Gated branches have weights in `gate`, the sigmoid of a linear map of x for
     each head.
     """
 
