@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from patterndsl.diagnostics import Diagnostic, PatternError, input_error
 from patterndsl.ir.index import Index, K, Q
 from patterndsl.ir.real import Real
-from patterndsl.ir.relation import EVERYTHING, And, Relation, compare, conjunction, depends_on, inputs_read
+from patterndsl.ir.relation import EVERYTHING, NOTHING, And, Relation, compare, conjunction, depends_on, inputs_read
 from patterndsl.pattern import Pattern, checked_claim, fixed_value
-from patterndsl.sema.model import Resolved, ScoreDeclaration
+from patterndsl.sema.model import Resolved, RoleDeclaration, ScoreDeclaration
 from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
+from patterndsl.sema.roles import Projections
 from patterndsl.sema.scores import SCORES
-from patterndsl.sema.terms import resolve_terms
+from patterndsl.sema.terms import ResolvedTerm, resolve_terms
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
 
@@ -58,6 +59,7 @@ def _is_of_queries(relation: Relation) -> bool:
 @dataclass(frozen=True, eq=False, repr=False)
 class Term:
     """What of one source is attended in one branch. pattern: of the same queries and the numbers of the source's keys.
+    projections: the roles that its query, keys and values are projected by.
 
     seen: which of these keys depend on nothing after the query; None where a key is its own position. position: where
     key number k stands.
@@ -68,6 +70,7 @@ class Term:
     pattern: Pattern
     seen: Resolved | None
     position: Index = K
+    projections: Projections = Projections()
 
     @cached_property
     def reads(self) -> frozenset[str]:
@@ -98,7 +101,8 @@ class Term:
 
     @property
     def name(self) -> str:
-        return ".".join(filter(None, (self.branch, self.source)))
+        """What reports call it: `source`, with the branch before it and roles behind, where there are some."""
+        return ".".join(filter(None, (self.branch, self.source, self.projections.name)))
 
     def __repr__(self) -> str:
         return f"Term({self.name!r}, {self.pattern.text!r})"
@@ -135,10 +139,11 @@ class Branch:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Composite(Pattern):
-    """A checked pattern whose keys come from several sources, or which attends in several branches.
+    """A checked pattern whose keys come from several sources, or which attends in several branches or roles.
 
     A branch is one softmax over the keys of all of its terms; branches are added, averaged or gated (`combine`). What
     belongs to a single relation, such as tiles, is asked of `terms`; `resolved` holds what the spec declares.
+    written: the terms before roles divide them, which are the same pairs with whatever projections.
 
     It is a Pattern, so that reading a spec gives one type whatever it holds. Its program is not a `Program`: it has no
     tiles, block mask or plan, and says of whom to ask them.
@@ -146,15 +151,16 @@ class Composite(Pattern):
 
     terms: tuple[Term, ...] = field(default=())
     branches: Mapping[str, Branch] = field(default_factory=dict)
+    written: tuple[Term, ...] = field(default=())
 
     @classmethod
     def of(cls, spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Composite:
         """The pattern of a spec with branches. Raises PatternError with everything that is wrong with it."""
         resolved, terms, told = resolve_terms(spec, found)
-        made = tuple(
-            Term(term.branch, term.source, Pattern(term.spec, term.resolved), term.seen, term.position)
-            for term in terms
-        )
+        written = tuple(map(_term, terms.written))
+        empty = {projections for projections, pairs in terms.pieces.items() if _is_empty(pairs)}
+        parts = [part for part in terms.divided if part.projections not in empty and part.resolved.relation != NOTHING]
+        made = tuple(part for term in written for part in _divided(term, parts))
         branches = {
             branch.name: Branch(
                 branch.name,
@@ -166,7 +172,16 @@ class Composite(Pattern):
             for branch in spec.branches
         }
         _check_sums(spec, branches)
-        return cls(spec, resolved, made, branches)
+        return cls(spec, resolved, made, branches, written)
+
+    @property
+    def whole(self) -> Pattern | None:
+        """Which key of the sequence a query attends, by whatever score and projections; None where there are other
+        sources, or several branches."""
+        if len(self.written) > 1 or self.written[0].source != ast.OWN_KEYS:
+            return None
+        only = self.written[0].pattern
+        return replace(only, spec=replace(only.spec, name=self.name))
 
     @property
     def title(self) -> str:
@@ -185,11 +200,13 @@ class Composite(Pattern):
 
     @property
     def told(self) -> tuple[object, ...]:
-        """All that is said beside what is attended: sources, tables and scores with their settings, and `combine`."""
+        """All that is said beside what is attended: sources, tables and scores with their settings, who has which
+        projections, and `combine`."""
         return (
             {item.name: (item.kind, item.settings) for item in self.resolved.sources},
             {item.name: (item.kind, item.size) for item in self.resolved.tables},
             {item.name: (item.score, item.bias, item.softcap) for item in self.branches.values()},
+            {term.name: term.projections for term in self.terms},
             self.combine,
         )
 
@@ -232,7 +249,8 @@ class Composite(Pattern):
             if branch.runs != "planned":  # times are those of plans
                 report = replace(report, times={}, dense_times={}, overtakes={})
             told = self.score_settings(term.branch).get("features", head_dim)
-            found[term.name] = Part(report, term.source, int(told) if branch.is_kernel else None)
+            features = int(told) if branch.is_kernel else None
+            found[term.name] = Part(report, term.source, features, (term.projections.key, term.projections.value))
         return composite_report(self.title, found)
 
     def prove(
@@ -253,7 +271,7 @@ class Composite(Pattern):
         known = checked_claim(claim, other is not None)
         values = {name: fixed_value(name, value, [self]) for name, value in dict(params or {}).items()}
         n = None if n is None else counted("n", n, 0, MAX_SIZE)
-        resolved = {term.name: (term.pattern.resolved, term.seen) for term in self.terms}
+        resolved = {term.name: (term.pattern.resolved, term.seen) for term in self.written}
         match known:
             case "causal" | "value_causal" | "pattern_causal":
                 return causality(known, resolved, n=n, fixed=values)
@@ -261,14 +279,15 @@ class Composite(Pattern):
                 return rows_nonempty({name: item for name, (item, _) in resolved.items()}, n=n, fixed=values)
             case "equals" | "within":
                 theirs = {term.name: term.pattern for term in other.terms} if isinstance(other, Composite) else {}
-                if not isinstance(other, Composite) or theirs.keys() != resolved.keys() or self.told != other.told:
-                    help = f"compare with a pattern of the terms {', '.join(resolved)}, or term by term"
-                    message = f"`{claim}` compares patterns with the same sources, branches and scores"
+                ours = {term.name: term.pattern for term in self.terms}
+                if not isinstance(other, Composite) or theirs.keys() != ours.keys() or self.told != other.told:
+                    help = f"compare with a pattern of the terms {', '.join(ours)}, or term by term"
+                    message = f"`{claim}` compares patterns with the same sources, branches, scores and roles"
                     raise input_error("E506", message, help)
-                verdicts = {
-                    term.name: term.pattern.prove(claim, theirs[term.name], n=n, params=params) for term in self.terms
-                }
+                verdicts = {name: item.prove(claim, theirs[name], n=n, params=params) for name, item in ours.items()}
                 return in_each_term(known, verdicts)
+            case _ if self.whole is not None:
+                return self.whole.prove(claim, n=n, params=params)
             case _:
                 raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
 
@@ -370,12 +389,15 @@ class Composite(Pattern):
         inputs: Mapping[str, object] | None = None,
         on_event: OnEvent | None = None,
     ) -> Reach:
-        """Refused (E505): reach is told between positions of one sequence."""
-        self._refuse("reach is told between positions of one sequence", "reach")
+        """See `Pattern.reach`. Refused (E505) where there are sources or branches: it is told within one sequence."""
+        whole = self.whole
+        if whole is None:
+            self._refuse("reach is told between positions of one sequence", "reach")
+        return whole.reach(n, heads=heads, layers=layers, inputs=inputs, on_event=on_event)
 
     def dead_terms(self) -> tuple[DeadTerm, ...]:
         """Dead terms of each term's expression."""
-        return tuple(dead for term in self.terms for dead in term.pattern.dead_terms())
+        return tuple(dead for term in self.written for dead in term.pattern.dead_terms())
 
     def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
         """What is said of the terms that are the sequence's own keys, and of what no term uses."""
@@ -383,12 +405,14 @@ class Composite(Pattern):
 
         advice = [
             item
-            for term in self.terms
+            for term in self.written
             if term.source == ast.OWN_KEYS
             for item in term.pattern.lint(n, heads=heads, layer=layer)
             if item.code not in OF_WHOLE_PATTERNS
         ]
-        return tuple(dict.fromkeys((*unused(self.spec), *advice)))
+        has_pairs = {role for term in self.terms for role in term.projections.owned().values()}
+        without = [item for item in self.resolved.roles if item.name not in has_pairs]
+        return tuple(dict.fromkeys((*unused(self.spec), *map(_never_asked, without), *advice)))
 
     def explain(
         self,
@@ -411,11 +435,37 @@ class Composite(Pattern):
         raise input_error("E505", f"{why}, and this pattern has {len(self.terms)}", help)
 
 
+def _term(term: ResolvedTerm) -> Term:
+    pattern = Pattern(term.spec, term.resolved)
+    return Term(term.branch, term.source, pattern, term.seen, term.position, term.projections)
+
+
+def _divided(term: Term, parts: Sequence[ResolvedTerm]) -> Sequence[Term]:
+    """The pieces of a term that have pairs; the term itself where there are none."""
+    return [_term(part) for part in parts if (part.branch, part.source) == (term.branch, term.source)] or [term]
+
+
+def _is_empty(pairs: Resolved) -> bool:
+    """Whether there are none, for all sizes."""
+    from patterndsl.analysis.proof import proven
+
+    return proven("within", pairs, replace(pairs, relation=NOTHING), operations=OPERATIONS) is not None
+
+
+def _never_asked(role: RoleDeclaration) -> Diagnostic:
+    message = f"role `{role.name}` is of no pair that is attended, or roles before it have them all"
+    return Diagnostic("W202", message, role.place, "drop it, or put it before the others")
+
+
 def _check_sums(spec: ast.Spec, branches: Mapping[str, Branch]) -> None:
     """Raises PatternError (E211) where a score sums features and a term's keys cannot be summed."""
     wrong = []
     for declared, branch in zip(spec.branches, branches.values(), strict=True):
-        for written, term in zip(declared.terms, branch.terms, strict=True):
+        if branch.runs == "planned":
+            continue
+        source = {term.source: term for term in branch.terms}
+        for written in declared.terms:
+            term = source[written.source]
             if branch.is_kernel and term.summable is None:
                 text = render_expression(written.attend)
                 message = f"`{branch.score.name}` sums over all keys, or all up to the query, and `{text}` is neither"

@@ -17,9 +17,10 @@ from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
 from patterndsl.runtime import ops
 from patterndsl.runtime.arguments import as_autocast, check_backend
-from patterndsl.runtime.composed import Call, Keys, Learned, combined
+from patterndsl.runtime.composed import Call, Learned, combined
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
+from patterndsl.runtime.projected import Keys, Roles
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
 
 MAX_PROGRAMS = 64
@@ -50,6 +51,7 @@ def attention(
     gates: Mapping[str, Tensor] | None = None,
     scores: Mapping[str, Tensor] | None = None,
     tables: Mapping[str, Any] | None = None,
+    roles: Roles | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -71,6 +73,7 @@ def attention(
     gates: Mapping[str, Tensor] | None = None,
     scores: Mapping[str, Tensor] | None = None,
     tables: Mapping[str, Any] | None = None,
+    roles: Roles | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -92,6 +95,7 @@ def attention(
     gates: Mapping[str, Tensor] | None = None,
     scores: Mapping[str, Tensor] | None = None,
     tables: Mapping[str, Any] | None = None,
+    roles: Roles | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -112,6 +116,7 @@ def attention(
     gates: Mapping[str, Tensor] | None = None,
     scores: Mapping[str, Tensor] | None = None,
     tables: Mapping[str, Any] | None = None,
+    roles: Roles | None = None,
     layer: int = 0,
     q_start: int = 0,
     n: int | None = None,
@@ -123,7 +128,7 @@ def attention(
 
     query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv]; returns as `Program.__call__` does.
     q_start: position of the first query, for queries that continue a sequence; n: the N of the pattern, by default
-    q_start + Tq. sources, gates, scores, tables: what layers make, see `CompositeProgram.__call__`. The last
+    q_start + Tq. sources, gates, scores, tables, roles: what layers make, see `CompositeProgram.__call__`. The last
     MAX_PROGRAMS programs are kept.
     """
     for name, tensor in (("query", query), ("key", key), ("value", value)):
@@ -134,12 +139,18 @@ def attention(
     if isinstance(pattern, str) and not torch.compiler.is_compiling():  # a graph looks into no parser
         pattern = as_pattern(pattern)
     if isinstance(pattern, Composite):
-        learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
+        learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
         asked = ops.Call(layer, q_start, -1 if n is None else n)
         return composite_attention(
             (query, key, value), pattern, learned, inputs, asked, scale, backend, return_lse=return_lse
         )
-    for what, given in (("sources", sources), ("branches", gates), ("scores", scores), ("tables", tables)):
+    for what, given in (
+        ("sources", sources),
+        ("branches", gates),
+        ("scores", scores),
+        ("tables", tables),
+        ("roles", roles),
+    ):
         if given:
             raise input_error("E501", f"the pattern has no {what}", "declare them in its spec")
     if torch.compiler.is_compiling():

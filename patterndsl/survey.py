@@ -51,7 +51,7 @@ SURVEY: tuple[Entry, ...] = (
     ),
     Entry(
         "Longformer",
-        "longformer.yaml",
+        "roles/longformer-projections.yaml",
         "N(k+m)",
         True,
         ("FP", "M"),
@@ -59,7 +59,7 @@ SURVEY: tuple[Entry, ...] = (
             "decodable": "global rows attend later keys; without them, or cut to earlier keys, it is decodable",
         },
     ),
-    Entry("ETC", "etc.yaml", "N_g²+N·N_g", False, ("FP", "M")),
+    Entry("ETC", "roles/etc-projections.yaml", "N_g²+N·N_g", False, ("FP", "M")),
     Entry("BigBird", "bigbird.yaml", "N", False, ("FP", "M")),
     Entry(
         "Routing Transformer",

@@ -132,6 +132,12 @@ def _parts(pattern: Pattern) -> list[Resolved]:
     return [pattern.resolved] if composite is None else [term.pattern.resolved for term in composite.terms]
 
 
+def _written(pattern: Pattern) -> list[Resolved]:
+    """The same, before roles divide them."""
+    composite = _composite(pattern)
+    return [pattern.resolved] if composite is None else [term.pattern.resolved for term in composite.written]
+
+
 def _is_of_layers(relation: Relation) -> bool:
     """Whether layers have different patterns, other draws alone apart."""
     if isinstance(relation, And | Or | Not):
@@ -156,7 +162,7 @@ def _classes(pattern: Pattern, n: int, heads: int) -> tuple[Class, ...]:
         found |= {"LP"} if branch.is_made_up else set()
         found |= {"LR"} if any("factored" in maker for maker in branch.score.makers) else set()
     learned = _learned(pattern)
-    for resolved in _parts(pattern):
+    for resolved in _written(pattern):
         found |= {"LP"} if learned & inputs_read(resolved.relation) else set()
         if resolved.num_keys is None and not _is_whole(resolved):
             found |= {"FP"} if not learned & inputs_read(resolved.relation) or _has_static_term(resolved) else set()
@@ -347,6 +353,7 @@ def parameters_added(pattern: Composite, dim: int, heads: int, head_dim: int) ->
         size = pattern.table_size(table.name) or 0
         sizes = {"scalars": heads * size, "vectors": heads * size * head_dim}
         total += sizes.get(table.kind, heads * head_dim * dim + 2 * heads * head_dim)
+    total += sum((dim + 1) * heads * head_dim for role in pattern.resolved.roles for _ in role.own)
     if pattern.combine == "gate":
         total += (dim + 1) * heads * len(pattern.branches)
     for name, branch in pattern.branches.items():

@@ -22,11 +22,12 @@ from patterndsl.sema.model import Resolved
 @dataclass(frozen=True, slots=True)
 class Part:
     """A term's report. source: where its keys come from. features: where they are summed, how many each key has; then
-    no pair is looked at."""
+    no pair is looked at. roles: whose its keys and values are, see `sema.roles`."""
 
     report: Report
     source: str
     features: int | None = None
+    roles: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ def composite_report(name: str, parts: Mapping[str, Part]) -> CompositeReport:
     known |= {"times": {}, "dense_times": {}, "overtakes": {}}
     empty = CompositeReport(**known, parts=parts)
     shapes = {part.source: part.report.shape for part in parts.values()}
+    moved = {(part.source, part.roles): part.report.shape for part in parts.values()}
     shape = next(iter(shapes.values()))
     if shape is None or any(report.pairs is None for report in reports):
         return empty
@@ -125,7 +127,9 @@ def composite_report(name: str, parts: Mapping[str, Part]) -> CompositeReport:
     certain, num_pairs = least_certain(looked_at), sum(figure.value for figure in looked_at)
     sums = sum(_summed_flops(part) for part in parts.values())
     whole = replace(shape, kv_len=sum(item.kv_len for item in shapes.values() if item is not None))
-    num_bytes, area = least_bytes(whole), whole.q_len * whole.kv_len * whole.num_q_heads
+    area = whole.q_len * whole.kv_len * whole.num_q_heads
+    whole = replace(shape, kv_len=sum(item.kv_len for item in moved.values() if item is not None))
+    num_bytes = least_bytes(whole)
     work = forward_flops(num_pairs, shape.head_dim) + sums
     return replace(
         empty,
@@ -133,7 +137,7 @@ def composite_report(name: str, parts: Mapping[str, Part]) -> CompositeReport:
         density=Figure(num_pairs / area if area else 0.0, certain),
         flops=Figure(work, certain, "FLOP"),
         backward_flops=None if sums else Figure(backward_flops(num_pairs, shape.head_dim), certain, "FLOP"),
-        memory=Figure(num_bytes, "Exact", "bytes", "query, output, and the keys and values of each source once"),
+        memory=Figure(num_bytes, "Exact", "bytes", "query, output, and keys and values of each source and role once"),
         saved=Figure(saved_bytes(whole), "Exact", "bytes"),
         intensity=Figure(work / num_bytes if num_bytes else 0.0, certain, "FLOP/byte"),
     )

@@ -31,6 +31,7 @@ def unused(spec: ast.Spec) -> Iterator[Diagnostic]:
     """Parameters, inputs, definitions and imports that the pattern does without; those of imported specs too."""
     # every axis is part of the grid that must fit, used or not
     attended = [term.attend for branch in spec.branches for term in branch.terms] or [spec.attend]
+    attended += [role.at for role in spec.roles]
     attended += [source.maker for source in spec.sources] + [table.maker for table in spec.tables]
     scored = [(branch.score, branch.bias, branch.softcap) for branch in spec.branches]
     attended += [expr for exprs in scored for expr in exprs if expr is not None]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from patterndsl.cli.output import progress, say, say_json
 from patterndsl.cli.specs import heads_of, inputs_of, pattern_of, single
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import error
 from patterndsl.pattern import Pattern
 
@@ -26,7 +27,8 @@ MOST_SHOWN = 6
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints how far content gets, what reaches --query, and a --path."""
-    pattern = single(pattern_of(arguments.spec, arguments))
+    given = pattern_of(arguments.spec, arguments)
+    pattern = (given.whole if isinstance(given, Composite) else None) or single(given)
     if arguments.n is None:
         raise error("E701", "no length is given", None, "add -n 4096")
     heads, layers = heads_of(arguments), arguments.layers

@@ -18,6 +18,7 @@ from patterndsl.functional import as_pattern, attention, composite_attention
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
+from patterndsl.nn.roles import Roles
 from patterndsl.nn.scores import ONLY, Directions, Table, WithProduct, score_modules, tables_of
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
@@ -49,7 +50,9 @@ class Attention(nn.Module):
 
     Sources of the pattern are modules in `sources`, by name. Where one recalls earlier segments, a call takes a state
     and returns the next: `state = layer.init_state(batch)`, `out, state = layer(x, state)`; what compressions lose
-    stands in `losses`. Gated branches have weights in `gate`, the sigmoid of a linear map of x for each head.
+    stands in `losses`. Roles of the pattern have their projections in `roles`, by name, copies of the layer's at first
+    (`roles["globals"].query_projection`). Gated branches have weights in `gate`, the sigmoid of a linear map of x for
+    each head.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Attention(nn.Module):
         self.key_projection = self.query_projection if separate is None else separate
         self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=bias)
+        self.roles = Roles(self.pattern, self._projections())
         self.learners = Named(
             {
                 label.name: KMeans(kv_heads, self.head_dim, **fixed_settings(self.pattern.resolved, label))
@@ -115,9 +119,22 @@ class Attention(nn.Module):
         )
         self.scores = nn.ModuleDict(score_modules(self.pattern, dim, heads, self.head_dim))
         self.sums = _summing(self.pattern)
-        if self.sources.used and len(branches) > 1:
-            message = "what is most used is told by one softmax, and the pattern has several branches"
+        if self.sources.used and (len(branches) > 1 or len(self.roles)):
+            message = "what is most used is told by one softmax of one query, and the pattern has branches or roles"
             raise input_error("E505", message, "compress by conv, mean or max")
+
+    def copy_projections(self) -> None:
+        """Makes the roles' projections equal to the layer's, which they are from the start: for a layer whose weights
+        were loaded from one without roles (Longformer, Beltagy et al. 2020, section 3.1)."""
+        for name in self.roles:
+            self.roles.role(name).copy_from(self._projections())
+
+    def _projections(self) -> dict[str, nn.Linear]:
+        return {
+            "query": self.query_projection,
+            "key": self.key_projection,
+            "value": self.value_projection,
+        }
 
     def init_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -183,6 +200,7 @@ class Attention(nn.Module):
             {name: cast("Table", table)() for name, table in self.tables.items()},
             {name: module() for name, module in self._drawn()},
             {} if state is None else state.sums,
+            roles=self._of_roles(x, sequence, state, sources or {}, q_start),
         )
         result = composite_attention(
             (query, key, value),
@@ -222,6 +240,38 @@ class Attention(nn.Module):
                 made = made + module.share() * products
             found[name.removeprefix(ONLY)] = made
         return found
+
+    def _of_roles(
+        self, x: Tensor, sequence: Sequence, state: State | None, given: Mapping[str, Tensor], q_start: int
+    ) -> dict[str, dict[str, Tensor]]:
+        """The tensors that each role has of its own, of the sequence and of sources."""
+        if not isinstance(self.pattern, Composite) or not self.roles.wanted:
+            return {}
+        source = sequence.states
+        sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
+        states = {"query": x, "key": source, "value": source}
+
+        def by_head(what: str, projected: Tensor) -> Tensor:
+            return self._by_head(projected, self.heads if what == "query" else self.kv_heads)
+
+        found = self.roles.own_tensors(self.pattern, states, sizes, self.heads, self.layer, by_head)
+        for role in self.roles.of_sources():
+            project = partial(self._keys_by, role)
+            again = replace(sequence, keys=project(source), project=project)
+            for name, keys in self.sources(again, state, given).items():
+                made = {f"{name}.key": keys[0], f"{name}.value": keys[1]}
+                wanted = self.roles.wanted[role]
+                found.setdefault(role, {}).update({what: x for what, x in made.items() if what in wanted})
+        return found
+
+    def _keys_by(self, role: str, states: Tensor) -> Keys:
+        """`_keys` by the projections of a role, and the layer's where it has none."""
+        module = self.roles.role(role)
+        made = dict(zip(("key", "value"), self._keys(states), strict=True))
+        made |= {
+            what: self._by_head(module.projection(what)(states), self.kv_heads) for what in made if what in module.own
+        }
+        return made["key"], made["value"]
 
     def _keys(self, states: Tensor, *, frozen: bool = False) -> Keys:
         """Key and value [B, Hkv, T, D] of states [B, T, dim]. frozen: without gradient to the projections."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from patterndsl.runtime.arguments import check_tensors, checked_scale
 from patterndsl.runtime.data import Inputs, checked_inputs
 from patterndsl.runtime.parts import has_heads, merged
 from patterndsl.runtime.program import Program
+from patterndsl.runtime.projected import Keys, Roles, check_roles, tensors_of
 from patterndsl.runtime.scored import Scoring, as_table, relation_of, scored_attention, tables_read
 from patterndsl.runtime.summed import Features, summed
 from patterndsl.score.state import State
@@ -32,8 +33,6 @@ from patterndsl.syntax.tree import OWN_KEYS
 if TYPE_CHECKING:
     from patterndsl.composite import Branch, Composite, Term
 
-Keys: TypeAlias = tuple[Tensor, Tensor]
-"""Key [B, Hkv, T, D] and value [B, Hkv, T, Dv] of a source."""
 MAX_LENGTHS = 16
 """Programs of a term that are kept, each for one number of keys."""
 
@@ -91,13 +90,16 @@ class CompositeProgram:
         return found
 
     def mask(self, inputs: Inputs | None = None) -> Tensor:
-        """bool [heads, q_len, keys of all terms], one term's keys after the other's.
+        """bool [heads, q_len, keys of all sources], one source's keys after the other's, whatever role a pair has.
 
         Raises InputError (E505) for several branches, which have a softmax each: see `masks`.
         """
         if len(self.pattern.branches) > 1:
             raise input_error("E505", "each branch is a softmax of its own", "use masks(), one for each term")
-        masks = list(self.masks(inputs).values())
+        found: dict[str, Tensor] = {}
+        for term, mask in zip(self.pattern.terms, self.masks(inputs).values(), strict=True):
+            found[term.source] = found[term.source] | mask if term.source in found else mask
+        masks = list(found.values())
         heads = max(mask.shape[-3] for mask in masks)
         return torch.cat([mask.expand(*mask.shape[:-3], heads, -1, -1) for mask in masks], -1)
 
@@ -113,6 +115,7 @@ class CompositeProgram:
         gates: Mapping[str, Tensor] | None = None,
         scores: Mapping[str, Tensor] | None = None,
         tables: Mapping[str, Any] | None = None,
+        roles: Roles | None = None,
         inputs: Inputs | None = None,
         scale: float | None = None,
         return_lse: bool = False,
@@ -122,18 +125,20 @@ class CompositeProgram:
         sources: key and value of each source by name, [B, Hkv, any length, D]; `patterndsl.nn.Attention` makes them.
         gates: where branches are gated, a weight for each branch by name, [B, H, Tq] or what broadcasts to it. scores:
         of branches that synthesize, [B or 1, H, Tq, Tk], by name, "" for the only one. tables: what biases look up,
-        [H, size], or [H, size, D] of vectors. A row without keys in a branch gets 0 from it, and -inf as its
+        [H, size], or [H, size, D] of vectors. roles: what each role has of its own, {"globals": {"query": tensor}}, see
+        `runtime.projected`. A row without keys in a branch gets 0 from it, and -inf as its
         log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
         knows no single scores, are asked for a log-sum-exp.
         """
         call = Call(self.program, self.sizes, inputs, scale)
-        learned = Learned(sources or {}, gates or {}, scores or {}, tables or {})
+        learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
         return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
     """What layers make for a call, by name: keys of sources, gates and made scores of branches, tables of biases; of
+    roles their own tensors; of
     branches that sum features their random directions and the sums of earlier segments. after: those sums with this
     call's keys, which it fills in."""
 
@@ -144,6 +149,7 @@ class Learned:
     directions: Mapping[str, Tensor] = field(default_factory=dict)
     sums: Mapping[str, State] = field(default_factory=dict)
     after: dict[str, State] = field(default_factory=dict)
+    roles: Roles = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +177,7 @@ def combined(
     """What all terms come to; see `CompositeProgram.__call__`. own: the sequence's own keys."""
     branches = pattern.branches
     _check_learned(pattern, learned)
+    check_roles(pattern, learned.roles, query, {**learned.sources, OWN_KEYS: own})
     resolved = pattern.resolved
     known = [
         *(item.name for item in resolved.inputs),
@@ -205,6 +212,9 @@ def _attended(
     pattern: Composite, branch: Branch, call: Call, query: Tensor, term: Term, keys: Keys, learned: Learned
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of a term in a branch with softmax."""
+    if term.projections.name:
+        call = _with_found(call, term, query, keys)
+        query, keys = tensors_of(term, query, keys, learned.roles)
     if branch.runs == "planned":
         return call.attend(term, query, keys)
     program = call.program(term.name, keys[0].shape[2])
@@ -221,6 +231,15 @@ def _attended(
     scoring = Scoring(bias, branch.softcap, tables, made)
     scale = checked_scale(call.scale, query.shape[-1])
     return scored_attention(query, *keys, program.groups(given), bound, looked_up, scoring, scale=scale)
+
+
+def _with_found(call: Call, term: Term, query: Tensor, keys: Keys) -> Call:
+    """With what labels and selections find of the tensors that no role has: of a pair all roles say the same."""
+    resolved = term.pattern.resolved
+    if not resolved.labels and not resolved.selections:
+        return call
+    found = call.program(term.name, keys[0].shape[2]).with_found(query, keys[0], call.of(term))
+    return replace(call, inputs={**(call.inputs or {}), **(found or {})})
 
 
 def _read_by_bias(

@@ -11,7 +11,7 @@ from patterndsl.ir.index import Index
 from patterndsl.ir.relation import Relation
 from patterndsl.sema.scores import Maker
 from patterndsl.sema.selectors import By, Sharing
-from patterndsl.syntax.tree import Merge, Share
+from patterndsl.syntax.tree import Merge, Projection, Share
 
 Side: TypeAlias = Literal["both", "query", "key", "table"]
 """Which positions an input has a value for; a table has none, it is indexed by integers."""
@@ -95,6 +95,15 @@ class TableDeclaration:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleDeclaration:
+    """Pairs with projections of their own. own: which."""
+
+    name: str
+    own: tuple[Projection, ...]
+    place: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
 class ParamDeclaration:
     """A parameter: one value, a list of values, or None where the user must give it."""
 
@@ -136,3 +145,4 @@ class Resolved:
     sources: tuple[SourceDeclaration, ...] = ()
     tables: tuple[TableDeclaration, ...] = ()
     num_keys: Index | None = None
+    roles: tuple[RoleDeclaration, ...] = ()

@@ -34,12 +34,14 @@ from patterndsl.sema.model import (
     ParamDeclaration,
     Requirement,
     Resolved,
+    RoleDeclaration,
     ScoreDeclaration,
     SelectionDeclaration,
     Side,
     SourceDeclaration,
     TableDeclaration,
 )
+from patterndsl.sema.roles import mistakes
 from patterndsl.sema.scope import (
     RESERVED,
     AttributeName,
@@ -73,12 +75,13 @@ def resolve(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a spec says of its sources, by name, and of the scores of its branches."""
+    """What a spec says of its sources, by name, of the scores of its branches, and of which pairs roles have."""
 
     given: Mapping[str, Given]
     scores: Mapping[str, ScoreDeclaration]
     biases: Mapping[str, Real]
     softcaps: Mapping[str, float]
+    roles: Mapping[str, Relation]
 
 
 def resolve_with_sources(
@@ -88,7 +91,7 @@ def resolve_with_sources(
     spec with branches is none: what it attends is said by its terms, see `sema.terms`."""
     resolver = _Resolver(list(found))
     relation = resolver.spec(spec)
-    told = Told(resolver.given, resolver.scores, resolver.biases, resolver.softcaps)
+    told = Told(resolver.given, resolver.scores, resolver.biases, resolver.softcaps, resolver.roles)
     if resolver.diagnostics:
         return None, told, resolver.diagnostics
     assert relation is not None
@@ -105,6 +108,7 @@ def resolve_with_sources(
         tuple(resolver.sources.values()),
         tuple(resolver.tables.values()),
         resolver.num_keys,
+        tuple(RoleDeclaration(role.name, role.own, role.place) for role in spec.roles),
     )
     return resolved, told, ()
 
@@ -151,6 +155,7 @@ class _Resolver(Expander):
     scores: dict[str, ScoreDeclaration] = field(default_factory=dict)
     biases: dict[str, Real] = field(default_factory=dict)
     softcaps: dict[str, float] = field(default_factory=dict)
+    roles: dict[str, Relation] = field(default_factory=dict)
 
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
@@ -175,8 +180,11 @@ class _Resolver(Expander):
             self.attempt(partial(self.table, table, scope))
         for branch in spec.branches:
             self.attempt(partial(self.scored, branch, scope))
+        for role in spec.roles:
+            self.attempt(partial(self.role, role, scope))
         if spec.branches:
             self.check_branches(spec)
+            self.diagnostics.extend(mistakes(spec, self.scores))
             return NOTHING
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
@@ -332,7 +340,8 @@ class _Resolver(Expander):
         """Whether each term is of a source that there is, and that has positions where it is asked for them."""
         if spec.fallback is not None or spec.merge != "set":
             key, place = ("fallback", spec.fallback.place) if spec.fallback else ("merge", spec.place)
-            self.report("E304", f"`{key}` is of a pattern with one term", place, "write one expression under `attend`")
+            help = "drop `roles`" if spec.roles else "write one expression under `attend`"
+            self.report("E304", f"`{key}` is of a pattern with one term", place, help)
         for branch in spec.branches:
             for term in branch.terms:
                 if term.source == ast.OWN_KEYS:
@@ -342,6 +351,11 @@ class _Resolver(Expander):
                     near = nearest(term.source, [*declared, ast.OWN_KEYS])
                     help = f"did you mean `{near}`?" if near else "declare it under `sources`"
                     self.report("E201", f"unknown source `{term.source}`", term.place, help)
+
+    def role(self, role: ast.Role, scope: Scope) -> Value:
+        """Which pairs have a role."""
+        self.roles[role.name] = self.predicate(role.at, scope, f"role `{role.name}` must be")
+        return self.roles[role.name]
 
     def param(self, param: ast.Param, scope: Scope) -> None:
         """A parameter's default may use the lengths and the parameters before it."""
@@ -649,7 +663,7 @@ class _Resolver(Expander):
             help = f"give `{key}` in the spec that imports it"
             raise self.report("E304", f"`{imported.name}` has `{key}`, which is of a whole pattern", place, help)
         if spec.branches:
-            message = f"`{imported.name}` has sources, branches or scores, which are of a whole pattern"
+            message = f"`{imported.name}` has sources, branches, scores or roles, which are of a whole pattern"
             raise self.report("E304", message, place, "declare them in the spec that imports it")
         params = {param.name: param for param in spec.params}
         given: dict[str, Value] = {}

@@ -6,7 +6,7 @@ ordinary meaning: it is proven, counted, planned and run like any other, and ter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from patterndsl.diagnostics import Diagnostic, PatternError
@@ -14,6 +14,7 @@ from patterndsl.ir.index import NK, Index, K
 from patterndsl.ir.relation import Compare, indices
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.resolve import Told, ordered, resolve, resolve_with_sources
+from patterndsl.sema.roles import Piece, Projections, pieces
 from patterndsl.sema.sources import Given, in_numbers, keys_of, seen_by_query, where_keys_stand
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.used import reached
@@ -21,7 +22,7 @@ from patterndsl.syntax.used import reached
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTerm:
-    """What of one source is attended in one branch.
+    """What of one source is attended in one branch, with the same projections.
 
     spec, resolved: the term as a pattern of its own. seen: of the same queries and keys, which keys depend on nothing
     after the query; None where a key is its own position.
@@ -33,19 +34,27 @@ class ResolvedTerm:
     resolved: Resolved
     seen: Resolved | None
     position: Index = K
-
-    @property
-    def name(self) -> str:
-        """What reports call it: `source`, or `branch.source` where there are branches."""
-        return ".".join(filter(None, (self.branch, self.source)))
+    projections: Projections = Projections()
 
 
-def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, tuple[ResolvedTerm, ...], Told]:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of a pattern as they are written, and divided into the pieces of its roles. pieces: all pairs that each
+    piece can have, where roles are several and can leave it none."""
+
+    written: tuple[ResolvedTerm, ...]
+    divided: tuple[ResolvedTerm, ...]
+    pieces: Mapping[Projections, Resolved]
+
+
+def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Resolved, Terms, Told]:
     """What a spec with branches declares, its terms, and what it says of their scores. Raises PatternError with
     everything that is wrong."""
     resolved, told, declared_wrong = resolve_with_sources(spec, found)
     terms: list[ResolvedTerm] = []
+    divided: list[ResolvedTerm] = []
     wrong = list(declared_wrong)
+    parts = () if declared_wrong or not spec.roles else pieces(spec.roles, told.roles)
     for branch in spec.branches:
         for term in branch.terms:
             given = told.given.get(term.source)
@@ -56,12 +65,23 @@ def resolve_terms(spec: ast.Spec, found: Sequence[Diagnostic] = ()) -> tuple[Res
                     attend = term.attend if given is None else in_numbers(given, term.attend)
                     resolve(_alone(spec, attend, None), declared_wrong)
                 terms.append(_resolved(spec, branch, term, given))
+                divided += [_of_piece(spec, branch, term, given, piece) for piece in parts]
             except PatternError as failed:
                 wrong.extend(failed.diagnostics)
     if wrong:
         raise PatternError(ordered(wrong))
     assert resolved is not None
-    return resolved, tuple(terms), told
+    several = [piece for piece in parts if len(spec.roles) > 1 and piece.conditions]
+    alone = {piece.projections: resolve(_alone(spec, piece.alone(), None)) for piece in several}
+    return resolved, Terms(tuple(terms), tuple(divided), alone), told
+
+
+def _of_piece(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given | None, piece: Piece) -> ResolvedTerm:
+    if given is not None and given.kind.position is None:
+        for at in piece.conditions:
+            _check_says_nothing_of_keys(spec, replace(term, attend=at), given)
+    resolved = _resolved(spec, branch, replace(term, attend=piece.of(term.attend)), given)
+    return replace(resolved, projections=piece.projections)
 
 
 def _resolved(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given | None) -> ResolvedTerm:
@@ -101,7 +121,16 @@ def _check_says_nothing_of_keys(spec: ast.Spec, term: ast.Term, given: Given) ->
 def _alone(spec: ast.Spec, attend: ast.Expr, keys: ast.Expr | None) -> ast.Spec:
     """A term as a spec, with what it uses of the declarations."""
     plain = replace(
-        spec, attend=attend, keys=keys, sources=(), tables=(), branches=(), combine="sum", name=None, share=None
+        spec,
+        attend=attend,
+        keys=keys,
+        sources=(),
+        tables=(),
+        roles=(),
+        branches=(),
+        combine="sum",
+        name=None,
+        share=None,
     )
     used = reached(plain, attend, *([] if keys is None else [keys]), *(_axis_sizes(spec)))
     return replace(

@@ -9,6 +9,7 @@ import re
 from typing import assert_never
 
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.schema import PROJECTIONS
 
 # How tightly a construct binds; an operand is put in parentheses where it binds less tightly than its place asks.
 _OR, _AND, _NOT, _RELATION, _SUM, _PRODUCT, _UNARY, _POWER, _POSTFIX = range(9)
@@ -85,7 +86,7 @@ def render_spec(spec: ast.Spec) -> str:
     that the text stands alone.
     """
     declared = any((spec.params, spec.grid, spec.inputs, spec.labels, spec.select, spec.imports, spec.define))
-    declared = declared or bool(spec.sources or spec.tables or spec.branches) or spec.keys is not None
+    declared = declared or bool(spec.sources or spec.tables or spec.roles or spec.branches) or spec.keys is not None
     declared = declared or spec.fallback is not None or spec.share is not None or spec.merge != "set"
     return "\n".join(_spec_lines(spec)) + "\n" if declared else render_expression(spec.attend)
 
@@ -121,6 +122,8 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
             "tables:",
             *(f"  {_key(item.name)}: {_scalar(render_expression(item.maker))}" for item in spec.tables),
         ]
+    if spec.roles:
+        lines += ["roles:", *(line for role in spec.roles for line in _role_lines(role))]
     if spec.imports:
         lines.append("import:")
         for imported in spec.imports:
@@ -134,6 +137,13 @@ def _spec_lines(spec: ast.Spec) -> list[str]:
     lines += [] if spec.share is None else [f"share: {spec.share}"]
     lines += [] if spec.keys is None else [f"keys: {_scalar(render_expression(spec.keys))}"]
     return [*lines, *_attended(spec)]
+
+
+def _role_lines(role: ast.Role) -> list[str]:
+    at = _scalar(render_expression(role.at))
+    if role.own == PROJECTIONS:
+        return [f"  {_key(role.name)}: {at}"]
+    return [f"  {_key(role.name)}:", f"    at: {at}", f"    own: [{', '.join(role.own)}]"]
 
 
 def _attended(spec: ast.Spec) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import get_args
 
-from patterndsl.syntax.tree import Combine, Merge, Share
+from patterndsl.syntax.tree import Combine, Merge, Projection, Share
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 SHARES: tuple[Share, ...] = get_args(Share)
 COMBINES: tuple[Combine, ...] = get_args(Combine)
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 _INTEGER: dict[str, object] = {
     "type": ["integer", "string"],
@@ -36,6 +37,16 @@ PARAM_KEYS: dict[str, dict[str, object]] = {
     "doc": _TEXT,
 }
 
+ROLE_KEYS: dict[str, dict[str, object]] = {
+    "at": {"type": "string", "description": "which pairs: q < g, q.chosen, q < g & k >= g"},
+    "own": {
+        "description": "what of them is projected apart, query, key and value where nothing is said",
+        "anyOf": [
+            {"enum": list(PROJECTIONS)},
+            {"type": "array", "items": {"enum": list(PROJECTIONS)}, "minItems": 1, "uniqueItems": True},
+        ],
+    },
+}
 _ATTENDED: dict[str, object] = {"type": ["string"]}
 _SCORED: dict[str, dict[str, object]] = {
     "score": {
@@ -117,6 +128,16 @@ KEYS: dict[str, dict[str, object]] = {
     **_SCORED,
     "tables": _map(
         _NAME, {"type": "string"}, "what a layer learns for a bias to look up: scalars(32), vectors(9), sinusoids"
+    ),
+    "roles": _map(
+        _NAME,
+        {
+            "anyOf": [
+                ROLE_KEYS["at"],
+                {"type": "object", "properties": ROLE_KEYS, "required": ["at"], "additionalProperties": False},
+            ]
+        },
+        "pairs whose query, key or value is made by a projection of their own; where several roles have one, the first",
     ),
     "branches": _map(
         _NAME,

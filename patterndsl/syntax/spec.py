@@ -18,7 +18,17 @@ import yaml
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import KEYWORDS, Snippet, parse_definitions, parse_expression, snippet_of
-from patterndsl.syntax.schema import COMBINES, KEYS, MERGES, PARAM_KEYS, REQUIRED, SCORED, SHARES
+from patterndsl.syntax.schema import (
+    COMBINES,
+    KEYS,
+    MERGES,
+    PARAM_KEYS,
+    PROJECTIONS,
+    REQUIRED,
+    ROLE_KEYS,
+    SCORED,
+    SHARES,
+)
 
 MAX_FILE_SIZE = 1_000_000
 MAX_YAML_DEPTH = 20
@@ -453,6 +463,11 @@ class _Reader:
                 if self.identifier(name, key, "a table")
                 and not isinstance(maker := self.expression(value, f"table `{name}`"), ast.Broken)
             ),
+            roles=tuple(
+                self.role(name, key, value)
+                for name, key, value in section("roles")
+                if self.identifier(name, key, "a role")
+            ),
             branches=branches,
             combine=self.choice(found["combine"], "`combine`", COMBINES) or "sum" if "combine" in found else "sum",
             name=text("name"),
@@ -479,7 +494,7 @@ class _Reader:
                     self.report("E304", f"`{key}` beside `branches`", self.place(found[key]), help)
         elif "attend" not in found:
             return ast.Broken(place=place), ()
-        elif isinstance(found["attend"], yaml.MappingNode) or any(key in found for key in SCORED):
+        elif isinstance(found["attend"], yaml.MappingNode) or any(key in found for key in ("roles", *SCORED)):
             branches = (self.scored("", found["attend"], found["attend"], found),)
         else:
             return self.expression(found["attend"], "`attend`"), ()
@@ -517,6 +532,40 @@ class _Reader:
             self.report("E304", f"{what} is empty", self.place(node), "write `self: causal`")
         score, bias, softcap = (self.expression(found[word], f"`{word}`") if word in found else None for word in SCORED)
         return ast.Branch(name, terms, score, bias, softcap, place=self.place(key))
+
+    def role(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Role:
+        """A role: which pairs have it, and what of theirs is projected apart, all three where nothing is said."""
+        if not isinstance(node, yaml.MappingNode):
+            return ast.Role(name, self.expression(node, f"role `{name}`"), PROJECTIONS, place=self.place(key))
+        found: dict[str, yaml.Node] = {}
+        for entry, entry_key, value in self.entries(node, f"role `{name}`"):
+            near = nearest(entry, ROLE_KEYS)
+            if entry not in ROLE_KEYS:
+                help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(ROLE_KEYS)}"
+                self.report("E302", f"unknown key `{entry}` of a role", self.place(entry_key), help)
+            if entry in ROLE_KEYS or near:
+                found.setdefault(near or entry, value)
+        if "at" not in found:
+            help = "say which pairs have it: {at: q < g}"
+            self.report("E305", f"role `{name}` has no `at`", self.place(key), help)
+            return ast.Role(name, ast.Broken(place=self.place(key)), PROJECTIONS, place=self.place(key))
+        own = self.projections(name, found["own"]) if "own" in found else PROJECTIONS
+        return ast.Role(name, self.expression(found["at"], f"`at` of role `{name}`"), own, place=self.place(key))
+
+    def projections(self, role: str, node: yaml.Node) -> tuple[ast.Projection, ...]:
+        """Which projections a role has, in their usual order."""
+        what = f"`own` of role `{role}`"
+        if isinstance(node, yaml.MappingNode) or not node.value:
+            wrong = "is a mapping" if isinstance(node, yaml.MappingNode) else "is empty"
+            self.report("E304", f"{what} {wrong}", self.place(node), "write some of query, key, value: [key, value]")
+            return PROJECTIONS
+        words: list[ast.Projection] = []
+        for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+            word = self.choice(item, what, PROJECTIONS)
+            if word in words:
+                self.report("E303", f"`{word}` is given twice", self.place(item), "keep one of the two")
+            words += [] if word is None else [word]
+        return tuple(word for word in PROJECTIONS if word in words)
 
     def choice(self, node: yaml.Node, what: str, words: Sequence[_T]) -> _T | None:
         """One of some words; None where it was reported."""

@@ -349,6 +349,21 @@ class Table:
     place: SourceRange = _place()
 
 
+Projection: TypeAlias = Literal["query", "key", "value"]
+"""What a layer makes of a token's state by a linear map."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Pairs whose query, key or value is made by a projection of the role's own. at: which pairs; own: which of the
+    three, in their order."""
+
+    name: str
+    at: Expr
+    own: tuple[Projection, ...]
+    place: SourceRange = _place()
+
+
 Combine: TypeAlias = Literal["sum", "mean", "gate"]
 """How the outputs of branches become one: added, averaged, or added with weights that a layer learns."""
 Merge: TypeAlias = Literal["set", "multiset", "mean"]
@@ -375,8 +390,8 @@ ANY_NAME = "*"
 class Spec:
     """A whole spec. A bare expression is a spec with nothing but `attend`.
 
-    branches: of a pattern with more than one source or branch; `attend` is then what its first term attends. keys: how
-    many keys there are, where they are no sequence of N.
+    branches: of a pattern with sources, branches, scores or roles; `attend` is then what its first term attends. keys:
+    how many keys there are, where they are no sequence of N.
     """
 
     attend: Expr
@@ -393,6 +408,7 @@ class Spec:
     keys: Expr | None = None
     sources: tuple[KeySource, ...] = ()
     tables: tuple[Table, ...] = ()
+    roles: tuple[Role, ...] = ()
     branches: tuple[Branch, ...] = ()
     combine: Combine = "sum"
     name: str | None = field(default=None, compare=False)

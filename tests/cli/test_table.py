@@ -31,7 +31,10 @@ def test_every_difference_from_the_survey_has_a_reason() -> None:
         assert set(row.differing) <= entry.reasons.keys(), entry.name
 
 
-@pytest.mark.parametrize("path", sorted((EXAMPLES / "sources").glob("*.yaml")), ids=lambda path: path.stem)
+WITH_PARAMETERS = sorted(path for folder in ("sources", "roles") for path in (EXAMPLES / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", WITH_PARAMETERS, ids=lambda path: path.stem)
 def test_parameters_are_those_of_a_layer(path: Path) -> None:
     loaded = load(path)
     small = {"longest": 24, "length": 24, "b": 4} | dict.fromkeys(("low", "m", "memory", "compressed"), 5)

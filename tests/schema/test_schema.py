@@ -23,12 +23,12 @@ def test_it_is_a_draft_07_schema() -> None:
     jsonschema.Draft7Validator.check_schema(schema())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_accepts_the_examples(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text()), schema(), jsonschema.Draft7Validator)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_accepts_canonical_texts(path: Path) -> None:
     text = str(patterndsl.load(path))
     if "attend:" in text:
