@@ -24,6 +24,7 @@ from patterndsl.lower.shapes import Band, Full, Piece, Sparse
 from patterndsl.lower.tiles import OnEvent, find_tiles
 from patterndsl.runtime.constants import device_name
 from patterndsl.runtime.fused import merge_into
+from patterndsl.runtime.kernels.passes import WholePass
 from patterndsl.runtime.measure import step_seconds
 from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.planned import Kernel, Planned
@@ -196,6 +197,7 @@ class _Measurement:
     def kernel(self, piece: Piece) -> Kernel:
         """The piece made ready."""
         (ready,) = Planned([self.as_pass(piece)], self.device).passes
+        assert not isinstance(ready.kernel, WholePass), "whole sequences are not asked for"
         return ready.kernel
 
     def seconds(self, piece: Piece, length: int) -> float:

@@ -7,7 +7,7 @@ row that no pass reaches yields 0 and -inf.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterndsl.lower.geometry import Integers
+from patterndsl.ir.relation import Relation
+from patterndsl.lower.geometry import Integers, whole
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime.function import Run, attended, without_autocast
 from patterndsl.runtime.fused import add_into, merge_into
-from patterndsl.runtime.kernels.passes import ListedPass
+from patterndsl.runtime.kernels.passes import ListedPass, Member, WholePass
 from patterndsl.runtime.merge import Merged, with_lse_gradient
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
 from patterndsl.runtime.tiled import FlexPass, GatheredPass
-from patterndsl.runtime.views import Form, Launch, Part, Places, make_room, parts, with_unit_stride
+from patterndsl.runtime.views import EVERYTHING, Form, Launch, Part, Places, make_room, parts, with_unit_stride
 
 
 class Kernel(Protocol):
@@ -54,14 +55,15 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadyPass:
-    """A pass made ready for a device. sign: -1 where its pairs were counted twice, and are taken out again.
+    """A pass made ready for a device, or several of different heads in one.
 
-    is_first: of each launch, whether no other one reached its rows before, so that there is nothing to merge with;
-    num_first: the rows of those launches, over all heads.
+    sign: -1 where its pairs were counted twice, and are taken out again. is_first: of each launch, whether no other one
+    reached its rows before, so that there is nothing to merge with; num_first: the rows of those launches, over all
+    heads.
     """
 
     heads: tuple[int, ...]
-    kernel: Kernel
+    kernel: Kernel | WholePass
     sign: int
     is_first: tuple[bool, ...]
     num_first: int
@@ -69,6 +71,8 @@ class ReadyPass:
 
     def parts(self, query: Tensor, key: Tensor, value: Tensor) -> list[Part]:
         """See `views.parts`; found once for each form of the tensors."""
+        if isinstance(self.kernel, WholePass):
+            return [EVERYTHING]
         forms = (query.shape, query.stride()), (key.shape, key.stride()), (value.shape, value.stride())
         if forms not in self._parts:
             make_room(self._parts)
@@ -78,7 +82,7 @@ class ReadyPass:
     @property
     def is_in_place(self) -> bool:
         """Whether its kernel writes where results are collected."""
-        return self.sign > 0 and isinstance(self.kernel, ListedPass)
+        return isinstance(self.kernel, WholePass) or (self.sign > 0 and isinstance(self.kernel, ListedPass))
 
     @property
     def is_fresh(self) -> bool:
@@ -86,10 +90,10 @@ class ReadyPass:
         return not isinstance(self.kernel, SinglePass)
 
 
-def _ready(item: Pass, kernel: Kernel, reached: dict[tuple[int, ...], Integers]) -> ReadyPass:
+def _ready(item: Pass, kernel: Kernel | WholePass, reached: dict[tuple[int, ...], Integers]) -> ReadyPass:
     """The pass behind others. reached: rows that these reach, of the heads of each group, bool [rows]; kept up to
     date."""
-    is_first, num_first = [], 0
+    is_first, num_first = list[bool](), 0
     for launch in kernel.launches:
         mine, before = launch.queries.rows(), reached.get(item.heads, np.zeros(0, dtype=bool))
         after = np.zeros(max(before.size, mine.max(initial=-1) + 1), dtype=bool)
@@ -102,15 +106,16 @@ def _ready(item: Pass, kernel: Kernel, reached: dict[tuple[int, ...], Integers])
 
 
 class Planned:
-    """Passes made ready for a device; call it with tensors."""
+    """Passes made ready for a device; call it with tensors. lengths: of queries and of keys, where passes of all of
+    these may be one launch."""
 
-    def __init__(self, passes: Sequence[Pass], device: torch.device) -> None:
-        kernels = [(item, _kernel(item, device)) for item in passes]
+    def __init__(self, passes: Sequence[Pass], device: torch.device, lengths: tuple[int, int] | None = None) -> None:
         # what the others merge into comes first, what is taken out again last
-        kernels.sort(key=lambda pair: (pair[0].sign < 0, -pair[0].piece.geometry.num_rows))
+        in_order = sorted(passes, key=lambda item: (item.sign < 0, -item.piece.geometry.num_rows))
         reached: dict[tuple[int, ...], Integers] = {}
-        self.passes = tuple(_ready(item, kernel, reached) for item, kernel in kernels)
-        masks = any(isinstance(kernel, DensePass) and kernel.is_masked for _, kernel in kernels)
+        ready = [_ready(item, _kernel(item, device, lengths), reached) for item in in_order]
+        self.passes = tuple(_joined(ready, device))
+        masks = any(isinstance(item.kernel, DensePass) and item.kernel.is_masked for item in self.passes)
         self.must_be_finite = masks and device.type == "cpu"  # on CUDA a look at the numbers would wait for the device
         self._turns = dict[object, _Turns]()
 
@@ -120,14 +125,13 @@ class Planned:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
-        (first, *more) = self.passes or (None,)
-        if not more and first is not None and isinstance(first.kernel, ListedPass):
-            run = first.kernel.alone(query, key, scale) if len(first.heads) == query.shape[1] else None
-            if run is not None:
-                return attended(query, key, value, run)
-        if not more and first is not None and isinstance(first.kernel, FlexPass):
+        kernel = self.passes[0].kernel if self.passes else None
+        is_alone = len(self.passes) == 1 and len(self.passes[0].heads) == query.shape[1]
+        if is_alone and isinstance(kernel, WholePass):
+            return attended(query, key, value, kernel.alone(query, key, scale))
+        if is_alone and isinstance(kernel, FlexPass):
             with without_autocast(query.device.type):
-                found = first.kernel.alone(query, key, value, scale) if len(first.heads) == query.shape[1] else None
+                found = kernel.alone(query, key, value, scale)
             if found is not None:
                 return found
         return attended(query, key, value, _run(self, scale, _has_backward(query, key, value)))
@@ -152,7 +156,40 @@ def _has_backward(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _kernel(item: Pass, device: torch.device) -> Kernel:
+def _joined(passes: Sequence[ReadyPass], device: torch.device) -> Iterator[ReadyPass]:
+    """The same, with one launch for all heads whose whole sequences are tiles: one for those that nothing comes before,
+    and one for the others, behind what these go on from."""
+    of_kind = dict[tuple[bool, ...], list[ReadyPass]]()
+    for ready in passes:
+        if isinstance(ready.kernel, WholePass):
+            of_kind.setdefault(ready.is_first, []).append(ready)
+    for ready in passes:
+        if not isinstance(ready.kernel, WholePass):
+            yield ready
+            continue
+        kin = of_kind[ready.is_first]
+        if ready is kin[0 if ready.is_first[0] else -1]:
+            yield _as_one(kin, device)
+
+
+def _as_one(kin: Sequence[ReadyPass], device: torch.device) -> ReadyPass:
+    if len(kin) == 1:
+        return kin[0]
+    heads, shapes = dict[Relation, tuple[int, ...]](), dict[Relation, Sparse]()
+    for ready in kin:
+        assert isinstance(ready.kernel, WholePass)
+        for member in ready.kernel.members:
+            relation = member.shape.relation
+            heads[relation] = (*heads.get(relation, ()), *member.heads)
+            shapes[relation] = member.shape
+    first = kin[0].kernel
+    assert isinstance(first, WholePass)
+    joint = WholePass(first.geometry, [Member(heads[relation], shapes[relation]) for relation in heads], device)
+    all_heads = tuple(sorted(itertools.chain.from_iterable(heads.values())))
+    return ReadyPass(all_heads, joint, 1, kin[0].is_first, sum(ready.num_first for ready in kin))
+
+
+def _kernel(item: Pass, device: torch.device, lengths: tuple[int, int] | None) -> Kernel | WholePass:
     geometry, shape = item.piece.geometry, item.piece.shape
     match item.kernel:
         case "single":
@@ -161,6 +198,8 @@ def _kernel(item: Pass, device: torch.device) -> Kernel:
             return DensePass(item.piece, device)
         case "triton":
             assert isinstance(shape, Sparse)
+            if item.sign > 0 and lengths is not None and geometry == whole(*lengths):
+                return WholePass(geometry, [Member(item.heads, shape)], device)
             return ListedPass(geometry, shape, len(item.heads), device)
         case "flex":
             assert isinstance(shape, Sparse)
@@ -299,25 +338,35 @@ def _turns(passes: Sequence[ReadyPass], query: Tensor, key: Tensor, value: Tenso
     reached = [torch.zeros(x.shape[:2], dtype=torch.bool, device="cpu") for x in (query, key)]
     are_covered, turns = [True, True], list[_Turn]()
 
-    def is_first(side: int, heads: Tensor, *, is_all: bool) -> bool:
-        """Marks the heads of a part, and says whether they were not marked."""
-        first = is_all and not bool(heads.any())
+    def is_first(side: int, heads: Any, *, is_all: bool) -> bool:
+        """Marks the heads of a part, and says whether they were not marked. heads: an index."""
+        first = is_all and not bool(reached[side][heads].any())
         if first:
-            heads.fill_(True)
-        are_covered[side] &= bool(heads.all())
+            reached[side][heads] = True
+        are_covered[side] &= bool(reached[side][heads].all())
         return first
 
     for ready in passes:
         for part in ready.parts(query, key, value):
             (rows, heads, _, dim), launches = part.of_queries(query).shape, list[tuple[Launch, tuple[bool, bool]]]()
+            q_heads, kv_heads = _heads_of(ready, part, query.shape[1] // key.shape[1])
             for launch in ready.kernel.gradient_launches(rows * heads * dim * query.element_size()):
                 of_queries = ready.sign > 0 and launch.queries.num_rows == query.shape[2]
                 of_keys = ready.sign > 0 and launch.has_each_key_once and launch.keys.num_rows == key.shape[2]
-                first_queries = is_first(0, part.of_queries(reached[0]), is_all=of_queries)
-                first_keys = is_first(1, part.of_keys(reached[1]), is_all=of_keys)
+                first_queries = is_first(0, q_heads, is_all=of_queries)
+                first_keys = is_first(1, kv_heads, is_all=of_keys)
                 launches.append((launch, (first_queries, first_keys)))
             turns.append(_Turn(ready, part, launches))
     return _Turns(turns, (are_covered[0] and bool(reached[0].all()), are_covered[1] and bool(reached[1].all())))
+
+
+def _heads_of(ready: ReadyPass, part: Part, kv_group: int) -> tuple[Any, Any]:
+    """Batch rows and heads of the queries, and those of the keys, that a part of a pass has, as indices."""
+    every = slice(None)
+    if isinstance(ready.kernel, WholePass):
+        return (every, list(ready.heads)), (every, sorted({head // kv_group for head in ready.heads}))
+    q_heads, kv_heads = (every if heads is None else heads for heads in (part.q_heads, part.kv_heads))
+    return (part.rows, q_heads), (part.rows, kv_heads)
 
 
 # ---- forward and backward
@@ -332,6 +381,10 @@ def results(
     result, saved = _Result(query, value.shape[-1], is_covered), list[object]()
     for ready in passes:
         for part in ready.parts(query, key, value):
+            if isinstance(ready.kernel, WholePass):
+                ready.kernel.write(query, key, value, scale, result.tensors(), goes_on=not ready.is_first[0])
+                saved.append(None)
+                continue
             tensors, kept = (part.of_queries(query), part.of_keys(key), part.of_keys(value)), None
             for at, launch in enumerate(ready.kernel.launches):
                 views = result.views(part, launch.queries) if ready.is_in_place else None
@@ -370,6 +423,15 @@ def gradients(
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
     merged = Merged(out, lse, grad_out.contiguous())
     for ready, part, launches in turns:
+        if isinstance(ready.kernel, WholePass):
+            ((_, (is_first_query, is_first_key)),) = launches
+            sums, adds = (
+                (totals[0].begun(), totals[1].begun(), totals[2].begun()),
+                (not is_first_query, not is_first_key),
+            )
+            ready.kernel.add_gradients(query, key, value, merged, scale, sums, adds=adds)
+            next(kept)
+            continue
         tensors, of_part = (part.of_queries(query), part.of_keys(key), part.of_keys(value)), next(kept)
         mine = merged if part.is_whole else Merged(*map(part.of_queries, (merged.out, merged.lse, merged.grad_out)))
         for launch, (is_first_query, is_first_key) in launches:

@@ -637,12 +637,18 @@ class Program:
 
     @cached_property
     def _inference(self) -> Planned:
-        return Planned(passes_of(self.plan.forward), self.device)
+        return Planned(passes_of(self.plan.forward), self.device, self._lengths)
 
     @cached_property
     def _training(self) -> Planned:
         plan = self.plan
-        return self._inference if plan.training == plan.forward else Planned(passes_of(plan.training), self.device)
+        if plan.training == plan.forward:
+            return self._inference
+        return Planned(passes_of(plan.training), self.device, self._lengths)
+
+    @property
+    def _lengths(self) -> tuple[int, int]:
+        return self.bound.sizes.q_len, self.bound.sizes.kv_len
 
     def groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
         """Batch rows and heads that share tiles, as the gathered backend takes them."""

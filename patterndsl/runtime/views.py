@@ -52,6 +52,7 @@ class Part:
 
 
 _ALL = slice(None)
+EVERYTHING = Part(_ALL, None, None)
 
 
 def _part(x: Tensor, rows: slice, heads: slice | None) -> Tensor:

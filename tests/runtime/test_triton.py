@@ -306,6 +306,8 @@ PLANNED = {
     "a stride in place": "causal & dilated(8, 3)",
     "two orders": "causal & (recent(9) | strided(8))",
     "kinds of heads": "causal & dilated(8, 2) | head == 1 & k < 2",
+    "kinds of windows": "causal & recent(5 + 4 * head)",
+    "kinds of windows behind strides": "causal & (recent(3 + 4 * head) | strided(8))",
     "neighbours": "grid: {row: 6, col: 8}\nattend: abs(q.row - k.row) <= 1 & abs(q.col - k.col) <= 1\n",
 }
 
@@ -330,7 +332,7 @@ def test_passes_of_plans(text: str, length: int) -> None:
             continue
         is_seen = True
         query, key, value = tensors
-        output, lse = Planned(passes, torch.device(DEVICE))(query, key, value, 16**-0.5)
+        output, lse = Planned(passes, torch.device(DEVICE), (length, length))(query, key, value, 16**-0.5)
         found = [output.detach(), lse.detach(), *torch.autograd.grad(loss_of(output, lse), tensors)]
         assert_close(found, truth, torch.float32)
     assert is_seen

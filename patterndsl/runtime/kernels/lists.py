@@ -16,12 +16,17 @@ Found: TypeAlias = Sequence[Sequence[Tiles]]
 """Tiles of each batch row, or of one for all: those of heads or of groups of heads."""
 
 
+NOBODY = -1
+"""The place of tiles of a head that has none."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkLists:
     """The work over some tiles, made when it is asked for and kept.
 
     find: the tiles of so many queries by so many keys. group_of: for each head the place of its tiles, in every batch
-    row. kv_group: query heads that share a head of keys. copies: about how many batch rows share one row's tiles.
+    row, or NOBODY. kv_group: query heads that share a head of keys. copies: about how many batch rows share one row's
+    tiles.
     """
 
     find: Callable[[int, int], Found]
@@ -59,10 +64,11 @@ class WorkLists:
         heads_of = dict[tuple[int, ...], list[int]]()
         for kv_head in range(len(self.group_of) // self.kv_group):
             mine = tuple(self.group_of[kv_head * self.kv_group : (kv_head + 1) * self.kv_group])
-            heads_of.setdefault(mine, []).append(kv_head)
+            if any(group != NOBODY for group in mine):
+                heads_of.setdefault(mine, []).append(kv_head)
         lists = list[tuple[Lists, Sequence[tuple[int, int]]]]()
         for row, groups in enumerate(found):
             for mine, heads in heads_of.items():
-                shared = transposed([groups[group] for group in mine], self.device)
+                shared = transposed([None if group == NOBODY else groups[group] for group in mine], self.device)
                 lists.append((shared, [(row, head) for head in heads]))
         return work_of(lists, is_shared=len(found) == 1, copies=self.copies)

@@ -1,16 +1,20 @@
-"""How does a block-sparse piece of a plan run on generated kernels? In place: groups are heads of strided views.
+"""How do block-sparse pieces of a plan run on generated kernels? In place: groups are heads of strided views.
 
 Results are written where the plan collects them, and merged with those of other passes by going on from these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patterndsl.ir.index import HEAD, Const
+from patterndsl.ir.relation import Relation, compare, conjunction, disjunction
 from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Sparse
@@ -18,10 +22,102 @@ from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
-from patterndsl.runtime.kernels.lists import Found, WorkLists
+from patterndsl.runtime.kernels.lists import NOBODY, WorkLists
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, OneLaunch, is_everything
+from patterndsl.runtime.views import Launch, OneLaunch
 from patterndsl.sema.parameters import Sizes
+
+Into = tuple[Tensor, Tensor, Tensor]
+
+
+def _tiles(shape: Sparse, sizes: Sizes, q_block: int, kv_block: int) -> Tiles:
+    """The pairs by tiles of this size, found again where they are known by another."""
+    if (q_block, kv_block) == (shape.tiles.q_block, shape.tiles.kv_block):
+        return shape.tiles
+    return find_tiles(shape.relation, sizes, Lookup(), q_block, kv_block)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """Heads that attend alike."""
+
+    heads: tuple[int, ...]
+    shape: Sparse
+
+
+class WholePass:
+    """Tiles of whole sequences, in one launch for all heads that have some, however many kinds of these there are."""
+
+    def __init__(self, geometry: Geometry, members: Sequence[Member], device: torch.device) -> None:
+        self.geometry, self.members, self.device = geometry, tuple(members), device
+        self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
+        self.launches = (Launch.of(geometry),)
+        self._lists = dict[tuple[int, int], WorkLists]()
+
+    def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
+        """See `runtime.planned.Kernel`."""
+        return self.launches
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Who asks for a pair by its head, where not all attend alike."""
+        relations = [member.shape.relation for member in self.members]
+        if len(relations) > 1:
+            relations = [conjunction((_is_one_of(item.heads), item.shape.relation)) for item in self.members]
+        relation = disjunction(relations)
+        return asked_of(relation, self.sizes, {}, draws_for(relation, 1, self.device))
+
+    def lists(self, query: Tensor, key: Tensor) -> WorkLists:
+        """The work for so many heads."""
+        heads, kv_group = query.shape[1], query.shape[1] // key.shape[1]
+        if (heads, kv_group) not in self._lists:
+            member_of = {head: at for at, member in enumerate(self.members) for head in member.heads}
+            self._lists[heads, kv_group] = WorkLists(
+                lambda q, k: ([_tiles(member.shape, self.sizes, q, k) for member in self.members],),
+                [member_of.get(head, NOBODY) for head in range(heads)],
+                kv_group,
+                key.shape[2],
+                self.device,
+            )
+        return self._lists[heads, kv_group]
+
+    def alone(self, query: Tensor, key: Tensor, scale: float) -> Run:
+        """How a plan of this pass alone runs, whose heads are all there are."""
+        lists = self.lists(query, key)
+        parts = partial(forward, lists, self.asked, scale), partial(gradients, lists, self.asked, scale)
+        return Run("planned", *parts)
+
+    def write(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        into: tuple[Tensor, Tensor],
+        *,
+        goes_on: bool,
+    ) -> None:
+        """Output and lse of its heads into those of all; goes_on: merged with what is there."""
+        forward(self.lists(query, key), self.asked, scale, query, key, value, into, goes_on=goes_on)
+
+    def add_gradients(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        merged: Merged,
+        scale: float,
+        into: Into,
+        *,
+        adds: tuple[bool, bool],
+    ) -> None:
+        """Gradients of its heads into those of all; adds: see `calls.gradients`."""
+        results = merged.out, merged.lse, merged.grad_out
+        gradients(self.lists(query, key), self.asked, scale, query, key, value, *results, None, into, adds=adds)
+
+
+def _is_one_of(heads: Sequence[int]) -> Relation:
+    return disjunction(compare("==", HEAD, Const(head)) for head in heads)
 
 
 class ListedPass(OneLaunch):
@@ -29,37 +125,18 @@ class ListedPass(OneLaunch):
 
     def __init__(self, geometry: Geometry, shape: Sparse, num_heads: int, device: torch.device) -> None:
         super().__init__(geometry)
-        self.relation, self.tiles, self.device = shape.relation, shape.tiles, device
+        self.relation, self.device = shape.relation, device
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
         groups = [0] * geometry.num_groups  # as heads; heads are batch rows
-        self.lists = WorkLists(self._find, groups, 1, geometry.k.length, device, num_heads)
+        self.lists = WorkLists(
+            lambda q, k: ((_tiles(shape, self.sizes, q, k),),), groups, 1, geometry.k.length, device, num_heads
+        )
         self._of_heads = dict[tuple[int, int], WorkLists]()
-
-    def _find(self, q_block: int, kv_block: int) -> Found:
-        known: Tiles = self.tiles
-        if (q_block, kv_block) != (known.q_block, known.kv_block):
-            known = find_tiles(self.relation, self.sizes, Lookup(), q_block, kv_block)
-        return ((known,),)
 
     @cached_property
     def asked(self) -> Asked:
         """The predicate in local positions."""
         return asked_of(self.relation, self.sizes, {}, draws_for(self.relation, 1, self.device))
-
-    def alone(self, query: Tensor, key: Tensor, scale: float) -> Run | None:
-        """How a plan of this pass alone runs for all heads, those of keys shared as they are; None where its positions
-        are not all there are in their order. Nothing is merged then."""
-        (launch,) = self.launches
-        lengths = ((launch.queries, query.shape[2]), (launch.keys, key.shape[2]))
-        if not all(is_everything(places.groups, places.side, length) for places, length in lengths):
-            return None
-        heads, kv_group = query.shape[1], query.shape[1] // key.shape[1]
-        if (heads, kv_group) not in self._of_heads:
-            lists = WorkLists(self._find, [0] * heads, kv_group, key.shape[2], self.device)
-            self._of_heads[heads, kv_group] = lists
-        of_heads = self._of_heads[heads, kv_group]
-        parts = partial(forward, of_heads, self.asked, scale), partial(gradients, of_heads, self.asked, scale)
-        return Run("planned", *parts)
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
@@ -97,7 +174,7 @@ class ListedPass(OneLaunch):
         value: Tensor,
         merged: Merged,
         scale: float,
-        into: tuple[Tensor, Tensor, Tensor],
+        into: Into,
         *,
         adds: tuple[bool, bool],
     ) -> None:
@@ -113,7 +190,7 @@ class ListedPass(OneLaunch):
         value: Tensor,
         merged: Merged,
         scale: float,
-        into: tuple[Tensor, Tensor, Tensor] | None,
+        into: Into | None,
         *,
         adds: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,15 +60,18 @@ def lists_of(tiles: Tiles, kv_len: int, device: torch.device) -> Lists:
     return Lists(torch.bincount(q_blks, minlength=tiles.num_q_blocks), _entries(kv_blks, is_full))
 
 
-def transposed(of_heads: Sequence[Tiles], device: torch.device) -> Lists:
-    """Blocks of queries by blocks of keys, through the query heads that share a head of keys. Nothing is masked for
-    being ragged: no row behind the last one has weights, and no key there is written."""
-    parts = [_parts(tiles, device) for tiles in of_heads]
+def transposed(of_heads: Sequence[Tiles | None], device: torch.device) -> Lists:
+    """Blocks of queries by blocks of keys, through the query heads that share a head of keys, but for those without
+    tiles; there is one with some. Nothing is masked for being ragged: no row behind the last one has weights, and no
+    key there is written."""
+    with_tiles = [(at, tiles) for at, tiles in enumerate(of_heads) if tiles is not None]
+    parts = [_parts(tiles, device) for _, tiles in with_tiles]
+    one = with_tiles[0][1]
     kv_blks = torch.cat([part[1] for part in parts])
-    blocks = torch.cat([part[0] + at * of_heads[0].num_q_blocks for at, part in enumerate(parts)])
+    blocks = torch.cat([part[0] + at * one.num_q_blocks for (at, _), part in zip(with_tiles, parts, strict=True)])
     order = kv_blks.argsort(stable=True)
     entries = _entries(blocks, torch.cat([part[2] for part in parts]))[order]
-    return Lists(torch.bincount(kv_blks, minlength=of_heads[0].num_kv_blocks), entries)
+    return Lists(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
 
 
 def _parts(tiles: Tiles, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
