@@ -241,12 +241,12 @@ class Composite(Pattern):
         inputs: Mapping[str, object] | None = None,
     ) -> CompositeReport:
         """The report of each term, and what they come to; see `Pattern.report`. Of `recall` as many states are counted
-        as there can be. Making the keys of a source costs more, which is not counted, and of a score that sums features
-        no pair is: its work is that of the sums."""
+        as there can be; terms that have no pairs in this layer are left out. Making the keys of a source costs more,
+        which is not counted, and of a score that sums features no pair is: its work is that of the sums."""
         from patterndsl.analysis.composed import Part, composite_report
 
         found = {}
-        for term in self.terms:
+        for term in self.terms_at(layer):
             read = {item.name for item in term.pattern.resolved.inputs}
             report = term.pattern.report(
                 n,
@@ -301,6 +301,10 @@ class Composite(Pattern):
                 return in_each_term(known, verdicts)
             case _:
                 raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
+
+    def terms_at(self, layer: int) -> tuple[Term, ...]:
+        """The terms that take part in a layer, all where none does."""
+        return tuple(term for term in self.terms if term.takes_part(layer)) or self.terms
 
     def compile(  # type: ignore[override]  # not a Program: see the class
         self,
