@@ -68,12 +68,14 @@ def kernel_attention(
     _check_decay(decay, query_features, key_features, causal)
     batch, kv_heads, kv_len, num_features = key_features.shape
     dtype = _sum_dtype(query_features, key_features, value, state)
+    absent = -torch.inf if is_log else 0.0
+    present = None if keep is None else keep.expand(batch, kv_len)[:, None, :, None]
     with torch.autocast(value.device.type, enabled=False):
+        if causal and not is_log and _has_kernels(query_features, key_features, value, state):
+            return _by_kernels(query_features, key_features, value, present, state, phi, decay, normalise)
         query, key = (elementwise(phi, part.to(dtype)) for part in (query_features, key_features))
         values = value.to(dtype)
-        absent = -torch.inf if is_log else 0.0
-        if keep is not None:
-            present = keep.expand(batch, kv_len)[:, None, :, None]
+        if present is not None:
             key, values = torch.where(present, key, absent), torch.where(present, values, 0)
         if state is None:
             state = empty_state(batch, kv_heads, num_features, value.shape[-1], dtype=dtype, device=value.device)
@@ -99,6 +101,34 @@ def _logarithms(decay: tuple[float, ...], dtype: torch.dtype, device: torch.devi
     """[H], kept: no call then waits for numbers of the host."""
     with torch.inference_mode(False):
         return torch.tensor(decay, dtype=torch.float64).log().to(device, dtype)
+
+
+def _has_kernels(query: Tensor, key: Tensor, value: Tensor, state: State | None) -> bool:
+    if not value.is_cuda or value.shape[2] < 2:
+        return False
+    from patterndsl.score.fused import takes
+
+    return takes(query, key, value, state)
+
+
+def _by_kernels(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    present: Tensor | None,
+    state: State | None,
+    phi: Elementwise,
+    decay: Sequence[float] | None,
+    normalise: bool,
+) -> tuple[Tensor, State]:
+    """The causal sums of features that are no logs, on CUDA."""
+    from patterndsl.score.fused import Sums, causal_sums
+
+    key_phi = phi
+    if present is not None:  # the features of what is absent are 0, which those of no number are
+        key, value, key_phi = torch.where(present, elementwise(phi, key), 0), torch.where(present, value, 0), "linear"
+    log_decay = None if decay is None else _logarithms(tuple(decay), torch.float32, value.device)
+    return causal_sums(query, key, value, state, Sums(phi, key_phi, normalise, log_decay))
 
 
 def _state_after(key: Tensor, value: Tensor, before: State, summing: Summing) -> State:
