@@ -121,7 +121,7 @@ def _added(state, share, k, v, rate, count, decays: tl.constexpr, block: tl.cons
 
 @triton.jit
 def _seen(weights, rate, decays: tl.constexpr, block: tl.constexpr, of_keys: tl.constexpr):
-    """Weights [rows, keys] of a chunk as they are seen: decayed, and 0 where the key is later. of_keys: [keys, rows]."""
+    """Weights [rows, keys] of a chunk as they are seen: decayed, 0 where the key is later. of_keys: [keys, rows]."""
     if of_keys:
         distance = tl.arange(0, block)[None, :] - tl.arange(0, block)[:, None]
     else:
