@@ -14,8 +14,9 @@ Each call makes its features: those of elu inside our kernels, by PyTorch before
 - dense: scaled_dot_product_attention, causal.
 
 "plain" is the twin of our kernels in PyTorch. Everything is checked at 2,048 tokens against float64 first, outputs and
-gradients, to twice the error of the plain twin and a hundredth. Forward, and forward and backward, in turns in one run,
-by events of the device; ratios are of medians. Writes benchmarks/results/kernel_scores_cuda.json.
+gradients: ours to twice the error of the plain twin and a hundredth of the largest number. Forward, and forward and
+backward, in turns in one run, by events of the device; ratios are of medians. Writes
+benchmarks/results/kernel_scores_cuda.json.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def with_gradients(run: Run, tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 def errors(runs: dict[str, Run], heads: int, dtype: torch.dtype) -> dict[str, float]:
     """The largest error of each contestant's output and gradients, of the largest number, against float64. Raises
-    AssertionError where it is more than twice the plain twin's and a hundredth."""
+    AssertionError where ours is more than twice the plain twin's and a hundredth, or a library's more than a tenth:
+    then it computes something else."""
     found: dict[str, float] = {}
     for name, run in runs.items():
         kind = name.split(",")[0]
@@ -178,8 +180,8 @@ def errors(runs: dict[str, Run], heads: int, dtype: torch.dtype) -> dict[str, fl
         worst = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(mine, truth, strict=True))
         found[name] = worst
     for name, worst in found.items():
-        allowed = 2 * found.get(f"{name.split(',')[0]}, plain", 0.0) + 1e-2
-        assert worst <= allowed or name.endswith("performer"), f"{name} is off by {worst}"  # it adds an epsilon
+        allowed = 0.1 if name.endswith(("fla", "performer")) else 2 * found.get(f"{name}, plain", 0.0) + 1e-2
+        assert worst <= allowed, f"{name} is off by {worst}"
     return found
 
 

@@ -80,8 +80,7 @@ class Term:
         """How its keys can be summed, None where they cannot: each query has all of some keys, or all up to itself."""
         from patterndsl.analysis.proof import proven
 
-        relation = self.pattern.resolved.relation
-        conditions = relation.terms if isinstance(relation, And) else (relation,)
+        conditions = _conditions(self.pattern.resolved)
         of_keys = tuple(item for item in conditions if not _is_of_queries(item))
         rest = conjunction(item for item in conditions if _is_of_queries(item))
         kept = conjunction(of_keys)
@@ -102,6 +101,12 @@ class Term:
         return _takes_part(self, layer)
 
     @property
+    def in_its_layers(self) -> Resolved:
+        """What it means in layers in which it takes part: without the conditions that say in which."""
+        rest = (item for item in _conditions(self.pattern.resolved) if not _is_of_layers_alone(item))
+        return replace(self.pattern.resolved, relation=conjunction(rest))
+
+    @property
     def name(self) -> str:
         return ".".join(filter(None, (self.branch, self.source)))
 
@@ -112,8 +117,7 @@ class Term:
 @lru_cache(maxsize=512)
 def _takes_part(term: Term, layer: int) -> bool:
     resolved = term.pattern.resolved
-    conditions = resolved.relation.terms if isinstance(resolved.relation, And) else (resolved.relation,)
-    of_layers = [item for item in conditions if _is_of_layers_alone(item)]
+    of_layers = [item for item in _conditions(resolved) if _is_of_layers_alone(item)]
     if not of_layers:
         return True
     sizes = sizes_of(1, None, None, 0)
@@ -123,6 +127,10 @@ def _takes_part(term: Term, layer: int) -> bool:
     }
     put = partial(put_size, sizes=sizes, values=values, layer=layer)
     return all(substitute(item, put, lists) == EVERYTHING for item in of_layers)
+
+
+def _conditions(resolved: Resolved) -> tuple[Relation, ...]:
+    return resolved.relation.terms if isinstance(resolved.relation, And) else (resolved.relation,)
 
 
 def _is_of_layers_alone(relation: Relation) -> bool:

@@ -129,7 +129,7 @@ def _composite(pattern: Pattern) -> Composite | None:
 def _parts(pattern: Pattern) -> list[Resolved]:
     """The relations that a pattern is made of in its first layer."""
     composite = _composite(pattern)
-    return [pattern.resolved] if composite is None else [term.pattern.resolved for term in composite.terms_at(0)]
+    return [pattern.resolved] if composite is None else [term.in_its_layers for term in composite.terms_at(0)]
 
 
 def _of_all_layers(pattern: Pattern) -> list[Resolved]:

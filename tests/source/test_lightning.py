@@ -16,6 +16,7 @@ import patterndsl
 from patterndsl import PatternError, Proven
 from patterndsl.composite import Composite
 from patterndsl.nn import Attention
+from patterndsl.systems import system
 
 DTYPE = torch.float64
 DIM, HEADS, KV_HEADS, LAYERS = 12, 4, 2, 16
@@ -111,6 +112,7 @@ def test_what_is_known_before_it_runs() -> None:
         assert isinstance(PATTERN.prove(claim), Proven)
     reports = [PATTERN.report(4096, heads=HEADS, layer=at) for at in (0, 7)]
     assert [report.pairs and report.pairs.value for report in reports] == [0, HEADS * 4096 * 4097 // 2]
+    assert system(PATTERN, n=4096, heads=HEADS, dim=DIM).classes == ("KR",)
     other = SPEC.with_params(heads=2 * HEADS, layers=LAYERS)
     assert isinstance(PATTERN.prove("equals", PATTERN), Proven)
     again = patterndsl.parse(str(PATTERN))
