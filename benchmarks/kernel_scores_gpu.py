@@ -39,7 +39,7 @@ from torch.nn.functional import elu as elu_of
 from torch.nn.functional import scaled_dot_product_attention
 
 from patterndsl.runtime.measure import step_seconds
-from patterndsl.score import fused
+from patterndsl.score import fused, fused_logs
 from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention
 
@@ -74,12 +74,14 @@ def plain(run: Run) -> Run:
     """The same without kernels."""
 
     def changed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        kept = fused.takes
-        vars(fused)["takes"] = lambda *_: False
+        kept = [vars(module)["takes"] for module in (fused, fused_logs)]
+        for module in (fused, fused_logs):
+            vars(module)["takes"] = lambda *_: False
         try:
             return run(query, key, value)
         finally:
-            vars(fused)["takes"] = kept
+            for module, takes in zip((fused, fused_logs), kept, strict=True):
+                vars(module)["takes"] = takes
 
     return changed
 
@@ -134,6 +136,7 @@ MADE: dict[str, Callable[[], Run]] = {
     "elu, plain": lambda: plain(ours("elu", normalise=True)),
     "elu, fla": lambda: fla("elu"),
     "favor": lambda: favor,
+    "favor, plain": lambda: plain(favor),
     "favor, performer": performer,
     "dense": lambda: dense,
 }

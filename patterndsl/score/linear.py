@@ -60,7 +60,8 @@ def kernel_attention(
     it and the row; rows that are not causal must then be one, which stands at the last key. normalise: whether weights
     are divided by their sum. A row without keys, or whose weights are all 0, is 0 with gradient 0. Nothing that a later
     key holds changes a row, not by one bit.
-    Sums are in float32 at least, also under autocast. Raises InputError (E502, E503). Work: O((Tq + Tk) M Dv), and
+    Sums are in float32 at least, also under autocast. On CUDA causal sums run by kernels (`fused`, `fused_logs`), whose
+    products of matrices are of the tensors' precision. Raises InputError (E502, E503). Work: O((Tq + Tk) M Dv), and
     causal O(T M (Dv + 64)); memory: see `causal`.
     """
     _check(query_features, key_features, value, causal, keep)
@@ -71,8 +72,14 @@ def kernel_attention(
     absent = -torch.inf if is_log else 0.0
     present = None if keep is None else keep.expand(batch, kv_len)[:, None, :, None]
     with torch.autocast(value.device.type, enabled=False):
-        if causal and not is_log and _has_kernels(query_features, key_features, value, state):
-            return _by_kernels(query_features, key_features, value, present, state, phi, decay, normalise)
+        if causal and value.is_cuda and kv_len > 1:
+            found = (
+                _logs_by_kernels(query_features, key_features, value, present, state, decay, normalise)
+                if is_log
+                else _by_kernels(query_features, key_features, value, present, state, phi, decay, normalise)
+            )
+            if found is not None:
+                return found
         query, key = (elementwise(phi, part.to(dtype)) for part in (query_features, key_features))
         values = value.to(dtype)
         if present is not None:
@@ -103,14 +110,6 @@ def _logarithms(decay: tuple[float, ...], dtype: torch.dtype, device: torch.devi
         return torch.tensor(decay, dtype=torch.float64).log().to(device, dtype)
 
 
-def _has_kernels(query: Tensor, key: Tensor, value: Tensor, state: State | None) -> bool:
-    if not value.is_cuda or value.shape[2] < 2:
-        return False
-    from patterndsl.score.fused import takes
-
-    return takes(query, key, value, state)
-
-
 def _by_kernels(
     query: Tensor,
     key: Tensor,
@@ -120,15 +119,36 @@ def _by_kernels(
     phi: Elementwise,
     decay: Sequence[float] | None,
     normalise: bool,
-) -> tuple[Tensor, State]:
-    """The causal sums of features that are no logs, on CUDA."""
-    from patterndsl.score.fused import Sums, causal_sums
+) -> tuple[Tensor, State] | None:
+    """The causal sums of features that are no logs, on CUDA; None where there are no kernels for them."""
+    from patterndsl.score.fused import Sums, causal_sums, takes
 
+    if not takes(query, key, value, state):
+        return None
     key_phi = phi
     if present is not None:  # the features of what is absent are 0, which those of no number are
         key, value, key_phi = torch.where(present, elementwise(phi, key), 0), torch.where(present, value, 0), "linear"
     log_decay = None if decay is None else _logarithms(tuple(decay), torch.float32, value.device)
     return causal_sums(query, key, value, state, Sums(phi, key_phi, normalise, log_decay))
+
+
+def _logs_by_kernels(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    present: Tensor | None,
+    state: State | None,
+    decay: Sequence[float] | None,
+    normalise: bool,
+) -> tuple[Tensor, State] | None:
+    """The causal sums of logarithms, on CUDA; None where there are no kernels for them."""
+    from patterndsl.score.fused_logs import causal_log_sums, takes
+
+    if decay is not None or not normalise or not takes(query, key, value, state):
+        return None
+    if present is not None:
+        key, value = torch.where(present, key, -torch.inf), torch.where(present, value, 0)
+    return causal_log_sums(query, key, value, state)
 
 
 def _state_after(key: Tensor, value: Tensor, before: State, summing: Summing) -> State:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patterndsl.score.features import Elementwise
+from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention, step
 
 pytest.importorskip("triton")
@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("sums_interpreted.py")
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     run = subprocess.run(
@@ -30,7 +31,7 @@ def test_in_the_interpreter() -> None:
         cwd=SCRIPT.parents[2],
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("ok") == 14
+    assert run.stdout.count("ok") == 18
 
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -53,12 +54,14 @@ def leaves(length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype)
     return tuple(torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes)
 
 
-def with_gradients(given: tuple[Tensor, ...], options: dict[str, Any], wide: bool) -> list[Tensor]:
-    """Output, the state's sums and the gradients; wide: of the twin in float64."""
+def with_gradients(
+    given: tuple[Tensor, ...], options: dict[str, Any], wide: bool, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Output, the state's sums and the gradients; wide: of the twin in float64. dtype: of the output's gradient."""
     tensors = tuple(x.detach().double().requires_grad_() for x in given) if wide else given
     out, after = kernel_attention(*tensors, causal=True, **options)
     torch.manual_seed(1)
-    pull = torch.randn(out.shape, device="cuda").to(given[0].dtype).to(out.dtype)
+    pull = torch.randn(out.shape, device="cuda").to(dtype or given[0].dtype).to(out.dtype)
     return [out, after.numerator, *torch.autograd.grad(out, tensors, pull)]
 
 
@@ -91,12 +94,33 @@ def test_is_the_twin(
 @on_cuda
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_no_later_key_changes_a_row(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("length", "heads", "kv_heads", "num_features"), [(1000, 4, 2, 256), (77, 2, 2, 40)])
+def test_logarithms(dtype: torch.dtype, length: int, heads: int, kv_heads: int, num_features: int) -> None:
+    query, key, value = leaves(length, heads, kv_heads, 64, dtype)
+    w = directions(num_features, 64, orthogonal=True, seed=0).cuda()
+    logs = [favor_exponents(x.detach(), w, False).requires_grad_() for x in (query, key)]
+    options = {"is_log": True}
+    given = (logs[0], logs[1], value)
+    found, expected = (with_gradients(given, options, wide, value.dtype) for wide in (False, True))
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.isfinite().all()
+        assert (mine.double() - other).abs().max() <= TOLERANCE[dtype] * other.abs().max()
+    for mine, again in zip(found, with_gradients(given, options, False, value.dtype), strict=True):
+        assert torch.equal(mine, again)
+
+
+@on_cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("is_log", [False, True])
+def test_no_later_key_changes_a_row(dtype: torch.dtype, is_log: bool) -> None:
     query, key, value = (x.detach() for x in leaves(3000, 2, 2, 64, dtype))
-    before = kernel_attention(query, key, value, causal=True, phi="elu")[0]
+    options: dict[str, Any] = {"is_log": True} if is_log else {"phi": "elu"}
+    query, key = (x.float() for x in (query, key)) if is_log else (query, key)
+    before = kernel_attention(query, key, value, causal=True, **options)[0]
     key[:, :, 1717:] = 30
     value[:, :, 1717:] = -1e4
-    after = kernel_attention(query, key, value, causal=True, phi="elu")[0]
+    after = kernel_attention(query, key, value, causal=True, **options)[0]
     assert torch.equal(before[:, :, :1717], after[:, :, :1717])
     assert not torch.equal(before, after)
 
