@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
@@ -26,7 +25,7 @@ SMALL_STATE = 64 * 64
 WARPS = {"segment_kernel": 4, "row_kernel": 4, "query_kernel": 4, "asked_kernel": 4, "key_kernel": 4}
 """Of a kernel with a small state; a larger one takes 8. Chunks are then loaded one ahead, in bfloat16."""
 SCANNED = 512
-"""Numbers of a state that one program of the scan takes."""
+"""Numbers of a state that one program of the scan takes: at least MAX_FEATURES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def causal_sums(query: Tensor, key: Tensor, value: Tensor, state: State | None, 
 
     query: [B, Hq, T, M], key: [B, Hkv, T, M], value: [B, Hkv, T, Dv], of one dtype that `takes` allows; T at least 1.
     Features must be finite; a row whose weights sum to 0 is 0 with gradient 0, where they are normalised. The same bits
-    each time. Differentiable once, also in the state. Work: O(T M Dv) for each head, in four launches, and five in the
+    each time. Differentiable once, also in the state. Work: O(T M Dv) for each head, in three launches, and four in the
     backward pass; memory beyond the tensors: PROGRAMS states.
     """
     numerator, denominator = (None, None) if state is None else (state.numerator, state.denominator)
@@ -87,8 +86,7 @@ class _Sum(Function):
             key, value, states, shares, launch.rates, *_strides(key, value), *launch.lengths, launch.kv_heads,
             phi=sums.key_phi,
         )  # fmt: skip
-        whole = launch.scanned(states, numerator, is_backward=False)
-        whole_share = launch.scanned(shares, denominator, is_backward=False)
+        whole, whole_share = launch.scanned(states, shares, numerator, denominator, is_backward=False)
         out = _like(query, value.shape[3])
         totals = launch.of_rows() if sums.normalise else states
         launch.run(
@@ -129,8 +127,7 @@ class _Sum(Function):
             *launch.lengths, launch.kv_heads, launch.kv_group,
             phi=sums.phi, normalise=sums.normalise,
         )  # fmt: skip
-        grad_numerator = launch.scanned(asked, grad_whole, is_backward=True)
-        grad_denominator = launch.scanned(asked_share, grad_share, is_backward=True)
+        of_state = launch.scanned(asked, asked_share, grad_whole, grad_share, is_backward=True)
         launch.run(
             key_kernel, launch.kv_programs,
             query, key, value, grad_out, grad_key, grad_value, totals, deltas, asked, asked_share, launch.rates,
@@ -138,8 +135,7 @@ class _Sum(Function):
             *launch.lengths, launch.kv_heads, launch.kv_group,
             phi=sums.phi, key_phi=sums.key_phi, normalise=sums.normalise,
         )  # fmt: skip
-        of_state = (grad_numerator, grad_denominator) if ctx.has_state else (None, None)
-        return grad_query, grad_key, grad_value, *of_state, None
+        return grad_query, grad_key, grad_value, *(of_state if ctx.has_state else (None, None)), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,16 +224,30 @@ class _Launch:
             **constants,
         )
 
-    def scanned(self, sums: Tensor, start: Tensor | None, *, is_backward: bool) -> Tensor:
+    def scanned(
+        self,
+        states: Tensor,
+        shares: Tensor,
+        start: Tensor | None,
+        start_share: Tensor | None,
+        *,
+        is_backward: bool,
+    ) -> tuple[Tensor, Tensor]:
         """Makes of the sums of segments, in place, those before each, or behind it; returns those of all."""
-        size = sums[0, 0, 0].numel()
-        whole = torch.empty_like(sums[:, :, 0])
-        scan_kernel[(self.batch * self.kv_heads, triton.cdiv(size, SCANNED))](
-            sums, whole if start is None else start.contiguous(), whole, self.rates,
-            self.length, self.chunks * self.block, self.num_segments, size, self.kv_heads,
-            decays=self.decays, starts=start is not None, is_backward=is_backward, block=SCANNED,
+        whole, whole_share = (torch.empty_like(x[:, :, 0]) for x in (states, shares))
+        starts = start is not None or start_share is not None
+        first, first_share = (
+            (torch.zeros_like(x) if starts else x) if given is None else given.contiguous()
+            for given, x in ((start, whole), (start_share, whole_share))
+        )
+        blocks = -(-self.dim * self.value_dim // SCANNED)
+        scan_kernel[(self.batch * self.kv_heads, blocks + 1)](
+            states, shares, first, first_share, whole, whole_share, self.rates,
+            self.length, self.chunks * self.block, self.num_segments, self.kv_heads,
+            decays=self.decays, starts=starts, is_backward=is_backward, state_size=self.dim * self.value_dim,
+            share_size=self.dim, blocks=blocks, block=SCANNED,
         )  # fmt: skip
-        return whole
+        return whole, whole_share
 
 
 def _padded(width: int) -> int:

@@ -157,18 +157,36 @@ def segment_kernel(
     _leave_state(states, shares, tl.program_id(0), state, share, dim, value_dim, padded, value_padded)
 
 
-@triton.jit(do_not_specialize=["length", "tokens", "num_segments", "size"])
-def scan_kernel(
-    sums, start, whole, rates, length, tokens, num_segments, size, heads,
-    decays: tl.constexpr, starts: tl.constexpr, is_backward: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    """Makes of the sums [B * H, segments, size] those of all segments before each, or behind it, in place.
+@triton.jit
+def _segment(sums, turn, num_segments, at, size, is_backward: tl.constexpr, block: tl.constexpr):
+    """The sums of the segment that is met at a turn, zeros behind the last one."""
+    segment = turn
+    if is_backward:
+        segment = num_segments - 1 - turn
+    live = at < tl.where(turn < num_segments, size, 0)
+    return tl.load(sums + segment.to(tl.int64) * size + at, mask=live, other=0.0)
 
-    start: [B * H, size], what comes before the first; whole: the same with all. A segment has `tokens` tokens, the last
-    one the rest. Numbers of a state do not meet, so each program takes some of them.
+
+@triton.jit(do_not_specialize=["length", "tokens", "num_segments"])
+def scan_kernel(
+    states, shares, start, start_share, whole, whole_share, rates, length, tokens, num_segments, heads,
+    decays: tl.constexpr, starts: tl.constexpr, is_backward: tl.constexpr, state_size: tl.constexpr,
+    share_size: tl.constexpr, blocks: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Makes of the sums of segments those of all segments before each, or behind it, in place.
+
+    states: [B * H, segments, state_size], of which `blocks` programs take `block` numbers each, as these do not meet;
+    shares: [B * H, segments, share_size], which one more takes. start: what comes before the first; whole: the same
+    with all. A segment has `tokens` tokens, the last one the rest. Four segments are read ahead.
     """
     place = tl.program_id(0)
     at = tl.program_id(1) * block + tl.arange(0, block)
+    size = state_size
+    sums, first, last = states, start, whole
+    if tl.program_id(1) == blocks:
+        at = tl.arange(0, block)
+        size = share_size
+        sums, first, last = shares, start_share, whole_share
     live = at < size
     rate = 0.0
     if decays:
@@ -176,18 +194,23 @@ def scan_kernel(
     sums += place.to(tl.int64) * num_segments * size
     known = tl.zeros([block], tl.float32)
     if starts:
-        known = tl.load(start + place.to(tl.int64) * size + at, mask=live, other=0.0)
-    for turn in tl.range(0, num_segments, loop_unroll_factor=4):
+        known = tl.load(first + place.to(tl.int64) * size + at, mask=live, other=0.0)
+    none = tl.program_id(0) * 0
+    a = _segment(sums, none, num_segments, at, size, is_backward, block)
+    b = _segment(sums, none + 1, num_segments, at, size, is_backward, block)
+    c = _segment(sums, none + 2, num_segments, at, size, is_backward, block)
+    d = _segment(sums, none + 3, num_segments, at, size, is_backward, block)
+    for turn in tl.range(0, num_segments):
         segment = turn
         if is_backward:
             segment = num_segments - 1 - turn
-        here = sums + segment.to(tl.int64) * size + at
-        own = tl.load(here, mask=live, other=0.0)
-        tl.store(here, known, mask=live)
+        ahead = _segment(sums, turn + 4, num_segments, at, size, is_backward, block)
+        tl.store(sums + segment.to(tl.int64) * size + at, known, mask=live)
         if decays:
             known = known * tl.exp(rate * tl.minimum(length - segment * tokens, tokens))
-        known += own
-    tl.store(whole + place.to(tl.int64) * size + at, known, mask=live)
+        known += a
+        a, b, c, d = b, c, d, ahead
+    tl.store(last + place.to(tl.int64) * size + at, known, mask=live)
 
 
 @triton.jit(do_not_specialize=["length", "chunks", "num_segments"])

@@ -62,6 +62,8 @@ for (phi, normalise), heads in itertools.product(kinds, (2, 4)):
     check(101, heads, 16, phi, True, normalise, False)
 check(1, 4, 3, "elu", True, True, True)
 check(33, 4, 20, "elu", False, False, True)
+fused.PROGRAMS = 2048  # more segments than the scan reads ahead
+check(230, 2, 4, "linear", True, False, True)
 
 
 def log_leaves(length: int, heads: int, num_features: int, is_wild: bool) -> tuple[Tensor, ...]:

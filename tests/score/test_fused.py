@@ -31,7 +31,7 @@ def test_in_the_interpreter() -> None:
         cwd=SCRIPT.parents[2],
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("ok") == 18
+    assert run.stdout.count("ok") == 19
 
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
