@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from patterndsl.diagnostics import Diagnostic, PatternError, input_error
-from patterndsl.ir.index import Index, K, Q
+from patterndsl.ir.index import Const, Index, K, Q
 from patterndsl.ir.real import Real
-from patterndsl.ir.relation import EVERYTHING, NOTHING, And, Relation, compare, conjunction, depends_on, inputs_read
+from patterndsl.ir.relation import (
+    EVERYTHING,
+    NOTHING,
+    And,
+    Relation,
+    compare,
+    conjunction,
+    depends_on,
+    inputs_read,
+    substitute,
+)
 from patterndsl.pattern import Pattern, checked_claim, fixed_value
+from patterndsl.sema.decays import decays
 from patterndsl.sema.model import Resolved, RoleDeclaration, ScoreDeclaration
-from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
+from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, put_size, self_sizes, sized, sizes_of
 from patterndsl.sema.roles import Projections
 from patterndsl.sema.scores import SCORES
 from patterndsl.sema.terms import ResolvedTerm, resolve_terms
@@ -82,8 +93,7 @@ class Term:
         """How its keys can be summed, None where they cannot: each query has all of some keys, or all up to itself."""
         from patterndsl.analysis.proof import proven
 
-        relation = self.pattern.resolved.relation
-        conditions = relation.terms if isinstance(relation, And) else (relation,)
+        conditions = _conditions(self.pattern.resolved)
         of_keys = tuple(item for item in conditions if not _is_of_queries(item))
         rest = conjunction(item for item in conditions if _is_of_queries(item))
         kept = conjunction(of_keys)
@@ -99,6 +109,16 @@ class Term:
         is_causal = self.source == ast.OWN_KEYS and proven("equals", *sides, operations=OPERATIONS) is not None
         return Summable("causal", kept) if is_causal else None
 
+    def takes_part(self, layer: int) -> bool:
+        """Whether it has pairs in a layer, as far as conditions on the layer alone say so."""
+        return _takes_part(self, layer)
+
+    @property
+    def in_its_layers(self) -> Resolved:
+        """What it means in layers in which it takes part: without the conditions that say in which."""
+        rest = (item for item in _conditions(self.pattern.resolved) if not _is_of_layers_alone(item))
+        return replace(self.pattern.resolved, relation=conjunction(rest))
+
     @property
     def name(self) -> str:
         """What reports call it: `source`, with the branch before it and roles behind, where there are some."""
@@ -106,6 +126,30 @@ class Term:
 
     def __repr__(self) -> str:
         return f"Term({self.name!r}, {self.pattern.text!r})"
+
+
+@lru_cache(maxsize=512)
+def _takes_part(term: Term, layer: int) -> bool:
+    resolved = term.pattern.resolved
+    of_layers = [item for item in _conditions(resolved) if _is_of_layers_alone(item)]
+    if not of_layers:
+        return True
+    sizes = sizes_of(1, None, None, 0)
+    values = param_values(resolved, {}, sizes)
+    lists: dict[str, tuple[Index, ...]] = {
+        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
+    }
+    put = partial(put_size, sizes=sizes, values=values, layer=layer)
+    return all(substitute(item, put, lists) == EVERYTHING for item in of_layers)
+
+
+def _conditions(resolved: Resolved) -> tuple[Relation, ...]:
+    return resolved.relation.terms if isinstance(resolved.relation, And) else (resolved.relation,)
+
+
+def _is_of_layers_alone(relation: Relation) -> bool:
+    others = any(depends_on(relation, symbol) for symbol in ("q", "k", "head", "Nq", "Nk"))
+    return depends_on(relation, "layer") and not others and not inputs_read(relation)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -122,6 +166,10 @@ class Branch:
     def is_kernel(self) -> bool:
         """Whether features are summed, and no pair is looked at."""
         return SCORES[self.score.name].kind == "kernel"
+
+    def terms_at(self, layer: int) -> tuple[Term, ...]:
+        """The terms that take part in a layer."""
+        return tuple(term for term in self.terms if term.takes_part(layer))
 
     @property
     def is_made_up(self) -> bool:
@@ -228,12 +276,12 @@ class Composite(Pattern):
         inputs: Mapping[str, object] | None = None,
     ) -> CompositeReport:
         """The report of each term, and what they come to; see `Pattern.report`. Of `recall` as many states are counted
-        as there can be. Making the keys of a source costs more, which is not counted, and of a score that sums features
-        no pair is: its work is that of the sums."""
+        as there can be; terms that have no pairs in this layer are left out. Making the keys of a source costs more,
+        which is not counted, and of a score that sums features no pair is: its work is that of the sums."""
         from patterndsl.analysis.composed import Part, composite_report
 
         found = {}
-        for term in self.terms:
+        for term in self.terms_at(layer):
             read = {item.name for item in term.pattern.resolved.inputs}
             report = term.pattern.report(
                 n,
@@ -291,6 +339,10 @@ class Composite(Pattern):
             case _:
                 raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
 
+    def terms_at(self, layer: int) -> tuple[Term, ...]:
+        """The terms that take part in a layer, all where none does."""
+        return tuple(term for term in self.terms if term.takes_part(layer)) or self.terms
+
     def compile(  # type: ignore[override]  # not a Program: see the class
         self,
         n: int | None = None,
@@ -335,6 +387,13 @@ class Composite(Pattern):
         """What the score of a branch is told, in the same way."""
         return self._told(self.branches[branch].score.settings, n)
 
+    def decay(self, branch: str, heads: int, layer: int = 0) -> tuple[float, ...] | None:
+        """By what factor weights of a branch decay with each token, for each head; None where they do not.
+
+        Raises PatternError (E402) where one is not above 0 and at most 1.
+        """
+        return decays(self.branches[branch].score, self.resolved, heads, layer)
+
     def table_size(self, table: str, n: int = 1) -> int | None:
         """How many entries a table has; None for sinusoids."""
         size = next(item.size for item in self.resolved.tables if item.name == table)
@@ -362,13 +421,22 @@ class Composite(Pattern):
 
         for resolved in (self.resolved, *(term.pattern.resolved for term in self.terms)):
             bind(resolved, self_sizes(resolved, n), heads, layer)
+        for branch in self.branches:
+            self.decay(branch, heads, layer)
 
     def misfit(self, heads: int) -> PatternError | None:
         """What is wrong with a source or term at every length."""
         from patterndsl.sema.fits import misfit
 
         resolved = (self.resolved, *(term.pattern.resolved for term in self.terms))
-        return next((wrong for wrong in (misfit(item, heads) for item in resolved) if wrong is not None), None)
+        wrong = next((found for found in (misfit(item, heads) for item in resolved) if found is not None), None)
+        if wrong is None and all(item.default is not None for item in self.resolved.params):
+            try:
+                for branch in self.branches:
+                    self.decay(branch, heads)
+            except PatternError as failed:
+                return failed
+        return wrong
 
     def bind(self, n: int | None = None, *, heads: int = 1, layer: int = 0, **sizes: int | None) -> NoReturn:
         """Refused (E505), after `fit`: each term is bound by itself."""
@@ -470,6 +538,13 @@ def _check_sums(spec: ast.Spec, branches: Mapping[str, Branch]) -> None:
                 text = render_expression(written.attend)
                 message = f"`{branch.score.name}` sums over all keys, or all up to the query, and `{text}` is neither"
                 help = "write `all` or `causal`, with conditions on keys; a window can be a branch with softmax scores"
+                wrong.append(Diagnostic("E211", message, written.attend.place, help))
+            elif branch.score.decay is not None and (term.summable is None or term.summable.reach != "causal"):
+                text = render_expression(written.attend)
+                message = (
+                    f"weights decay with each token since the key, and `{text}` is not every token up to the query"
+                )
+                help = "attend `causal` of the sequence's own keys, or drop `decay`"
                 wrong.append(Diagnostic("E211", message, written.attend.place, help))
             if branch.is_made_up and term.source != ast.OWN_KEYS:
                 message = (

@@ -193,7 +193,7 @@ def composite_attention(
         return _program(terms[name], sizes, query.shape[1], layer, query.device, backend)
 
     sizes = sizes_of(total, query.shape[2], key.shape[2], asked.q_start)
-    call = _Call(program_of, sizes, inputs, scale, terms, asked._replace(n=total), backend)
+    call = _Call(program_of, sizes, inputs, scale, layer, terms, asked._replace(n=total), backend)
     return combined(pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 

@@ -118,7 +118,7 @@ def system(pattern: Pattern, *, n: int, heads: int, dim: int) -> System:
         0 if composite is None else parameters_added(composite, dim, heads, dim // heads),
         layers_to_reach(pattern, n, heads),
         _pairs_at(pattern, n, heads),
-        any(_is_of_layers(resolved.relation) for resolved in _parts(pattern)),
+        any(_is_of_layers(resolved.relation) for resolved in _of_all_layers(pattern)),
     )
 
 
@@ -127,7 +127,12 @@ def _composite(pattern: Pattern) -> Composite | None:
 
 
 def _parts(pattern: Pattern) -> list[Resolved]:
-    """The relations that a pattern is made of."""
+    """The relations that a pattern is made of in its first layer."""
+    composite = _composite(pattern)
+    return [pattern.resolved] if composite is None else [term.in_its_layers for term in composite.terms_at(0)]
+
+
+def _of_all_layers(pattern: Pattern) -> list[Resolved]:
     composite = _composite(pattern)
     return [pattern.resolved] if composite is None else [term.pattern.resolved for term in composite.terms]
 
@@ -157,7 +162,8 @@ def _classes(pattern: Pattern, n: int, heads: int) -> tuple[Class, ...]:
     found |= {"LR"} if "project" in kinds else set()
     found |= {"LP"} if "sort" in kinds else set()
     found |= {"M"} if kinds & {"memory", "pool", "compress", "cross"} and "recall" not in kinds else set()
-    for branch in composite.branches.values() if composite is not None else ():
+    attending = {term.branch for term in composite.terms_at(0)} if composite is not None else ()
+    for branch in (composite.branches[name] for name in attending) if composite is not None else ():
         found |= {"KR"} if branch.is_kernel else set()
         found |= {"LP"} if branch.is_made_up else set()
         found |= {"LR"} if any("factored" in maker for maker in branch.score.makers) else set()
@@ -292,7 +298,7 @@ def _state(composite: Composite | None, terms: Mapping[str, Part]) -> str:
     """What a decoder keeps of each source, in keys of a head, by the kinds of heads."""
     found = []
     for name, part in terms.items():
-        texts = ["sums: M · d + M"] if part.features is not None else []
+        texts = [_sums_text(composite, name)] if part.features is not None else []
         for group in part.report.groups if part.features is None else ():
             policy = group.cache
             if isinstance(policy, CachePolicy):
@@ -307,6 +313,14 @@ def _state(composite: Composite | None, terms: Mapping[str, Part]) -> str:
         text = " or ".join(dict.fromkeys(texts))
         found.append(f"{name}: {text}" if len(terms) > 1 and part.features is None else text)
     return "; ".join(dict.fromkeys(found))
+
+
+def _sums_text(composite: Composite | None, name: str) -> str:
+    """The numbers of a head that are kept instead of keys: sums of products, and those of features to divide by."""
+    assert composite is not None
+    term = next(term for term in composite.terms if term.name == name)
+    is_normalised = composite.score_settings(term.branch)["normalise"] == "yes"
+    return "sums: M · d + M" if is_normalised else "sums: M · d"
 
 
 def _keys_text(composite: Composite, name: str) -> str:

@@ -118,7 +118,7 @@ class Attention(nn.Module):
             {name: Table(kind, size, heads, self.head_dim, dim) for name, kind, size in tables_of(self.pattern)}
         )
         self.scores = nn.ModuleDict(score_modules(self.pattern, dim, heads, self.head_dim))
-        self.sums = _summing(self.pattern)
+        self.sums = _summing(self.pattern, self.layer)
         if self.sources.used and (len(branches) > 1 or len(self.roles)):
             message = "what is most used is told by one softmax of one query, and the pattern has branches or roles"
             raise input_error("E505", message, "compress by conv, mean or max")
@@ -426,12 +426,12 @@ class Attention(nn.Module):
         return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
 
 
-def _summing(pattern: Pattern) -> tuple[str, ...]:
+def _summing(pattern: Pattern, layer: int) -> tuple[str, ...]:
     """The branches whose sums are a state: those that sum up to the query. None where the sequence's own keys are also
-    attended otherwise, as these are not kept."""
+    attended otherwise in this layer, as these are not kept."""
     if not isinstance(pattern, Composite):
         return ()
-    own = [term for term in pattern.terms if term.source == OWN_KEYS]
+    own = [term for term in pattern.terms if term.source == OWN_KEYS and term.takes_part(layer)]
     of_sums = [
         term
         for term in own

@@ -24,7 +24,7 @@ from patterndsl.runtime.parts import has_heads, merged
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.projected import Keys, Roles, check_roles, tensors_of
 from patterndsl.runtime.scored import Scoring, as_table, relation_of, scored_attention, tables_read
-from patterndsl.runtime.summed import Features, summed
+from patterndsl.runtime.summed import At, Features, summed
 from patterndsl.score.state import State
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.parameters import Sizes, param_values, put_size
@@ -130,7 +130,7 @@ class CompositeProgram:
         log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
         knows no single scores, are asked for a log-sum-exp.
         """
-        call = Call(self.program, self.sizes, inputs, scale)
+        call = Call(self.program, self.sizes, inputs, scale, self.options.get("layer", 0))
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
         return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
 
@@ -160,6 +160,7 @@ class Call:
     sizes: Sizes
     inputs: Inputs | None
     scale: float | None
+    layer: int
 
     def of(self, term: Term) -> dict[str, Tensor] | None:
         """The inputs that a term reads."""
@@ -190,11 +191,15 @@ def combined(
         raise input_error("E505", f"{what} has no log-sum-exp", "leave return_lse out")
     outputs: dict[str, Tensor] = {}
     for name, branch in branches.items():
-        keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in branch.terms]
+        terms = branch.terms_at(call.layer) or branch.terms[: len(branches) == 1]
+        keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in terms]
+        if not keys:
+            continue
         if branch.is_kernel:
-            features = Features(branch.score.name, pattern.score_settings(name), learned.directions.get(name))
-            before = learned.sums.get(name)
-            outputs[name], after = summed(branch, features, query, keys, call.sizes, call.inputs, before)
+            settings, decay = pattern.score_settings(name), pattern.decay(name, query.shape[1], call.layer)
+            features = Features(branch.score.name, settings, learned.directions.get(name), decay)
+            before, at = learned.sums.get(name), At(call.sizes, call.layer)
+            outputs[name], after = summed(branch, features, query, keys, at, call.inputs, before)
             if after is not None:
                 learned.after[name] = after
             continue
@@ -204,8 +209,10 @@ def combined(
         outputs[name] = results[0]
     if pattern.combine == "gate":
         outputs = {name: out * learned.gates[name][..., None].to(out.dtype) for name, out in outputs.items()}
+    if not outputs:
+        return query.new_zeros((*query.shape[:3], own[1].shape[3]))
     total = torch.stack(list(outputs.values())).sum(0) if len(outputs) > 1 else next(iter(outputs.values()))
-    return total / len(outputs) if pattern.combine == "mean" else total
+    return total / len(branches) if pattern.combine == "mean" else total
 
 
 def _attended(

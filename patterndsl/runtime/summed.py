@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from patterndsl.diagnostics import input_error
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, Relation
 from patterndsl.runtime.data import Inputs, checked_inputs, device_data
-from patterndsl.score.features import directions, elu_features, favor_exponents, relu_features
+from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention, read
 from patterndsl.score.state import State
 from patterndsl.sema.bind import bind
@@ -30,29 +30,45 @@ if TYPE_CHECKING:
 Keys: TypeAlias = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where a branch runs: at these sizes of the queries, in this layer."""
+
+    sizes: Sizes
+    layer: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """The features of a branch. settings: of its score; drawn: directions [M, D] where FAVOR+ has its own."""
+    """The features of a branch. settings: of its score; drawn: directions [M, D] where FAVOR+ has its own; decay: the
+    factor of each query head, None where weights do not decay."""
 
     score: str
     settings: Mapping[str, int | float | str]
     drawn: Tensor | None = None
+    decay: tuple[float, ...] | None = None
 
     @property
     def is_log(self) -> bool:
         """Whether they are logarithms."""
         return self.score == "favor"
 
+    @property
+    def phi(self) -> Elementwise:
+        """What is still made of the results of `of`, inside the sums."""
+        return "linear" if self.is_log else cast("Elementwise", self.score)
+
+    @property
+    def normalise(self) -> bool:
+        """Whether weights are divided by their sum."""
+        return self.settings["normalise"] == "yes"
+
     def of(self, x: Tensor) -> Tensor:
-        """The features of queries or keys [B, H, T, D]: [B, H, T, M]."""
-        match self.score:
-            case "elu":
-                return elu_features(x)
-            case "relu":
-                return relu_features(x)
-            case _:
-                drawn = drawn_directions(self.settings, x.shape[-1]) if self.drawn is None else self.drawn
-                return favor_exponents(x, drawn.to(x.device), self.settings["form"] == "hyperbolic")
+        """Of queries or keys [B, H, T, D] the exponents of FAVOR+ [B, H, T, M], else x itself."""
+        if not self.is_log:
+            return x
+        drawn = drawn_directions(self.settings, x.shape[-1]) if self.drawn is None else self.drawn
+        return favor_exponents(x, drawn.to(x.device), self.settings["form"] == "hyperbolic")
 
 
 def drawn_directions(settings: Mapping[str, int | float | str], head_dim: int, turn: int = 0) -> Tensor:
@@ -75,49 +91,70 @@ def summed(
     features: Features,
     query: Tensor,
     keys: Sequence[tuple[Term, Keys]],
-    sizes: Sizes,
+    at: At,
     inputs: Inputs | None,
     before: State | None,
 ) -> tuple[Tensor, State | None]:
     """Output [B, Hq, Tq, Dv] of a branch, and the sums of the sequence's own keys, those of `before` among them.
 
-    keys: of each term. sizes: of the queries. Work: O(T M Dv). Raises InputError (E505) where a causal term has other
-    keys than those up to the queries.
+    keys: of each term. at: the sizes of the queries, and the layer. Where weights decay, each query head has sums of
+    its own. Work: O(T M Dv). Raises InputError (E505) where a causal term has other keys than those up to the queries.
     """
+    if features.decay is not None:
+        again = query.shape[1] // keys[0][1][0].shape[1]
+        keys = [(term, _repeated(pair, again)) for term, pair in keys]
     causal = next((item for item in keys if item[0].summable and item[0].summable.reach == "causal"), None)
     before_all = before
     for term, (key, value) in keys:
         if causal is None or term is not causal[0]:
-            before_all = _sums(features, features.of(key), value, _kept(term, key, sizes, inputs), before_all)
+            before_all = _sums(features, features.of(key), value, _kept(term, key, at, inputs), before_all)
     asked = features.of(query)
     if causal is None:
         assert before_all is not None
-        return read(asked, before_all, features.is_log).to(keys[0][1][1].dtype), None
+        found = read(asked, before_all, features.is_log, phi=features.phi, normalise=features.normalise)
+        return found.to(keys[0][1][1].dtype), None
     term, (key, value) = causal
-    phi, kept = features.of(key), _kept(term, key, sizes, inputs)
+    of_keys, kept = features.of(key), _kept(term, key, at, inputs)
     start = key.shape[2] - query.shape[2]
-    if start != sizes.q_start:
-        message = f"{key.shape[2]} keys for queries from {sizes.q_start} to {sizes.q_start + query.shape[2]}"
+    if start != at.sizes.q_start:
+        message = f"{key.shape[2]} keys for queries from {at.sizes.q_start} to {at.sizes.q_start + query.shape[2]}"
         raise input_error("E505", message, "a causal sum takes the keys up to the last query, and no others")
     earlier, now = slice(0, start), slice(start, None)
     if start:
-        before_all = _sums(features, phi[:, :, earlier], value[:, :, earlier], _part(kept, earlier), before_all)
+        before_all = _sums(features, of_keys[:, :, earlier], value[:, :, earlier], _part(kept, earlier), before_all)
     out, after = kernel_attention(
         asked,
-        phi[:, :, now],
+        of_keys[:, :, now],
         value[:, :, now],
         causal=True,
         keep=_part(kept, now),
         state=before_all,
         is_log=features.is_log,
+        phi=features.phi,
+        decay=features.decay,
+        normalise=features.normalise,
     )
-    return out, after if len(keys) == 1 else _sums(features, phi, value, kept, before)
+    return out, after if len(keys) == 1 else _sums(features, of_keys, value, kept, before)
 
 
-def _sums(features: Features, phi: Tensor, value: Tensor, kept: Tensor | None, before: State | None) -> State:
+def _repeated(keys: Keys, again: int) -> Keys:
+    """A key and value for each query head."""
+    key, value = keys
+    return keys if again == 1 else (key.repeat_interleave(again, dim=1), value.repeat_interleave(again, dim=1))
+
+
+def _sums(features: Features, of_keys: Tensor, value: Tensor, kept: Tensor | None, before: State | None) -> State:
     """The sums over these keys and those before."""
     _, after = kernel_attention(
-        phi[:, :, :0], phi, value, causal=False, keep=kept, state=before, is_log=features.is_log
+        of_keys[:, :, :0],
+        of_keys,
+        value,
+        causal=False,
+        keep=kept,
+        state=before,
+        is_log=features.is_log,
+        phi=features.phi,
+        decay=features.decay,
     )
     return after
 
@@ -126,14 +163,17 @@ def _part(kept: Tensor | None, part: slice) -> Tensor | None:
     return None if kept is None else kept[..., part]
 
 
-def _kept(term: Term, key: Tensor, sizes: Sizes, inputs: Inputs | None) -> Tensor | None:
+def _kept(term: Term, key: Tensor, at: At, inputs: Inputs | None) -> Tensor | None:
     """Which keys take part, bool [Tk] or [B, Tk]; None for all."""
     assert term.summable is not None
     relation: Relation = term.summable.kept
     if relation == EVERYTHING:
         return None
     num_keys = key.shape[2]
-    bound = bind(replace(term.pattern.resolved, relation=relation, fallback=None), replace(sizes, kv_len=num_keys), 1)
+    asked = replace(term.pattern.resolved, relation=relation, fallback=None)
+    bound = bind(asked, replace(at.sizes, kv_len=num_keys), 1, at.layer)
+    if bound.relation == EVERYTHING:
+        return None
     names = {shape.name for shape in bound.inputs}
     given = {name: x for name, x in (inputs or {}).items() if name in names}
     checked = checked_inputs(bound, given, key.device, key.shape[0])

@@ -7,11 +7,15 @@ overflow is for `linear`, which knows what each row sees.
 from __future__ import annotations
 
 import math
+from typing import Literal, TypeAlias, assert_never
 
 import torch
 from torch import Tensor
 
 from patterndsl.diagnostics import input_error
+
+Elementwise: TypeAlias = Literal["linear", "elu", "relu"]
+"""Features of one channel each; linear are the channels themselves."""
 
 RELU_FLOOR = 1e-3
 """What Performer's generalised attention adds, so that no weight is 0."""
@@ -32,6 +36,19 @@ def relu_features(x: Tensor) -> Tensor:
     Source: Choromanski et al. 2020, arXiv 2009.14794, generalised attention with f = relu. Work: O(x).
     """
     return x.relu() + RELU_FLOOR
+
+
+def elementwise(kind: Elementwise, x: Tensor) -> Tensor:
+    """The features of that name, of the shape and dtype of x. Work: O(x)."""
+    match kind:
+        case "linear":
+            return x
+        case "elu":
+            return elu_features(x)
+        case "relu":
+            return relu_features(x)
+        case _:
+            assert_never(kind)
 
 
 def directions(

@@ -5,6 +5,9 @@ A state has no place for the order of its keys: which keys a row may see is deci
 Log features are summed as exp(log k - shift), with one shift for each feature: the largest log k that the state has
 seen. So each denominator lies between 1 and the number of keys, whatever the norms of the keys are, and a key that
 rounds to 0 is one that no query could have noticed. Features that are no logs have the shift 0.
+
+Where weights decay with the distance, a state is what a query at the position of its last key would see, and `faded`
+what one that stands later does.
 """
 
 from __future__ import annotations
@@ -59,6 +62,22 @@ def _scaled(state: State, shift: Tensor) -> State:
     return State(state.numerator * factor[..., None], state.denominator * factor, shift)
 
 
+def faded(state: State, log_factor: Tensor, is_log: bool) -> State:
+    """The state with all weights times exp(log_factor [..., H]), which broadcasts to the sums without their features.
+
+    Logs fade by their shift, which loses nothing however small the factor is.
+    """
+    if is_log:
+        return State(state.numerator, state.denominator, state.shift + log_factor[..., None])
+    factor = log_factor.exp()[..., None]
+    return State(state.numerator * factor[..., None], state.denominator * factor, state.shift)
+
+
+def faded_features(features: Tensor, log_factor: Tensor, is_log: bool) -> Tensor:
+    """Features [..., T, M] times exp(log_factor [..., T])."""
+    return features + log_factor[..., None] if is_log else features * log_factor.exp()[..., None]
+
+
 def finite(shift: Tensor) -> Tensor:
     """The shift, and 0 where there is no key: -inf less -inf would be no number."""
     return torch.where(shift == -torch.inf, 0, shift)
@@ -90,8 +109,11 @@ def rows_of_state(query_features: Tensor, state: State, is_log: bool) -> State:
     return State(weights @ state.numerator, (weights @ state.denominator[..., None])[..., 0], shift)
 
 
-def outputs_of_rows(rows: State) -> Tensor:
-    """[..., T, Dv]: numerator over denominator; 0, and gradient 0, where the denominator is 0."""
+def outputs_of_rows(rows: State, normalise: bool = True) -> Tensor:
+    """[..., T, Dv]: numerator over denominator; 0, and gradient 0, where the denominator is 0. Not normalised: the
+    numerator itself."""
+    if not normalise:
+        return rows.numerator * finite(rows.shift).exp()[..., None]
     is_empty = rows.denominator[..., None] == 0
     quotient = rows.numerator / torch.where(is_empty, 1, rows.denominator[..., None])
     return torch.where(is_empty, 0, quotient)

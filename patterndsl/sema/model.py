@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from patterndsl.diagnostics import SourceRange
 from patterndsl.ir.index import Index
+from patterndsl.ir.real import Real
 from patterndsl.ir.relation import Relation
 from patterndsl.sema.scores import Maker
 from patterndsl.sema.selectors import By, Sharing
@@ -76,11 +77,13 @@ class SourceDeclaration:
 @dataclass(frozen=True, slots=True)
 class ScoreDeclaration:
     """How a branch scores. name: a key of `sema.scores.SCORES`; settings: all that it has. makers: of a synthesizer,
-    who makes scores up."""
+    who makes scores up. decay: of a kernel, the factor of a weight for each token between query and key."""
 
     name: str
     settings: tuple[tuple[str, Index | Decimal | str], ...] = ()
     makers: tuple[Maker, ...] = ()
+    decay: Real | None = None
+    place: SourceRange | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

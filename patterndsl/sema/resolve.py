@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
 from patterndsl.ir.index import NK, NQ, Const, Index, K, Param, Q, arithmetic
-from patterndsl.ir.real import Real
+from patterndsl.ir.real import OfIndex, Real
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
@@ -26,6 +26,7 @@ from patterndsl.ir.relation import (
     substitute,
 )
 from patterndsl.sema.biases import real
+from patterndsl.sema.decays import is_of_heads
 from patterndsl.sema.expand import Expander, Stop
 from patterndsl.sema.learners import LEARNERS, Learner
 from patterndsl.sema.model import (
@@ -267,6 +268,8 @@ class _Resolver(Expander):
                     help = f"did you mean `{near}`?" if near else "name a source that is declared before as recall(...)"
                     raise self.report("E202", f"{what} is no source that recalls", value.place, help)
                 return name
+            case "factor":
+                raise AssertionError("a factor is for `decay`")
 
     # ---- scores -------------------------------------------------------------------------------------------
 
@@ -309,8 +312,18 @@ class _Resolver(Expander):
             raise self.report("E204", "`synthesize` needs to be told who makes scores up", expr.place, help)
         given = self.source_settings(kind, expr, scope)
         known = {setting.name: setting for setting in kind.settings}
+        factors = {name: given.pop(name) for name in tuple(given) if known[name].takes == "factor"}
         settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())
-        return ScoreDeclaration(name, settings, makers)
+        decay = self.decay(factors["decay"], scope) if "decay" in factors else None
+        return ScoreDeclaration(name, settings, makers, decay, factors["decay"].place if decay else expr.place)
+
+    def decay(self, expr: ast.Expr, scope: Scope) -> Real | None:
+        """The factor of each token; None where it is 1."""
+        found = real(expr, self, scope, self.tables)
+        if not is_of_heads(found):
+            message = "`decay` cannot depend on a position, length, input or table"
+            raise self.report("E209", message, expr.place, "make it of head, layer, numbers and parameters")
+        return None if found == OfIndex(Const(1)) else found
 
     def table(self, declared: ast.Table, scope: Scope) -> Value:
         """What a layer learns for a bias. What it returns is for `attempt`."""

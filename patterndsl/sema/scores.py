@@ -33,12 +33,20 @@ class ScoreKind:
 
 MAKERS: tuple[Maker, ...] = get_args(Maker)
 
+DECAY = SourceSetting("decay", "factor", "1")
+"""What a weight is multiplied by for each token between query and key."""
+
+NORMALISED = (DECAY, SourceSetting("normalise", "word", "yes", ("yes", "no")))
+LINEAR = (DECAY, SourceSetting("normalise", "word", "no", ("yes", "no")))
+"""Whether weights are divided by their sum, which of plain products may be anything."""
+
 SCORES: dict[str, ScoreKind] = {
     kind.name: kind
     for kind in (
         ScoreKind("softmax", "products of query and key", "softmax"),
-        ScoreKind("elu", "features elu(x) + 1 (Linear Transformer)", "kernel"),
-        ScoreKind("relu", "features relu(x) + 0.001 (Performer, generalised attention)", "kernel"),
+        ScoreKind("linear", "products of query and key, with no softmax (Lightning Attention)", "kernel", LINEAR),
+        ScoreKind("elu", "features elu(x) + 1 (Linear Transformer)", "kernel", NORMALISED),
+        ScoreKind("relu", "features relu(x) + 0.001 (Performer, generalised attention)", "kernel", NORMALISED),
         ScoreKind(
             "favor",
             "random positive features whose products are exp(q k) on average (Performer)",
@@ -49,6 +57,7 @@ SCORES: dict[str, ScoreKind] = {
                 SourceSetting("form", "word", "positive", ("positive", "hyperbolic")),
                 SourceSetting("seed", default="0", least=0),
                 SourceSetting("redraw", default="0", least=0),
+                *NORMALISED,
             ),
         ),
         ScoreKind(

@@ -17,12 +17,13 @@ from patterndsl.diagnostics import Source
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.parse import parse_expression, snippet_of
 
-Takes: TypeAlias = Literal["integer", "word", "real", "source"]
+Takes: TypeAlias = Literal["integer", "word", "real", "source", "factor"]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSetting:
-    """What a source is told. default: a text, None where it must be given; words: those that it may be, of a word."""
+    """What a source or score is told. default: a text, None where it must be given; words: those that it may be, of a
+    word. A factor is a real number of head and layer."""
 
     name: str
     takes: Takes = "integer"
