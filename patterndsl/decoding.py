@@ -113,7 +113,7 @@ class Cache:
         if isinstance(self.pattern, Composite):
             help = "decode a term of it, pattern.terms[0].pattern, or keep the keys and call patterndsl.attention"
             raise error("E505", "a pattern of several sources, branches or scores is not decoded here", None, help)
-        self._max_length = MAX_POSITIONS if n is None else counted("n", n, 0, MAX_SIZE)
+        self.n = None if n is None else counted("n", n, 0, MAX_SIZE)
         layer = counted("layer", layer, 0, MAX_LAYER)
         bound = bound_for_decoding(self.pattern.resolved, n, self.heads, layer)
         self._parts = tuple(self._parts_of(bound, n, page))
@@ -179,8 +179,9 @@ class Cache:
         self._check("value", value, (self.batch, self.kv_heads, num_tokens, self.value_dim))
         found = self._counts(counts, num_tokens)
         longest = int((self._lengths + found).max(initial=0))
-        if longest > self._max_length:
-            message = f"a sequence of {longest:,} tokens, where {self._max_length:,} is the most"
+        most = MAX_POSITIONS if self.n is None else self.n
+        if longest > most:
+            message = f"a sequence of {longest:,} tokens, where {most:,} is the most"
             raise input_error("E406", message, "make the cache with a larger n=, or reset the row")
         self._history.append(self._history.checked(inputs, num_tokens), self._lengths, found)
         for part in self._parts:

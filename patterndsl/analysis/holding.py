@@ -65,7 +65,9 @@ def bound_for_decoding(resolved: Resolved, n: int | None, heads: int, layer: int
     if n is None and _depends_on_length(resolved):
         raise error("E406", "the pattern depends on N", None, "give n=, the length that the sequences will have")
     if resolved.num_keys is not None:
-        raise error("E505", "the pattern says how many keys there are: a decoder has one for each token", None)
+        raise error(
+            "E505", "the pattern says how many keys there are, and a decoder has one for each token", None, _FORWARD
+        )
     total = MAX_POSITIONS if n is None else counted("n", n, 0, MAX_SIZE)
     bound = bind(resolved, sizes_of(total, None, None, 0), heads, layer)
     if not bound.is_plain:
