@@ -75,7 +75,7 @@ def attend(store: Store, asked: Newest, relation: Relation, data: DeviceData) ->
 
 def _by_group(x: Tensor, kv_group: int) -> Tensor:
     """[B, heads, T, ..] as [B, key heads, kv_group, T, ..]."""
-    return x.reshape(x.shape[0], -1, kv_group, *x.shape[2:])
+    return x.reshape(x.shape[0], x.shape[1] // kv_group, kv_group, *x.shape[2:])
 
 
 def _needed(is_needed: Tensor) -> Tensor:
