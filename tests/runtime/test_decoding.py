@@ -31,7 +31,7 @@ DEVICE = "cuda" if HAS_CUDA else "cpu"
 BACKEND = "triton" if USES_KERNELS else "gathered"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32] if HAS_CUDA else [torch.float32]
 DTYPES = DTYPES if USES_KERNELS else [torch.float64, torch.float32, torch.bfloat16]
-N = 200 if not IS_INTERPRETED else 50
+N = 200 if not IS_INTERPRETED else 40
 on_device = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -102,7 +102,7 @@ def assert_decodes(
     shape: Any = {"kv_heads": key.shape[1], "value_dim": value.shape[3], "head_dim": dim}
     cache = Cache(pattern, batch=batch, heads=heads, **shape, **options)
     lengths = [0] * batch
-    for counts in schedule:
+    for at_step, counts in enumerate(schedule):
         most = max(counts)
 
         def new(x: Tensor, starts: Sequence[int] = tuple(lengths), most: int = most) -> Tensor:
@@ -124,6 +124,8 @@ def assert_decodes(
         cache.append(new(key), new(value), counts=counts, inputs=values)
         lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
         assert cache.lengths == tuple(lengths)
+        if IS_INTERPRETED and at_step + 1 < len(schedule):
+            continue
         q_len = cache.max_queries
         at = torch.tensor(lengths, device=DEVICE)[:, None] - q_len + torch.arange(q_len, device=DEVICE)
         places = at.clamp(min=0)[:, None, :, None]
@@ -141,11 +143,11 @@ def one_by_one(prompt: int, n: int = N, step: int = 1, batch: int = 2) -> list[l
 
 
 @on_device
-@pytest.mark.parametrize("max_queries", [1, 3])
+@pytest.mark.parametrize("max_queries", [1, 3] if not IS_INTERPRETED else [2])
 @pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
 def test_rows_are_those_of_full_attention(text: str, max_queries: int) -> None:
     dtype = DTYPES[0]
-    schedule = one_by_one(17, step=max_queries) if not IS_INTERPRETED else [[17, 17], [3, 3], [20, 20], [1, 1]]
+    schedule = one_by_one(17, step=max_queries) if not IS_INTERPRETED else [[17, 17], [20, 3], [1, 1]]
     assert_decodes(patterndsl.parse(text), random_tensors(dtype), schedule, max_queries=max_queries)
 
 

@@ -50,7 +50,7 @@ def attend(store: Store, asked: Newest, relation: Relation, data: DeviceData) ->
     attention to those that any query of the row keeps.
     """
     query, kv_group = asked.query, asked.kv_group
-    batch, _, q_len, _ = query.shape
+    batch, heads, q_len, _ = query.shape
     k = positions_of(store)
     q = (store.lengths[:, None] - asked.back + torch.arange(q_len, device=store.device))[:, None, :, None]
     head = torch.tensor(store.kv_heads, device=store.device)[:, None] * kv_group
@@ -64,18 +64,14 @@ def attend(store: Store, asked: Newest, relation: Relation, data: DeviceData) ->
     key, value = (_gathered(store, pool, place) for pool in (store.keys, store.values))
     keep = keep.gather(3, place.clamp(min=0)[:, None, None].expand(*keep.shape[:3], -1)) & (place >= 0)[:, None, None]
     wide = torch.promote_types(query.dtype, torch.float32)
-    rows = _by_group(query.to(wide), kv_group)
-    keep = keep[:, :, None] if keep.shape[1] == 1 else _by_group(keep, kv_group)
-    scores = (rows @ key.to(wide)[:, :, None].mT * asked.scale).masked_fill(~keep, -torch.inf)
+    tile = batch, len(store.kv_heads), kv_group * q_len  # all queries of a key head, so that its keys are not repeated
+    scores = query.to(wide).reshape(*tile, query.shape[3]) @ key.to(wide).mT * asked.scale
+    keep = keep.reshape(*tile, place.shape[1]) if keep.shape[1] > 1 else keep.repeat(1, 1, kv_group, 1)
+    scores = scores.masked_fill(~keep, -torch.inf)
     lse = scores.logsumexp(-1) if place.shape[1] else scores.new_full(scores.shape[:-1], -torch.inf)
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    output = weights @ value.to(wide)[:, :, None]
-    return output.flatten(1, 2).to(query.dtype), lse.flatten(1, 2)
-
-
-def _by_group(x: Tensor, kv_group: int) -> Tensor:
-    """[B, heads, T, ..] as [B, key heads, kv_group, T, ..]."""
-    return x.reshape(x.shape[0], x.shape[1] // kv_group, kv_group, *x.shape[2:])
+    output = weights @ value.to(wide)
+    return output.reshape(batch, heads, q_len, value.shape[3]).to(query.dtype), lse.reshape(batch, heads, q_len)
 
 
 def _needed(is_needed: Tensor) -> Tensor:
@@ -93,5 +89,9 @@ def _gathered(store: Store, pool: Tensor, place: Tensor) -> Tensor:
     rank = place - pages.ring
     at = torch.where(ring, place // pages.page, pages.ring_pages + rank // pages.page).clamp(min=0)
     inside = torch.where(ring, place, rank) % pages.page
-    found = pool[store.table.long().gather(1, at).clamp(min=0), :, inside]
-    return torch.where((place >= 0)[..., None, None], found, 0.0).transpose(1, 2)
+    page = store.table.long().gather(1, at).clamp(min=0)
+    num_heads, rows = pool.shape[1], pool.flatten(0, 2)
+    head = torch.arange(num_heads, device=pool.device)[:, None]
+    where = (page[:, None] * num_heads + head) * pages.page + inside[:, None]
+    found = rows.index_select(0, where.flatten()).view(*where.shape, rows.shape[1])
+    return found.masked_fill_((place < 0)[:, None, :, None], 0.0)
