@@ -31,7 +31,7 @@ DEVICE = "cuda" if HAS_CUDA else "cpu"
 BACKEND = "triton" if USES_KERNELS else "gathered"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32] if HAS_CUDA else [torch.float32]
 DTYPES = DTYPES if USES_KERNELS else [torch.float64, torch.float32, torch.bfloat16]
-N = 200 if not IS_INTERPRETED else 40
+N = 200 if not IS_INTERPRETED else 60
 on_device = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
