@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.verdict import Proven as Proven
     from patterndsl.analysis.verdict import Refuted as Refuted
     from patterndsl.analysis.verdict import Unknown as Unknown
+    from patterndsl.decoding import Cache as Cache
     from patterndsl.functional import attention as attention
     from patterndsl.runtime.packed import documents as documents
     from patterndsl.runtime.packed import present as present
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cache",
     "Diagnostic",
     "InputError",
     "Pattern",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Cache": "patterndsl.decoding",
     "Program": "patterndsl.runtime.program",
     "Proven": "patterndsl.analysis.verdict",
     "Refuted": "patterndsl.analysis.verdict",

@@ -74,8 +74,9 @@ class CachePolicy(Shown):
     certainty: Certainty
     _kept: tuple[tuple[Constraint, ...], ...] = field(repr=False)
 
-    def keeps(self, t: int, keys: Integers, params: Mapping[str, int], n: int | None = None) -> Booleans:
-        """Which of these keys, 0 <= k <= t, step t holds. n: the length, for patterns that depend on it."""
+    def keeps(self, t: int | Integers, keys: Integers, params: Mapping[str, int], n: int | None = None) -> Booleans:
+        """Which of these keys, 0 <= k <= t, step t holds; t: one step, or one for each key. n: the length, for patterns
+        that depend on it."""
         form = self.size.affine
         digits = digits_at(form, {"N": t + 1 if n is None else n, **params, self.step: t, "k": keys}, of="k")
         if digits is None:

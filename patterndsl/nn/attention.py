@@ -13,11 +13,13 @@ from torch.func import functional_call
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from patterndsl.composite import Composite
+from patterndsl.decoding import Cache
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import as_pattern, attention, composite_attention
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
+from patterndsl.nn import decoding
 from patterndsl.nn.roles import Roles
 from patterndsl.nn.scores import ONLY, Directions, Table, WithProduct, score_modules, tables_of
 from patterndsl.pattern import Pattern, check_mapping
@@ -137,39 +139,50 @@ class Attention(nn.Module):
         }
 
     def init_state(
-        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> State:
-        """The state before the first segment: nothing is recalled. Of the layer's device and dtype by default.
+        self,
+        batch: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        n: int | None = None,
+        max_queries: int = 1,
+    ) -> State | Cache:
+        """The state before the first segment or token, of the layer's device and dtype by default.
 
-        Raises InputError (E505) where the pattern recalls nothing, and sums no features up to the query.
+        Where the pattern recalls segments or sums features up to the query: nothing is recalled. Otherwise an empty
+        `patterndsl.Cache`, with which the layer decodes token by token; n, max_queries: see there.
+        Raises PatternError (E505) where the pattern cannot be decoded, (E406) where it depends on N and has no n.
         """
+        weight = self.query_projection.weight
+        if decoding.is_cached(self.pattern):
+            return decoding.start(self, batch, device or weight.device, dtype or weight.dtype, n, max_queries)
         if not self.sources.is_recurrent and not self.sums:
             help = "call the layer without a state, or declare a source that recalls: past: recall(128)"
             raise input_error("E505", "the pattern has no state", help)
-        weight = self.query_projection.weight
         like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
         return self.sources.start(counted("batch", batch, 0, MAX_SIZE), like)
 
     def forward(
         self,
         x: Tensor,
-        context: Tensor | State | None = None,
-        state: State | None = None,
+        context: Tensor | State | Cache | None = None,
+        state: State | Cache | None = None,
         *,
         inputs: Inputs | None = None,
         sources: Mapping[str, Tensor] | None = None,
         present: Tensor | None = None,
         q_start: int = 0,
-    ) -> Tensor | tuple[Tensor, State]:
+    ) -> Tensor | tuple[Tensor, State | Cache]:
         """x: [B, T, dim] attends to itself, or to context: [B, Tk, dim]. Returns [B, T, dim].
 
-        state: of earlier segments, as the second or third argument; returned is then (output, next state). inputs:
+        state: of earlier segments, as the second or third argument; returned is then (output, next state). A cache is
+        changed itself, x continues what it holds, and nothing has a gradient but the output projection. inputs:
         tensors that the pattern reads; labels that are not among them are found from the keys. sources: states
         [B, any length, dim] of other sequences, by name. present: bool [B, Tk], False where a token is padding, which
         takes no part in keys that are made of several tokens. q_start: position of x's first token. An empty row yields
         the output projection's bias.
         """
-        if isinstance(context, State):
+        if isinstance(context, State | Cache):
             context, state = None, context
         source = x if context is None else context
         self._check("x", x)
@@ -180,6 +193,10 @@ class Attention(nn.Module):
             key, value = normalize(query, dim=-1), self._by_head(self.value_projection(source), self.kv_heads)
         else:
             key, value = self._keys(source)
+        if isinstance(state, Cache):
+            decoding.check(self, state, others=(context, sources, present), q_start=q_start)
+            attended = decoding.attended(state, query, (key, value), inputs, scale, self.layer)
+            return self.output_projection(attended.transpose(1, 2).flatten(2)), state
         self._check_remembered(x, source, state, present)
         check_mapping("sources", sources, "{'encoded': states}")
         for name, given in (sources or {}).items():

@@ -83,6 +83,11 @@ def attend(query: torch.Tensor = X, key: torch.Tensor = X, value: torch.Tensor =
     return program(query, key, value, **kinds)
 
 
+def cache(pattern: Any, **options: Any) -> patterndsl.Cache:
+    pattern = patterndsl.parse(pattern) if isinstance(pattern, str) else pattern
+    return patterndsl.Cache(pattern, batch=1, heads=2, head_dim=4, **options)
+
+
 CALLS: dict[str, Callable[[], object]] = {
     "E401-unknown-parameter": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(v=8),
     "E402-list-for-an-integer": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(w=[1, 2]),
@@ -129,6 +134,22 @@ CALLS: dict[str, Callable[[], object]] = {
     "E506-unknown-claim": lambda: CAUSAL.prove("casual"),
     "E506-no-other-pattern": lambda: CAUSAL.prove("within"),
     "E506-one-pattern-too-many": lambda: CAUSAL.prove("causal", CAUSAL),
+    "E505-cache-of-what-looks-ahead": lambda: cache("window(3)"),
+    "E505-cache-of-a-multiset": lambda: cache("merge: multiset\nattend: causal"),
+    "E505-cache-of-labels": lambda: cache("labels: {b: lsh(buckets = 4)}\nattend: causal & same(b)"),
+    "E505-cache-of-a-table": lambda: cache("inputs: {s: 'int[]'}\nattend: causal & k < s[q]"),
+    "E505-cache-of-ranks": lambda: cache("inputs: {doc: 'int[N]'}\nattend: causal & q.doc.rank < 4"),
+    "E505-cache-of-several-branches": lambda: cache("score: elu\nattend: causal"),
+    "E505-unknown-decoding-backend": lambda: cache("causal", backend="flex"),
+    "E406-cache-of-an-unknown-length": lambda: cache("recent(isqrt(N))"),
+    "E406-cache-of-odd-pages": lambda: cache("causal", page=48),
+    "E406-cache-that-is-full": lambda: cache("causal", n=9).append(X, X),
+    "E406-counts-beyond-the-tokens": lambda: cache("causal").append(X, X, counts=[11]),
+    "E406-reset-of-no-row": lambda: cache("causal").reset([1]),
+    "E501-no-input-with-a-token": lambda: cache(DOCUMENTS).append(X, X),
+    "E502-input-of-another-token": lambda: cache(DOCUMENTS).append(X, X, inputs={"doc": torch.arange(9)}),
+    "E503-cache-of-another-dtype": lambda: cache("causal").append(X.double(), X),
+    "E503-more-queries-than-a-cache-takes": lambda: cache("causal").attend(X),
     "E505-unknown-backend": lambda: CAUSAL.compile(10, backend="fast"),
     "E505-unknown-device": lambda: CAUSAL.compile(10, device="tpu3"),
     "E505-integers": lambda: attend(X.int(), X.int(), X.int()),

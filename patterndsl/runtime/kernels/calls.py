@@ -27,7 +27,7 @@ def forward(
     """Output and lse. into: where they are written; goes_on: whether they are merged with what is there."""
     from patterndsl.runtime.kernels import launch
 
-    query, scale = _positive(query, scale)
+    query, scale = positive(query, scale)
     blocks = shapes_of(query, value).forward
     return launch.forward(query, key, value, lists.rows(blocks), blocks, asked, scale, into, goes_on=goes_on)
 
@@ -68,7 +68,7 @@ def shapes_of(query: Tensor, value: Tensor) -> Shapes:
     return shapes_for(query.dtype, max(query.shape[3], value.shape[3]))
 
 
-def _positive(query: Tensor, scale: float) -> tuple[Tensor, float]:
+def positive(query: Tensor, scale: float) -> tuple[Tensor, float]:
     """The same scores with a scale above 0, for which the greatest score is the greatest product."""
     if scale > 0:
         return query, scale

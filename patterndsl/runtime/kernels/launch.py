@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def forward(
         out, lse = _like(query, value_dim), torch.empty((batch, heads, q_len), dtype=torch.float32, device=query.device)
     else:
         out, lse = into
-    rows, (dim_padded, padded) = _rows(work, batch), _padded(dim, value_dim)
+    rows, (dim_padded, padded) = _rows(work, batch), padded_widths(dim, value_dim)
     slots = rows * work.num_slots * blocks.q_block
     part_out, part_lse = _floats(lse, slots * padded), _floats(lse, slots)
     q_block, kv_block = blocks.q_block, blocks.kv_block
@@ -63,7 +64,7 @@ def forward(
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=dim_padded, value_padded=padded, q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, goes_on=goes_on,
-        precision=_precision(query), stages=blocks.stages, **_options(blocks),
+        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
     if work.num_joints:
         merge_kernel[(work.num_joints * q_block, rows)](
@@ -100,7 +101,7 @@ def gradient_of_queries(
     value_dim, kv_len = value.shape[3], key.shape[2]
     delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
     grad_query = _like(query, dim) if into is None else into
-    rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
+    rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
     part = _floats(lse, rows * work.num_slots * blocks.q_block * padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
     seen = _seen(
@@ -116,7 +117,7 @@ def gradient_of_queries(
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
         even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
-        adds=adds, precision=_precision(query), stages=blocks.stages,
+        adds=adds, precision=precision_of(query), stages=blocks.stages,
         **_options(blocks),
     )  # fmt: skip
     _add_up(part, grad_query, padded, work, rows, q_block, adds=adds)
@@ -144,7 +145,7 @@ def gradients_of_keys(
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
     grad_key, grad_value = (_like(key, dim), _like(value, value_dim)) if into is None else into
-    rows, (padded, value_padded) = _rows(work, batch), _padded(dim, value_dim)
+    rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
     slots = rows * work.num_slots * blocks.kv_block
     part_key, part_value = _floats(lse, slots * padded), _floats(lse, slots * value_padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
@@ -160,7 +161,7 @@ def gradients_of_keys(
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
         even=q_len % q_block == 0, described=seen.described, adds=adds,
-        precision=_precision(query), stages=blocks.stages, **_options(blocks),
+        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
     _add_up(part_key, grad_key, padded, work, rows, kv_block, adds=adds)
     _add_up(part_value, grad_value, value_padded, work, rows, kv_block, adds=adds)
@@ -261,13 +262,14 @@ def _floats(like: Tensor, size: int) -> Tensor:
     return torch.empty(size, dtype=torch.float32, device=like.device) if size else like
 
 
-def _padded(*widths: int) -> Sequence[int]:
+@cache
+def padded_widths(*widths: int) -> Sequence[int]:
     """Channels of tiles of these widths, powers of two: matrix units want 16 at least, and no less than half of the
     widest. (Halves of 128 channels beside values of 16 came out wrong on an H100 with Triton 3.6, of 64 right.)"""
     least = [max(16, 1 << (width - 1).bit_length()) for width in widths]
     return [max(width, max(least) // 2) for width in least]
 
 
-def _precision(x: Tensor) -> str:
+def precision_of(x: Tensor) -> str:
     """Float32 stays float32: TF32 would be another attention than the one that was asked for."""
     return "ieee" if x.dtype == torch.float32 else "tf32"

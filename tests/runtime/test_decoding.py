@@ -1,0 +1,283 @@
+"""Decoding against full attention: every row of every step, as the cache and the kernels of a GPU compute it.
+
+Kernels run in Triton's interpreter in a process of its own, as in `test_triton`; it is slow, and sizes are small there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
+from torch import Tensor
+
+import patterndsl
+from patterndsl import Cache, Pattern, PatternError
+from patterndsl.syntax.tree import Logic
+from tests.strategies import Case, cases, many
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
+USES_KERNELS = HAS_CUDA or IS_INTERPRETED
+DEVICE = "cuda" if HAS_CUDA else "cpu"
+BACKEND = "triton" if USES_KERNELS else "gathered"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32] if HAS_CUDA else [torch.float32]
+DTYPES = DTYPES if USES_KERNELS else [torch.float64, torch.float32, torch.bfloat16]
+N = 200 if not IS_INTERPRETED else 60
+on_device = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+"""Of the largest number; a row is a softmax over at most some hundred products of few channels, rounded once."""
+
+PATTERNS = {
+    "band and sinks": "causal & (recent(20) | first(4))",
+    "all earlier": "causal",
+    "band and stride": "causal & (recent(10) | strided(16))",
+    "columns": "causal & (block(16) | columns(16, 3))",
+    "a late key": "causal & (recent(17) | k == 30)",
+    "blocks": "causal & blocks(8, window(2))",
+    "key heads": "head < 2 & recent(9) | head >= 2 & causal",
+    "query heads of a key head": "head % 2 == 0 & recent(9) | head == 1 & causal & first(5)",
+    "empty rows": "causal & q > 20 & k < 10",
+    "no diagonal": "causal & (strided(4) - recent(3))",
+    "nothing": "none",
+    "functions": "causal & (isqrt(q) == isqrt(k) | log2(1 + q) == log2(1 + k) & abs(q - k) < min(q, 9))",
+}
+
+
+@pytest.fixture(autouse=True)
+def _new_tensors_are_nan() -> Iterator[None]:
+    """Places that no token was written to are NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def random_tensors(
+    dtype: torch.dtype,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    dim: int = 8,
+    value_dim: int = 8,
+    n: int = N,
+    batch: int = 2,
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    shapes = (batch, heads, n, dim), (batch, kv_heads, n, dim), (batch, kv_heads, n, value_dim)
+    query, key, value = (torch.randn(shape, device=DEVICE).to(dtype) for shape in shapes)
+    return query, key, value
+
+
+def assert_close(found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    finite = truth.isfinite()
+    assert torch.equal(found.isfinite(), finite)
+    if finite.any():
+        scale = truth[finite].abs().max().clamp_min(1.0)
+        assert (found - truth)[finite].abs().max() <= TOLERANCE[dtype] * scale
+
+
+def assert_decodes(
+    pattern: Pattern,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    schedule: Sequence[Sequence[int]],
+    inputs: dict[str, Tensor] | None = None,
+    **options: Any,
+) -> Cache:
+    """Rows of full attention, while each step of the schedule appends so many tokens to each batch row."""
+    query, key, value = tensors
+    batch, heads, n, dim = query.shape
+    given = inputs or {}
+    full = {"inputs": inputs, "layer": options.get("layer", 0), "backend": "oracle"}
+    truth, truth_lse = patterndsl.attention(*tensors, pattern, **full, return_lse=True)
+    options = {"page": 16, "backend": BACKEND, "dtype": query.dtype, "device": DEVICE, **options}
+    shape: Any = {"kv_heads": key.shape[1], "value_dim": value.shape[3], "head_dim": dim}
+    cache = Cache(pattern, batch=batch, heads=heads, **shape, **options)
+    lengths = [0] * batch
+    for at_step, counts in enumerate(schedule):
+        most = max(counts)
+
+        def new(x: Tensor, starts: Sequence[int] = tuple(lengths), most: int = most) -> Tensor:
+            """What is appended; tokens that are not counted are NaN."""
+            rows = [x[row].narrow(-2, start, min(most, n - start)) for row, start in enumerate(starts)]
+            return torch.stack(
+                [torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[-2]), value=torch.nan) for x in rows]
+            )
+
+        values = {
+            name: torch.stack(
+                [
+                    x[row, (start + torch.arange(most, device=DEVICE)).clamp(max=n - 1)]
+                    for row, start in enumerate(lengths)
+                ]
+            )
+            for name, x in given.items()
+        }
+        cache.append(new(key), new(value), counts=counts, inputs=values)
+        lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
+        assert cache.lengths == tuple(lengths)
+        if IS_INTERPRETED and at_step + 1 < len(schedule):
+            continue
+        q_len = cache.max_queries
+        at = torch.tensor(lengths, device=DEVICE)[:, None] - q_len + torch.arange(q_len, device=DEVICE)
+        places = at.clamp(min=0)[:, None, :, None]
+        before = (at < 0)[:, None]
+        out, lse = cache.attend(query.gather(2, places.expand(-1, heads, -1, dim)), return_lse=True)
+        rows = truth.gather(2, places.expand(-1, heads, -1, truth.shape[3])).masked_fill(before[..., None], 0.0)
+        assert_close(out, rows, query.dtype)
+        rows_lse = truth_lse.gather(2, places[..., 0].expand(-1, heads, -1)).masked_fill(before, -torch.inf)
+        assert_close(lse, rows_lse.to(lse.dtype), query.dtype)
+    return cache
+
+
+def one_by_one(prompt: int, n: int = N, step: int = 1, batch: int = 2) -> list[list[int]]:
+    return [[prompt] * batch, *([step] * batch for _ in range((n - prompt) // step))]
+
+
+@on_device
+@pytest.mark.parametrize("max_queries", [1, 3] if not IS_INTERPRETED else [2])
+@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+def test_rows_are_those_of_full_attention(text: str, max_queries: int) -> None:
+    dtype = DTYPES[0]
+    schedule = one_by_one(17, step=max_queries) if not IS_INTERPRETED else [[17, 17], [20, 3], [1, 1]]
+    assert_decodes(patterndsl.parse(text), random_tensors(dtype), schedule, max_queries=max_queries)
+
+
+@on_device
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", ["causal & (recent(37) | first(3))", "causal & (recent(9) | strided(5))"])
+def test_rows_of_different_lengths(text: str, dtype: torch.dtype) -> None:
+    """A row waits, the other goes on; both come to an empty ring, a full one, and around it."""
+    schedule = [(0, 0), (5, 0), (1, 1), (0, 40), (0, 1), (30, 2), (1, 0), (2, 1)]
+    assert_decodes(patterndsl.parse(text), random_tensors(dtype), schedule, max_queries=2)
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "value_dim"), [(1, 1, 1, 3), (6, 2, 24, 40), (16, 1, 16, 5), (3, 3, 80, 64)]
+)
+def test_shapes(heads: int, kv_heads: int, dim: int, value_dim: int) -> None:
+    sizes = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "value_dim": value_dim}
+    assert_decodes(
+        patterndsl.parse("causal & (recent(20) | first(2))"), random_tensors(DTYPES[0], **sizes), [[25, 30], [1, 1]]
+    )
+
+
+@on_device
+def test_many_queries_at_once() -> None:
+    """More rows than a tile of a kernel has."""
+    tensors = random_tensors(DTYPES[0], heads=8, kv_heads=1)
+    assert_decodes(patterndsl.parse("recent(11)"), tensors, [[30, 20], [11, 2], [9, 9]], max_queries=11)
+
+
+@on_device
+@pytest.mark.parametrize(
+    "spec", ["recent(30) & same(doc)", "causal & within(doc, recent(20) | first(2))", "causal & (same(doc) | first(1))"]
+)
+def test_inputs_come_with_their_tokens(spec: str) -> None:
+    doc = torch.stack([torch.arange(N) // 13, torch.arange(N) // 7 % 3]).to(DEVICE)
+    pattern = patterndsl.parse(spec, inputs={"doc": "int[N]"})
+    assert_decodes(pattern, random_tensors(DTYPES[0]), [(20, 12), (1, 1), (0, 3), (17, 1), (1, 2)], {"doc": doc})
+
+
+@on_device
+def test_draws_and_lengths() -> None:
+    """The pattern depends on N, which is given."""
+    pattern = patterndsl.parse("causal & (random(5, seed = head) | recent(isqrt(N)))")
+    assert_decodes(pattern, random_tensors(DTYPES[0]), [[30, 3], [1, 1], [1, 7]], n=N)
+
+
+@on_device
+def test_reset_rows_begin_anew() -> None:
+    """Pages of a row that was reset are used again, and what they held is not seen."""
+    pattern, tensors = patterndsl.parse("causal & (recent(20) | k % 3 == 0)"), random_tensors(DTYPES[0])
+    cache = assert_decodes(pattern, tensors, [[45, 40], [1, 1]])
+    held = cache.nbytes
+    cache.reset([1])
+    assert cache.lengths == (46, 0)
+    query, key, value = (x.flip(2) for x in tensors)
+    truth = patterndsl.attention(query, key, value, pattern, backend="oracle")
+    for start, stop in ((0, 30), (30, 31)):
+        cache.append(key[:, :, start:stop], value[:, :, start:stop], counts=[0, stop - start])
+        found = cache.attend(query[:, :, stop - 1 : stop])
+        assert_close(found[1], truth[1, :, stop - 1 : stop], query.dtype)
+    assert cache.nbytes == held
+    cache.reset()
+    assert cache.lengths == (0, 0)
+    assert not cache.attend(query[:, :, :1]).any()
+
+
+@pytest.mark.skipif(USES_KERNELS, reason="it is of no kernel")
+def test_a_bounded_cache_stays_as_small() -> None:
+    pattern = patterndsl.parse("causal & (recent(100) | first(4))")
+    sizes = []
+    for length in (1_000, 100_000):
+        cache = Cache(pattern, batch=1, heads=1, head_dim=4)
+        cache.append(torch.ones(1, 1, length, 4), torch.ones(1, 1, length, 4))
+        assert cache.kind == "bounded"
+        sizes.append(cache.nbytes)
+    slots = 2 * 64 + 64  # pages of the ring, and one for the sinks
+    assert sizes == [slots * 2 * 4 * 4 + 4 * 4 + 4 * 4] * 2  # and the table of pages, and which keys last
+
+
+@pytest.mark.skipif(USES_KERNELS, reason="it is of no kernel")
+def test_key_heads_hold_what_their_own_query_heads_need() -> None:
+    tensors = random_tensors(torch.float64)
+    cache = assert_decodes(patterndsl.parse("head < 2 & recent(9) | head >= 2 & causal"), tensors, one_by_one(100))
+    alone = assert_decodes(patterndsl.parse("causal"), tensors, one_by_one(100))
+    assert cache.kind == "growing"
+    assert cache.nbytes < 0.7 * alone.nbytes
+
+
+def causal(pattern: Pattern) -> Pattern:
+    """The pattern without what looks ahead."""
+    limit = patterndsl.parse("k <= q").spec.attend
+    return Pattern.of(replace(pattern.spec, attend=Logic("&", (limit, pattern.spec.attend), place=limit.place)))
+
+
+@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="it is about plain operations")
+@many(0.2)
+@given(data=st.data(), case=cases(max_length=60))
+def test_random_patterns(data: st.DataObject, case: Case) -> None:
+    """What is decodable is decoded right, with and without a length; what is not says so."""
+    pattern, n = causal(case.pattern()), case.lengths.total
+    kv_heads = data.draw(st.sampled_from([at for at in range(1, case.heads + 1) if case.heads % at == 0]))
+    tensors = random_tensors(torch.float64, heads=case.heads, kv_heads=kv_heads, dim=3, value_dim=2, n=n)
+    max_queries = data.draw(st.integers(1, 3))
+    schedule, left = list[list[int]](), [n, n]
+    while len(schedule) < 8 and any(left):
+        counts = [data.draw(st.sampled_from(sorted({0, min(1, most), most // 3, most}))) for most in left]
+        schedule.append(counts)
+        left = [most - count for most, count in zip(left, counts, strict=True)]
+    options: Any = {"layer": case.layer, "n": data.draw(st.sampled_from([n, None])), "max_queries": max_queries}
+    try:
+        read = {shape.name for shape in pattern.bind(n, heads=case.heads, layer=case.layer).inputs}
+        Cache(pattern, batch=2, heads=case.heads, head_dim=3, **options)
+    except PatternError:
+        reject()
+    given = {name: torch.tensor((case.inputs[name] * n)[:n]) for name in read}
+    inputs = {name: torch.stack([values, values.flip(0)]) for name, values in given.items()}
+    assert_decodes(pattern, tensors, schedule, inputs, **options)
+
+
+@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+def test_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout

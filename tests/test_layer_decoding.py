@@ -1,0 +1,69 @@
+"""A layer token by token against the same layer on all tokens at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import patterndsl
+from patterndsl import PatternError
+from patterndsl.nn import Attention
+
+N = 40
+
+
+def decoded(
+    layer: Attention, x: Tensor, prompt: int, inputs: dict[str, Tensor] | None = None, **options: Any
+) -> Tensor:
+    """A prompt, single tokens, and a few at once."""
+    state = layer.init_state(x.shape[0], **options)
+    parts = []
+    for start, stop in [(0, prompt), *((t, t + 1) for t in range(prompt, N - 5)), (N - 5, N)]:
+        given = {name: values[..., start:stop] for name, values in (inputs or {}).items()}
+        out, state = layer(x[:, start:stop], state, inputs=given)
+        parts.append(out)
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("prompt", [0, 1, 13])
+@pytest.mark.parametrize(
+    ("text", "kv_heads", "options"),
+    [
+        ("causal & (recent(7) | first(2))", 2, {}),
+        ("causal & (recent(5) | strided(6))", 1, {"max_queries": 3}),
+        ("head < 2 & recent(3) | head >= 2 & causal", 2, {}),
+        ("share: query_key\nattend: recent(9)\n", 4, {}),
+        ("params: {w: isqrt(N)}\nattend: recent(w)\n", 2, {"n": N}),
+        ("recent(4 + layer)", 2, {}),
+    ],
+)
+def test_equals_the_parallel_form(text: str, kv_heads: int, options: Any, prompt: int) -> None:
+    torch.manual_seed(0)
+    layer = Attention(patterndsl.parse(text), 32, 4, kv_heads=kv_heads, layer=3).double()
+    x = torch.randn(3, N, 32, dtype=torch.float64)
+    torch.testing.assert_close(decoded(layer, x, prompt, **options), layer(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"n": N}])
+def test_inputs_come_with_their_tokens(options: Any) -> None:
+    torch.manual_seed(0)
+    layer = Attention(patterndsl.parse("recent(9) & same(doc)", inputs={"doc": "int[N]"}), 16, 2).double()
+    x, doc = torch.randn(2, N, 16, dtype=torch.float64), torch.stack([torch.arange(N) // 7, torch.arange(N) // 15])
+    found = decoded(layer, x, 11, {"doc": doc}, **options)
+    torch.testing.assert_close(found, layer(x, inputs={"doc": doc}), rtol=0, atol=1e-9)
+
+
+def test_a_state_belongs_to_its_layer() -> None:
+    layer, other = Attention("recent(3)", 16, 2), Attention("recent(4)", 16, 2)
+    x = torch.zeros(1, 1, 16)
+    with pytest.raises(PatternError, match="another pattern"):
+        layer(x, other.init_state(1))
+    with pytest.raises(PatternError, match="E503"):
+        layer(x, layer.init_state(2))
+    with pytest.raises(PatternError, match="next tokens alone"):
+        layer(x, layer.init_state(1), q_start=3)
+    with pytest.raises(PatternError, match="attends key 1, a later one"):
+        Attention("window(3)", 16, 2).init_state(1)
