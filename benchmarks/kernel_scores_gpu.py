@@ -142,9 +142,11 @@ MADE: dict[str, Callable[[], Run]] = {
 }
 
 
-def contestants() -> dict[str, Run]:
+def contestants(only: set[str] | None) -> dict[str, Run]:
     runs = {}
     for name, make in MADE.items():
+        if only is not None and name.split(",")[0] not in only:
+            continue
         try:
             runs[name] = make()
         except ImportError as missing:
@@ -182,6 +184,7 @@ def errors(runs: dict[str, Run], heads: int, dtype: torch.dtype) -> dict[str, fl
         mine = with_gradients(run, tensors)
         worst = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(mine, truth, strict=True))
         found[name] = worst
+        print(f"{name}: off by {worst:.1e} at {CHECKED_AT}", flush=True)
     for name, worst in found.items():
         allowed = 0.1 if name.endswith(("fla", "performer")) else 2 * found.get(f"{name}, plain", 0.0) + 1e-2
         assert worst <= allowed, f"{name} is off by {worst}"
@@ -282,13 +285,14 @@ def main() -> None:
         "--limit", type=int, default=24 << 30, help="bytes that performer-pytorch may hold for its sums"
     )
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--only", help="kinds, by commas: sums, lightning, elu, favor, dense")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "kernel_scores_cuda.json")
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
     if arguments.tune:
         tuned(arguments.n[-1], arguments.heads, dtype, arguments.repeats)
         return
-    runs = contestants()
+    runs = contestants(set(arguments.only.split(",")) if arguments.only else None)
     checked = errors(runs, arguments.heads, dtype)
     print(checked, flush=True)
     rows = []

@@ -176,7 +176,7 @@ class _Launch:
             padded=padded,
             value_padded=value_padded,
             block=CHUNK,
-            precision="tf32x3" if self.dtype == torch.float32 else "tf32",
+            precision="tf32x3" if self.dtype != torch.bfloat16 else "tf32",
             num_warps=8 if padded * value_padded > 64 * 64 else 4,
         )
 

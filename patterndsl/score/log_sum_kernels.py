@@ -121,6 +121,7 @@ def scan_log_kernel(
         own = tl.load(states + at * value_dim + inside, mask=cells, other=0.0)
         own_share = tl.load(shares + at + features, mask=live, other=0.0)
         own_shift = tl.load(shifts + at + features, mask=live, other=-float("inf"))
+        tl.debug_barrier()  # threads that hold the same number have all read it before one of them writes
         tl.store(states + at * value_dim + inside, known, mask=cells)
         tl.store(shares + at + features, share, mask=live)
         tl.store(shifts + at + features, shift, mask=live)
