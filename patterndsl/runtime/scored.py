@@ -7,9 +7,9 @@ query blocks are computed again in the backward pass, so that scores are never k
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,13 +26,6 @@ from patterndsl.sema.bind import Bound
 
 MAX_SCORES = 1 << 22
 """Scores that are computed at once."""
-
-
-class Table(Protocol):
-    """What a bias looks up: see `Scalars`, `Vectors` and `Sinusoids`."""
-
-    def entry(self, at: Tensor, met: Met) -> Tensor:
-        """What is added to scores [B, H, blocks, queries, keys], of real indices that broadcast to them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +81,11 @@ class Sinusoids:
         found = products.gather(-1, (distance - low).expand(*products.shape[:-1], distance.shape[-1]))
         of_keys = torch.einsum("hd,bhnkd->bhnk", self.u.to(met.key.dtype), met.key)[..., None, :]
         return (found + of_keys) * met.scale
+
+
+Table: TypeAlias = Scalars | Vectors | Sinusoids
+"""What a bias looks up. `entry(at, met)` is what is added to scores [B, H, blocks, queries, keys], of real indices that
+broadcast to them."""
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
@@ -277,7 +275,7 @@ class _One:
         else:
             made = scoring.made if self.rows is None or scoring.made.shape[0] == 1 else scoring.made[self.rows]
             made = made if self.heads is None else made[:, self.heads]
-            found = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype)
+            found = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype).expand(q.shape[0], -1, -1, -1, -1)
         if scoring.softcap is not None:
             found = scoring.softcap * torch.tanh(found / scoring.softcap)
         if scoring.bias is None:
@@ -292,22 +290,28 @@ class _One:
         return found + torch.as_tensor(bias, device=q.device).to(q.dtype)
 
 
+def kind_of(table: Table) -> str:
+    """What a spec calls it."""
+    return {Scalars: "scalars", Vectors: "vectors", Sinusoids: "sinusoids"}[type(table)]
+
+
+def tensors_of(table: Table) -> tuple[Tensor, ...]:
+    """What it is made of: each tensor [H, ...]."""
+    return tuple(getattr(table, item.name) for item in fields(table))
+
+
+def table_of(kind: str, tensors: Sequence[Tensor]) -> tuple[Table, Sequence[Tensor]]:
+    """The table made of the first of the tensors, and the others."""
+    made = {"scalars": Scalars, "vectors": Vectors, "sinusoids": Sinusoids}[kind]
+    number = len(fields(made))
+    return made(*tensors[:number]), tensors[number:]
+
+
 def _of_heads(tables: Mapping[str, Table], heads: Tensor | None) -> Mapping[str, Table]:
     """The tables of some heads."""
     if heads is None:
         return tables
-    found: dict[str, Table] = {}
-    for name, table in tables.items():
-        match table:
-            case Scalars(numbers):
-                found[name] = Scalars(numbers[heads])
-            case Vectors(vectors):
-                found[name] = Vectors(vectors[heads])
-            case Sinusoids(weight, u, v):
-                found[name] = Sinusoids(weight[heads], u[heads], v[heads])
-            case _:
-                raise AssertionError(f"a table of no known kind: {table}")
-    return found
+    return {name: type(table)(*(x[heads] for x in tensors_of(table))) for name, table in tables.items()}
 
 
 def tables_read(bias: Real | None) -> list[str]:

@@ -1,0 +1,95 @@
+"""How does a term run whose scores are more than products? As what its branch says of scores, over the tiles of its
+program, with everything that a caller gives checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.index import Const, Index, K
+from patterndsl.ir.real import Real, put_index
+from patterndsl.ir.relation import inputs_read, substitute_index
+from patterndsl.runtime.arguments import check_tensors, checked_scale
+from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.function import without_autocast
+from patterndsl.runtime.parts import has_heads
+from patterndsl.runtime.program import Program
+from patterndsl.runtime.scored import Scoring, Table, relation_of, scored_attention
+from patterndsl.sema.bind import Bound, bind
+from patterndsl.sema.parameters import param_values, put_size
+from patterndsl.source.sequence import Keys
+
+if TYPE_CHECKING:
+    from patterndsl.composite import Branch, Composite, Term
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredTerm:
+    """A term with its program for the sizes of a call."""
+
+    pattern: Composite
+    term: Term
+    program: Program
+
+    @property
+    def branch(self) -> Branch:
+        return self.pattern.branches[self.term.branch]
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Keys,
+        inputs: Inputs | None,
+        tables: Mapping[str, Table],
+        made: Tensor | None,
+        scale: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Output and lse, differentiable; see `scored_attention`. inputs: of the call, among them those of other terms.
+        tables, made: what the branch needs, by `Scoring`."""
+        bound, branch = self.program.bound, self.branch
+        check_tensors(query, *keys, bound, self.program.device)
+        read = None if inputs is None else {name: x for name, x in inputs.items() if name in self.term.reads}
+        found = self.program.with_found(query, keys[0], read)
+        given = checked_inputs(bound, found, self.program.device, query.shape[0])
+        if not bound.is_plain or has_heads(given):
+            message = "a bias, a cap or made scores beside inputs that differ from head to head"
+            raise input_error("E505", message, "give inputs without a dimension for heads")
+        bias = None if branch.bias is None else bound_bias(self.pattern, branch.bias, self.term, bound)
+        looked_up = _read_by_bias(self.pattern, bias, bound, inputs, query)
+        scoring = Scoring(bias, branch.softcap, tables, made)
+        scale = checked_scale(scale, query.shape[-1])
+        groups = self.program.groups(given)
+        with without_autocast(query.device.type):
+            return scored_attention(query, *keys, groups, bound, looked_up, scoring, scale=scale)
+
+
+def _read_by_bias(
+    pattern: Composite, bias: Real | None, bound: Bound, inputs: Inputs | None, query: Tensor
+) -> dict[str, Tensor]:
+    """The inputs that a bias reads, checked. Raises InputError (E501, E502)."""
+    relation = relation_of(bias)
+    names = inputs_read(relation)
+    if not names:
+        return {}
+    asked = bind(replace(pattern.resolved, relation=relation), bound.sizes, bound.num_heads, bound.layer)
+    given = {name: x for name, x in (inputs or {}).items() if name in names}
+    return checked_inputs(asked, given, query.device, query.shape[0])
+
+
+def bound_bias(pattern: Composite, bias: Real, term: Term, bound: Bound) -> Real:
+    """The bias of a term between queries and numbers of its keys, with sizes and parameters put in."""
+    sizes = bound.sizes
+    values = param_values(pattern.resolved, {}, sizes)
+    lists: dict[str, tuple[Index, ...]] = {
+        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
+    }
+
+    def stand(index: Index) -> Index:
+        at_position = substitute_index(index, lambda found: term.position if found == K else found)
+        return substitute_index(at_position, lambda found: put_size(found, sizes, values, bound.layer), lists)
+
+    return put_index(bias, stand)
