@@ -301,16 +301,14 @@ class Attention(nn.Module):
             routed = [item for item in selections if item.label == name]
             if name in given and not routed:
                 continue
-            if self.training:
-                learner.begin(key)
-            scores = learner.scores(key)
-            if name in self.labels_read and name not in given:
-                found[name] = learner(key, scores).repeat_interleave(again, dim=1)
-            for item in routed:
-                found[item.name] = learner.members(key, bound(item.name).width, scores).repeat_interleave(again, dim=1)
-            if self.training:
-                self.losses[name] = learner.commitment(key, scores)
-                learner.update(key, scores=scores)
+            with learner.step(key) as scores:
+                if name in self.labels_read and name not in given:
+                    found[name] = learner(key, scores).repeat_interleave(again, dim=1)
+                for item in routed:
+                    members = learner.members(key, bound(item.name).width, scores)
+                    found[item.name] = members.repeat_interleave(again, dim=1)
+                if self.training:
+                    self.losses[name] = learner.commitment(key, scores)
         for item in selections:
             if item.name not in self.indices:
                 continue

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patterndsl.composite import Composite
+from patterndsl.learn.again import Calls
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.scored import Scalars, Sinusoids, Vectors
 from patterndsl.runtime.summed import drawn_directions
@@ -49,7 +50,10 @@ ONLY = "only_"
 
 
 class Directions(nn.Module):
-    """The random directions of FAVOR+ [M, D], the same for all heads; in training drawn anew every `redraw` calls."""
+    """The random directions of FAVOR+ [M, D], the same for all heads; in training drawn anew every `redraw` calls.
+
+    A call that checkpointing runs again has those of its first run.
+    """
 
     directions: Tensor
     calls: Tensor
@@ -59,15 +63,21 @@ class Directions(nn.Module):
         self.settings, self.head_dim = settings, head_dim
         self.register_buffer("directions", drawn_directions(settings, head_dim).clone())
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.earlier: Calls[Tensor] = Calls()
 
     def forward(self) -> Tensor:
         redraw = int(self.settings["redraw"])
-        if self.training and redraw:
-            turn = int(self.calls) + 1
-            if turn % redraw == 0:
-                # a tensor of its own, as the backward pass of earlier calls needs the former ones
-                self.directions = drawn_directions(self.settings, self.head_dim, turn // redraw).to(self.directions)
-            self.calls.fill_(turn)
+        if not self.training or not redraw:
+            return self.directions
+        former = self.earlier.started()
+        if former is not None:
+            return former
+        turn = int(self.calls) + 1
+        if turn % redraw == 0:
+            # a tensor of its own, as the backward pass of earlier calls needs the former ones
+            self.directions = drawn_directions(self.settings, self.head_dim, turn // redraw).to(self.directions)
+        self.calls.fill_(turn)
+        self.earlier.begin(self.directions)
         return self.directions
 
 
