@@ -5,9 +5,9 @@ Tables that biases look up, random directions, and modules that make scores up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,19 @@ class Directions(nn.Module):
         turn = int(self.calls) + 1
         if turn % redraw == 0:
             # a tensor of its own, as the backward pass of earlier calls needs the former ones
-            self.directions = drawn_directions(self.settings, self.head_dim, turn // redraw).to(self.directions)
+            drawn = drawn_directions(self.settings, self.head_dim, turn // redraw)
+            self.directions = drawn.to(self.directions.device)
         self.calls.fill_(turn)
         self.earlier.begin(self.directions)
         return self.directions
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves directions to another device, and leaves their dtype: rounded they are not orthogonal."""
+        exact = self.directions
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch declares it without types
+        if not exact.is_meta:
+            self.directions = exact.to(self.directions.device)
+        return self
 
 
 class WithProduct(nn.Module):

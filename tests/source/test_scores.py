@@ -260,3 +260,22 @@ def test_no_state_where_keys_are_kept_otherwise() -> None:
     layer = layer_of(patterndsl.load("examples/sources/window-and-sums.yaml"))
     with pytest.raises(PatternError, match="E505"):
         layer.init_state(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_directions_stay_exact_whatever_the_layer_is_of(dtype: torch.dtype) -> None:
+    """Rounded ones are not orthogonal any more."""
+    layer = Attention("score: favor(8, redraw = 2)\nattend: causal", 16, 2)
+    drawn: Any = layer.scores["only_"]
+    before = drawn.directions.clone()
+    layer.to(dtype)
+    assert drawn.directions.dtype == torch.float32 and torch.equal(drawn.directions, before)
+    for _ in range(2):
+        layer(torch.randn(1, 3, 16, dtype=dtype))
+    after = drawn.directions
+    assert after.dtype == torch.float32 and not torch.equal(after, before)
+    products = after @ after.mT
+    torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-5, rtol=0)
+    layer.to("meta")
+    assert drawn.directions.is_meta
+    assert layer.to_empty(device="cpu") is layer and drawn.directions.device.type == "cpu"
