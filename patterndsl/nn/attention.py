@@ -24,6 +24,7 @@ from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.composed import Learned
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.ops import Call as Asked
+from patterndsl.runtime.scored import relation_of
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
@@ -104,7 +105,7 @@ class Attention(nn.Module):
         self.learns = bool(self.learners) or bool(self.indices)
         terms = [term.pattern for term in self.pattern.terms] if isinstance(self.pattern, Composite) else [self.pattern]
         self.relations = tuple(term.resolved for term in terms)
-        self.labels_read = frozenset[str]().union(*map(_read_by, self.relations))
+        self.labels_read = _read_by_biases(self.pattern).union(*map(_read_by, self.relations))
         self.losses: dict[str, Tensor] = {}
         self.sources = Sources(_told(self.pattern), dim, kv_heads, self.head_dim)
         branches = tuple(self.pattern.branches) if isinstance(self.pattern, Composite) else ()
@@ -392,6 +393,12 @@ def _read_by(resolved: Resolved) -> frozenset[str]:
     """The inputs that a pattern reads."""
     fallback = frozenset[str]() if resolved.fallback is None else inputs_read(resolved.fallback)
     return inputs_read(resolved.relation) | fallback
+
+
+def _read_by_biases(pattern: Pattern) -> frozenset[str]:
+    """The inputs that biases read."""
+    branches = pattern.branches.values() if isinstance(pattern, Composite) else ()
+    return frozenset[str]().union(*(inputs_read(relation_of(branch.bias)) for branch in branches))
 
 
 def _told(pattern: Pattern) -> tuple[Told, ...]:

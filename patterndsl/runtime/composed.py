@@ -223,6 +223,7 @@ def combined(
             return results
         outputs[name] = results[0]
     if pattern.combine == "gate":
+        _check_gates(learned.gates, query)
         outputs = {name: out * learned.gates[name][..., None].to(out.dtype) for name, out in outputs.items()}
     total = torch.stack(list(outputs.values())).sum(0) if len(outputs) > 1 else next(iter(outputs.values()))
     return total / len(outputs) if pattern.combine == "mean" else total
@@ -234,7 +235,11 @@ def _attended(
     """Output and lse of a term in a branch with softmax."""
     if branch.runs == "planned":
         return call.attend(term, query, keys)
-    tables = {name: as_table(name, learned.tables[name], query.shape[1]) for name in tables_read(branch.bias)}
+    kinds = {item.name: item.kind for item in pattern.resolved.tables}
+    tables = {
+        name: as_table(name, kinds[name], pattern.table_size(name), learned.tables[name], query)
+        for name in tables_read(branch.bias)
+    }
     made = learned.scores[branch.name] if branch.is_made_up else None
     query, key, value = (as_autocast(x) for x in (query, *keys))
     if torch.compiler.is_compiling():
@@ -256,6 +261,19 @@ def _check_learned(pattern: Composite, learned: Learned) -> None:
     _check(pattern, "gate", learned.gates, gated, set(gated))
     _check(pattern, "score", learned.scores, made, set(made))
     _check(pattern, "table", learned.tables, known, read)
+
+
+def _check_gates(gates: Mapping[str, object], query: Tensor) -> None:
+    """Raises InputError (E502) on a gate that is no weight of branch, head and query."""
+    rows = query.shape[:3]
+    for name, gate in gates.items():
+        help = f"give a floating-point tensor {list(rows)}, or what broadcasts to it, on {query.device}"
+        if not isinstance(gate, Tensor):
+            raise input_error("E502", f"gate `{name}` is {type(gate).__name__}", help)
+        sizes = (1,) * (3 - gate.dim()) + tuple(gate.shape)
+        fits = len(sizes) == 3 and all(size in (1, whole) for size, whole in zip(sizes, rows, strict=True))
+        if not fits or not gate.is_floating_point() or gate.device != query.device:
+            raise input_error("E502", f"gate `{name}` is {list(gate.shape)}, {gate.dtype} on {gate.device}", help)
 
 
 def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]) -> None:

@@ -22,6 +22,7 @@ from patterndsl.ir.real import Entry, OfIndex, Real, RealFunction, parts, real_v
 from patterndsl.ir.relation import Relation, compare, disjunction, subexpressions
 from patterndsl.runtime.data import DeviceData, device_data
 from patterndsl.runtime.gathered import Group
+from patterndsl.runtime.parts import folded, has_heads
 from patterndsl.sema.bind import Bound
 
 MAX_SCORES = 1 << 22
@@ -157,7 +158,9 @@ def scored_attention(
     beyond the tensors O(MAX_SCORES).
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    data = device_data(relation_of(scoring.bias), bound.num_heads, given, query.device)
+    by_head = has_heads(given)
+    looked_up = folded(given, range(bound.num_heads), query.shape[0]) if by_head else given
+    data = device_data(relation_of(scoring.bias), bound.num_heads, looked_up, query.device)
     out = query.new_zeros((*query.shape[:3], value.shape[-1]), dtype=dtype)
     lse = query.new_full(query.shape[:3], -torch.inf, dtype=dtype)
     for group in groups:
@@ -165,12 +168,13 @@ def scored_attention(
             None if part is None else torch.tensor(part, device=query.device) for part in (group.rows, group.heads)
         )
         at_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
-        one = _One(group, bound, data.at_row(at_rows[:, None, None, None, None]), scoring, scale, rows, heads)
+        at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
+        told = at_rows[:, None] * bound.num_heads + at_heads if by_head else at_rows[:, None]
+        one = _One(group, bound, data.at_row(told[..., None, None, None]), scoring, scale, rows, heads)
         part_out, part_lse = one.attend(query, key, value, dtype)
         if rows is None and heads is None:
             out, lse = part_out, part_lse
             continue
-        at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
         place = (at_rows[:, None], at_heads[None])
         out, lse = out.index_put(place, part_out), lse.index_put(place, part_lse)
     return out.to(query.dtype), lse
@@ -302,9 +306,13 @@ def tensors_of(table: Table) -> tuple[Tensor, ...]:
 
 def table_of(kind: str, tensors: Sequence[Tensor]) -> tuple[Table, Sequence[Tensor]]:
     """The table made of the first of the tensors, and the others."""
-    made = {"scalars": Scalars, "vectors": Vectors, "sinusoids": Sinusoids}[kind]
-    number = len(fields(made))
-    return made(*tensors[:number]), tensors[number:]
+    match kind:
+        case "scalars":
+            return Scalars(tensors[0]), tensors[1:]
+        case "vectors":
+            return Vectors(tensors[0]), tensors[1:]
+        case _:
+            return Sinusoids(*tensors[:3]), tensors[3:]
 
 
 def _of_heads(tables: Mapping[str, Table], heads: Tensor | None) -> Mapping[str, Table]:
@@ -319,14 +327,40 @@ def tables_read(bias: Real | None) -> list[str]:
     return [] if bias is None else list(dict.fromkeys(part.table for part in parts(bias) if isinstance(part, Entry)))
 
 
-def as_table(name: str, given: object, heads: int) -> Table:
-    """A table as a caller gives it: a tensor [heads, size] or [heads, size, D], or one that is made already.
+def as_table(name: str, kind: str, size: int | None, given: object, query: Tensor) -> Table:
+    """A table as a caller gives it: a tensor [heads, size] of scalars, [heads, size, D] of vectors; of sinusoids weight
+    [heads, D, dim], u and v [heads, D]; or one that is made already.
 
-    Raises InputError (E502) on anything else.
+    kind, size: as declared. Raises InputError (E502) on anything else.
     """
+    heads, head_dim = query.shape[1], query.shape[3]
+    forms: dict[str, tuple[tuple[int | None, ...], ...]] = {
+        "scalars": ((heads, size),),
+        "vectors": ((heads, size, head_dim),),
+        "sinusoids": ((heads, head_dim, None), (heads, head_dim), (heads, head_dim)),
+    }
+    form = forms[kind]
     if isinstance(given, Scalars | Vectors | Sinusoids):
-        return given
-    if isinstance(given, Tensor) and given.dim() in (2, 3) and given.shape[0] == heads:
-        return Scalars(given) if given.dim() == 2 else Vectors(given)
-    shown = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
-    raise input_error("E502", f"table `{name}` is {shown}", f"give [{heads}, size] or [{heads}, size, head_dim]")
+        tensors: tuple[object, ...] = tensors_of(given) if kind_of(given) == kind else (given,)
+    else:
+        tensors = tuple(given) if isinstance(given, tuple | list) else (given,)
+    fitting = [
+        x
+        for x, wanted in zip(tensors, form, strict=False)
+        if isinstance(x, Tensor) and _fits(x, wanted) and x.is_floating_point() and x.device == query.device
+    ]
+    if len(fitting) == len(form) == len(tensors):
+        return table_of(kind, fitting)[0]
+    wanted = ", ".join(f"[{', '.join('any' if n is None else str(n) for n in sizes)}]" for sizes in form)
+    help = f"give {wanted} of floating point on {query.device}"
+    raise input_error("E502", f"table `{name}` of {kind} is {', '.join(map(_shown, tensors))}", help)
+
+
+def _fits(x: Tensor, sizes: Sequence[int | None]) -> bool:
+    return x.dim() == len(sizes) and all(size in (None, found) for size, found in zip(sizes, x.shape, strict=True))
+
+
+def _shown(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return f"{list(x.shape)}, {x.dtype} on {x.device}"

@@ -16,6 +16,7 @@ from patterndsl.ir.relation import inputs_read, substitute_index
 from patterndsl.runtime.arguments import check_tensors, checked_scale
 from patterndsl.runtime.data import Inputs, checked_inputs
 from patterndsl.runtime.function import without_autocast
+from patterndsl.runtime.groups import groups_of_heads
 from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.scored import Scoring, Table, relation_of, scored_attention
@@ -52,32 +53,46 @@ class ScoredTerm:
         tables, made: what the branch needs, by `Scoring`."""
         bound, branch = self.program.bound, self.branch
         check_tensors(query, *keys, bound, self.program.device)
+        _check_made(branch.name, made, query, keys[0])
         read = None if inputs is None else {name: x for name, x in inputs.items() if name in self.term.reads}
         found = self.program.with_found(query, keys[0], read)
         given = checked_inputs(bound, found, self.program.device, query.shape[0])
-        if not bound.is_plain or has_heads(given):
-            message = "a bias, a cap or made scores beside inputs that differ from head to head"
-            raise input_error("E505", message, "give inputs without a dimension for heads")
+        assert bound.is_plain, "a multiset or a fallback beside scores, which the checks refuse"
         bias = None if branch.bias is None else bound_bias(self.pattern, branch.bias, self.term, bound)
-        looked_up = _read_by_bias(self.pattern, bias, bound, inputs, query)
+        looked_up = self._read_by_bias(bias, inputs, query, keys[0])
         scoring = Scoring(bias, branch.softcap, tables, made)
         scale = checked_scale(scale, query.shape[-1])
-        groups = self.program.groups(given)
+        by_head = has_heads(given)
+        groups = tuple(groups_of_heads(bound, given, query.device)) if by_head else self.program.groups(given)
         with without_autocast(query.device.type):
             return scored_attention(query, *keys, groups, bound, looked_up, scoring, scale=scale)
 
+    def _read_by_bias(self, bias: Real | None, inputs: Inputs | None, query: Tensor, key: Tensor) -> dict[str, Tensor]:
+        """The inputs that a bias reads, checked; labels that are not among them are found from the keys. Raises
+        InputError (E501, E502)."""
+        relation, bound = relation_of(bias), self.program.bound
+        names = inputs_read(relation)
+        if not names:
+            return {}
+        asked = bind(replace(self.pattern.resolved, relation=relation), bound.sizes, bound.num_heads, bound.layer)
+        given = {shape.name: inputs[shape.name] for shape in asked.inputs if inputs and shape.name in inputs}
+        found = Program(asked, self.program.text, query.device).with_found(query, key, given)
+        return checked_inputs(asked, found, query.device, query.shape[0])
 
-def _read_by_bias(
-    pattern: Composite, bias: Real | None, bound: Bound, inputs: Inputs | None, query: Tensor
-) -> dict[str, Tensor]:
-    """The inputs that a bias reads, checked. Raises InputError (E501, E502)."""
-    relation = relation_of(bias)
-    names = inputs_read(relation)
-    if not names:
-        return {}
-    asked = bind(replace(pattern.resolved, relation=relation), bound.sizes, bound.num_heads, bound.layer)
-    given = {name: x for name, x in (inputs or {}).items() if name in names}
-    return checked_inputs(asked, given, query.device, query.shape[0])
+
+def _check_made(name: str, made: object, query: Tensor, key: Tensor) -> None:
+    """Raises InputError (E502) on made scores that are not one for each pair."""
+    if made is None:
+        return
+    of = f" of branch `{name}`" if name else ""
+    help = f"give a floating-point tensor {[query.shape[0], *query.shape[1:3], key.shape[2]]} on {query.device}"
+    help += ", or one row for the whole batch"
+    if not isinstance(made, Tensor):
+        raise input_error("E502", f"the made scores{of} are {type(made).__name__}", help)
+    fits = made.dim() == 4 and made.shape[0] in (1, query.shape[0])
+    fits = fits and tuple(made.shape[1:]) == (*query.shape[1:3], key.shape[2])
+    if not fits or not made.is_floating_point() or made.device != query.device:
+        raise input_error("E502", f"the made scores{of} are {list(made.shape)}, {made.dtype} on {made.device}", help)
 
 
 def bound_bias(pattern: Composite, bias: Real, term: Term, bound: Bound) -> Real:

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
 from patterndsl.ir.index import NK, NQ, Const, Index, K, Param, Q, arithmetic
-from patterndsl.ir.real import Real
+from patterndsl.ir.real import Real, reads
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
@@ -272,7 +272,11 @@ class _Resolver(Expander):
                 message = f"`{word}` beside the score `{score.name}`, which knows no single scores"
                 raise self.report("E211", message, expr.place, "drop it, or score by softmax")
         if branch.bias is not None:
-            self.biases[branch.name] = real(branch.bias, self, scope, self.tables)
+            self.biases[branch.name] = bias = real(branch.bias, self, scope, self.tables)
+            for name in (read.name for read in reads(bias) if read.name in self.labels):
+                if dict(self.labels[name].settings).get("rounds", Const(1)) != Const(1):
+                    message = f"`{name}` has a value in each of several rounds, and a bias takes one"
+                    raise self.report("E211", message, branch.bias.place, "let it read a label of one round")
         if branch.softcap is not None:
             cap = branch.softcap
             if not isinstance(cap, ast.Number | ast.Real) or not cap.value > 0:
