@@ -379,8 +379,18 @@ class Composite(Pattern):
 
     def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
         """What is said of the terms that are the sequence's own keys, and of what no term uses."""
+        from patterndsl.analysis.bias import not_finite
         from patterndsl.analysis.names import unused
 
+        places = {branch.name: branch.bias.place for branch in self.spec.branches if branch.bias is not None}
+        biases = [
+            item
+            for term in self.terms
+            if (bias := self.branches[term.branch].bias) is not None
+            for item in not_finite(
+                bias, self.resolved, term.pattern.resolved, term.position, places[term.branch], heads, layer
+            )
+        ]
         advice = [
             item
             for term in self.terms
@@ -388,7 +398,7 @@ class Composite(Pattern):
             for item in term.pattern.lint(n, heads=heads, layer=layer)
             if item.code not in OF_WHOLE_PATTERNS
         ]
-        return tuple(dict.fromkeys((*unused(self.spec), *advice)))
+        return tuple(dict.fromkeys((*unused(self.spec), *biases, *advice)))
 
     def explain(
         self,

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from patterndsl.diagnostics import input_error
-from patterndsl.ir.index import Const, Index, K
-from patterndsl.ir.real import Real, put_index
-from patterndsl.ir.relation import inputs_read, substitute_index
+from patterndsl.ir.real import Real
+from patterndsl.ir.relation import inputs_read
 from patterndsl.runtime.arguments import check_tensors, checked_scale
 from patterndsl.runtime.data import Inputs, checked_inputs
 from patterndsl.runtime.function import without_autocast
@@ -20,8 +19,8 @@ from patterndsl.runtime.groups import groups_of_heads
 from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.scored import Scoring, Table, relation_of, scored_attention
-from patterndsl.sema.bind import Bound, bind
-from patterndsl.sema.parameters import param_values, put_size
+from patterndsl.sema.biases import bound_bias
+from patterndsl.sema.bind import bind
 from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class ScoredTerm:
         found = self.program.with_found(query, keys[0], read)
         given = checked_inputs(bound, found, self.program.device, query.shape[0])
         assert bound.is_plain, "a multiset or a fallback beside scores, which the checks refuse"
-        bias = None if branch.bias is None else bound_bias(self.pattern, branch.bias, self.term, bound)
+        bias = None if branch.bias is None else self._bound(branch.bias)
         looked_up = self._read_by_bias(bias, inputs, query, keys[0])
         scoring = Scoring(bias, branch.softcap, tables, made)
         scale = checked_scale(scale, query.shape[-1])
@@ -66,6 +65,10 @@ class ScoredTerm:
         groups = tuple(groups_of_heads(bound, given, query.device)) if by_head else self.program.groups(given)
         with without_autocast(query.device.type):
             return scored_attention(query, *keys, groups, bound, looked_up, scoring, scale=scale)
+
+    def _bound(self, bias: Real) -> Real:
+        bound = self.program.bound
+        return bound_bias(bias, self.pattern.resolved, self.term.position, bound.sizes, bound.layer)
 
     def _read_by_bias(self, bias: Real | None, inputs: Inputs | None, query: Tensor, key: Tensor) -> dict[str, Tensor]:
         """The inputs that a bias reads, checked; labels that are not among them are found from the keys. Raises
@@ -93,18 +96,3 @@ def _check_made(name: str, made: object, query: Tensor, key: Tensor) -> None:
     fits = fits and tuple(made.shape[1:]) == (*query.shape[1:3], key.shape[2])
     if not fits or not made.is_floating_point() or made.device != query.device:
         raise input_error("E502", f"the made scores{of} are {list(made.shape)}, {made.dtype} on {made.device}", help)
-
-
-def bound_bias(pattern: Composite, bias: Real, term: Term, bound: Bound) -> Real:
-    """The bias of a term between queries and numbers of its keys, with sizes and parameters put in."""
-    sizes = bound.sizes
-    values = param_values(pattern.resolved, {}, sizes)
-    lists: dict[str, tuple[Index, ...]] = {
-        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
-    }
-
-    def stand(index: Index) -> Index:
-        at_position = substitute_index(index, lambda found: term.position if found == K else found)
-        return substitute_index(at_position, lambda found: put_size(found, sizes, values, bound.layer), lists)
-
-    return put_index(bias, stand)
