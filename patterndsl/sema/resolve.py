@@ -54,7 +54,7 @@ from patterndsl.sema.scope import (
 )
 from patterndsl.sema.scores import MAKERS, SCORES, TABLES, Maker, ScoreKind
 from patterndsl.sema.selectors import BYS, SELECTORS, SHARINGS
-from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, text_of_setting
+from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, at_any_start, text_of_setting
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
@@ -397,8 +397,12 @@ class _Resolver(Expander):
         for selection in spec.select:
             self.declare(selection.name, selection.place, scope)
             self.attempt(partial(self.selection, selection, scope))
+        alone = Scope(parent=scope)
         for definition in spec.define:
-            self.attempt(partial(self.check_alone, definition, scope))
+            told = replace(definition, body=at_any_start(spec.sources, definition.body))
+            alone.definitions.setdefault(told.name, []).append(told)
+        for definition in (item for items in alone.definitions.values() for item in items):
+            self.attempt(partial(self.check_alone, definition, alone))
 
     def declare(
         self, name: str, place: SourceRange, scope: Scope, ignoring: Sequence[ast.Definition] | None = None
