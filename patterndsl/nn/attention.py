@@ -18,7 +18,16 @@ from patterndsl.functional import as_pattern, attention, composite_attention
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
-from patterndsl.nn.scores import ONLY, Directions, Table, WithProduct, score_modules, tables_of
+from patterndsl.nn.scores import (
+    ONLY,
+    Directions,
+    Table,
+    WithProduct,
+    Zeros,
+    projections_read,
+    score_modules,
+    tables_of,
+)
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.composed import Learned
@@ -79,12 +88,17 @@ class Attention(nn.Module):
         self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
         self.head_dim = dim // heads if head_dim is None else counted("head_dim", head_dim, 1, MAX_SIZE)
         self.layer, self.backend = counted("layer", layer, 0, MAX_LAYER), backend
-        self.query_projection = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        reads = projections_read(self.pattern)
+
+        def projection(name: str, width: int) -> Any:
+            return nn.Linear(dim, width, bias=bias) if name in reads else Zeros(width)
+
+        self.query_projection = projection("query", heads * self.head_dim)
         self.is_shared = self.pattern.resolved.share == "query_key"
         if self.is_shared and kv_heads != heads:
             message = f"{heads} query heads share their projection with {kv_heads} key heads"
             raise input_error("E503", message, "leave kv_heads out: `share: query_key` needs as many")
-        separate = None if self.is_shared else nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        separate = None if self.is_shared else projection("key", kv_heads * self.head_dim)
         self.key_projection = self.query_projection if separate is None else separate
         self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=bias)
@@ -130,7 +144,7 @@ class Attention(nn.Module):
         if not self.sources.is_recurrent and not self.sums:
             help = "call the layer without a state, or declare a source that recalls: past: recall(128)"
             raise input_error("E505", "the pattern has no state", help)
-        weight = self.query_projection.weight
+        weight = self.value_projection.weight
         like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
         return self.sources.start(counted("batch", batch, 0, MAX_SIZE), like)
 
@@ -329,7 +343,7 @@ class Attention(nn.Module):
             raise input_error("E503", f"{name} is {type(x).__name__}, not a tensor", help)
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise input_error("E503", f"{name} is {list(x.shape)}", help)
-        weight = self.query_projection.weight
+        weight = self.value_projection.weight
         casts = is_autocast_on(x.device.type)
         # weights that are not floating point belong to somebody's quantisation, which knows what it takes
         if not x.is_floating_point() or (weight.is_floating_point() and weight.dtype != x.dtype and not casts):

@@ -36,7 +36,7 @@ def states(length: int) -> Tensor:
 def projected(layer: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[T, heads, D] each of x [T, dim]."""
     found = [
-        (x @ module.weight.T + module.bias).view(x.shape[0], -1, D)
+        module(x).view(x.shape[0], -1, D)
         for module in (layer.query_projection, layer.key_projection, layer.value_projection)
     ]
     return found[0], found[1], found[2]
