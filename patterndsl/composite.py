@@ -74,6 +74,10 @@ class Term:
         """The inputs, labels and selections that it reads."""
         return inputs_read(self.pattern.resolved.relation)
 
+    def read_of(self, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+        """Those of a call's inputs that it reads."""
+        return None if inputs is None else {name: values for name, values in inputs.items() if name in self.reads}
+
     @cached_property
     def summable(self) -> Summable | None:
         """How its keys can be summed, None where they cannot: each query has all of some keys, or all up to itself."""

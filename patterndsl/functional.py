@@ -207,7 +207,7 @@ class _Call(Call):
             query,
             *keys,
             self.terms[term.name],
-            inputs=self.of(term),
+            inputs=term.read_of(self.inputs),
             layer=layer,
             q_start=q_start,
             n=n,
@@ -244,10 +244,11 @@ def _found(address: str, query: Tensor, key: Tensor, call: ops.Call) -> Program:
     if isinstance(as_pattern(text), Composite):
         message = "the text of a pattern with several terms stands in a compiled function"
         raise input_error("E505", message, "parse it outside: pattern = patterndsl.parse(text)")
-    return _program_for(as_pattern(text), query, key, call, backend)
+    return program_for(as_pattern(text), query, key, call, backend)
 
 
-def _program_for(pattern: Pattern, query: Tensor, key: Tensor, call: ops.Call, backend: str) -> Program:
+def program_for(pattern: Pattern, query: Tensor, key: Tensor, call: ops.Call, backend: str) -> Program:
+    """The program of a pattern of one relation for the sizes of a call, found again or compiled."""
     n = None if call.n == -1 else call.n
     sizes = sizes_of(n, query.shape[2], key.shape[2], call.q_start)
     layer = counted("layer", call.layer, 0, MAX_LAYER)
@@ -260,7 +261,7 @@ def _found_term(address: str, query: Tensor, key: Tensor, call: ops.Call) -> Sco
     pattern = as_pattern(text)
     assert isinstance(pattern, Composite)
     term = next(term for term in pattern.terms if term.name == name)
-    return ScoredTerm(pattern, term, _program_for(term.pattern, query, key, call, backend))
+    return ScoredTerm(pattern, term, program_for(term.pattern, query, key, call, backend))
 
 
 ops.finders["pattern"] = _found

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import input_error
-from patterndsl.functional import as_pattern, attention, composite_attention
+from patterndsl.functional import as_pattern, attention, composite_attention, program_for
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
@@ -276,17 +276,9 @@ class Attention(nn.Module):
             if term.source not in self.sources.used:
                 continue
             key = keys[term.source][0].repeat_interleave(self.heads // self.kv_heads, dim=1)
-            program = term.pattern.compile(
-                q_len=query.shape[2],
-                kv_len=key.shape[2],
-                q_start=q_start,
-                heads=self.heads,
-                layer=self.layer,
-                device=query.device,
-            )
-            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
+            program = program_for(term.pattern, query, key, Asked(self.layer, q_start), self.backend)
             scores = (query @ key.transpose(-1, -2)) * (self.head_dim**-0.5 if scale is None else scale)
-            weights = (scores - lse[..., None]).exp().masked_fill(~program.mask(read), 0.0)
+            weights = (scores - lse[..., None]).exp().masked_fill(~program.mask(term.read_of(inputs)), 0.0)
             found[term.source] = weights.nan_to_num(0.0).sum((1, 2))
         return found
 

@@ -87,8 +87,7 @@ class CompositeProgram:
         found = {}
         for term in self.pattern.terms:
             program = self.program(term.name, (num_keys or {}).get(term.source, self.usual_keys(term)))
-            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
-            found[term.name] = program.mask(read)
+            found[term.name] = program.mask(term.read_of(inputs))
         return found
 
     def mask(self, inputs: Inputs | None = None) -> Tensor:
@@ -178,18 +177,14 @@ class Call:
         kind, _, home = self.home.partition(":")
         return f"{kind}:{term.name}:{home}"
 
-    def of(self, term: Term) -> dict[str, Tensor] | None:
-        """The inputs that a term reads."""
-        return None if self.inputs is None else {name: x for name, x in self.inputs.items() if name in term.reads}
-
     def attend(self, term: Term, query: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """Output and lse of a term by its program."""
         if torch.compiler.is_compiling():
             query, key, value = (as_autocast(x) for x in (query, *keys))
             address = self.address(term)
-            return ops.traced(query, key, value, self.of(term), address, self.scale, want_lse=True)
+            return ops.traced(query, key, value, term.read_of(self.inputs), address, self.scale, want_lse=True)
         program = self.program(term.name, keys[0].shape[2])
-        return program(query, *keys, inputs=self.of(term), scale=self.scale, return_lse=True)
+        return program(query, *keys, inputs=term.read_of(self.inputs), scale=self.scale, return_lse=True)
 
 
 def combined(

@@ -53,8 +53,7 @@ class ScoredTerm:
         bound, branch = self.program.bound, self.branch
         check_tensors(query, *keys, bound, self.program.device)
         _check_made(branch.name, made, query, keys[0])
-        read = None if inputs is None else {name: x for name, x in inputs.items() if name in self.term.reads}
-        found = self.program.with_found(query, keys[0], read)
+        found = self.program.with_found(query, keys[0], self.term.read_of(inputs))
         given = checked_inputs(bound, found, self.program.device, query.shape[0])
         assert bound.is_plain, "a multiset or a fallback beside scores, which the checks refuse"
         bias = None if branch.bias is None else self._bound(branch.bias)

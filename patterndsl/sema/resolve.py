@@ -5,7 +5,7 @@ It knows nothing of sizes or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache, partial
@@ -181,21 +181,25 @@ class _Resolver(Expander):
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
 
+    def called(self, expr: ast.Expr, known: Collection[str], what: str, otherwise: str, listed: str) -> str:
+        """The known name of what an expression names or calls. otherwise: what is said where it does neither."""
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        if name in known:
+            return cast("str", name)
+        near = nearest(name, known) if name else None
+        help = f"did you mean `{near}`?" if near else f"{listed} {', '.join(known)}"
+        raise self.report("E202", f"unknown {what} `{name}`" if name else otherwise, expr.place, help)
+
     # ---- sources ------------------------------------------------------------------------------------------
 
     def source(self, declared: ast.KeySource, scope: Scope) -> Value:
         """A source with all of its settings. Its keys are no value; what it returns is for `attempt`."""
         expr = declared.maker
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
         if declared.name == ast.OWN_KEYS:
             raise self.report("E208", "`self` are the sequence's own keys", declared.place, "choose another name")
         if declared.name in ("attend", *SCORED):
             raise self.report("E208", f"`{declared.name}` is a key of branches", declared.place, "choose another name")
-        if name is None or name not in SOURCES:
-            near = nearest(name, SOURCES) if name else None
-            help = f"did you mean `{near}`?" if near else f"the sources are {', '.join(SOURCES)}"
-            message = f"unknown kind of source `{name}`" if name else "keys come from a source"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, SOURCES, "kind of source", "keys come from a source", "the sources are")
         kind = SOURCES[name]
         given = self.source_settings(kind, expr, scope)
         known = {setting.name: setting for setting in kind.settings}
@@ -286,12 +290,7 @@ class _Resolver(Expander):
 
     def score(self, expr: ast.Expr, scope: Scope) -> ScoreDeclaration:
         """The score that is called, with all of its settings."""
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name is None or name not in SCORES:
-            near = nearest(name, SCORES) if name else None
-            help = f"did you mean `{near}`?" if near else f"the scores are {', '.join(SCORES)}"
-            message = f"unknown score `{name}`" if name else "a score is a name, or a name with settings"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, SCORES, "score", "a score is a name, or a name with settings", "the scores are")
         kind = SCORES[name]
         makers: tuple[Maker, ...] = ()
         if kind.kind == "synthesized" and isinstance(expr, ast.Call):
@@ -311,13 +310,8 @@ class _Resolver(Expander):
     def table(self, declared: ast.Table, scope: Scope) -> Value:
         """What a layer learns for a bias. What it returns is for `attempt`."""
         expr = declared.maker
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
         scope.broken.add(declared.name)
-        if name is None or name not in TABLES:
-            near = nearest(name, TABLES) if name else None
-            help = f"did you mean `{near}`?" if near else f"write {', '.join(TABLES)}"
-            message = f"unknown table `{name}`" if name else "a table is scalars(n), vectors(n) or sinusoids"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, TABLES, "table", "a table is scalars(n), vectors(n) or sinusoids", "write")
         sizes = expr.arguments if isinstance(expr, ast.Call) else ()
         if len(sizes) != (name != "sinusoids") or any(size.name for size in sizes):
             written = "sinusoids" if name == "sinusoids" else f"{name}(32)"
@@ -498,12 +492,7 @@ class _Resolver(Expander):
 
     def learner(self, expr: ast.Expr, scope: Scope) -> tuple[Learner, tuple[tuple[str, Index], ...]]:
         """The learner that is called, and all of its settings."""
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name is None or name not in LEARNERS:
-            near = nearest(name, LEARNERS) if name else None
-            help = f"did you mean `{near}`?" if near else f"the learners are {', '.join(LEARNERS)}"
-            message = f"unknown learner `{name}`" if name else "a label is found by a learner"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, LEARNERS, "learner", "a label is found by a learner", "the learners are")
         learner = LEARNERS[name]
         wanted = [setting.name for setting in learner.settings]
         given: dict[str, Index] = {}
@@ -563,12 +552,7 @@ class _Resolver(Expander):
     def selected(self, declared: ast.Selection, scope: Scope) -> SelectionDeclaration:
         """The selector that is called, and all of its settings."""
         expr = declared.selector
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name is None or name not in SELECTORS:
-            near = nearest(name, SELECTORS) if name else None
-            help = f"did you mean `{near}`?" if near else f"the selectors are {', '.join(SELECTORS)}"
-            message = f"unknown selector `{name}`" if name else "a selection is made by a selector"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, SELECTORS, "selector", "a selection is made by a selector", "the selectors are")
         selector = SELECTORS[name]
         given: dict[str, ast.Expr] = {}
         for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):
