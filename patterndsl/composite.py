@@ -88,6 +88,10 @@ class Term:
         """The inputs, labels and selections that it reads."""
         return inputs_read(self.pattern.resolved.relation)
 
+    def read_of(self, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+        """Those of a call's inputs that it reads."""
+        return None if inputs is None else {name: values for name, values in inputs.items() if name in self.reads}
+
     @cached_property
     def summable(self) -> Summable | None:
         """How its keys can be summed, None where they cannot: each query has all of some keys, or all up to itself."""
@@ -469,8 +473,18 @@ class Composite(Pattern):
 
     def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
         """What is said of the terms that are the sequence's own keys, and of what no term uses."""
+        from patterndsl.analysis.bias import not_finite
         from patterndsl.analysis.names import unused
 
+        places = {branch.name: branch.bias.place for branch in self.spec.branches if branch.bias is not None}
+        biases = [
+            item
+            for term in self.terms
+            if (bias := self.branches[term.branch].bias) is not None
+            for item in not_finite(
+                bias, self.resolved, term.pattern.resolved, term.position, places[term.branch], heads, layer
+            )
+        ]
         advice = [
             item
             for term in self.written
@@ -480,7 +494,7 @@ class Composite(Pattern):
         ]
         has_pairs = {role for term in self.terms for role in term.projections.owned().values()}
         without = [item for item in self.resolved.roles if item.name not in has_pairs]
-        return tuple(dict.fromkeys((*unused(self.spec), *map(_never_asked, without), *advice)))
+        return tuple(dict.fromkeys((*unused(self.spec), *biases, *map(_never_asked, without), *advice)))
 
     def explain(
         self,

@@ -70,6 +70,7 @@ CODES: dict[str, str] = {
     "W302": "a term that changes nothing",
     "W303": "causal but for a few queries",
     "W304": "draws that the rest of the pattern drops",
+    "W305": "a bias that is no finite number",
     # W4: what it costs
     "W401": "far more pairs computed than kept",
     "W402": "tiles of another size would compute far fewer pairs",

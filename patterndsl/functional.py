@@ -15,13 +15,15 @@ from patterndsl.composite import Composite, Term
 from patterndsl.diagnostics import input_error
 from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
-from patterndsl.runtime import ops
+from patterndsl.runtime import ops, scored_ops
 from patterndsl.runtime.arguments import as_autocast, check_backend
 from patterndsl.runtime.composed import Call, Learned, combined
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.projected import Keys, Roles
+from patterndsl.runtime.projected import Roles
+from patterndsl.runtime.scored_term import ScoredTerm
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
+from patterndsl.source.sequence import Keys
 
 MAX_PROGRAMS = 64
 
@@ -192,8 +194,13 @@ def composite_attention(
         sizes = sizes_of(total, query.shape[2], num_keys, asked.q_start)
         return _program(terms[name], sizes, query.shape[1], layer, query.device, backend)
 
-    sizes = sizes_of(total, query.shape[2], key.shape[2], asked.q_start)
-    call = _Call(program_of, sizes, inputs, scale, layer, terms, asked._replace(n=total), backend)
+    q_len, kv_len, q_start = query.shape[2], key.shape[2], asked.q_start
+    if torch.compiler.is_compiling():  # lengths have no numbers yet, and are checked where a graph asks for programs
+        sizes = Sizes(q_len, kv_len, q_start, total)
+    else:
+        sizes = sizes_of(total, q_len, kv_len, q_start)
+    home = f"pattern:{backend}:{pattern.text}"
+    call = _Call(program_of, sizes, inputs, scale, home, asked._replace(n=total), terms, backend)
     return combined(pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 
@@ -202,7 +209,6 @@ class _Call(Call):
     """The terms of a call, each an attention by itself, so that graphs find programs by the sizes of each call."""
 
     terms: Mapping[str, Pattern]
-    asked: ops.Call
     backend: str
 
     def attend(self, term: Term, query: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
@@ -212,7 +218,7 @@ class _Call(Call):
             query,
             *keys,
             self.terms[term.name],
-            inputs=self.of(term),
+            inputs=term.read_of(self.inputs),
             layer=layer,
             q_start=q_start,
             n=n,
@@ -249,13 +255,28 @@ def _found(address: str, query: Tensor, key: Tensor, call: ops.Call) -> Program:
     if isinstance(as_pattern(text), Composite):
         message = "the text of a pattern with several terms stands in a compiled function"
         raise input_error("E505", message, "parse it outside: pattern = patterndsl.parse(text)")
+    return program_for(as_pattern(text), query, key, call, backend)
+
+
+def program_for(pattern: Pattern, query: Tensor, key: Tensor, call: ops.Call, backend: str) -> Program:
+    """The program of a pattern of one relation for the sizes of a call, found again or compiled."""
     n = None if call.n == -1 else call.n
     sizes = sizes_of(n, query.shape[2], key.shape[2], call.q_start)
     layer = counted("layer", call.layer, 0, MAX_LAYER)
-    return _program(as_pattern(text), sizes, query.shape[1], layer, query.device, backend)
+    return _program(pattern, sizes, query.shape[1], layer, query.device, backend)
+
+
+def _found_term(address: str, query: Tensor, key: Tensor, call: ops.Call) -> ScoredTerm:
+    """The same of a term of a pattern with several, or with scores of its own."""
+    name, backend, text = address.split(":", 2)
+    pattern = as_pattern(text)
+    assert isinstance(pattern, Composite)
+    term = next(term for term in pattern.terms if term.name == name)
+    return ScoredTerm(pattern, term, program_for(term.pattern, query, key, call, backend))
 
 
 ops.finders["pattern"] = _found
+scored_ops.finders["pattern"] = _found_term
 
 
 def as_pattern(pattern: object) -> Pattern:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patterndsl.cli.output import picture_format, say, say_json, shows_unicode, width
 from patterndsl.cli.prove_command import fixed_params, other_of
-from patterndsl.cli.specs import pattern_of, single
+from patterndsl.cli.specs import other_single, pattern_of, single
 from patterndsl.files import write_atomically
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from patterndsl.analysis.difference import difference
 
     first = single(pattern_of(arguments.spec, arguments))
-    second = other_of(arguments.other, arguments, first)
+    second = other_single(other_of(arguments.other, arguments, first))
     params = fixed_params(arguments)
     verdicts = [
         first.prove("equals", second, params=params),

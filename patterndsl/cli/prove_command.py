@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from patterndsl.analysis.budget import SECONDS
 from patterndsl.cli.output import say, say_json
-from patterndsl.cli.specs import is_path, pattern_of
+from patterndsl.cli.specs import is_path, other_single, pattern_of
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import error
 from patterndsl.loading import load, parse_beside
 from patterndsl.pattern import Pattern
@@ -24,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.claim == "dead-terms":
         return _dead_terms(pattern, arguments)
     other = None if arguments.other is None else other_of(arguments.other, arguments, pattern)
+    if other is not None and not isinstance(pattern, Composite):
+        other = other_single(other)
     verdict = pattern.prove(arguments.claim, other, n=arguments.n, params=fixed_params(arguments))
     if arguments.json:
         say_json({"verdict": type(verdict).__name__, **verdict.to_dict()})

@@ -46,8 +46,17 @@ def single(pattern: Pattern) -> Pattern:
     """The pattern, if it is one relation. Raises PatternError (E701) where it is made of terms, and one is meant."""
     if isinstance(pattern, Composite):
         names = [term.name for term in pattern.terms]
-        help = f"name one: --term {names[0]}; the whole runs as a layer, patterndsl.nn.Attention"
-        raise error("E701", f"the pattern is made of terms: {', '.join(names)}", None, help)
+        terms = "a term" if len(names) == 1 else "terms"
+        raise error("E701", f"the pattern is made of {terms}: {', '.join(names)}", None, f"add --term {names[0]}")
+    return pattern
+
+
+def other_single(pattern: Pattern) -> Pattern:
+    """The same of the second of two patterns, whose terms no option names."""
+    if isinstance(pattern, Composite):
+        names = [term.name for term in pattern.terms]
+        help = f"put it first, with --term {names[0]}"
+        raise error("E701", f"the second pattern is made of terms: {', '.join(names)}", None, help)
     return pattern
 
 

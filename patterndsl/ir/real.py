@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, assert_never
 
-from patterndsl.ir.index import Index
+from patterndsl.ir.index import Index, Read
 from patterndsl.ir.meaning import Point, value
+from patterndsl.ir.relation import subexpressions
 
 RealOp: TypeAlias = Literal["+", "-", "*", "/", "**"]
 RealFunction: TypeAlias = Literal["floor", "log", "exp", "sqrt", "abs", "min", "max"]
@@ -102,6 +103,13 @@ def parts(real: Real) -> Iterator[Real]:
     yield real
     for child in children(real):
         yield from parts(child)
+
+
+def reads(real: Real) -> Iterator[Read]:
+    """What the expression reads of inputs and labels."""
+    for part in parts(real):
+        if isinstance(part, OfIndex):
+            yield from (found for found in subexpressions(part.index) if isinstance(found, Read))
 
 
 def put_index(real: Real, put: Callable[[Index], Index]) -> Real:

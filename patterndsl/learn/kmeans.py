@@ -6,9 +6,14 @@ exponential moving averages of what is assigned to them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from patterndsl.learn.again import Calls
 
 
 class KMeans(nn.Module):
@@ -32,6 +37,7 @@ class KMeans(nn.Module):
         self.register_buffer("counts", torch.ones(heads, clusters))
         self.register_buffer("sums", start.clone())
         self.register_buffer("is_begun", torch.tensor(False))
+        self.earlier: Calls[Tensor] = Calls()
 
     def scores(self, key: Tensor) -> Tensor:
         """[B, H, T, clusters] of key [B, H, T, D]: how much each points to each centroid; what else is asked of these
@@ -77,6 +83,30 @@ class KMeans(nn.Module):
             total = self.counts.sum(-1, keepdim=True)
             smoothed = (self.counts + SMOOTHING) / (total + self.counts.shape[1] * SMOOTHING) * total
             self.centroids.copy_(self.sums / smoothed[..., None])
+
+    @contextmanager
+    def step(self, key: Tensor) -> Iterator[Tensor]:
+        """The scores of key [B, H, T, D], and while the module trains a step: `begin` before them, `update` after all
+        that is asked of these keys.
+
+        A step that checkpointing runs again has the centroids of its first run, and updates nothing.
+        """
+        if not self.training:
+            yield self.scores(key)
+            return
+        former = self.earlier.started()
+        if former is None:
+            self.begin(key)
+            self.earlier.begin(self.centroids.clone())
+            scores = self.scores(key)
+            yield scores
+            self.update(key, scores=scores)
+            return
+        now, self.centroids = self.centroids, former
+        try:
+            yield self.scores(key)
+        finally:
+            self.centroids = now
 
     @torch.no_grad()
     def begin(self, key: Tensor) -> None:

@@ -15,18 +15,28 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from patterndsl.composite import Composite
 from patterndsl.decoding import Cache
 from patterndsl.diagnostics import input_error
-from patterndsl.functional import as_pattern, attention, composite_attention
+from patterndsl.functional import as_pattern, attention, composite_attention, program_for
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
 from patterndsl.nn import decoding
 from patterndsl.nn.roles import Roles
-from patterndsl.nn.scores import ONLY, Directions, Table, WithProduct, score_modules, tables_of
+from patterndsl.nn.scores import (
+    ONLY,
+    Directions,
+    Table,
+    WithProduct,
+    Zeros,
+    projections_read,
+    score_modules,
+    tables_of,
+)
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
 from patterndsl.runtime.composed import Learned
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.ops import Call as Asked
+from patterndsl.runtime.scored import relation_of
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
@@ -83,12 +93,17 @@ class Attention(nn.Module):
         self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
         self.head_dim = dim // heads if head_dim is None else counted("head_dim", head_dim, 1, MAX_SIZE)
         self.layer, self.backend = counted("layer", layer, 0, MAX_LAYER), backend
-        self.query_projection = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        reads = projections_read(self.pattern)
+
+        def projection(name: str, width: int) -> Any:
+            return nn.Linear(dim, width, bias=bias) if name in reads else Zeros(width)
+
+        self.query_projection = projection("query", heads * self.head_dim)
         self.is_shared = self.pattern.resolved.share == "query_key"
         if self.is_shared and kv_heads != heads:
             message = f"{heads} query heads share their projection with {kv_heads} key heads"
             raise input_error("E503", message, "leave kv_heads out: `share: query_key` needs as many")
-        separate = None if self.is_shared else nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        separate = None if self.is_shared else projection("key", kv_heads * self.head_dim)
         self.key_projection = self.query_projection if separate is None else separate
         self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=bias)
@@ -110,7 +125,7 @@ class Attention(nn.Module):
         self.learns = bool(self.learners) or bool(self.indices)
         terms = [term.pattern for term in self.pattern.terms] if isinstance(self.pattern, Composite) else [self.pattern]
         self.relations = tuple(term.resolved for term in terms)
-        self.labels_read = frozenset[str]().union(*map(_read_by, self.relations))
+        self.labels_read = _read_by_biases(self.pattern).union(*map(_read_by, self.relations))
         self.losses: dict[str, Tensor] = {}
         self.sources = Sources(_told(self.pattern), dim, kv_heads, self.head_dim)
         branches = tuple(self.pattern.branches) if isinstance(self.pattern, Composite) else ()
@@ -153,7 +168,7 @@ class Attention(nn.Module):
         `patterndsl.Cache`, with which the layer decodes token by token; n, max_queries: see there.
         Raises PatternError (E505) where the pattern cannot be decoded, (E406) where it depends on N and has no n.
         """
-        weight = self.query_projection.weight
+        weight = self.value_projection.weight
         if decoding.is_cached(self.pattern):
             return decoding.start(self, batch, device or weight.device, dtype or weight.dtype, n, max_queries)
         if not self.sources.is_recurrent and not self.sums:
@@ -328,17 +343,9 @@ class Attention(nn.Module):
             if term.source not in self.sources.used:
                 continue
             key = keys[term.source][0].repeat_interleave(self.heads // self.kv_heads, dim=1)
-            program = term.pattern.compile(
-                q_len=query.shape[2],
-                kv_len=key.shape[2],
-                q_start=q_start,
-                heads=self.heads,
-                layer=self.layer,
-                device=query.device,
-            )
-            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
+            program = program_for(term.pattern, query, key, Asked(self.layer, q_start), self.backend)
             scores = (query @ key.transpose(-1, -2)) * (self.head_dim**-0.5 if scale is None else scale)
-            weights = (scores - lse[..., None]).exp().masked_fill(~program.mask(read), 0.0)
+            weights = (scores - lse[..., None]).exp().masked_fill(~program.mask(term.read_of(inputs)), 0.0)
             found[term.source] = weights.nan_to_num(0.0).sum((1, 2))
         return found
 
@@ -368,16 +375,14 @@ class Attention(nn.Module):
             routed = [item for item in selections if item.label == name]
             if name in given and not routed:
                 continue
-            if self.training:
-                learner.begin(key)
-            scores = learner.scores(key)
-            if name in self.labels_read and name not in given:
-                found[name] = learner(key, scores).repeat_interleave(again, dim=1)
-            for item in routed:
-                found[item.name] = learner.members(key, bound(item.name).width, scores).repeat_interleave(again, dim=1)
-            if self.training:
-                self.losses[name] = learner.commitment(key, scores)
-                learner.update(key, scores=scores)
+            with learner.step(key) as scores:
+                if name in self.labels_read and name not in given:
+                    found[name] = learner(key, scores).repeat_interleave(again, dim=1)
+                for item in routed:
+                    members = learner.members(key, bound(item.name).width, scores)
+                    found[item.name] = members.repeat_interleave(again, dim=1)
+                if self.training:
+                    self.losses[name] = learner.commitment(key, scores)
         for item in selections:
             if item.name not in self.indices:
                 continue
@@ -397,7 +402,7 @@ class Attention(nn.Module):
             raise input_error("E503", f"{name} is {type(x).__name__}, not a tensor", help)
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise input_error("E503", f"{name} is {list(x.shape)}", help)
-        weight = self.query_projection.weight
+        weight = self.value_projection.weight
         casts = is_autocast_on(x.device.type)
         # weights that are not floating point belong to somebody's quantisation, which knows what it takes
         if not x.is_floating_point() or (weight.is_floating_point() and weight.dtype != x.dtype and not casts):
@@ -461,6 +466,12 @@ def _read_by(resolved: Resolved) -> frozenset[str]:
     """The inputs that a pattern reads."""
     fallback = frozenset[str]() if resolved.fallback is None else inputs_read(resolved.fallback)
     return inputs_read(resolved.relation) | fallback
+
+
+def _read_by_biases(pattern: Pattern) -> frozenset[str]:
+    """The inputs that biases read."""
+    branches = pattern.branches.values() if isinstance(pattern, Composite) else ()
+    return frozenset[str]().union(*(inputs_read(relation_of(branch.bias)) for branch in branches))
 
 
 def _told(pattern: Pattern) -> tuple[Told, ...]:

@@ -5,14 +5,15 @@ Tables that biases look up, random directions, and modules that make scores up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from patterndsl.composite import Composite
+from patterndsl.learn.again import Calls
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.scored import Scalars, Sinusoids, Vectors
 from patterndsl.runtime.summed import drawn_directions
@@ -49,7 +50,10 @@ ONLY = "only_"
 
 
 class Directions(nn.Module):
-    """The random directions of FAVOR+ [M, D], the same for all heads; in training drawn anew every `redraw` calls."""
+    """The random directions of FAVOR+ [M, D], the same for all heads; in training drawn anew every `redraw` calls.
+
+    A call that checkpointing runs again has those of its first run.
+    """
 
     directions: Tensor
     calls: Tensor
@@ -59,16 +63,53 @@ class Directions(nn.Module):
         self.settings, self.head_dim = settings, head_dim
         self.register_buffer("directions", drawn_directions(settings, head_dim).clone())
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.earlier: Calls[Tensor] = Calls()
 
     def forward(self) -> Tensor:
         redraw = int(self.settings["redraw"])
-        if self.training and redraw:
-            turn = int(self.calls) + 1
-            if turn % redraw == 0:
-                # a tensor of its own, as the backward pass of earlier calls needs the former ones
-                self.directions = drawn_directions(self.settings, self.head_dim, turn // redraw).to(self.directions)
-            self.calls.fill_(turn)
+        if not self.training or not redraw:
+            return self.directions
+        former = self.earlier.started()
+        if former is not None:
+            return former
+        turn = int(self.calls) + 1
+        if turn % redraw == 0:
+            # a tensor of its own, as the backward pass of earlier calls needs the former ones
+            drawn = drawn_directions(self.settings, self.head_dim, turn // redraw)
+            self.directions = drawn.to(self.directions.device)
+        self.calls.fill_(turn)
+        self.earlier.begin(self.directions)
         return self.directions
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves directions to another device, and leaves their dtype: rounded they are not orthogonal."""
+        exact = self.directions
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch declares it without types
+        if not exact.is_meta:
+            self.directions = exact.to(self.directions.device)
+        return self
+
+
+class Zeros(nn.Module):
+    """What stands for a projection that nothing reads: a parameter would never have a gradient."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros((*x.shape[:-1], self.width))
+
+
+def projections_read(pattern: Pattern) -> frozenset[str]:
+    """Which of `query` and `key` scores, learners and selections read: made scores alone read neither."""
+    both = frozenset({"query", "key"})
+    if not isinstance(pattern, Composite) or pattern.resolved.labels or pattern.resolved.selections:
+        return both
+    if any(not item.is_made_up or "product" in item.score.makers for item in pattern.branches.values()):
+        return both
+    of_tables = {"scalars": frozenset[str](), "vectors": frozenset({"query"}), "sinusoids": both}
+    return frozenset[str]().union(*(of_tables[item.kind] for item in pattern.resolved.tables))
 
 
 class WithProduct(nn.Module):

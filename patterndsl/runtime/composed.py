@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from patterndsl.diagnostics import input_error, nearest
-from patterndsl.ir.index import Const, Index, K
-from patterndsl.ir.real import Real, put_index
-from patterndsl.ir.relation import inputs_read, substitute_index
-from patterndsl.runtime.arguments import check_tensors, checked_scale
-from patterndsl.runtime.data import Inputs, checked_inputs
-from patterndsl.runtime.parts import has_heads, merged
+from patterndsl.runtime import ops, scored_ops
+from patterndsl.runtime.arguments import as_autocast
+from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.parts import merged
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.projected import Keys, Roles, check_roles, tensors_of
-from patterndsl.runtime.scored import Scoring, as_table, relation_of, scored_attention, tables_read
+from patterndsl.runtime.projected import Roles, check_roles, tensors_of
+from patterndsl.runtime.scored import as_table, tables_read
+from patterndsl.runtime.scored_term import ScoredTerm
 from patterndsl.runtime.summed import At, Features, summed
 from patterndsl.score.state import State
-from patterndsl.sema.bind import Bound, bind
-from patterndsl.sema.parameters import Sizes, param_values, put_size
+from patterndsl.sema.parameters import Sizes
+from patterndsl.source.sequence import Keys
 from patterndsl.syntax.tree import OWN_KEYS
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ class CompositeProgram:
     def __init__(self, pattern: Composite, sizes: Sizes, options: Mapping[str, Any]) -> None:
         self.pattern, self.sizes, self.options = pattern, sizes, dict(options)
         self._programs: OrderedDict[tuple[str, int], Program] = OrderedDict()
+        self._number = _living.add(self)
         for term in pattern.terms:  # what does not fit is said now
             self.program(term.name, self.usual_keys(term))
 
@@ -62,12 +62,15 @@ class CompositeProgram:
         """How many keys a term has where the caller does not say."""
         return self.sizes.kv_len if term.source == OWN_KEYS else self.pattern.num_keys(term.source, self.sizes.total)
 
+    def term(self, name: str) -> Term:
+        """The term of a name."""
+        return next(term for term in self.pattern.terms if term.name == name)
+
     def program(self, name: str, num_keys: int) -> Program:
         """The program of a term for so many keys of its source."""
         key = (name, num_keys)
         if key not in self._programs:
-            term = next(term for term in self.pattern.terms if term.name == name)
-            self._programs[key] = term.pattern.compile(
+            self._programs[key] = self.term(name).pattern.compile(
                 self.sizes.total,
                 q_len=self.sizes.q_len,
                 kv_len=num_keys,
@@ -85,8 +88,7 @@ class CompositeProgram:
         found = {}
         for term in self.pattern.terms:
             program = self.program(term.name, (num_keys or {}).get(term.source, self.usual_keys(term)))
-            read = None if inputs is None else {name: x for name, x in inputs.items() if name in term.reads}
-            found[term.name] = program.mask(read)
+            found[term.name] = program.mask(term.read_of(inputs))
         return found
 
     def mask(self, inputs: Inputs | None = None) -> Tensor:
@@ -130,9 +132,25 @@ class CompositeProgram:
         log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
         knows no single scores, are asked for a log-sum-exp.
         """
-        call = Call(self.program, self.sizes, inputs, scale, self.options.get("layer", 0))
+        call = Call(
+            self.program, self.sizes, inputs, scale, f"term:{self._number}", ops.Call(self.options.get("layer", 0))
+        )
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
         return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
+
+
+_living: ops.Living[CompositeProgram] = ops.Living()
+
+
+def _found(where: str, _query: Tensor, key: Tensor, _call: ops.Call) -> ScoredTerm:
+    """What a graph asks for of a compiled program."""
+    name, _, number = where.partition(":")
+    program = _living.find(number)
+    return ScoredTerm(program.pattern, program.term(name), program.program(name, key.shape[2]))
+
+
+ops.finders["term"] = lambda *asked: _found(*asked).program
+scored_ops.finders["term"] = _found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,22 +172,29 @@ class Learned:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """What the terms of a call have in common. program: of a term's name and the number of its keys."""
+    """What the terms of a call have in common. program: of a term's name and the number of its keys. home: where graphs
+    find the programs. asked: what they ask for."""
 
     program: Callable[[str, int], Program]
     sizes: Sizes
     inputs: Inputs | None
     scale: float | None
-    layer: int
+    home: str
+    asked: ops.Call
 
-    def of(self, term: Term) -> dict[str, Tensor] | None:
-        """The inputs that a term reads."""
-        return None if self.inputs is None else {name: x for name, x in self.inputs.items() if name in term.reads}
+    def address(self, term: Term) -> str:
+        """What graphs know a term by: the kind of address, the term, and the home of both."""
+        kind, _, home = self.home.partition(":")
+        return f"{kind}:{term.name}:{home}"
 
     def attend(self, term: Term, query: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """Output and lse of a term by its program."""
+        if torch.compiler.is_compiling():
+            query, key, value = (as_autocast(x) for x in (query, *keys))
+            address = self.address(term)
+            return ops.traced(query, key, value, term.read_of(self.inputs), address, self.scale, want_lse=True)
         program = self.program(term.name, keys[0].shape[2])
-        return program(query, *keys, inputs=self.of(term), scale=self.scale, return_lse=True)
+        return program(query, *keys, inputs=term.read_of(self.inputs), scale=self.scale, return_lse=True)
 
 
 def combined(
@@ -191,14 +216,14 @@ def combined(
         raise input_error("E505", f"{what} has no log-sum-exp", "leave return_lse out")
     outputs: dict[str, Tensor] = {}
     for name, branch in branches.items():
-        terms = branch.terms_at(call.layer) or branch.terms[: len(branches) == 1]
+        terms = branch.terms_at(call.asked.layer) or branch.terms[: len(branches) == 1]
         keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in terms]
         if not keys:
             continue
         if branch.is_kernel:
-            settings, decay = pattern.score_settings(name), pattern.decay(name, query.shape[1], call.layer)
+            settings, decay = pattern.score_settings(name), pattern.decay(name, query.shape[1], call.asked.layer)
             features = Features(branch.score.name, settings, learned.directions.get(name), decay)
-            before, at = learned.sums.get(name), At(call.sizes, call.layer)
+            before, at = learned.sums.get(name), At(call.sizes, call.asked.layer)
             outputs[name], after = summed(branch, features, query, keys, at, call.inputs, before)
             if after is not None:
                 learned.after[name] = after
@@ -208,6 +233,7 @@ def combined(
             return results
         outputs[name] = results[0]
     if pattern.combine == "gate":
+        _check_gates(learned.gates, query)
         outputs = {name: out * learned.gates[name][..., None].to(out.dtype) for name, out in outputs.items()}
     if not outputs:
         return query.new_zeros((*query.shape[:3], own[1].shape[3]))
@@ -224,20 +250,18 @@ def _attended(
         query, keys = tensors_of(term, query, keys, learned.roles)
     if branch.runs == "planned":
         return call.attend(term, query, keys)
-    program = call.program(term.name, keys[0].shape[2])
-    bound = program.bound
-    check_tensors(query, *keys, bound, program.device)
-    given = checked_inputs(bound, program.with_found(query, keys[0], call.of(term)), program.device, query.shape[0])
-    if not bound.is_plain or has_heads(given):
-        message = "a bias, a cap or made scores beside inputs that differ from head to head"
-        raise input_error("E505", message, "give inputs without a dimension for heads")
-    bias = None if branch.bias is None else bound_bias(pattern, branch.bias, term, bound)
-    looked_up = _read_by_bias(pattern, bias, bound, call.inputs, query)
-    tables = {name: as_table(name, learned.tables[name], query.shape[1]) for name in tables_read(branch.bias)}
+    kinds = {item.name: item.kind for item in pattern.resolved.tables}
+    tables = {
+        name: as_table(name, kinds[name], pattern.table_size(name), learned.tables[name], query)
+        for name in tables_read(branch.bias)
+    }
     made = learned.scores[branch.name] if branch.is_made_up else None
-    scoring = Scoring(bias, branch.softcap, tables, made)
-    scale = checked_scale(call.scale, query.shape[-1])
-    return scored_attention(query, *keys, program.groups(given), bound, looked_up, scoring, scale=scale)
+    query, key, value = (as_autocast(x) for x in (query, *keys))
+    if torch.compiler.is_compiling():
+        address = call.address(term)
+        return scored_ops.traced(query, (key, value), call.inputs, tables, made, address, call.scale, call.asked)
+    scored = ScoredTerm(pattern, term, call.program(term.name, key.shape[2]))
+    return scored.attend(query, (key, value), call.inputs, tables, made, call.scale)
 
 
 def _with_found(call: Call, term: Term, query: Tensor, keys: Keys) -> Call:
@@ -245,36 +269,9 @@ def _with_found(call: Call, term: Term, query: Tensor, keys: Keys) -> Call:
     resolved = term.pattern.resolved
     if not resolved.labels and not resolved.selections:
         return call
-    found = call.program(term.name, keys[0].shape[2]).with_found(query, keys[0], call.of(term))
+    program = call.program(term.name, keys[0].shape[2])
+    found = program.with_found(query, keys[0], term.read_of(call.inputs))
     return replace(call, inputs={**(call.inputs or {}), **(found or {})})
-
-
-def _read_by_bias(
-    pattern: Composite, bias: Real | None, bound: Bound, inputs: Inputs | None, query: Tensor
-) -> dict[str, Tensor]:
-    """The inputs that a bias reads, checked. Raises InputError (E501, E502)."""
-    relation = relation_of(bias)
-    names = inputs_read(relation)
-    if not names:
-        return {}
-    asked = bind(replace(pattern.resolved, relation=relation), bound.sizes, bound.num_heads, bound.layer)
-    given = {name: x for name, x in (inputs or {}).items() if name in names}
-    return checked_inputs(asked, given, query.device, query.shape[0])
-
-
-def bound_bias(pattern: Composite, bias: Real, term: Term, bound: Bound) -> Real:
-    """The bias of a term between queries and numbers of its keys, with sizes and parameters put in."""
-    sizes = bound.sizes
-    values = param_values(pattern.resolved, {}, sizes)
-    lists: dict[str, tuple[Index, ...]] = {
-        name: tuple(map(Const, value)) for name, value in values.items() if isinstance(value, tuple)
-    }
-
-    def stand(index: Index) -> Index:
-        at_position = substitute_index(index, lambda found: term.position if found == K else found)
-        return substitute_index(at_position, lambda found: put_size(found, sizes, values, bound.layer), lists)
-
-    return put_index(bias, stand)
 
 
 def _check_learned(pattern: Composite, learned: Learned) -> None:
@@ -289,6 +286,19 @@ def _check_learned(pattern: Composite, learned: Learned) -> None:
     _check(pattern, "gate", learned.gates, gated, set(gated))
     _check(pattern, "score", learned.scores, made, set(made))
     _check(pattern, "table", learned.tables, known, read)
+
+
+def _check_gates(gates: Mapping[str, object], query: Tensor) -> None:
+    """Raises InputError (E502) on a gate that is no weight of branch, head and query."""
+    rows = query.shape[:3]
+    for name, gate in gates.items():
+        help = f"give a floating-point tensor {list(rows)}, or what broadcasts to it, on {query.device}"
+        if not isinstance(gate, Tensor):
+            raise input_error("E502", f"gate `{name}` is {type(gate).__name__}", help)
+        sizes = (1,) * (3 - gate.dim()) + tuple(gate.shape)
+        fits = len(sizes) == 3 and all(size in (1, whole) for size, whole in zip(sizes, rows, strict=True))
+        if not fits or not gate.is_floating_point() or gate.device != query.device:
+            raise input_error("E502", f"gate `{name}` is {list(gate.shape)}, {gate.dtype} on {gate.device}", help)
 
 
 def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
+from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
@@ -58,6 +59,20 @@ def groups_of_row(
         heads = group.heads if len(bound.groups) > 1 else None
         keep = _Keep(group.relation, bound.sizes.q_start, data)
         yield Group(None if row is None else (row,), heads, block_lists(found, device), keep)
+
+
+def groups_of_heads(bound: Bound, given: Inputs, device: torch.device) -> Iterator[Group]:
+    """A group for each head and batch row, where inputs differ from head to head."""
+    num_heads, num_rows = bound.num_heads, rows_of(given)
+    flat = folded(given, range(num_heads), num_rows)
+    for row, lookups in enumerate(lookups_of_heads(given, num_heads)):
+        for group in bound.groups:
+            data = device_data(group.relation, 1, flat, device)
+            for head in group.heads:
+                tiles = gather_tiles(group.relation, bound.sizes, lookups[head])
+                keep = _Keep(group.relation, bound.sizes.q_start, data.at_row(row * num_heads + head))
+                rows = (row,) if num_rows > 1 else None
+                yield Group(rows, (head,), block_lists(tiles, device), keep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -40,31 +40,46 @@ Find: TypeAlias = Callable[[str, Tensor, Tensor, Call], "Program"]
 finders: dict[str, Find] = {}
 """By the kind of an address, the part before the first colon, what finds the program of the rest."""
 
-_numbers = count()
-_living: WeakValueDictionary[str, Program] = WeakValueDictionary()
-_kept: OrderedDict[str, Program] = OrderedDict()
+T = TypeVar("T")
+
+
+class Living(Generic[T]):
+    """What graphs know by a number, valid as long as somebody holds it; the last MAX_KEPT that graphs have run are
+    held here."""
+
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._living: WeakValueDictionary[str, T] = WeakValueDictionary()
+        self._kept: OrderedDict[str, T] = OrderedDict()
+
+    def add(self, program: T) -> str:
+        """Its number."""
+        number = str(next(self._numbers))
+        self._living[number] = program
+        return number
+
+    def find(self, number: str) -> T:
+        """What has the number. Raises InputError (E505) where it is gone."""
+        program = self._living.get(number)
+        if program is None:
+            help = "hold it as long as the compiled function, or call patterndsl.attention"
+            raise input_error("E505", "the program that was compiled into this function is gone", help)
+        self._kept[number] = program
+        self._kept.move_to_end(number)
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return program
+
+
+_programs: Living[Program] = Living()
 
 
 def register(program: Program) -> str:
-    """The address of a program, valid as long as somebody holds it, and for the last MAX_KEPT that graphs have run."""
-    number = str(next(_numbers))
-    _living[number] = program
-    return f"program:{number}"
+    """The address of a program."""
+    return f"program:{_programs.add(program)}"
 
 
-def _registered(number: str, query: Tensor, key: Tensor, call: Call) -> Program:
-    program = _living.get(number)
-    if program is None:
-        help = "hold it as long as the compiled function, or call patterndsl.attention"
-        raise input_error("E505", "the program that was compiled into this function is gone", help)
-    _kept[number] = program
-    _kept.move_to_end(number)
-    if len(_kept) > MAX_KEPT:
-        _kept.popitem(last=False)
-    return program
-
-
-finders["program"] = _registered
+finders["program"] = lambda number, *_: _programs.find(number)
 
 
 def traced(

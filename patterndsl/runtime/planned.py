@@ -158,13 +158,14 @@ def _has_backward(*tensors: Tensor) -> bool:
 
 def _joined(passes: Sequence[ReadyPass], device: torch.device) -> Iterator[ReadyPass]:
     """The same, with one launch for all heads whose whole sequences are tiles: one for those that nothing comes before,
-    and one for the others, behind what these go on from."""
+    and one for the others, behind what these go on from. Heads that look up what they draw stay by themselves, as a
+    kernel would look it up for all."""
     of_kind = dict[tuple[bool, ...], list[ReadyPass]]()
     for ready in passes:
-        if isinstance(ready.kernel, WholePass):
+        if isinstance(ready.kernel, WholePass) and not ready.kernel.draws:
             of_kind.setdefault(ready.is_first, []).append(ready)
     for ready in passes:
-        if not isinstance(ready.kernel, WholePass):
+        if not isinstance(ready.kernel, WholePass) or ready.kernel.draws:
             yield ready
             continue
         kin = of_kind[ready.is_first]

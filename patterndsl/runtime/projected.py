@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from patterndsl.diagnostics import input_error, nearest
+from patterndsl.source.sequence import Keys
 from patterndsl.syntax.tree import OWN_KEYS
 
 if TYPE_CHECKING:
     from patterndsl.composite import Composite, Term
 
-Keys: TypeAlias = tuple[Tensor, Tensor]
-"""Key [B, Hkv, T, D] and value [B, Hkv, T, Dv] of a source."""
 Roles: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """The tensors of each role by name. Each is of the shape of the tensor in whose place it stands; rows and keys that the
 role has no pair of are not read."""

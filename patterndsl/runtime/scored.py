@@ -7,9 +7,9 @@ query blocks are computed again in the backward pass, so that scores are never k
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,17 +22,11 @@ from patterndsl.ir.real import Entry, OfIndex, Real, RealFunction, parts, real_v
 from patterndsl.ir.relation import Relation, compare, disjunction, subexpressions
 from patterndsl.runtime.data import DeviceData, device_data
 from patterndsl.runtime.gathered import Group
+from patterndsl.runtime.parts import folded, has_heads
 from patterndsl.sema.bind import Bound
 
 MAX_SCORES = 1 << 22
 """Scores that are computed at once."""
-
-
-class Table(Protocol):
-    """What a bias looks up: see `Scalars`, `Vectors` and `Sinusoids`."""
-
-    def entry(self, at: Tensor, met: Met) -> Tensor:
-        """What is added to scores [B, H, blocks, queries, keys], of real indices that broadcast to them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +82,11 @@ class Sinusoids:
         found = products.gather(-1, (distance - low).expand(*products.shape[:-1], distance.shape[-1]))
         of_keys = torch.einsum("hd,bhnkd->bhnk", self.u.to(met.key.dtype), met.key)[..., None, :]
         return (found + of_keys) * met.scale
+
+
+Table: TypeAlias = Scalars | Vectors | Sinusoids
+"""What a bias looks up. `entry(at, met)` is what is added to scores [B, H, blocks, queries, keys], of real indices that
+broadcast to them."""
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
@@ -159,7 +158,9 @@ def scored_attention(
     beyond the tensors O(MAX_SCORES).
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    data = device_data(relation_of(scoring.bias), bound.num_heads, given, query.device)
+    by_head = has_heads(given)
+    looked_up = folded(given, range(bound.num_heads), query.shape[0]) if by_head else given
+    data = device_data(relation_of(scoring.bias), bound.num_heads, looked_up, query.device)
     out = query.new_zeros((*query.shape[:3], value.shape[-1]), dtype=dtype)
     lse = query.new_full(query.shape[:3], -torch.inf, dtype=dtype)
     for group in groups:
@@ -167,12 +168,13 @@ def scored_attention(
             None if part is None else torch.tensor(part, device=query.device) for part in (group.rows, group.heads)
         )
         at_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
-        one = _One(group, bound, data.at_row(at_rows[:, None, None, None, None]), scoring, scale, rows, heads)
+        at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
+        told = at_rows[:, None] * bound.num_heads + at_heads if by_head else at_rows[:, None]
+        one = _One(group, bound, data.at_row(told[..., None, None, None]), scoring, scale, rows, heads)
         part_out, part_lse = one.attend(query, key, value, dtype)
         if rows is None and heads is None:
             out, lse = part_out, part_lse
             continue
-        at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
         place = (at_rows[:, None], at_heads[None])
         out, lse = out.index_put(place, part_out), lse.index_put(place, part_lse)
     return out.to(query.dtype), lse
@@ -277,7 +279,7 @@ class _One:
         else:
             made = scoring.made if self.rows is None or scoring.made.shape[0] == 1 else scoring.made[self.rows]
             made = made if self.heads is None else made[:, self.heads]
-            found = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype)
+            found = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype).expand(q.shape[0], -1, -1, -1, -1)
         if scoring.softcap is not None:
             found = scoring.softcap * torch.tanh(found / scoring.softcap)
         if scoring.bias is None:
@@ -292,22 +294,32 @@ class _One:
         return found + torch.as_tensor(bias, device=q.device).to(q.dtype)
 
 
+def kind_of(table: Table) -> str:
+    """What a spec calls it."""
+    return {Scalars: "scalars", Vectors: "vectors", Sinusoids: "sinusoids"}[type(table)]
+
+
+def tensors_of(table: Table) -> tuple[Tensor, ...]:
+    """What it is made of: each tensor [H, ...]."""
+    return tuple(getattr(table, item.name) for item in fields(table))
+
+
+def table_of(kind: str, tensors: Sequence[Tensor]) -> tuple[Table, Sequence[Tensor]]:
+    """The table made of the first of the tensors, and the others."""
+    match kind:
+        case "scalars":
+            return Scalars(tensors[0]), tensors[1:]
+        case "vectors":
+            return Vectors(tensors[0]), tensors[1:]
+        case _:
+            return Sinusoids(*tensors[:3]), tensors[3:]
+
+
 def _of_heads(tables: Mapping[str, Table], heads: Tensor | None) -> Mapping[str, Table]:
     """The tables of some heads."""
     if heads is None:
         return tables
-    found: dict[str, Table] = {}
-    for name, table in tables.items():
-        match table:
-            case Scalars(numbers):
-                found[name] = Scalars(numbers[heads])
-            case Vectors(vectors):
-                found[name] = Vectors(vectors[heads])
-            case Sinusoids(weight, u, v):
-                found[name] = Sinusoids(weight[heads], u[heads], v[heads])
-            case _:
-                raise AssertionError(f"a table of no known kind: {table}")
-    return found
+    return {name: type(table)(*(x[heads] for x in tensors_of(table))) for name, table in tables.items()}
 
 
 def tables_read(bias: Real | None) -> list[str]:
@@ -315,14 +327,40 @@ def tables_read(bias: Real | None) -> list[str]:
     return [] if bias is None else list(dict.fromkeys(part.table for part in parts(bias) if isinstance(part, Entry)))
 
 
-def as_table(name: str, given: object, heads: int) -> Table:
-    """A table as a caller gives it: a tensor [heads, size] or [heads, size, D], or one that is made already.
+def as_table(name: str, kind: str, size: int | None, given: object, query: Tensor) -> Table:
+    """A table as a caller gives it: a tensor [heads, size] of scalars, [heads, size, D] of vectors; of sinusoids weight
+    [heads, D, dim], u and v [heads, D]; or one that is made already.
 
-    Raises InputError (E502) on anything else.
+    kind, size: as declared. Raises InputError (E502) on anything else.
     """
+    heads, head_dim = query.shape[1], query.shape[3]
+    forms: dict[str, tuple[tuple[int | None, ...], ...]] = {
+        "scalars": ((heads, size),),
+        "vectors": ((heads, size, head_dim),),
+        "sinusoids": ((heads, head_dim, None), (heads, head_dim), (heads, head_dim)),
+    }
+    form = forms[kind]
     if isinstance(given, Scalars | Vectors | Sinusoids):
-        return given
-    if isinstance(given, Tensor) and given.dim() in (2, 3) and given.shape[0] == heads:
-        return Scalars(given) if given.dim() == 2 else Vectors(given)
-    shown = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
-    raise input_error("E502", f"table `{name}` is {shown}", f"give [{heads}, size] or [{heads}, size, head_dim]")
+        tensors: tuple[object, ...] = tensors_of(given) if kind_of(given) == kind else (given,)
+    else:
+        tensors = tuple(given) if isinstance(given, tuple | list) else (given,)
+    fitting = [
+        x
+        for x, wanted in zip(tensors, form, strict=False)
+        if isinstance(x, Tensor) and _fits(x, wanted) and x.is_floating_point() and x.device == query.device
+    ]
+    if len(fitting) == len(form) == len(tensors):
+        return table_of(kind, fitting)[0]
+    wanted = ", ".join(f"[{', '.join('any' if n is None else str(n) for n in sizes)}]" for sizes in form)
+    help = f"give {wanted} of floating point on {query.device}"
+    raise input_error("E502", f"table `{name}` of {kind} is {', '.join(map(_shown, tensors))}", help)
+
+
+def _fits(x: Tensor, sizes: Sequence[int | None]) -> bool:
+    return x.dim() == len(sizes) and all(size in (None, found) for size, found in zip(sizes, x.shape, strict=True))
+
+
+def _shown(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return f"{list(x.shape)}, {x.dtype} on {x.device}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -23,11 +23,10 @@ from patterndsl.score.linear import kernel_attention, read
 from patterndsl.score.state import State
 from patterndsl.sema.bind import bind
 from patterndsl.sema.parameters import Sizes
+from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
     from patterndsl.composite import Branch, Term
-
-Keys: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)

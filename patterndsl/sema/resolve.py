@@ -5,7 +5,7 @@ It knows nothing of sizes or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache, partial
@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
 from patterndsl.ir.index import NK, NQ, Const, Index, K, Param, Q, arithmetic
-from patterndsl.ir.real import OfIndex, Real
+from patterndsl.ir.real import OfIndex, Real, reads
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
@@ -57,7 +57,7 @@ from patterndsl.sema.scope import (
 )
 from patterndsl.sema.scores import MAKERS, SCORES, TABLES, Maker, ScoreKind
 from patterndsl.sema.selectors import BYS, SELECTORS, SHARINGS
-from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, text_of_setting
+from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, at_any_start, text_of_setting
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
@@ -190,21 +190,25 @@ class _Resolver(Expander):
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
 
+    def called(self, expr: ast.Expr, known: Collection[str], what: str, otherwise: str, listed: str) -> str:
+        """The known name of what an expression names or calls. otherwise: what is said where it does neither."""
+        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
+        if name in known:
+            return cast("str", name)
+        near = nearest(name, known) if name else None
+        help = f"did you mean `{near}`?" if near else f"{listed} {', '.join(known)}"
+        raise self.report("E202", f"unknown {what} `{name}`" if name else otherwise, expr.place, help)
+
     # ---- sources ------------------------------------------------------------------------------------------
 
     def source(self, declared: ast.KeySource, scope: Scope) -> Value:
         """A source with all of its settings. Its keys are no value; what it returns is for `attempt`."""
         expr = declared.maker
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
         if declared.name == ast.OWN_KEYS:
             raise self.report("E208", "`self` are the sequence's own keys", declared.place, "choose another name")
         if declared.name in ("attend", *SCORED):
             raise self.report("E208", f"`{declared.name}` is a key of branches", declared.place, "choose another name")
-        if name is None or name not in SOURCES:
-            near = nearest(name, SOURCES) if name else None
-            help = f"did you mean `{near}`?" if near else f"the sources are {', '.join(SOURCES)}"
-            message = f"unknown kind of source `{name}`" if name else "keys come from a source"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, SOURCES, "kind of source", "keys come from a source", "the sources are")
         kind = SOURCES[name]
         given = self.source_settings(kind, expr, scope)
         known = {setting.name: setting for setting in kind.settings}
@@ -283,7 +287,11 @@ class _Resolver(Expander):
                 message = f"`{word}` beside the score `{score.name}`, which knows no single scores"
                 raise self.report("E211", message, expr.place, "drop it, or score by softmax")
         if branch.bias is not None:
-            self.biases[branch.name] = real(branch.bias, self, scope, self.tables)
+            self.biases[branch.name] = bias = real(branch.bias, self, scope, self.tables)
+            for name in (read.name for read in reads(bias) if read.name in self.labels):
+                if dict(self.labels[name].settings).get("rounds", Const(1)) != Const(1):
+                    message = f"`{name}` has a value in each of several rounds, and a bias takes one"
+                    raise self.report("E211", message, branch.bias.place, "let it read a label of one round")
         if branch.softcap is not None:
             cap = branch.softcap
             if not isinstance(cap, ast.Number | ast.Real) or not cap.value > 0:
@@ -293,12 +301,7 @@ class _Resolver(Expander):
 
     def score(self, expr: ast.Expr, scope: Scope) -> ScoreDeclaration:
         """The score that is called, with all of its settings."""
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name is None or name not in SCORES:
-            near = nearest(name, SCORES) if name else None
-            help = f"did you mean `{near}`?" if near else f"the scores are {', '.join(SCORES)}"
-            message = f"unknown score `{name}`" if name else "a score is a name, or a name with settings"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, SCORES, "score", "a score is a name, or a name with settings", "the scores are")
         kind = SCORES[name]
         makers: tuple[Maker, ...] = ()
         if kind.kind == "synthesized" and isinstance(expr, ast.Call):
@@ -328,13 +331,8 @@ class _Resolver(Expander):
     def table(self, declared: ast.Table, scope: Scope) -> Value:
         """What a layer learns for a bias. What it returns is for `attempt`."""
         expr = declared.maker
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
         scope.broken.add(declared.name)
-        if name is None or name not in TABLES:
-            near = nearest(name, TABLES) if name else None
-            help = f"did you mean `{near}`?" if near else f"write {', '.join(TABLES)}"
-            message = f"unknown table `{name}`" if name else "a table is scalars(n), vectors(n) or sinusoids"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, TABLES, "table", "a table is scalars(n), vectors(n) or sinusoids", "write")
         sizes = expr.arguments if isinstance(expr, ast.Call) else ()
         if len(sizes) != (name != "sinusoids") or any(size.name for size in sizes):
             written = "sinusoids" if name == "sinusoids" else f"{name}(32)"
@@ -420,8 +418,12 @@ class _Resolver(Expander):
         for selection in spec.select:
             self.declare(selection.name, selection.place, scope)
             self.attempt(partial(self.selection, selection, scope))
+        alone = Scope(parent=scope)
         for definition in spec.define:
-            self.attempt(partial(self.check_alone, definition, scope))
+            told = replace(definition, body=at_any_start(spec.sources, definition.body))
+            alone.definitions.setdefault(told.name, []).append(told)
+        for definition in (item for items in alone.definitions.values() for item in items):
+            self.attempt(partial(self.check_alone, definition, alone))
 
     def declare(
         self, name: str, place: SourceRange, scope: Scope, ignoring: Sequence[ast.Definition] | None = None
@@ -517,12 +519,7 @@ class _Resolver(Expander):
 
     def learner(self, expr: ast.Expr, scope: Scope) -> tuple[Learner, tuple[tuple[str, Index], ...]]:
         """The learner that is called, and all of its settings."""
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name is None or name not in LEARNERS:
-            near = nearest(name, LEARNERS) if name else None
-            help = f"did you mean `{near}`?" if near else f"the learners are {', '.join(LEARNERS)}"
-            message = f"unknown learner `{name}`" if name else "a label is found by a learner"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, LEARNERS, "learner", "a label is found by a learner", "the learners are")
         learner = LEARNERS[name]
         wanted = [setting.name for setting in learner.settings]
         given: dict[str, Index] = {}
@@ -582,12 +579,7 @@ class _Resolver(Expander):
     def selected(self, declared: ast.Selection, scope: Scope) -> SelectionDeclaration:
         """The selector that is called, and all of its settings."""
         expr = declared.selector
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name is None or name not in SELECTORS:
-            near = nearest(name, SELECTORS) if name else None
-            help = f"did you mean `{near}`?" if near else f"the selectors are {', '.join(SELECTORS)}"
-            message = f"unknown selector `{name}`" if name else "a selection is made by a selector"
-            raise self.report("E202", message, expr.place, help)
+        name = self.called(expr, SELECTORS, "selector", "a selection is made by a selector", "the selectors are")
         selector = SELECTORS[name]
         given: dict[str, ast.Expr] = {}
         for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):

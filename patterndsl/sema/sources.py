@@ -8,7 +8,7 @@ keys, and everything that is known of patterns is known of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, TypeAlias
@@ -186,12 +186,27 @@ def keys_of(given: Given) -> ast.Expr:
     return _with_settings(given, given.kind.keys)
 
 
+def with_starts(given: Given, expr: ast.Expr) -> ast.Expr:
+    """An expression with `k.start`, where the first token of a key stands, said by the key's position."""
+    if given.kind.start is None:
+        return expr
+    start = _with_settings(given, given.kind.start)
+    return ast.put(expr, lambda part: start if _is_start(part) else None)
+
+
+def at_any_start(declared: Iterable[ast.KeySource], expr: ast.Expr) -> ast.Expr:
+    """An expression of a definition, which no term uses yet: `k.start` is a position where some source has it."""
+    makers = (item.maker for item in declared)
+    names = {maker.name for maker in makers if isinstance(maker, ast.Name | ast.Call)}
+    if all(name not in SOURCES or SOURCES[name].start is None for name in names):
+        return expr
+    return ast.put(expr, lambda part: ast.Name("k", place=part.place) if _is_start(part) else None)
+
+
 def in_numbers(given: Given, attend: ast.Expr) -> ast.Expr:
     """What a term says of positions, said of the numbers of keys."""
     kind = given.kind
-    start = None if kind.start is None else _with_settings(given, kind.start)
-    if start is not None:
-        attend = ast.put(attend, lambda part: start if _is_start(part) else None)
+    attend = with_starts(given, attend)
     if kind.position not in (None, "k"):
         position = _with_settings(given, str(kind.position))
         attend = ast.At(attend, ast.Name("q", place=attend.place), position, (), place=attend.place)

@@ -15,7 +15,7 @@ from patterndsl.ir.relation import Compare, indices
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.resolve import Told, ordered, resolve, resolve_with_sources
 from patterndsl.sema.roles import Piece, Projections, pieces
-from patterndsl.sema.sources import Given, in_numbers, keys_of, seen_by_query, where_keys_stand
+from patterndsl.sema.sources import Given, in_numbers, keys_of, seen_by_query, where_keys_stand, with_starts
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.used import reached
 
@@ -91,6 +91,7 @@ def _resolved(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given |
     if given.kind.position is None:
         _check_says_nothing_of_keys(spec, term, given)
     keys = keys_of(given)
+    spec = replace(spec, define=tuple(replace(item, body=with_starts(given, item.body)) for item in spec.define))
     spec, keys = _with_size(spec, term.source, keys)
     alone = _alone(spec, in_numbers(given, term.attend), keys)
     seen = resolve(_alone(spec, seen_by_query(given), keys))
@@ -100,9 +101,10 @@ def _resolved(spec: ast.Spec, branch: ast.Branch, term: ast.Term, given: Given |
 
 
 def _with_size(spec: ast.Spec, source: str, keys: ast.Expr) -> tuple[ast.Spec, ast.Expr]:
-    """A number of keys as a parameter with a name, so that formulas hold for every number."""
+    """A number of keys as a parameter with a name, so that formulas hold for every number, unless the name is taken."""
     name = f"{source}_size"
-    if not isinstance(keys, ast.Number) or name in {item.name for item in spec.params}:
+    groups = (spec.params, spec.inputs, spec.labels, spec.select, spec.imports, spec.define, spec.grid)
+    if not isinstance(keys, ast.Number) or any(item.name == name for group in groups for item in group):
         return spec, keys
     param = ast.Param(name, keys, ast.Number(1, place=keys.place), place=keys.place)
     return replace(spec, params=(*spec.params, param)), ast.Name(name, place=keys.place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import nn
 
 
@@ -10,3 +12,10 @@ class Named(nn.ModuleDict):
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         self._modules[key] = module
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, though one of these may be called `training`."""
+        object.__setattr__(self, "training", mode)
+        for module in self.children():
+            module.train(mode)
+        return self

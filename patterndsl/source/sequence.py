@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 Keys: TypeAlias = tuple[Tensor, Tensor]
-"""Key [B, Hkv, T, D] and value [B, Hkv, T, D]."""
+"""Key [B, Hkv, T, D] and value [B, Hkv, T, Dv]."""
 Project: TypeAlias = Callable[[Tensor], Keys]
 """Key and value of states [B, T, dim], by the projections of a layer."""
 

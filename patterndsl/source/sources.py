@@ -115,8 +115,9 @@ class Sources(Named):
         usage: the attention that each recalled state had in this segment, [B, T]. attend: makes what the segment's
         queries read of states alone, for the loss.
         """
-        recalled, compressed, waiting, attended, losses = {}, {}, {}, dict(state.usage), dict[str, Tensor]()
-        gone = dict[str, Tensor]()
+        recalled, compressed, waiting, attended = {}, {}, {}, dict(state.usage)
+        losses: dict[str, Tensor] = {}
+        gone: dict[str, Tensor] = {}
         for item in self.of_kind("recall"):
             past = state.recalled[item.name]
             seen = torch.cat([past, sequence.states.detach().to(past.dtype)], 1)

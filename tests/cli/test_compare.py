@@ -40,3 +40,19 @@ def test_a_difference_is_data_and_a_picture(tmp_path: Path, capsys: pytest.Captu
     assert main(words) == 1
     assert json.loads(capsys.readouterr().out)["equals"]["verdict"] == "Refuted"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("diff examples/sources/alibi.yaml causal", "add --term self"),
+        ("diff causal examples/sources/alibi.yaml", "put it first, with --term self"),
+        ("prove causal equals examples/sources/alibi.yaml", "put it first, with --term self"),
+        ("reach examples/sources/linformer.yaml -n 16", "add --term mixtures"),
+        ("run examples/sources/linformer.yaml -n 16", "add --term mixtures"),
+    ],
+)
+def test_the_cure_is_an_option(line: str, cure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert f"help: {cure}" in said and "patterndsl." not in said

@@ -88,7 +88,34 @@ def cache(pattern: Any, **options: Any) -> patterndsl.Cache:
     return patterndsl.Cache(pattern, batch=1, heads=2, head_dim=4, **options)
 
 
+def scored(text: str, **learned: Any) -> object:
+    query = torch.zeros(1, 2, 6, 4)
+    program: Any = patterndsl.parse(text).compile(6, heads=2)
+    return program(query, query, query, **learned)
+
+
+SCALARS = "tables: {near: scalars(6)}\nattend: causal\nbias: near[q - k]"
+VECTORS = "tables: {near: vectors(6)}\nattend: causal\nbias: near[q - k]"
+SINUSOIDS = "tables: {r: sinusoids}\nattend: causal\nbias: r[q - k]"
+MADE = "score: synthesize(dense, length = 8)\nattend: causal"
+GATED = "branches: {a: causal, b: recent(2)}\ncombine: gate"
+
+
 CALLS: dict[str, Callable[[], object]] = {
+    "E502-a-table-of-another-size": lambda: scored(SCALARS, tables={"near": torch.zeros(2, 5)}),
+    "E502-a-table-of-another-kind": lambda: scored(SCALARS, tables={"near": torch.zeros(2, 6, 4)}),
+    "E502-a-table-of-integers": lambda: scored(SCALARS, tables={"near": torch.zeros(2, 6, dtype=torch.int64)}),
+    "E502-a-table-of-short-vectors": lambda: scored(VECTORS, tables={"near": torch.zeros(2, 6, 3)}),
+    "E502-a-table-of-numbers": lambda: scored(VECTORS, tables={"near": [1.0, 2.0]}),
+    "E502-sinusoids-without-biases": lambda: scored(SINUSOIDS, tables={"r": torch.zeros(2, 4, 8)}),
+    "E502-made-scores-without-heads": lambda: scored(MADE, scores={"": torch.zeros(1, 6, 6)}),
+    "E502-made-scores-of-few-keys": lambda: scored(MADE, scores={"": torch.zeros(1, 2, 6, 5)}),
+    "E502-made-scores-of-numbers": lambda: scored(MADE, scores={"": 3.0}),
+    "E502-a-gate-of-another-length": lambda: scored(
+        GATED, gates={"a": torch.zeros(1, 2, 5), "b": torch.zeros(1, 2, 6)}
+    ),
+    "E502-a-gate-of-truth-values": lambda: scored(GATED, gates={"a": torch.ones(6) > 0, "b": torch.zeros(6)}),
+    "E502-a-gate-of-a-number": lambda: scored(GATED, gates={"a": 0.5, "b": 0.5}),
     "E401-unknown-parameter": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(v=8),
     "E402-list-for-an-integer": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(w=[1, 2]),
     "E304-mapping-without-names": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params({"w": 3}),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patterndsl.diagnostics import InputError
+from patterndsl.nn import Attention
 from patterndsl.score.synthesize import Dense, FactoredDense, FactoredRandom, Mixture, Random, Synthesizer
 
 DIM, HEADS, LENGTH = 5, 2, 12
@@ -176,3 +177,29 @@ def test_sizes_and_members_that_cannot_be() -> None:
         Mixture(DIM, HEADS, LENGTH, members=[])
     with pytest.raises(InputError, match="E503"):
         Mixture(DIM, HEADS, LENGTH, members=[Random(DIM, HEADS, 8)])
+
+
+MADE = "score: synthesize({makers}, length = 16)\nattend: causal\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MADE.format(makers="dense"),
+        MADE.format(makers="random, factored_dense"),
+        MADE.format(makers="dense, product"),
+        MADE.format(makers="dense") + "tables: {near: scalars(16)}\nbias: near[q - k]",
+        MADE.format(makers="dense") + "tables: {near: vectors(16)}\nbias: near[q - k]",
+        "branches: {a: {attend: causal, score: 'synthesize(dense, length = 16)'}, b: causal}",
+    ],
+)
+def test_a_layer_has_no_parameter_that_learns_nothing(text: str) -> None:
+    """DistributedDataParallel waits for the gradient of each."""
+    layer = Attention(text, 16, 4, kv_heads=2)
+    layer(torch.randn(2, 9, 16)).square().sum().backward()
+    silent = [name for name, parameter in layer.named_parameters() if parameter.grad is None]
+    assert silent == []
+    names = {name.split(".")[0] for name, _ in layer.named_parameters()}
+    reads_both = "product" in text or "branches" in text
+    assert ("key_projection" in names) == reads_both
+    assert ("query_projection" in names) == (reads_both or "vectors" in text)

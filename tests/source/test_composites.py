@@ -281,3 +281,38 @@ def test_a_program_says_of_whom_tiles_are_asked() -> None:
         program.block_mask()
     assert not hasattr(program, "frobnicate")
     assert program.program("x", 16).mask().shape == (1, 64, 16)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    ["params: {mem_size: 2}", "define: {mem_size: 2}", "inputs: {mem_size: 'int[N]'}", "grid: {mem_size: N}"],
+)
+def test_a_name_that_a_size_would_take(declared: str) -> None:
+    text = f"{declared}\nsources: {{mem: memory(3)}}\nattend: {{self: causal, mem: all}}"
+    used = text.replace("mem: all", "mem: k < mem_size") if "2" in declared else text.replace("all", "q.mem_size >= 0")
+    for spec in (text, used):
+        program: Any = patterndsl.parse(spec).compile(8)
+        inputs = {"mem_size": torch.zeros(8, dtype=torch.int64)} if "inputs" in declared and spec == used else None
+        assert program.masks(inputs)["mem"].shape == (1, 8, 3)
+
+
+def test_a_definition_may_say_where_a_pooled_key_starts() -> None:
+    """Of each source by itself, in a definition of a definition too."""
+    head = "sources: {a: pool(4), b: 'pool(2, stride = 4)'}\n"
+    define = "define: {begun(n): k.start + n <= q, old: begun(2)}\n"
+    texts = (f"{head}attend: {{a: k.start + 2 <= q, b: k.start + 2 <= q}}", f"{head}{define}attend: {{a: old, b: old}}")
+    programs: list[Any] = [patterndsl.parse(text).compile(16) for text in texts]
+    masks = [program.masks() for program in programs]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in ("a", "b"))
+    with pytest.raises(patterndsl.PatternError, match="E202"):
+        patterndsl.parse(f"{head}{define}attend: {{self: old, a: all}}")
+
+
+@pytest.mark.parametrize("name", ["training", "forward", "told", "keys"])
+def test_a_source_may_be_called_as_what_modules_have(name: str) -> None:
+    text = f"sources: {{{name}: memory(3)}}\nattend: {{self: causal, {name}: all}}"
+    layer = Attention(text, 8, 2).eval()
+    x = torch.randn(1, 5, 8)
+    torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+    assert not any(module.training for module in layer.modules())
+    assert any(key.startswith(f"sources.{name}.") for key in layer.state_dict())

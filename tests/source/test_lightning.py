@@ -16,6 +16,7 @@ import patterndsl
 from patterndsl import PatternError, Proven
 from patterndsl.composite import Composite
 from patterndsl.nn import Attention
+from patterndsl.source.state import State
 from patterndsl.systems import system
 
 DTYPE = torch.float64
@@ -82,6 +83,7 @@ def test_step_by_step_is_all_at_once(lengths: list[int]) -> None:
         out, state = layer(x[:, start:stop], state)
         outputs.append(out)
     torch.testing.assert_close(torch.cat(outputs, 1), layer(x), rtol=1e-9, atol=1e-9)
+    assert isinstance(state, State)
     assert state.sums["sums"].numerator.shape == (2, HEADS, DIM // HEADS, DIM // HEADS)
 
 

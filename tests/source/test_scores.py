@@ -36,7 +36,7 @@ def states(length: int) -> Tensor:
 def projected(layer: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[T, heads, D] each of x [T, dim]."""
     found = [
-        (x @ module.weight.T + module.bias).view(x.shape[0], -1, D)
+        module(x).view(x.shape[0], -1, D)
         for module in (layer.query_projection, layer.key_projection, layer.value_projection)
     ]
     return found[0], found[1], found[2]
@@ -260,3 +260,22 @@ def test_no_state_where_keys_are_kept_otherwise() -> None:
     layer = layer_of(patterndsl.load("examples/sources/window-and-sums.yaml"))
     with pytest.raises(PatternError, match="E505"):
         layer.init_state(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_directions_stay_exact_whatever_the_layer_is_of(dtype: torch.dtype) -> None:
+    """Rounded ones are not orthogonal any more."""
+    layer = Attention("score: favor(8, redraw = 2)\nattend: causal", 16, 2)
+    drawn: Any = layer.scores["only_"]
+    before = drawn.directions.clone()
+    layer.to(dtype)
+    assert drawn.directions.dtype == torch.float32 and torch.equal(drawn.directions, before)
+    for _ in range(2):
+        layer(torch.randn(1, 3, 16, dtype=dtype))
+    after = drawn.directions
+    assert after.dtype == torch.float32 and not torch.equal(after, before)
+    products = after @ after.mT
+    torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-5, rtol=0)
+    layer.to("meta")
+    assert drawn.directions.is_meta
+    assert layer.to_empty(device="cpu") is layer and drawn.directions.device.type == "cpu"

@@ -58,6 +58,11 @@ class WholePass:
         """See `runtime.planned.Kernel`."""
         return self.launches
 
+    @property
+    def draws(self) -> bool:
+        """Whether pairs are drawn."""
+        return any(draws_for(member.shape.relation, 1, self.device) for member in self.members)
+
     @cached_property
     def asked(self) -> Asked:
         """Who asks for a pair by its head, where not all attend alike."""
