@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from patterndsl.composite import Composite, Term
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import input_error
 from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
@@ -24,6 +24,7 @@ from patterndsl.runtime.projected import Roles
 from patterndsl.runtime.scored_term import ScoredTerm
 from patterndsl.sema.parameters import MAX_LAYER, Sizes, counted, sizes_of
 from patterndsl.source.sequence import Keys
+from patterndsl.terms import Term
 
 MAX_PROGRAMS = 64
 

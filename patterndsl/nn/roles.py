@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from patterndsl.composite import Composite, Term
+from patterndsl.composite import Composite
 from patterndsl.lower.needed import keys_needed, queries_needed
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.projected import read_by, wanted_of
 from patterndsl.sema.parameters import Sizes
 from patterndsl.source.named import Named
 from patterndsl.syntax.tree import OWN_KEYS, Projection
+from patterndsl.terms import Term
 
 
 class Role(nn.Module):

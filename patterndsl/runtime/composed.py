@@ -30,7 +30,8 @@ from patterndsl.source.sequence import Keys
 from patterndsl.syntax.tree import OWN_KEYS
 
 if TYPE_CHECKING:
-    from patterndsl.composite import Branch, Composite, Term
+    from patterndsl.composite import Composite
+    from patterndsl.terms import Branch, Term
 
 MAX_LENGTHS = 16
 """Programs of a term that are kept, each for one number of keys."""

@@ -16,7 +16,8 @@ from patterndsl.source.sequence import Keys
 from patterndsl.syntax.tree import OWN_KEYS
 
 if TYPE_CHECKING:
-    from patterndsl.composite import Composite, Term
+    from patterndsl.composite import Composite
+    from patterndsl.terms import Term
 
 Roles: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """The tensors of each role by name. Each is of the shape of the tensor in whose place it stands; rows and keys that the

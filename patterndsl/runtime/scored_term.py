@@ -24,7 +24,8 @@ from patterndsl.sema.bind import bind
 from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
-    from patterndsl.composite import Branch, Composite, Term
+    from patterndsl.composite import Composite
+    from patterndsl.terms import Branch, Term
 
 
 @dataclass(frozen=True, slots=True, eq=False)

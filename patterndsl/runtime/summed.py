@@ -26,7 +26,7 @@ from patterndsl.sema.parameters import Sizes
 from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
-    from patterndsl.composite import Branch, Term
+    from patterndsl.terms import Branch, Term
 
 
 @dataclass(frozen=True, slots=True)
