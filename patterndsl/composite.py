@@ -102,6 +102,20 @@ class Composite(Pattern):
         return self.spec.combine
 
     @property
+    def projections(self) -> frozenset[ast.Projection]:
+        """Which of `query` and `key` scores, learners and selections read: made scores alone read neither."""
+        both: frozenset[ast.Projection] = frozenset({"query", "key"})
+        makes_up = all(item.is_made_up and "product" not in item.score.makers for item in self.branches.values())
+        if not makes_up or self.resolved.labels or self.resolved.selections:
+            return both
+        of_tables: dict[str, frozenset[ast.Projection]] = {
+            "scalars": frozenset(),
+            "vectors": frozenset({"query"}),
+            "sinusoids": both,
+        }
+        return frozenset[ast.Projection]().union(*(of_tables[item.kind] for item in self.resolved.tables))
+
+    @property
     def told(self) -> tuple[object, ...]:
         """All that is said beside what is attended: sources, tables and scores with their settings, who has which
         projections, and `combine`."""

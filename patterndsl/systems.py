@@ -138,9 +138,13 @@ def _of_all_layers(pattern: Pattern) -> list[Resolved]:
 
 
 def _written(pattern: Pattern) -> list[Resolved]:
-    """The same, before roles divide them."""
+    """Those of its first layer, before roles divide them."""
     composite = _composite(pattern)
-    return [pattern.resolved] if composite is None else [term.pattern.resolved for term in composite.written]
+    return (
+        [pattern.resolved]
+        if composite is None
+        else [term.in_its_layers for term in composite.written if term.takes_part(0)]
+    )
 
 
 def _is_of_layers(relation: Relation) -> bool:
@@ -340,8 +344,9 @@ def _keys_text(composite: Composite, name: str) -> str:
 
 
 def parameters_added(pattern: Composite, dim: int, heads: int, head_dim: int) -> int:
-    """Numbers that a layer learns beside the projections of queries, keys, values and outputs."""
-    total = 0
+    """Numbers that a layer learns beside the projections of queries, keys, values and outputs, less those of these that
+    it has no use for."""
+    total = (len(pattern.projections) - 2) * (dim + 1) * heads * head_dim
     for source in pattern.resolved.sources:
         told = pattern.settings(source.name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from patterndsl.nn.scores import (
     Table,
     WithProduct,
     Zeros,
-    projections_read,
     score_modules,
     tables_of,
 )
@@ -93,10 +92,10 @@ class Attention(nn.Module):
         self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
         self.head_dim = dim // heads if head_dim is None else counted("head_dim", head_dim, 1, MAX_SIZE)
         self.layer, self.backend = counted("layer", layer, 0, MAX_LAYER), backend
-        reads = projections_read(self.pattern)
 
-        def projection(name: str, width: int) -> Any:
-            return nn.Linear(dim, width, bias=bias) if name in reads else Zeros(width)
+        def projection(name: Literal["query", "key"], width: int) -> Any:
+            reads = not isinstance(self.pattern, Composite) or name in self.pattern.projections
+            return nn.Linear(dim, width, bias=bias) if reads else Zeros(width)
 
         self.query_projection = projection("query", heads * self.head_dim)
         self.is_shared = self.pattern.resolved.share == "query_key"

@@ -101,17 +101,6 @@ class Zeros(nn.Module):
         return x.new_zeros((*x.shape[:-1], self.width))
 
 
-def projections_read(pattern: Pattern) -> frozenset[str]:
-    """Which of `query` and `key` scores, learners and selections read: made scores alone read neither."""
-    both = frozenset({"query", "key"})
-    if not isinstance(pattern, Composite) or pattern.resolved.labels or pattern.resolved.selections:
-        return both
-    if any(not item.is_made_up or "product" in item.score.makers for item in pattern.branches.values()):
-        return both
-    of_tables = {"scalars": frozenset[str](), "vectors": frozenset({"query"}), "sinusoids": both}
-    return frozenset[str]().union(*(of_tables[item.kind] for item in pattern.resolved.tables))
-
-
 class WithProduct(nn.Module):
     """Scores that are made up beside the product of query and key, whose part is learned as well."""
 

@@ -24,8 +24,6 @@ MAX_FEATURES = 256
 SMALL_STATE = 64 * 64
 WARPS = {"segment_kernel": 4, "row_kernel": 4, "query_kernel": 4, "asked_kernel": 4, "key_kernel": 4}
 """Of a kernel with a small state; a larger one takes 8. Chunks are then loaded one ahead, in bfloat16."""
-PRECISION = "tf32x3"
-"""Of products of float32 tensors and of float16's, as if in float32; those of bfloat16 are not touched by it."""
 SCANNED = 512
 """Numbers of a state that one program of the scan takes: at least MAX_FEATURES."""
 
@@ -220,7 +218,8 @@ class _Launch:
             value_padded=value_padded,
             block=self.block,
             mm=tl.bfloat16 if self.dtype == torch.bfloat16 else tl.float32,
-            precision=PRECISION,
+            # the digits of float32, where they fit shared memory
+            precision="tf32x3" if is_small or self.dtype == torch.float32 else "tf32",
             stages=2 if self.dtype == torch.bfloat16 and is_small else 1,
             num_warps=WARPS[kernel.__name__] if is_small else 8,
             **constants,

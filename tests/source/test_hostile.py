@@ -29,7 +29,7 @@ def tokens(n: int, batch: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("score: elu(3)\nattend: causal", "E204"),
+        ("score: elu(0.9, 3)\nattend: causal", "E204"),
         ("tables: {r: scalars(4)}\nattend: causal & r[q - k] == 1", "E201"),
         ("sources: {m: memory(3)}\nbias: m\nattend: {self: causal, m: all}", "E201"),
     ],
