@@ -336,15 +336,17 @@ class _Turns(NamedTuple):
 
 
 def _turns(passes: Sequence[ReadyPass], query: Tensor, key: Tensor, value: Tensor) -> _Turns:
-    reached = [torch.zeros(x.shape[:2], dtype=torch.bool, device="cpu") for x in (query, key)]
-    are_covered, turns = [True, True], list[_Turn]()
+    reached, covered = (
+        [torch.zeros(x.shape[:2], dtype=torch.bool, device="cpu") for x in (query, key)] for _ in range(2)
+    )
+    turns = list[_Turn]()
 
     def is_first(side: int, heads: Any, *, is_all: bool) -> bool:
-        """Marks the heads of a part, and says whether they were not marked. heads: an index."""
+        """Whether a launch gives all positions of heads of which none was reached before. heads: an index."""
         first = is_all and not bool(reached[side][heads].any())
+        reached[side][heads] = True
         if first:
-            reached[side][heads] = True
-        are_covered[side] &= bool(reached[side][heads].all())
+            covered[side][heads] = True
         return first
 
     for ready in passes:
@@ -358,7 +360,7 @@ def _turns(passes: Sequence[ReadyPass], query: Tensor, key: Tensor, value: Tenso
                 first_keys = is_first(1, kv_heads, is_all=of_keys)
                 launches.append((launch, (first_queries, first_keys)))
             turns.append(_Turn(ready, part, launches))
-    return _Turns(turns, (are_covered[0] and bool(reached[0].all()), are_covered[1] and bool(reached[1].all())))
+    return _Turns(turns, (bool(covered[0].all()), bool(covered[1].all())))
 
 
 def _heads_of(ready: ReadyPass, part: Part, kv_group: int) -> tuple[Any, Any]:
