@@ -104,7 +104,7 @@ class Cache:
         self.head_dim = counted("head_dim", head_dim, 1, MAX_SIZE)
         self.value_dim = self.head_dim if value_dim is None else counted("value_dim", value_dim, 1, MAX_SIZE)
         self.max_queries = counted("max_queries", max_queries, 1, MAX_POSITIONS)
-        if page not in PAGES:
+        if not isinstance(page, int) or page not in PAGES:
             raise input_error("E406", f"pages of {page!r} places", f"give one of {', '.join(map(str, PAGES))}")
         if dtype not in DTYPES:
             raise input_error("E505", f"a cache of {dtype}", "use float32, bfloat16, float16 or float64")
@@ -114,8 +114,8 @@ class Cache:
             help = "decode a term of it, pattern.terms[0].pattern, or keep the keys and call patterndsl.attention"
             raise error("E505", "a pattern of several sources, branches or scores is not decoded here", None, help)
         self.n = None if n is None else counted("n", n, 0, MAX_SIZE)
-        layer = counted("layer", layer, 0, MAX_LAYER)
-        bound = bound_for_decoding(self.pattern.resolved, n, self.heads, layer)
+        self.layer = counted("layer", layer, 0, MAX_LAYER)
+        bound = bound_for_decoding(self.pattern.resolved, n, self.heads, self.layer)
         self._parts = tuple(self._parts_of(bound, n, page))
         self._history = History(bound, self.batch, self.device)
         self._lengths = np.zeros(self.batch, dtype=np.int64)
@@ -178,16 +178,15 @@ class Cache:
         self._check("key", key, (self.batch, self.kv_heads, num_tokens, self.head_dim))
         self._check("value", value, (self.batch, self.kv_heads, num_tokens, self.value_dim))
         found = self._counts(counts, num_tokens)
-        longest = int((self._lengths + found).max(initial=0))
-        most = MAX_POSITIONS if self.n is None else self.n
-        if longest > most:
-            message = f"a sequence of {longest:,} tokens, where {most:,} is the most"
-            raise input_error("E406", message, "make the cache with a larger n=, or reset the row")
-        self._history.append(self._history.checked(inputs, num_tokens), self._lengths, found)
+        self._history.append(self._checked(inputs, num_tokens, found), self._lengths, found)
         for part in self._parts:
             heads = part.store.kv_heads
             part.store.append(_heads(key, heads, self.kv_heads), _heads(value, heads, self.kv_heads), found)
         self._lengths = self._lengths + found
+
+    def check_next(self, num_tokens: int, inputs: Inputs | None = None) -> None:
+        """Raises what `append` would for so many tokens of each row with these inputs, before any is appended."""
+        self._checked(inputs, num_tokens, self._counts(None, num_tokens))
 
     @overload
     def attend(self, query: Tensor, *, scale: float | None = None, return_lse: Literal[False] = False) -> Tensor: ...
@@ -232,7 +231,8 @@ class Cache:
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """These batch rows, or all, are empty again, and others may take their pages. Raises InputError (E406)."""
-        found = range(self.batch) if rows is None else integers(list(rows))
+        given = range(self.batch) if rows is None else rows
+        found = integers(list(given)) if isinstance(given, Iterable) else None
         if found is None or any(not 0 <= row < self.batch for row in found):
             raise input_error("E406", f"there are no rows {rows!r}", f"give integers in 0..{self.batch}")
         for part in self._parts:
@@ -247,6 +247,15 @@ class Cache:
             raise input_error("E503", f"{name} is {type(x).__name__}, not a tensor", help)
         if tuple(x.shape) != shape or x.dtype != self.dtype or x.device != self.device:
             raise input_error("E503", f"{name} is {list(x.shape)}, {x.dtype} on {x.device}", help)
+
+    def _checked(self, inputs: Inputs | None, num_tokens: int, counts: Integers) -> dict[str, Tensor]:
+        """The inputs of new tokens. Raises InputError (E406, E501, E502)."""
+        longest = int((self._lengths + counts).max(initial=0))
+        most = MAX_POSITIONS if self.n is None else self.n
+        if longest > most:
+            message = f"a sequence of {longest:,} tokens, where {most:,} is the most"
+            raise input_error("E406", message, "make the cache with a larger n=, or reset the row")
+        return self._history.checked(inputs, num_tokens)
 
     def _counts(self, counts: Sequence[int] | Tensor | None, num_tokens: int) -> Integers:
         if counts is None:

@@ -67,3 +67,43 @@ def test_a_state_belongs_to_its_layer() -> None:
         layer(x, layer.init_state(1), q_start=3)
     with pytest.raises(PatternError, match="attends key 1, a later one"):
         Attention("window(3)", 16, 2).init_state(1)
+
+
+def test_a_state_is_of_one_layer_and_its_rows() -> None:
+    pattern = patterndsl.parse("recent(2 + layer)")
+    layer, next_one = Attention(pattern, 16, 2), Attention(pattern, 16, 2, layer=1)
+    with pytest.raises(PatternError, match="of layer 0 with 2 heads over 2, and this is layer 1"):
+        next_one(torch.zeros(1, 1, 16), layer.init_state(1))
+    with pytest.raises(PatternError, match="of 1 batch rows, and x has 2"):
+        layer(torch.zeros(2, 1, 16), layer.init_state(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"n": N}, {"max_queries": 4}])
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"doc": torch.arange(N) // 7}, "E502"),  # of the whole sequence, with every call
+        ({"doc": torch.tensor(0)}, "E502"),
+        ({"doc": [0, 0, 0]}, "E502"),
+        ({"doc": torch.zeros(3, dtype=torch.int64), "dog": 1}, "E501"),
+        ([0, 0, 0], "E501"),
+        (None, "E501"),
+    ],
+)
+def test_inputs_are_those_of_the_next_tokens(options: Any, inputs: Any, said: str) -> None:
+    layer = Attention(patterndsl.parse("recent(9) & same(doc)", inputs={"doc": "int[N]"}), 16, 2)
+    state = layer.init_state(1, **options)
+    with pytest.raises(PatternError, match=said):
+        layer(torch.zeros(1, 3, 16), state, inputs=inputs)
+    assert isinstance(state, patterndsl.Cache)
+    assert state.lengths == (0,)
+
+
+def test_tokens_that_do_not_fit_leave_the_state_as_it_was() -> None:
+    layer = Attention(patterndsl.parse("params: {w: isqrt(N)}\nattend: recent(w)\n"), 16, 2)
+    state = layer.init_state(1, n=10)
+    layer(torch.zeros(1, 8, 16), state)
+    with pytest.raises(PatternError, match="a sequence of 11 tokens, where 10 is the most"):
+        layer(torch.zeros(1, 3, 16), state)
+    assert isinstance(state, patterndsl.Cache)
+    assert state.lengths == (8,)

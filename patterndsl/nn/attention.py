@@ -208,7 +208,7 @@ class Attention(nn.Module):
         else:
             key, value = self._keys(source)
         if isinstance(state, Cache):
-            decoding.check(self, state, others=(context, sources, present), q_start=q_start)
+            decoding.check(self, state, x.shape[0], others=(context, sources, present), q_start=q_start)
             attended = decoding.attended(state, query, (key, value), inputs, scale, self.layer)
             return self.output_projection(attended.transpose(1, 2).flatten(2)), state
         self._check_remembered(x, source, state, present)

@@ -48,10 +48,18 @@ def start(
     )
 
 
-def check(layer: Attention, cache: Cache, *, others: tuple[object, ...], q_start: int) -> None:
-    """Raises InputError (E503) where the cache is another layer's, (E505) where a call has more than tokens."""
+def check(layer: Attention, cache: Cache, batch: int, *, others: tuple[object, ...], q_start: int) -> None:
+    """Raises InputError (E503) where the cache is another layer's or of other rows, (E505) where a call has more than
+    tokens."""
     if cache.pattern != layer.pattern:
         raise input_error("E503", "the state is of another pattern", "state = layer.init_state(batch)")
+    if (cache.layer, cache.heads, cache.kv_heads) != (layer.layer, layer.heads, layer.kv_heads):
+        theirs, ours = (f"layer {x.layer} with {x.heads} heads over {x.kv_heads}" for x in (cache, layer))
+        message = f"the state is of {theirs}, and this is {ours}"
+        raise input_error("E503", message, "keep a state for each layer: state = layer.init_state(batch)")
+    if cache.batch != batch:
+        help = f"state = layer.init_state({batch})"
+        raise input_error("E503", f"the state is of {cache.batch} batch rows, and x has {batch}", help)
     if q_start or any(item is not None for item in others):
         message = "a call with a cache takes the next tokens alone"
         raise input_error("E505", message, "leave out context, sources, present and q_start: the cache knows the rest")
@@ -66,6 +74,7 @@ def attended(cache: Cache, query: Tensor, keys: Keys, inputs: Inputs | None, sca
     """
     key, value = keys
     num_tokens = query.shape[2]
+    cache.check_next(num_tokens, inputs)  # of all, before any is appended
     if not any(cache.lengths) and num_tokens > cache.max_queries:
         given = _up_to(cache.n, inputs)
         out = attention(query, key, value, cache.pattern, inputs=given, layer=layer, n=cache.n, scale=scale)

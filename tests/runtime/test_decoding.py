@@ -215,6 +215,20 @@ def test_reset_rows_begin_anew() -> None:
     assert not cache.attend(query[:, :, :1]).any()
 
 
+@pytest.mark.skipif(USES_KERNELS, reason="kernels take finite keys and values")
+@pytest.mark.parametrize("anything", [torch.nan, torch.inf])
+def test_what_a_query_does_not_attend_may_be_anything(anything: float) -> None:
+    pattern = patterndsl.parse("head == 0 & recent(4) | head == 1 & recent(2)")
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 2, 4), torch.randn(1, 1, 6, 4)
+    key[:, :, 3] = anything  # what head 0 attends, and head 1 does not in its last row
+    cache = Cache(pattern, batch=1, heads=2, kv_heads=1, head_dim=4, max_queries=2)
+    cache.append(key, key)
+    expected = patterndsl.attention(query, key, key, pattern, q_start=4)
+    assert expected[0, 1, 1].isfinite().all()
+    torch.testing.assert_close(cache.attend(query)[0, 1, 1], expected[0, 1, 1])
+
+
 @pytest.mark.skipif(USES_KERNELS, reason="it is of no kernel")
 def test_a_bounded_cache_stays_as_small() -> None:
     pattern = patterndsl.parse("causal & (recent(100) | first(4))")

@@ -70,8 +70,17 @@ def attend(store: Store, asked: Newest, relation: Relation, data: DeviceData) ->
     scores = scores.masked_fill(~keep, -torch.inf)
     lse = scores.logsumexp(-1) if place.shape[1] else scores.new_full(scores.shape[:-1], -torch.inf)
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    output = weights @ value.to(wide)
+    output = _sums(weights, value.to(wide), keep)
     return output.reshape(batch, heads, q_len, value.shape[3]).to(query.dtype), lse.reshape(batch, heads, q_len)
+
+
+def _sums(weights: Tensor, value: Tensor, keep: Tensor) -> Tensor:
+    """weights @ value, where the value of a key that a query does not attend, though another one does, may be anything:
+    0 x NaN is NaN."""
+    if bool(value.isfinite().all()):
+        return weights @ value
+    products = weights[..., None] * value[..., None, :, :]
+    return products.masked_fill_(~keep[..., None], 0.0).sum(-2)
 
 
 def _needed(is_needed: Tensor) -> Tensor:
