@@ -171,8 +171,9 @@ class Attention(nn.Module):
         if decoding.is_cached(self.pattern):
             return decoding.start(self, batch, device or weight.device, dtype or weight.dtype, n, max_queries)
         if not self.sources.is_recurrent and not self.sums:
-            help = "call the layer without a state, or declare a source that recalls: past: recall(128)"
-            raise input_error("E505", "the pattern has no state", help)
+            message = "the pattern has no state: it is not one relation alone, nor recalls, nor sums up to the query"
+            help = "without a state: layer(newest, context=all_so_far, q_start=position)"
+            raise input_error("E505", message, help)
         like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
         return self.sources.start(counted("batch", batch, 0, MAX_SIZE), like)
 

@@ -48,9 +48,9 @@ class Roles(Named):
 
     def __init__(self, pattern: Pattern, of_layer: Mapping[str, nn.Linear]) -> None:
         super().__init__()
+        self.wanted = wanted_of(pattern) if isinstance(pattern, Composite) else {}  # before a role of that name
         for role in pattern.resolved.roles:
             self[role.name] = Role(role.own, of_layer)
-        self.wanted = wanted_of(pattern) if isinstance(pattern, Composite) else {}
 
     def role(self, name: str) -> Role:
         return cast("Role", self[name])

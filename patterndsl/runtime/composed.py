@@ -239,7 +239,7 @@ def combined(
     if not outputs:
         return query.new_zeros((*query.shape[:3], own[1].shape[3]))
     total = torch.stack(list(outputs.values())).sum(0) if len(outputs) > 1 else next(iter(outputs.values()))
-    return total / len(branches) if pattern.combine == "mean" else total
+    return total / len(outputs) if pattern.combine == "mean" else total  # of the branches that have a part in the layer
 
 
 def _attended(
@@ -306,7 +306,7 @@ def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Se
     """Raises InputError (E501) where names are missing or unknown."""
     for name in given:
         if name not in known:
-            near = nearest(name, known)
+            near = nearest(str(name), known)
             help = f"did you mean `{near}`?" if near else f"it takes {', '.join(known) or 'none'}"
             raise input_error("E501", f"the pattern has no {what} `{name}`", help)
     for name in sorted(wanted - given.keys()):

@@ -54,7 +54,7 @@ def check_roles(pattern: Composite, roles: object, query: Tensor, keys: Mapping[
         raise input_error("E501", f"roles is {type(roles).__name__}", "give {'globals': {'query': [B, Hq, Tq, D]}}")
     for name in roles:
         if name not in wanted:
-            near = nearest(name, wanted)
+            near = nearest(str(name), wanted)
             help = f"did you mean `{near}`?" if near else f"its roles are {', '.join(wanted) or 'none'}"
             raise input_error("E501", f"the pattern has no role `{name}`", help)
     for name, names in wanted.items():
@@ -70,7 +70,7 @@ def check_roles(pattern: Composite, roles: object, query: Tensor, keys: Mapping[
 def _check_names(role: str, wanted: list[str], given: Mapping[str, object]) -> None:
     for what in given:
         if what not in wanted:
-            near = nearest(what, wanted)
+            near = nearest(str(what), wanted)
             help = f"did you mean `{near}`?" if near else f"it reads {', '.join(wanted) or 'nothing'}"
             raise input_error("E501", f"role `{role}` reads no `{what}`", help)
     for what in wanted:

@@ -67,7 +67,7 @@ class Sources(Named):
         crossed = [item.name for item in self.of_kind("cross")]
         for name in given:
             if name not in crossed:
-                near = nearest(name, crossed)
+                near = nearest(str(name), crossed)
                 help = f"did you mean `{near}`?" if near else "sequences are given to sources made by `cross`"
                 raise input_error("E501", f"the pattern has no source `{name}` that a caller gives", help)
         found: dict[str, Keys] = {}

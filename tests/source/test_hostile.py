@@ -192,3 +192,30 @@ def test_other_sequences_are_states() -> None:
             layer(x, sources={"enc": wrong})
     with pytest.raises(InputError, match="E304"):
         layer(x, sources=[x])
+
+
+@pytest.mark.parametrize("name", ["wanted", "role", "training", "keys"])
+def test_names_of_roles_may_be_those_of_methods(name: str) -> None:
+    layer = layer_of(f"roles: {{{name}: q < 2}}\nattend: causal")
+    plain = layer_of("causal")
+    plain.load_state_dict({key: x for key, x in layer.state_dict().items() if not key.startswith("roles")})
+    torch.testing.assert_close(layer(tokens(5)), plain(tokens(5)))
+
+
+@pytest.mark.parametrize("roles", [{1: {}}, {"a": {1: torch.zeros(1), "query": torch.zeros(1, 1, 3, 4)}}])
+def test_names_that_are_no_text_are_told(roles: Any) -> None:
+    program = patterndsl.parse("roles: {a: {at: q < 2, own: query}}\nattend: causal").compile(3)
+    x = torch.zeros(1, 1, 3, 4)
+    with pytest.raises(InputError, match="E501"):
+        program(x, x, x, roles=roles)
+
+
+@pytest.mark.parametrize(("layer", "parts"), [(0, ("near", "all")), (1, ("all",)), (2, ("near", "all"))])
+def test_a_mean_is_of_the_branches_that_take_part_in_a_layer(layer: int, parts: tuple[str, ...]) -> None:
+    text = "combine: mean\nbranches: {near: recent(2) & layer % 2 == 0, all: causal}"
+    query, key, value = (torch.randn(1, HEADS, 6, 4, dtype=torch.float64) for _ in range(3))
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    keep = {"near": causal.triu(-1), "all": causal}
+    outputs = [torch.nn.functional.scaled_dot_product_attention(query, key, value, keep[name]) for name in parts]
+    found = patterndsl.parse(text).compile(6, heads=HEADS, layer=layer)(query, key, value)
+    torch.testing.assert_close(found, sum(outputs[1:], outputs[0]) / len(outputs), rtol=0, atol=1e-9)
