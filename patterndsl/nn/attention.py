@@ -280,7 +280,7 @@ class Attention(nn.Module):
         if not isinstance(self.pattern, Composite) or not self.roles.wanted:
             return {}
         source = sequence.states
-        sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
+        sizes = partial(sizes_of, None, x.shape[1], source.shape[1], q_start)
         states = {"query": x, "key": source, "value": source}
 
         def by_head(what: str, projected: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Roles(Named):
         self,
         pattern: Composite,
         states: Mapping[str, Tensor],
-        sizes: Sizes,
+        sizes: Callable[[], Sizes],
         heads: int,
         layer: int,
         by_head: Callable[[str, Tensor], Tensor],
@@ -82,11 +82,11 @@ class Roles(Named):
         return found
 
     def _needed(
-        self, pattern: Composite, role: str, what: str, sizes: Sizes, heads: int, layer: int, length: int
+        self, pattern: Composite, role: str, what: str, sizes: Callable[[], Sizes], heads: int, layer: int, length: int
     ) -> range:
-        if torch.compiler.is_compiling():  # ranges are for one length each
+        if torch.compiler.is_compiling():  # ranges are for one length each, and so are sizes
             return range(length)
-        return _needed(pattern, role, what, sizes, heads, layer)
+        return _needed(pattern, role, what, sizes(), heads, layer)
 
     def of_sources(self) -> list[str]:
         """The roles that keys of sources are made for."""

@@ -79,6 +79,17 @@ def test_a_layer(text: str) -> None:
     assert_same(steps(compiled, layer, x, given), steps(layer, layer, x, given))
 
 
+@pytest.mark.parametrize("score", ["", "bias: 0.1 * k\n"])
+def test_roles_at_several_lengths(score: str) -> None:
+    layer = layer_of(
+        f"roles: {{first: q < 2, near: {{at: window(1), own: value}}}}\n{score}attend: window(3) | global(2)"
+    )
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for length in (6, 9):
+        x = torch.randn(2, length, DIM, dtype=torch.float64, requires_grad=True)
+        assert_same(steps(compiled, layer, x, None), steps(layer, layer, x, None))
+
+
 @dataclass(frozen=True)
 class Given:
     """What a program is called with."""

@@ -204,7 +204,7 @@ def test_names_of_roles_may_be_those_of_methods(name: str) -> None:
 
 @pytest.mark.parametrize("roles", [{1: {}}, {"a": {1: torch.zeros(1), "query": torch.zeros(1, 1, 3, 4)}}])
 def test_names_that_are_no_text_are_told(roles: Any) -> None:
-    program = patterndsl.parse("roles: {a: {at: q < 2, own: query}}\nattend: causal").compile(3)
+    program: Any = patterndsl.parse("roles: {a: {at: q < 2, own: query}}\nattend: causal").compile(3)
     x = torch.zeros(1, 1, 3, 4)
     with pytest.raises(InputError, match="E501"):
         program(x, x, x, roles=roles)
