@@ -19,12 +19,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the explanation."""
     pattern = pattern_of(arguments.spec, arguments)
     is_composite = isinstance(pattern, Composite)
-    terms = {term.name: term.pattern for term in pattern.terms} if isinstance(pattern, Composite) else {"": pattern}
-    unplanned: dict[str, str] = {}
-    if isinstance(pattern, Composite):
-        runs = {term.name: pattern.branches[term.branch].runs for term in pattern.terms}
-        unplanned = {name: UNPLANNED[how] for name, how in runs.items() if how != "planned"}
     sizes = sizes_of(arguments, None)
+    terms, unplanned = {"": pattern}, dict[str, str]()
+    if isinstance(pattern, Composite):
+        parts = pattern.terms_at(sizes["layer"])
+        terms = {term.name: term.pattern for term in parts}
+        runs = {term.name: pattern.branches[term.branch].runs for term in parts}
+        unplanned = {name: UNPLANNED[how] for name, how in runs.items() if how != "planned"}
     if unplanned:
         pattern.fit(sizes["n"] or sizes["q_len"], heads=sizes["heads"], layer=sizes["layer"])
     with progress() as on_event:

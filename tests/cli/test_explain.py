@@ -74,6 +74,12 @@ def test_terms_without_a_plan_say_how_they_run(said: Said) -> None:
     assert {item.get("plan", "made") for item in data.values()} == {None, "made"}
 
 
+def test_branches_of_other_layers_are_not_explained(said: Said) -> None:
+    spec = str(Path(__file__).parents[2] / "examples" / "sources" / "lightning.yaml")
+    assert said("explain", spec, "-n", "300").startswith("of sums.self")
+    assert said("explain", spec, "-n", "300", "--layer", "7").startswith("of softmax.self")
+
+
 def test_measured_constants_are_stored_shown_and_taken(said: Said) -> None:
     out = said("calibrate")
     assert "measured  cpu-2-core" in out and f"written to {stored_path('cpu')}" in out
