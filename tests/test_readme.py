@@ -60,7 +60,8 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(first.replace("16384", "512"), names)
     names["pattern"] = patterndsl.parse("same(doc)", inputs={"doc": "int[N]"})
     for code in others:
-        exec(code, names)
+        if "torch.cuda" not in code:  # a graph of a GPU's kernels
+            exec(code, names)
 
 
 def test_the_message_is_the_real_one(
