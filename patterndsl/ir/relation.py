@@ -6,6 +6,7 @@ other judgement about a relation is made elsewhere.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, assert_never
@@ -113,10 +114,10 @@ Relation: TypeAlias = Everything | Nothing | Compare | Holds | And | Or | Not | 
 EVERYTHING, NOTHING = Everything(), Nothing()
 
 _COMPARE: dict[CompareOp, Callable[[int, int], bool]] = {
-    "<": int.__lt__,
-    "<=": int.__le__,
-    "==": int.__eq__,
-    "!=": int.__ne__,
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
 }
 
 

@@ -43,7 +43,7 @@ def brute_end(keep: np.ndarray, q_start: int, last: bool) -> np.ndarray:
     return np.where(keep.any(axis=0), at + q_start, -1)
 
 
-@many(4)
+@many(2)
 @given(case=cases(), place=st.floats(0, 1, exclude_max=True))
 def test_rows_and_columns_are_those_of_the_second_reading(case: Case, place: float) -> None:
     pattern = case.pattern()
@@ -60,7 +60,7 @@ def test_rows_and_columns_are_those_of_the_second_reading(case: Case, place: flo
         assert queries.tolist() == (np.flatnonzero(keep[group.heads[0], :, k]) + sizes.q_start).tolist()
 
 
-@many(4)
+@many(2)
 @given(case=cases(), seed=st.integers(0, 1000))
 def test_ends_of_columns_are_those_of_the_second_reading(case: Case, seed: int) -> None:
     pattern = case.pattern()

@@ -61,7 +61,7 @@ def test_the_canonical_text_says_the_same(case: Case) -> None:
     assert str(again) == str(pattern)
 
 
-@many(20)
+@many(10)
 @given(cases())
 def test_membership_is_that_of_the_second_reading(case: Case) -> None:
     pattern = case.pattern()
@@ -74,7 +74,7 @@ def test_membership_is_that_of_the_second_reading(case: Case) -> None:
             np.testing.assert_array_equal(spread(found, expected[head].shape), expected[head])
 
 
-@many(20)
+@many(10)
 @given(case=cases(), block=st.sampled_from(TILES))
 def test_tiles_are_exact(case: Case, block: tuple[int, int]) -> None:
     pattern = case.pattern()

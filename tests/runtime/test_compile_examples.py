@@ -20,7 +20,7 @@ OTHERS = {"encoder-decoder": "encoded", "set-transformer": "summaries"}
 """The source that each call gives."""
 RECALLS = ("compressive", "transformer-xl", "transformer-xl-same-length")
 """Their states have other shapes in each of the first calls, and each shape is a graph."""
-SUMS = ("linear-transformer", "performer", "window-and-sums")
+SUMS = ("lightning", "linear-transformer", "performer", "window-and-sums")
 """Each length is a graph: the loop over chunks of a causal sum is written out."""
 
 pytestmark = pytest.mark.slow
