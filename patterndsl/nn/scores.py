@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,8 @@ class Directions(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves directions to another device, and leaves their dtype: rounded they are not orthogonal."""
         exact = self.directions
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch declares it without types
+        without_types: Any = super()._apply
+        without_types(fn, recurse)
         if not exact.is_meta:
             self.directions = exact.to(self.directions.device)
         return self

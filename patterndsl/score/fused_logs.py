@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -195,5 +196,5 @@ def _padded(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def _sum(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cast("tuple[Tensor, Tensor, Tensor, Tensor]", _LogSum.apply(*arguments))  # type: ignore[no-untyped-call]
+# torch declares `apply` without types
+_sum: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _LogSum.apply

@@ -81,13 +81,16 @@ def test_padding_has_no_part(attend: str) -> None:
         assert (grad * ~there[:, None, :, None]).abs().max() == 0
 
 
+LIBRARY: Any = patterndsl  # called as no type checker would let it be
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda: patterndsl.documents(torch.tensor([0.0, 3.0]), 4), "dtype float32"),
         (lambda: patterndsl.documents(torch.tensor([1, 3]), 4), "does not ascend from 0"),
         (lambda: patterndsl.documents(torch.tensor([0, 3, 2]), 4), "does not ascend from 0"),
-        (lambda: patterndsl.documents([0, 3], 4), "is list"),  # type: ignore[arg-type]
+        (lambda: LIBRARY.documents([0, 3], 4), "is list"),
         (lambda: patterndsl.documents(torch.zeros(1, 1, 2, dtype=torch.int64), 4), "has shape"),
         (lambda: patterndsl.documents(torch.zeros(0, dtype=torch.int64), 4), "has shape"),
         (lambda: patterndsl.present(torch.tensor([[3]]), 4), "has shape"),

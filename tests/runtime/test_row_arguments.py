@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,6 @@ def test_integers_of_any_library(q: int) -> None:
 
 
 @pytest.mark.parametrize("q", [True, 5.0, np.float64(5), torch.tensor(5.0), "5", None, -1, 10])
-def test_what_is_no_query(q: object) -> None:
+def test_what_is_no_query(q: Any) -> None:
     with pytest.raises(InputError, match="there is no query"):
-        PROGRAM.row(q)  # type: ignore[arg-type]
+        PROGRAM.row(q)
