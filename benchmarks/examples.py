@@ -1,10 +1,12 @@
 """Every example beside its peers: is any slower than the best of them?
 
     python benchmarks/examples.py                      # two CPU cores, float32, N = 4,096, 4 heads of 64
-    python benchmarks/examples.py --device cuda        # bfloat16, N = 16,384, 16 heads of 64
+    python benchmarks/examples.py --device cuda        # bfloat16, N = 65,536, 16 heads of 64
+    python benchmarks/examples.py --train              # forward and backward; FlexAttention has no backward on CPUs
 
-Forward passes, in one run and in turn: ours, dense SDPA (causal where the pattern is, and masked), FlexAttention by
-blocks of 128. Writes benchmarks/results/examples_<device>.json with medians and ratios.
+In one run and in turn: ours, dense SDPA (causal where the pattern is, by cuDNN on a GPU, and masked where its mask has
+less than 2^31 pairs), FlexAttention by blocks of 128. Writes benchmarks/results/examples_<device>[_train].json with
+medians and ratios, after each example.
 """
 
 from __future__ import annotations
@@ -19,32 +21,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
 
 ROOT = Path(__file__).parents[1]
+MOST_PAIRS = 1 << 31
 SKIPPED = ("packed-documents", "packed-sinks-strided")  # they read inputs, and have no plan
 
 
-def peers(pattern: patterndsl.Pattern, n: int, tensors: list[torch.Tensor]) -> dict[str, Callable[[], object]]:
+Run = Callable[[], torch.Tensor]
+
+
+def peers(pattern: patterndsl.Pattern, n: int, tensors: list[torch.Tensor]) -> dict[str, Run]:
     query, key, value = tensors
     heads, device = query.shape[1], query.device
     ours = pattern.compile(n, heads=heads, device=device)
     flex = pattern.compile(n, heads=heads, device=device, backend="flex")
-    found: dict[str, Callable[[], object]] = {"ours": lambda: ours(query, key, value)}
+    found: dict[str, Run] = {"ours": lambda: ours(query, key, value)}
     if isinstance(pattern.prove("causal", n=n), patterndsl.Proven):
-        found["causal"] = lambda: scaled_dot_product_attention(query, key, value, is_causal=True)
-    try:
-        keep = ours.mask()[None]  # of four dimensions, else the CPU is slow
-        found["masked"] = lambda: scaled_dot_product_attention(query, key, value, attn_mask=keep)
-    except patterndsl.InputError:
-        pass  # a mask for each head, too large to hold
-    found["flex"] = lambda: flex(query, key, value)
+        found["causal"] = lambda: dense(query, key, value)
+    if n * n < MOST_PAIRS:
+        try:
+            keep = ours.mask()[None]  # of four dimensions, else the CPU is slow
+            found["masked"] = lambda: scaled_dot_product_attention(query, key, value, attn_mask=keep)
+        except patterndsl.InputError:
+            pass  # a mask for each head, too large to hold
+    if device.type == "cuda" or not query.requires_grad:
+        found["flex"] = lambda: flex(query, key, value)
     return found
 
 
-def medians(runs: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention by the fastest kernel there is."""
+    if not query.is_cuda:
+        return scaled_dot_product_attention(query, key, value, is_causal=True)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def trained(run: Run, tensors: list[torch.Tensor], grad: torch.Tensor) -> Run:
+    def both() -> torch.Tensor:
+        return torch.autograd.grad(run(), tensors, grad)[0]
+
+    return both
+
+
+def medians(runs: dict[str, Run], device: torch.device, repeats: int) -> dict[str, float]:
     """Milliseconds, one after the other in each round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
@@ -64,29 +88,37 @@ def main() -> None:
     parser.add_argument("-n", type=int)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--train", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
-    n = arguments.n or (16_384 if on_gpu else 4_096)
+    n = arguments.n or (65_536 if on_gpu else 4_096)
     shape, dtype = (1, 16 if on_gpu else 4, n, 64), torch.bfloat16 if on_gpu else torch.float32
     torch.manual_seed(0)
-    tensors = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
+    tensors = [torch.randn(shape, device=device, dtype=dtype, requires_grad=arguments.train) for _ in range(3)]
+    grad = torch.randn(shape, device=device, dtype=dtype)
+    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    where = {"device": machine, "torch": torch.__version__, "shape": shape, "dtype": str(dtype)}
+    what = "_train" if arguments.train else ""
+    out = arguments.out or ROOT / "benchmarks" / "results" / f"examples_{device.type}{what}.json"
     found = {}
     for path in sorted((ROOT / "examples").glob("*.yaml")):
         if path.stem in SKIPPED or (arguments.only and path.stem not in arguments.only):
             continue
-        with torch.no_grad():
-            times = medians(peers(patterndsl.load(path), n, tensors), device, arguments.repeats)
+        runs = peers(patterndsl.load(path), n, tensors)
+        if arguments.train:
+            runs = {name: trained(run, tensors, grad) for name, run in runs.items()}
+        with torch.set_grad_enabled(arguments.train):
+            times = medians(runs, device, arguments.repeats)
+        if len(times) == 1:  # nobody else can
+            continue
         best = min((name for name in times if name != "ours"), key=times.__getitem__)
         found[path.stem] = {**times, "best_peer": best, "ratio": times[best] / times["ours"]}
         shown = ", ".join(f"{name} {ms:.2f}" for name, ms in times.items())
         print(f"{path.stem}: {shown} ms; {found[path.stem]['ratio']:.2f}x {best}", flush=True)
-    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    where = {"device": machine, "torch": torch.__version__, "shape": shape, "dtype": str(dtype)}
-    load = os.getloadavg()[0]
-    path = arguments.out or ROOT / "benchmarks" / "results" / f"examples_{device.type}.json"
-    path.write_text(json.dumps({**where, "load": load, "milliseconds": found}, indent=2) + "\n")
+        load = os.getloadavg()[0]
+        out.write_text(json.dumps({**where, "load": load, "milliseconds": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
