@@ -9,10 +9,9 @@ from patterndsl.analysis.budget import GaveUpError, check_time, within
 from patterndsl.analysis.cost import Device, Shape, forward_flops, least_bytes, predicted
 from patterndsl.analysis.figure import Figure
 from patterndsl.analysis.kept import without_seeds
-from patterndsl.analysis.pairs import draws_of
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const
-from patterndsl.ir.relation import Relation
+from patterndsl.ir.relation import Relation, draws_in
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound
@@ -49,7 +48,7 @@ def overtakes(
 def is_quick(bound: Bound) -> bool:
     """Whether few enough keys are drawn for the lengths to be tried, told from those of one length."""
     drawn = 0
-    for node in (node for group in bound.groups for node in draws_of(group.relation)):
+    for node in (node for group in bound.groups for node in draws_in(group.relation)):
         if isinstance(node.num_q, Const) and isinstance(node.count, Const):
             drawn += node.num_q.value * node.count.value
     return drawn * LONGEST <= MAX_DRAWN * max(1, bound.sizes.total)

@@ -15,11 +15,11 @@ from patterndsl.analysis.figure import Figure
 from patterndsl.analysis.formula import Formula
 from patterndsl.analysis.kept import without_seeds
 from patterndsl.analysis.order import leading, order
-from patterndsl.analysis.pairs import WAYS, NoFormula, Symbolic, Way, draws_of, most_pairs, pairs_by, symbolic
+from patterndsl.analysis.pairs import WAYS, NoFormula, Symbolic, Way, most_pairs, pairs_by, symbolic
 from patterndsl.analysis.policy import ATTEMPTS, Attempt, CachePolicy, Policy, policy_by
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const
-from patterndsl.ir.relation import Relation, inputs_read
+from patterndsl.ir.relation import Relation, draws_in, inputs_read
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import param_values, sizes_of
 
@@ -105,7 +105,7 @@ def _head_report(
     upper: Formula | NoFormula | None = None
     if isinstance(found, NoFormula):
         upper = most_pairs(pattern)
-        values = {} if inputs_read(pattern.relation) or any(draws_of(pattern.relation)) else _constants(resolved)
+        values = {} if inputs_read(pattern.relation) or any(draws_in(pattern.relation)) else _constants(resolved)
         there = pairs_by(symbolic(resolved, head=heads[0], layer=layer, fixed=values), WAYS)[0] if values else found
         if isinstance(there, Formula):
             reason, found = found.reason, replace(there, fixed=values)

@@ -6,7 +6,7 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import lcm, prod
@@ -37,6 +37,7 @@ from patterndsl.ir.relation import (
     compare,
     conjunction,
     disjunction,
+    draws_in,
     inputs_read,
     lists_in,
     substitute,
@@ -220,7 +221,7 @@ def _drawn_at_most(pattern: Symbolic) -> Polynomial | None:
     if not _draws_only_add(pattern.relation):
         return None
     total = Polynomial({})
-    for node in draws_of(pattern.relation):
+    for node in draws_in(pattern.relation):
         blocks = [_block_of(side, name) for side, name in ((node.q, "q"), (node.k, "k"))]
         number = _plain(node.count)
         if number is None or blocks[0] is None or blocks[1] is None:
@@ -256,17 +257,9 @@ def _plain(index: Index) -> Polynomial | None:
             return None
 
 
-def draws_of(relation: Relation) -> Iterator[Random]:
-    """The draws that a relation is made of, each as often as it stands there."""
-    if isinstance(relation, Random):
-        yield relation
-    for child in children(relation):
-        yield from draws_of(child)
-
-
 def _draws_only_add(relation: Relation) -> bool:
     if isinstance(relation, Not):
-        return not any(draws_of(relation.term)) and not any(lists_in(relation.term))
+        return not any(draws_in(relation.term)) and not any(lists_in(relation.term))
     if isinstance(relation, Listed):
         return not isinstance(relation.row, Const)  # those are members of routes, of which it is only one
     if isinstance(relation, Holds) or (isinstance(relation, Compare) and inputs_read(relation)):

@@ -8,7 +8,7 @@ from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import indices
 from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle
 
 MAX_COUNTED = 1 << 24
 """Pairs of partial tiles that are looked at one by one, in some tenths of a second."""
@@ -30,6 +30,8 @@ def kept_pairs(piece: Piece, lookup: Lookup) -> int | None:
             return geometry.num_groups * (geometry.q.length // tile) * int(mask.sum())
         case Masked(mask):
             return geometry.num_groups * int(mask.sum())
+        case Keys(keys):
+            return int(np.count_nonzero(keys >= 0))
         case Sparse():
             kept = _in_tiles(geometry, piece.shape, lookup)
             return None if kept is None else geometry.num_groups * kept

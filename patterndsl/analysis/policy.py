@@ -24,13 +24,13 @@ from patterndsl.analysis.enclosing import enclosing
 from patterndsl.analysis.figure import Certainty
 from patterndsl.analysis.formula import Formula, digits_at, formula
 from patterndsl.analysis.latex import Shown
-from patterndsl.analysis.pairs import COUNTING, NoFormula, Symbolic, draws_of, hints
+from patterndsl.analysis.pairs import COUNTING, NoFormula, Symbolic, hints
 from patterndsl.analysis.polynomial import Monomial, Number, Polynomial, symbol
 from patterndsl.analysis.radix import NotAffineError, Split
 from patterndsl.analysis.sets import Constraint, GaveUpError, coalesced, constraints, dim_names, limited, regions
 from patterndsl.ir.index import HEAD, LAYER, NK, NQ, Const, Index, K, Param, Q
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import Relation, compare, conjunction, indices, inputs_read, substitute
+from patterndsl.ir.relation import Relation, compare, conjunction, draws_in, indices, inputs_read, substitute
 from patterndsl.lower.lookup import Lookup
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _bound(pattern: Symbolic) -> CachePolicy | None:
 
 def _is_seen_ahead(pattern: Symbolic) -> bool:
     """Whether a query of some short sequence attends a later key: isl would take longer to say so."""
-    if inputs_read(pattern.relation) or any(draws_of(pattern.relation)):
+    if inputs_read(pattern.relation) or any(draws_in(pattern.relation)):
         return False
     for values in pattern.short:
         known: dict[Index, int] = {NQ: values["N"], NK: values["N"], HEAD: 0, LAYER: 0}

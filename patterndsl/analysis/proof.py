@@ -19,7 +19,7 @@ from patterndsl.analysis.enclosing import enclosed, enclosing
 from patterndsl.analysis.formula import digits_at
 from patterndsl.analysis.glance import is_empty
 from patterndsl.analysis.keys import squared
-from patterndsl.analysis.pairs import Symbolic, draws_of, hints, symbolic, usual
+from patterndsl.analysis.pairs import Symbolic, hints, symbolic, usual
 from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import MAX_OPERATIONS, GaveUpError, limited, regions
 from patterndsl.analysis.verdict import Proven, Refuted, Unknown, Verdict, Witness
@@ -46,6 +46,7 @@ from patterndsl.ir.relation import (
     conjunction,
     depends_on,
     disjunction,
+    draws_in,
     indices,
     negation,
     substitute,
@@ -161,7 +162,7 @@ class _Problem:
     def effort(self) -> int:
         """What one size takes, in masks of a small pattern; a draw counts for several, as its keys are drawn first."""
         nodes = sum(1 for resolved in self.patterns() for _ in indices(resolved.relation))
-        draws = sum(1 for resolved in self.patterns() for _ in draws_of(resolved.relation))
+        draws = sum(1 for resolved in self.patterns() for _ in draws_in(resolved.relation))
         num_inputs = 8 if any(resolved.inputs for resolved in self.patterns()) else 1
         return (
             num_inputs

@@ -239,6 +239,14 @@ def inputs_read(relation: Relation) -> frozenset[str]:
     return frozenset((*read, *(node.name for node in lists_in(relation))))
 
 
+def draws_in(relation: Relation) -> Iterator[Random]:
+    """The draws that the relation is made of, each as often as it stands there; not those that they avoid."""
+    if isinstance(relation, Random):
+        yield relation
+    for child in children(relation):
+        yield from draws_in(child)
+
+
 def lists_in(relation: Relation) -> Iterator[Listed]:
     """The lists that the relation asks."""
     if isinstance(relation, Listed):

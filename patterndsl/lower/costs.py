@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from patterndsl.ir.draws import constant
+from patterndsl.ir.relation import draws_in
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
 from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.shapes import (
     Band,
+    Keys,
     Masked,
     Piece,
     Sparse,
@@ -38,6 +41,11 @@ FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
+DRAWN = 0.7
+"""How much longer a masked tile takes on a GPU for each key that is drawn, to a full one: a pair is compared
+with all of these."""
+SCATTERED = 1.0
+"""How much longer reading a row of a key takes that stands by itself, mostly in the cache of a GPU."""
 BEGUN = 150
 """Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a row of tiles, or a run
 of them where it is another's."""
@@ -110,7 +118,7 @@ class Machine:
     @property
     def wanted(self) -> Wanted:
         """What its kernels take well."""
-        return Wanted(self.bands, self.blocks, self.saving, self.finer)
+        return Wanted(self.bands, self.blocks, self.saving, self.finer, single_keys=self.sparse_kernel == "triton")
 
 
 CPU = Machine(
@@ -166,6 +174,8 @@ def kernel_of(piece: Piece, machine: Machine) -> Kernel:
     """What runs the piece."""
     if isinstance(piece.shape, Sparse):
         return machine.sparse_kernel
+    if isinstance(piece.shape, Keys):
+        return "triton"
     return "single" if piece.geometry.q.length == piece.geometry.k.length == 1 else "sdpa"
 
 
@@ -180,6 +190,8 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int, is_fi
         return Cost(machine.dense_call + 8.0 * rows * q_rows, machine.dense_call + 16.0 * rows * q_rows) + merging
     if isinstance(piece.shape, Sparse):
         return _sparse(piece, piece.shape, machine, num_heads, head_dim) + merging
+    if isinstance(piece.shape, Keys):
+        return _by_keys(piece, machine, rows) + merging
     rate = machine.band_rate if isinstance(piece.shape, Band) else machine.dense_rate
     if isinstance(piece.shape, Masked):
         rate /= MASKING
@@ -236,6 +248,7 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
     """The work of all tiles, but no less than that of the longest row, and backward of the longest column too."""
     geometry = piece.geometry
     is_cut = machine.sparse_kernel == "triton"  # long rows and columns are, so that none is a tail
+    num_drawn = sum(constant(node.count) for node in draws_in(shape.relation)) if machine.is_gpu else 0
 
     def seconds(tiles: Tiles) -> tuple[float, float]:
         """Of a full tile, and of all."""
@@ -243,6 +256,7 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
         tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
         number = num_full + machine.partial * (tiles.num_tiles - num_full)
         if machine.is_gpu:
+            number += DRAWN * num_drawn * (tiles.num_tiles - num_full)
             begun = num_rows(tiles) if is_cut else num_runs(tiles)
             number += begun * BEGUN / tiles.kv_block
         return tile, tile * number * geometry.num_groups * num_heads
@@ -261,6 +275,12 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
         found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)
     found = found + _copying(geometry, rows)
     return found + Cost(machine.sparse_call, machine.sparse_call)
+
+
+def _by_keys(piece: Piece, machine: Machine, rows: float) -> Cost:
+    """A pair reads its key and value; backward again, and from the key's side its query and the output's gradient."""
+    pairs = SCATTERED * rows * piece.num_computed
+    return Cost(machine.sparse_call + 2.0 * pairs, 2.0 * machine.sparse_call + 4.0 * pairs)
 
 
 def _copying(geometry: Geometry, rows: float) -> Cost:

@@ -18,7 +18,7 @@ from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_
 from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle, Wanted, pieces, tiled
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle, Wanted, pieces, tiled
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
@@ -375,6 +375,8 @@ def _shape_text(piece: Piece) -> str:
             return f"a band of {int(mask.sum(axis=1).max())} keys in tiles of {tile} queries"
         case Masked():
             return "masked"
+        case Keys(keys):
+            return f"{keys.shape[1]} keys of each query, one by one"
         case Sparse(tiles):
             return f"{tiles.num_tiles:,} tiles of {tiles.q_block} x {tiles.kv_block}"
 

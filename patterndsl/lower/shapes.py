@@ -1,4 +1,4 @@
-"""What does a cell look like inside? Everything, a triangle, a band, a small mask, or tiles.
+"""What does a cell look like inside? Everything, a triangle, a band, a small mask, a few keys here and there, or tiles.
 
 The first four run as dense attention on views, the last one as block-sparse attention. What is said is exact: a shape
 is taken only where the relation is that, by its normal form or by a descent that finds no pair to tell them apart.
@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from patterndsl.ir.draws import constant
 from patterndsl.ir.index import Arithmetic, Const, Index, K, Param, Q, Var, arithmetic, operands
 from patterndsl.ir.linear import Frame
-from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.meaning import Point, member, value
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
+    And,
     Compare,
     Listed,
     Random,
@@ -27,9 +29,10 @@ from patterndsl.ir.relation import (
     conjunction,
     direct_indices,
     disjunction,
+    subexpressions,
 )
 from patterndsl.lower.gather import Blocks, fitting_tiles
-from patterndsl.lower.geometry import Geometry
+from patterndsl.lower.geometry import Geometry, Integers
 from patterndsl.lower.layout import Cell, Span
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.row import row_runs
@@ -91,6 +94,13 @@ class Sparse:
         return self.tiles if self.finer is None else self.finer
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Keys:
+    """A few keys of each query, in local positions: int64 [q_len, width], -1 for none."""
+
+    keys: Integers
+
+
 def num_runs(tiles: Tiles) -> int:
     """Runs of neighbouring tiles of one block of queries, over all of these."""
     follows = (np.diff(tiles.q_blks) == 0) & (np.diff(tiles.kv_blks) == 1)
@@ -112,7 +122,7 @@ def longest_column(tiles: Tiles) -> int:
     return int(np.bincount(tiles.kv_blks).max(initial=0))
 
 
-Shape: TypeAlias = Full | Triangle | Band | Masked | Sparse
+Shape: TypeAlias = Full | Triangle | Band | Masked | Keys | Sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,8 @@ class Wanted:
 
     bands: whether masks and overlapping views are welcome. blocks: (q_block, kv_block) of what is block-sparse, coarse
     to fine; a finer one is taken where it computes less by the factor `saving`. finer: those of inference beyond them.
-    mask_pairs: of all strips of a relation, where it is masked strip by strip.
+    mask_pairs: of all strips of a relation, where it is masked strip by strip. single_keys: whether a kernel takes what
+    is drawn key by key.
     """
 
     bands: bool
@@ -129,6 +140,7 @@ class Wanted:
     saving: float
     finer: Blocks
     mask_pairs: int = 0
+    single_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,8 @@ class Piece:
                 return self.geometry.num_pairs // 2
             case Band(_, mask):
                 return self.geometry.num_rows * int(mask.shape[1])
+            case Keys(keys):
+                return int(keys.size)
             case Sparse(tiles):
                 return tiles.num_tiles * tiles.q_block * tiles.kv_block * self.geometry.num_groups
 
@@ -160,6 +174,8 @@ def pieces(cell: Cell, lookup: Lookup, wanted: Wanted, *, sparse: bool) -> list[
         return []
     if relation == EVERYTHING:
         return [Piece(geometry, Full())]
+    if wanted.single_keys and (keys := _single_keys(cell, lookup)) is not None:
+        return [Piece(geometry, Keys(keys))] if keys.size else []
     found = _triangle(cell, lookup)
     if found is None and wanted.bands:
         found = _band(cell, lookup, wanted)
@@ -231,6 +247,47 @@ def _mask(relation: Relation, q: Span, k: Span, lookup: Lookup) -> Truths:
     point = Point(np.arange(*q)[:, None], np.arange(*k), 0, lookup)
     shape = (q[1] - q[0], k[1] - k[0])
     return np.ascontiguousarray(np.broadcast_to(member(relation, point), shape))
+
+
+# ---- single keys
+
+
+SCATTER = 32
+"""How many keys a query could attend for each that is drawn for it, from which on these are taken one by one: below it
+tiles hold so many of them that computing the rest costs less (not yet measured between 16 and 128)."""
+
+
+def _single_keys(cell: Cell, lookup: Lookup) -> Integers | None:
+    """The keys of each query as `Keys` has them, where they are among a few that are drawn for it; else None."""
+    terms = cell.relation.terms if isinstance(cell.relation, And) else (cell.relation,)
+    for node in terms:
+        if not isinstance(node, Random) or cell.geometry.groups or K in subexpressions(node.q):
+            continue
+        offset, count = _key_offset(node.k), constant(node.count)
+        if offset is None or not 0 < count * SCATTER <= cell.geometry.k.length:
+            continue
+        q = np.arange(cell.geometry.q.length)
+        rows = np.broadcast_to(value(node.q, Point(q, 0, 0, lookup)), q.shape)
+        found = np.stack(list(lookup.drawn(node, 0, rows)), axis=1) - offset
+        inside = (found >= 0) & (found < cell.geometry.k.length)
+        keys = np.where(inside, found, 0)
+        kept = inside & np.asarray(member(cell.relation, Point(q[:, None], keys, 0, lookup)))
+        keys = np.where(kept, keys, -1)
+        order = np.argsort(~kept, axis=1, kind="stable")  # those that are there come first
+        return np.take_along_axis(keys, order, axis=1)[:, : int(kept.sum(axis=1).max(initial=0))]
+    return None
+
+
+def _key_offset(index: Index) -> int | None:
+    """c where an index is k + c."""
+    match index:
+        case Var("k"):
+            return 0
+        case Arithmetic("+", Var("k"), Const(number)) | Arithmetic("+", Const(number), Var("k")):
+            return number
+        case Arithmetic("-", Var("k"), Const(number)):
+            return -number
+    return None
 
 
 # ---- triangles

@@ -16,7 +16,7 @@ from patterndsl.ir import codec
 from patterndsl.lower.costs import Cost, Kernel
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.plan import Option, Pass, Plan
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Shape, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Shape, Sparse, Triangle
 from patterndsl.lower.tiles import Tiles
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -93,6 +93,8 @@ def _written_shape(shape: Shape, arrays: Arrays) -> dict[str, Any]:
             return {"is": "band", "tile": tile, "mask": arrays.add(mask.astype(np.uint8))}
         case Masked(mask):
             return {"is": "masked", "mask": arrays.add(mask.astype(np.uint8))}
+        case Keys(keys):
+            return {"is": "keys", "keys": arrays.add(keys.astype(np.int64))}
         case Sparse(tiles, relation, finer):
             kept = {"is": "sparse", "tiles": written_tiles(tiles, arrays), "relation": codec.written(relation)}
             return kept if finer is None else {**kept, "finer": written_tiles(finer, arrays)}
@@ -143,6 +145,8 @@ def _read_shape(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Shape:
             return Band(data["tile"], arrays[data["mask"]].astype(bool))
         case "masked":
             return Masked(arrays[data["mask"]].astype(bool))
+        case "keys":
+            return Keys(arrays[data["keys"]].astype(np.int64))
         case "sparse":
             finer = read_tiles(data["finer"], arrays) if "finer" in data else None
             return Sparse(read_tiles(data["tiles"], arrays), codec.read(data["relation"]), finer)

@@ -5,7 +5,7 @@ Operations on tensors only, without synchronisation and without reductions, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from patterndsl.diagnostics import InputError, input_error, nearest
 from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
-from patterndsl.ir.relation import Random, Relation, at_head, children, depends_on, indices, lists_in
+from patterndsl.ir.relation import Random, Relation, at_head, depends_on, draws_in, indices, lists_in
 from patterndsl.sema.bind import Bound, InputShape
 
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -84,14 +84,7 @@ def facets_of(relations: Iterable[Relation], inputs: Inputs) -> dict[tuple[str, 
 
 def draws_of(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
     """What the relation draws, the same in each call."""
-    return {node: _draws(node, num_heads, device) for node in _random_nodes(relation)}
-
-
-def _random_nodes(relation: Relation) -> Iterator[Random]:
-    if isinstance(relation, Random):
-        yield relation
-    for child in children(relation):
-        yield from _random_nodes(child)
+    return {node: _draws(node, num_heads, device) for node in draws_in(relation)}
 
 
 def _draws(node: Random, num_heads: int, device: torch.device) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.geometry import Integers, whole
 from patterndsl.lower.plan import Pass
-from patterndsl.lower.shapes import Sparse
+from patterndsl.lower.shapes import Keys, Sparse
 from patterndsl.runtime.function import Run, attended, without_autocast
 from patterndsl.runtime.fused import add_into, merge_into
-from patterndsl.runtime.kernels.passes import ListedPass, Member, WholePass
+from patterndsl.runtime.kernels.passes import KeysPass, ListedPass, Member, WholePass
 from patterndsl.runtime.merge import Merged, with_lse_gradient
 from patterndsl.runtime.sdpa import DensePass
 from patterndsl.runtime.single import SinglePass
@@ -197,6 +197,8 @@ def _kernel(item: Pass, device: torch.device, lengths: tuple[int, int] | None) -
             return SinglePass(geometry)
         case "sdpa":
             return DensePass(item.piece, device)
+        case "triton" if isinstance(shape, Keys):
+            return KeysPass(geometry, shape, device)
         case "triton":
             assert isinstance(shape, Sparse)
             if item.sign > 0 and lengths is not None and geometry == whole(*lengths):

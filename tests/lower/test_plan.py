@@ -14,7 +14,8 @@ from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.costs import CPU, CUDA, Machine
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Option, Pass, Plan, plan
-from patterndsl.lower.shapes import Band, Full, Masked, Piece, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle
+from patterndsl.lower.stored import Arrays, read_option, written_option
 from tests.strategies import Case, cases, many
 
 
@@ -43,6 +44,10 @@ def inside(piece: Piece, q_len: int, kv_len: int, lookup: Lookup) -> Any:
             assert q_len % tile == 0
             for first in range(0, q_len, tile):
                 kept[first : first + tile, first : first + mask.shape[1]] = mask
+        case Keys(keys):
+            query, turn = np.nonzero(keys >= 0)
+            kept[query, keys[query, turn]] = True
+            assert kept.sum() == len(query), "a key of a query stands there twice"
         case Sparse(tiles, relation):
             point = Point(np.arange(q_len)[:, None], np.arange(kv_len), 0, lookup)
             holds = np.broadcast_to(member(relation, point), kept.shape)
@@ -106,6 +111,23 @@ def test_little_more_is_computed_than_is_kept() -> None:
     kept = sum(min(q + 1, 128) + q // 128 for q in range(n))  # the window's keys, and those of the stride before it
     computed = sum(item.piece.num_computed for item in options[0].passes)
     assert computed < 1.6 * kept
+
+
+def test_drawn_keys_are_taken_one_by_one() -> None:
+    """On a GPU, where a tile would hold a few; stored, they are the same."""
+    sizes = {"kv_len": 400, "q_start": 30, "heads": 2}
+    text = "recent(9) | k < 300 & random(3, seed = head, avoid = recent(5) | ~causal)"
+    for options, group in zip(planned(text, 300, CUDA, **sizes).options, (0, 1), strict=True):
+        by_keys = [option for option in options if any(isinstance(item.piece.shape, Keys) for item in option.passes)]
+        assert by_keys
+        bound = patterndsl.parse(text).bind(300, **sizes)
+        for option in by_keys:
+            arrays = Arrays()
+            stored = read_option(written_option(option, arrays), arrays.named)
+            for passes in (option.passes, stored.passes):
+                held = times_held(passes, (270, 400), Lookup())
+                point = Point(np.arange(30, 300)[:, None], np.arange(400), 0, Lookup())
+                assert (held == member(bound.groups[group].relation, point)).all()
 
 
 def test_plans_are_the_same_twice() -> None:

@@ -24,8 +24,9 @@ import patterndsl
 from patterndsl import Pattern
 from patterndsl.lower.costs import CUDA
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.plan import passes_of
+from patterndsl.lower.plan import Pass, passes_of
 from patterndsl.lower.plan import plan as make_plan
+from patterndsl.lower.shapes import Keys
 from patterndsl.runtime import ops
 from patterndsl.runtime.kernels.calls import shapes_of
 from patterndsl.runtime.kernels.predicate import predicate_of
@@ -319,23 +320,42 @@ PLANNED = {
 def test_passes_of_plans(text: str, length: int) -> None:
     """In strided views, written and added up where results are collected, shared heads of keys too. Block-sparse passes
     alone: dense ones are other kernels'."""
+    assert check_plans(text, 48 if "grid" in text else length)
+
+
+KEYS = {
+    "draws of each head": "recent(3) | random(2, seed = head)",
+    "draws that avoid": "causal & random(3, seed = 4, avoid = recent(2) | ~causal)",  # the first rows have none
+    "draws of some rows": "head == 0 & window(2) | head == 1 & q >= 9 & k < 90 & random(1, seed = 2)",
+}
+
+
+@runs
+@on_cuda
+@pytest.mark.parametrize("text", KEYS.values(), ids=KEYS)
+def test_keys_one_by_one(text: str) -> None:
+    """What is drawn key by key is a pass of its own."""
+    assert any(isinstance(item.piece.shape, Keys) for passes in check_plans(text, 101) for item in passes)
+
+
+def check_plans(text: str, length: int) -> list[Sequence[Pass]]:
+    """Compares those that run on kernels of our own alone, which it returns, with the oracle."""
     torch.manual_seed(0)
-    length = 48 if "grid" in text else length
     pattern = patterndsl.parse(text)
     tensors = [torch.randn(1, heads, length, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1)]
     plan = make_plan(pattern.bind(length, heads=2), Lookup(), CUDA)
     truth = everything(pattern, "oracle", tensors)
-    is_seen = False
+    seen = list[Sequence[Pass]]()
     for choice in range(plan.num_choices):
         passes = passes_of(replace(plan, choice=choice).forward)
         if any(item.kernel != "triton" for item in passes):
             continue
-        is_seen = True
+        seen.append(passes)
         query, key, value = tensors
         output, lse = Planned(passes, torch.device(DEVICE), (length, length))(query, key, value, 16**-0.5)
         found = [output.detach(), lse.detach(), *torch.autograd.grad(loss_of(output, lse), tensors)]
         assert_close(found, truth, torch.float32)
-    assert is_seen
+    return seen
 
 
 # ---- random patterns

@@ -1,6 +1,6 @@
-"""How do block-sparse pieces of a plan run on generated kernels? In place: groups are heads of strided views.
+"""How do block-sparse pieces of a plan run on kernels of our own? In place: groups are heads of strided views.
 
-Results are written where the plan collects them, and merged with those of other passes by going on from these.
+Results of tiles are written where the plan collects them, and merged with those of other passes by going on from these.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,14 +18,14 @@ from patterndsl.ir.index import HEAD, Const
 from patterndsl.ir.relation import Relation, compare, conjunction, disjunction
 from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Sparse
+from patterndsl.lower.shapes import Keys, Sparse
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import NOBODY, WorkLists
 from patterndsl.runtime.merge import Merged
-from patterndsl.runtime.views import Launch, OneLaunch
+from patterndsl.runtime.views import Launch, OneLaunch, Places, with_unit_stride
 from patterndsl.sema.parameters import Sizes
 
 Into = tuple[Tensor, Tensor, Tensor]
@@ -202,3 +203,42 @@ class ListedPass(OneLaunch):
         q, k, v = launch.queries.grouped(query), launch.keys.grouped(key), launch.keys.grouped(value)
         out, lse, grad_out = map(launch.queries.grouped, (merged.out, merged.lse, merged.grad_out))
         return gradients(self.lists, self.asked, scale, q, k, v, out, lse, grad_out, None, into, adds=adds)
+
+
+class KeysPass(OneLaunch):
+    """Queries with a few keys each, the same for every head."""
+
+    def __init__(self, geometry: Geometry, shape: Keys, device: torch.device) -> None:
+        super().__init__(geometry)
+        query, turn = np.nonzero(shape.keys >= 0)
+        key = shape.keys[query, turn]
+        starts = np.append(0, np.bincount(key, minlength=geometry.k.length).cumsum())
+        lists = (shape.keys.T.copy(), starts, query[np.argsort(key, kind="stable")])
+        self.table, self.starts, self.queries = (torch.tensor(x, dtype=torch.int32, device=device) for x in lists)
+
+    def forward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
+    ) -> tuple[Tensor, Tensor, object]:
+        """See `runtime.planned.Kernel`."""
+        from patterndsl.runtime.kernels import keys
+
+        q, k, v = (_of_group(launch.queries, query), _of_group(launch.keys, key), _of_group(launch.keys, value))
+        out, lse = keys.attend(q, k, v, self.table, scale)
+        return out[:, None], lse[:, None], None
+
+    def backward(
+        self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, saved: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `runtime.planned.Kernel`."""
+        from patterndsl.runtime.kernels import keys
+
+        q, k, v = (_of_group(launch.queries, query), _of_group(launch.keys, key), _of_group(launch.keys, value))
+        out, lse, grad_out = (_of_group(launch.queries, x) for x in (merged.out, merged.lse, merged.grad_out))
+        found = keys.gradients(q, k, v, out, lse, grad_out, self.table, self.starts, self.queries, scale)
+        return found[0][:, None], found[1][:, None], found[2][:, None]
+
+
+def _of_group(places: Places, x: Tensor) -> Tensor:
+    """[B * H, length, ...] of the one group there is."""
+    found = places.grouped(x)[:, 0]
+    return found if x.dim() == 3 else with_unit_stride(found)

@@ -1,0 +1,180 @@
+"""How do queries on a GPU attend single keys here and there? Row by row of keys, as many at a time as there are queries
+in a block: no tile is emptier than one whose keys are drawn one by one.
+
+Forward and the gradient of queries follow the list of each query; those of keys and values follow the transposed lists,
+so that each is a sum in one order and nothing is added atomically. Products are sums of float32, not of tensor cores:
+what a pair costs is reading its key and value.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from patterndsl.runtime.kernels.launch import padded_widths
+from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_norm, load_tile, row_offset, store_tile
+
+BLOCK = 32
+"""Queries, or keys, of a program."""
+
+
+@triton.jit
+def _rows_at(x, row_stride, stride, row, places, live, width: tl.constexpr, padded: tl.constexpr):
+    """[block, padded] in float32: the rows of a batch row and head at some places, zeros where none is live."""
+    channels = tl.arange(0, padded)
+    at = x + row.to(tl.int64) * row_stride + places.to(tl.int64)[:, None] * stride + channels[None, :]
+    return tl.load(at, mask=live[:, None] & (channels < width)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["q_len", "num_keys"])
+def _attend_kernel(
+    query, key, value, out, lse, table, qr, ql, kr, kl, vr, vl, outr, outl, lr, ll, q_len, num_keys, scale,
+    dim: tl.constexpr, value_dim: tl.constexpr, padded: tl.constexpr, value_padded: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of one batch row and head. table: [num_keys, q_len], -1 for none."""
+    row, first = tl.program_id(1), tl.program_id(0) * block
+    places = first + tl.arange(0, block)
+    q = load_tile(query, qr, 0, ql, row, row, first, q_len, block, dim, padded, False, False).to(tl.float32)
+    q = q * (scale * LOG2E)
+    top = tl.full([block], -float("inf"), tl.float32)
+    total = tl.zeros([block], tl.float32)
+    acc = tl.zeros([block, value_padded], tl.float32)
+    listed = table + places
+    for _ in range(num_keys):
+        at = tl.load(listed, mask=places < q_len, other=-1)
+        listed += q_len
+        k = _rows_at(key, kr, kl, row, at, at >= 0, dim, padded)
+        score = tl.where(at >= 0, tl.sum(q * k, 1), -float("inf"))
+        higher = tl.maximum(top, score)
+        shift = tl.where(higher == -float("inf"), 0.0, higher)
+        weight, shrink = tl.exp2(score - shift), tl.exp2(top - shift)
+        v = _rows_at(value, vr, vl, row, at, at >= 0, value_dim, value_padded)
+        total = total * shrink + weight
+        acc = acc * shrink[:, None] + weight[:, None] * v
+        top = higher
+    empty = total == 0.0
+    acc = acc / tl.where(empty, 1.0, total)[:, None]
+    found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    store_tile(out, outr, 0, outl, row, row, first, q_len, acc, block, value_dim, value_padded)
+    tl.store(lse + row_offset(lr, 0, ll, row, row, first) + tl.arange(0, block) * ll, found, mask=places < q_len)
+
+
+@triton.jit(do_not_specialize=["q_len", "num_keys"])
+def _query_kernel(
+    query, key, value, out, grad_out, lse, delta, grad_query, table,
+    qr, ql, kr, kl, vr, vl, outr, outl, dor, dol, lr, ll, gr, gl, q_len, num_keys, scale,
+    dim: tl.constexpr, value_dim: tl.constexpr, padded: tl.constexpr, value_padded: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a block of queries, and delta [rows, q_len], the sum of out * grad_out."""
+    row, first = tl.program_id(1), tl.program_id(0) * block
+    places = first + tl.arange(0, block)
+    q = load_tile(query, qr, 0, ql, row, row, first, q_len, block, dim, padded, False, False).to(tl.float32)
+    o = load_tile(out, outr, 0, outl, row, row, first, q_len, block, value_dim, value_padded, False, False)
+    do = load_tile(grad_out, dor, 0, dol, row, row, first, q_len, block, value_dim, value_padded, False, False)
+    do = do.to(tl.float32)
+    mine = tl.sum(o.to(tl.float32) * do, 1)
+    tl.store(delta + row.to(tl.int64) * q_len + places, mine, mask=places < q_len)
+    norm = load_norm(lse, row_offset(lr, 0, ll, row, row, first), ll, first, q_len, block, False)
+    acc = tl.zeros([block, padded], tl.float32)
+    listed = table + places
+    for _ in range(num_keys):
+        at = tl.load(listed, mask=places < q_len, other=-1)
+        listed += q_len
+        k = _rows_at(key, kr, kl, row, at, at >= 0, dim, padded)
+        v = _rows_at(value, vr, vl, row, at, at >= 0, value_dim, value_padded)
+        weight = tl.exp2(tl.sum(q * k, 1) * (scale * LOG2E) - norm)
+        score = tl.where(at >= 0, weight * (tl.sum(do * v, 1) - mine), 0.0)
+        acc += score[:, None] * k
+    store_tile(grad_query, gr, 0, gl, row, row, first, q_len, acc * scale, block, dim, padded)
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len"])
+def _key_kernel(
+    query, key, value, grad_out, lse, delta, grad_key, grad_value, starts, queries,
+    qr, ql, kr, kl, vr, vl, dor, dol, lr, ll, gkr, gkl, gvr, gvl, q_len, kv_len, scale,
+    dim: tl.constexpr, value_dim: tl.constexpr, padded: tl.constexpr, value_padded: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """The gradients of a block of keys and values. Key i has the queries [starts[i], starts[i + 1])."""
+    row, first = tl.program_id(1), tl.program_id(0) * block
+    places = first + tl.arange(0, block)
+    inside = places < kv_len
+    begin = tl.load(starts + places, mask=inside, other=0)
+    stop = tl.load(starts + places + 1, mask=inside, other=0)
+    k = load_tile(key, kr, 0, kl, row, row, first, kv_len, block, dim, padded, False, False).to(tl.float32)
+    v = load_tile(value, vr, 0, vl, row, row, first, kv_len, block, value_dim, value_padded, False, False)
+    v = v.to(tl.float32)
+    k_acc = tl.zeros([block, padded], tl.float32)
+    v_acc = tl.zeros([block, value_padded], tl.float32)
+    for turn in range(tl.max(stop - begin, 0)):
+        live = begin + turn < stop
+        at = tl.load(queries + begin + turn, mask=live, other=0)
+        q = _rows_at(query, qr, ql, row, at, live, dim, padded)
+        do = _rows_at(grad_out, dor, dol, row, at, live, value_dim, value_padded)
+        norm = tl.load(lse + row.to(tl.int64) * lr + at.to(tl.int64) * ll, mask=live, other=0.0) * LOG2E
+        known = tl.load(delta + row.to(tl.int64) * q_len + at, mask=live, other=0.0)
+        weight = tl.where(live, tl.exp2(tl.sum(q * k, 1) * (scale * LOG2E) - norm), 0.0)
+        v_acc += weight[:, None] * do
+        k_acc += (weight * (tl.sum(do * v, 1) - known))[:, None] * q
+    store_tile(grad_key, gkr, 0, gkl, row, row, first, kv_len, k_acc * scale, block, dim, padded)
+    store_tile(grad_value, gvr, 0, gvl, row, row, first, kv_len, v_acc, block, value_dim, value_padded)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output [R, Tq, Dv] in the query's dtype and lse [R, Tq] in float32; a query without keys yields 0 and -inf.
+
+    query: [R, Tq, D], key: [R, Tk, D], value: [R, Tk, Dv]. table: int32 [width, Tq], the keys of each query, -1 for
+    none. Work: O(R pairs D).
+    """
+    out = torch.empty((*query.shape[:2], value.shape[2]), dtype=query.dtype, device=query.device)
+    lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    tensors = (query, key, value, out, lse)
+    _attend_kernel[_grid(query)](
+        *tensors, table, *_strides(*tensors), query.shape[1], len(table), scale, **_widths(query, value)
+    )
+    return out, lse
+
+
+def gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    table: Tensor,
+    starts: Tensor,
+    queries: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value. out, lse: of all keys, of which these may be a part. starts, queries: int32,
+    those of key i are queries[starts[i] : starts[i + 1]]."""
+    grad_query, grad_key, grad_value = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)
+    )
+    delta = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    widths, (q_len, kv_len) = _widths(query, value), (query.shape[1], key.shape[1])
+    seen: tuple[Tensor, ...] = (query, key, value, out, grad_out, lse)
+    _query_kernel[_grid(query)](
+        *seen, delta, grad_query, table, *_strides(*seen, grad_query), q_len, len(table), scale, **widths
+    )
+    seen, grads = (query, key, value, grad_out, lse), (grad_key, grad_value)
+    _key_kernel[_grid(key)](
+        *seen, delta, *grads, starts, queries, *_strides(*seen, *grads), q_len, kv_len, scale, **widths
+    )
+    return grad_query, grad_key, grad_value
+
+
+def _grid(x: Tensor) -> tuple[int, int]:
+    return triton.cdiv(x.shape[1], BLOCK), x.shape[0]
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [step for x in tensors for step in x.stride()[:2]]
+
+
+def _widths(query: Tensor, value: Tensor) -> dict[str, int]:
+    dim, value_dim = query.shape[2], value.shape[2]
+    padded, value_padded = padded_widths(dim, value_dim)
+    return {"dim": dim, "value_dim": value_dim, "padded": padded, "value_padded": value_padded, "block": BLOCK}
