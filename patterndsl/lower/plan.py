@@ -30,6 +30,8 @@ MAX_MASK_PAIRS = 1 << 26
 """Pairs of the masks of scattered relations, over all head groups."""
 SMALL = 1 << 20
 """Finest tiles of the whole square, up to which block-sparse layouts are counted even where a dense one was found."""
+SCATTERED = 1 << 16
+"""The same where keys are taken one by one otherwise: the most of these tiles would hold some of them."""
 
 
 HEAD_DIM = 64
@@ -86,6 +88,11 @@ class Option:
     def is_dense(self) -> bool:
         """Whether nothing in it is block-sparse."""
         return not any(isinstance(item.piece.shape, Sparse) for item in self.passes)
+
+    @property
+    def has_single_keys(self) -> bool:
+        """Whether some keys are taken one by one."""
+        return any(isinstance(item.piece.shape, Keys) for item in self.passes)
 
 
 @dataclass(frozen=True)
@@ -195,9 +202,15 @@ class _Planner:
                 if option is not None and all(_texts(option) != _texts(other) for other in found):
                     found.append(option)
         is_alone = not any(option.is_dense for option in found)
-        found.extend(self.whole(group.relation, group.heads, is_alone=is_alone))
+        if self.num_tiles <= SCATTERED or not any(option.has_single_keys for option in found):
+            found.extend(self.whole(group.relation, group.heads, is_alone=is_alone))
         found.extend([tiles for option in found if (tiles := self.in_tiles(option, group.heads)) is not None])
         return sorted(found, key=lambda option: (option.cost.forward, option.size))
+
+    @property
+    def num_tiles(self) -> float:
+        """Finest tiles of the whole square."""
+        return self.sizes.q_len * self.sizes.kv_len / prod(self.machine.blocks[-1])
 
     def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
         """Each term without those before it, in its best layout; what stays block-sparse as written is one pass. None
@@ -275,8 +288,7 @@ class _Planner:
                 rest.append((chain, self.unnarrowed(relation) if not chain else found))
             else:
                 dense.append(self.laid_out(chain, parts, heads))
-        pairs = self.sizes.q_len * self.sizes.kv_len / prod(self.machine.blocks[-1])
-        if (dense or not is_alone) and pairs > SMALL:
+        if (dense or not is_alone) and self.num_tiles > SMALL:
             return dense
         return dense + [self.laid_out(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
 
