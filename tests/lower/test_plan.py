@@ -44,9 +44,9 @@ def inside(piece: Piece, q_len: int, kv_len: int, lookup: Lookup) -> Any:
             assert q_len % tile == 0
             for first in range(0, q_len, tile):
                 kept[first : first + tile, first : first + mask.shape[1]] = mask
-        case Keys(keys):
-            query, turn = np.nonzero(keys >= 0)
-            kept[query, keys[query, turn]] = True
+        case Keys(listed):
+            query, turn = np.nonzero(listed >= 0)
+            kept[query, listed[query, turn]] = True
             assert kept.sum() == len(query), "a key of a query stands there twice"
         case Sparse(tiles, relation):
             point = Point(np.arange(q_len)[:, None], np.arange(kv_len), 0, lookup)
