@@ -200,7 +200,7 @@ def test_planned_slots_decode_what_a_full_cache_decodes(case: Decoded) -> None:
         decode(plan, lambda t, head=plan.heads[0]: program.row(t, head, inputs))
 
 
-@many(4)
+@many(2)
 @given(case=cases(max_length=130))
 def test_the_plan_of_any_pattern_follows_its_mask(case: Case) -> None:
     pattern = case.pattern()

@@ -56,7 +56,7 @@ TERMS = st.sampled_from(
 AROUND = st.sampled_from(("", "causal & ", "same(doc) & ", "causal & same(doc) & ", "q.doc != k.doc & "))
 
 
-@many(8)
+@many(5)
 @given(
     terms=st.lists(TERMS, min_size=1, max_size=3, unique=True),
     around=AROUND,

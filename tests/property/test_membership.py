@@ -51,7 +51,7 @@ def as_masks(tiles: Tiles) -> tuple[Any, Any]:
     return live, full
 
 
-@many(6)
+@many(4)
 @given(cases())
 def test_the_canonical_text_says_the_same(case: Case) -> None:
     pattern = case.pattern()
@@ -61,7 +61,7 @@ def test_the_canonical_text_says_the_same(case: Case) -> None:
     assert str(again) == str(pattern)
 
 
-@many(10)
+@many(5)
 @given(cases())
 def test_membership_is_that_of_the_second_reading(case: Case) -> None:
     pattern = case.pattern()
@@ -74,7 +74,7 @@ def test_membership_is_that_of_the_second_reading(case: Case) -> None:
             np.testing.assert_array_equal(spread(found, expected[head].shape), expected[head])
 
 
-@many(10)
+@many(5)
 @given(case=cases(), block=st.sampled_from(TILES))
 def test_tiles_are_exact(case: Case, block: tuple[int, int]) -> None:
     pattern = case.pattern()
@@ -102,7 +102,7 @@ def test_tiles_from_torch_are_those_from_numpy(case: Case, block: tuple[int, int
             np.testing.assert_array_equal(getattr(host, part), np.asarray(getattr(device, part)))
 
 
-@many(4)
+@many(3)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_the_verdict_on_a_box_is_sound(case: Case, seed: int) -> None:
     pattern = case.pattern()
@@ -120,7 +120,7 @@ def test_the_verdict_on_a_box_is_sound(case: Case, seed: int) -> None:
             assert possible[at] or not inside.any()
 
 
-@many(4)
+@many(3)
 @given(cases())
 def test_the_verdict_on_a_point_is_exact(case: Case) -> None:
     pattern = case.pattern()

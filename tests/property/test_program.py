@@ -28,14 +28,14 @@ def program_of(case: Case, backend: str = "auto") -> tuple[Program, dict[str, Te
     return program, inputs, torch.from_numpy(case.keep(pattern))
 
 
-@many(10)
+@many(5)
 @given(cases())
 def test_the_mask_is_that_of_the_second_reading(case: Case) -> None:
     program, inputs, keep = program_of(case)
     assert torch.equal(program.mask(inputs).expand(keep.shape), keep)
 
 
-@many(10)
+@many(5)
 @given(case=cases(), q_block=st.sampled_from((64, 1, 7, 128)))
 def test_gather_indices_are_the_union_over_the_rows_of_a_block(case: Case, q_block: int) -> None:
     program, inputs, keep = program_of(case)
@@ -66,7 +66,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("backend", ["gathered", "oracle"])
-@many(10)
+@many(5)
 @given(case=cases(max_length=130), seed=st.integers(0, 2**32 - 1), kv_group=st.sampled_from((1, 2)))
 def test_attention_is_the_textbook_softmax(case: Case, seed: int, kv_group: int, backend: str) -> None:
     program, inputs, keep = program_of(case, backend)
