@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--train", action="store_true")
     parser.add_argument(
-        "--no-flex", action="store_true", help="leave FlexAttention out, whose masks of 16 heads take long"
+        "--no-flex", action="store_true", help="leave FlexAttention out"
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
