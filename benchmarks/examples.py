@@ -90,9 +90,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--train", action="store_true")
-    parser.add_argument(
-        "--no-flex", action="store_true", help="leave FlexAttention out"
-    )
+    parser.add_argument("--no-flex", action="store_true", help="leave FlexAttention out")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

@@ -74,9 +74,9 @@ def ours(sizes: Sizes) -> Run:
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         key = normalize(query, dim=-1)
-        scores = learner.scores(key)
-        lists = learner.members(key, sizes.window, scores)
-        return program(query, key, value, inputs={"route": lists}), COMMITMENT * learner.commitment(key, scores)
+        labels, members = learner.assigned(key, (sizes.window,))
+        out = program(query, key, value, inputs={"route": members[sizes.window]})
+        return out, COMMITMENT * learner.commitment(key, labels)
 
     return run
 
@@ -86,10 +86,10 @@ def itself_last(sizes: Sizes) -> Run:
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         key = normalize(query, dim=-1)
-        scores = learner.scores(key)
-        lists = learner.members(key, sizes.window, scores)
+        labels, members = learner.assigned(key, (sizes.window,))
+        lists = members[sizes.window]
         out = program(query, key, value, inputs={"route": lists, "first": lists[..., :1]})
-        return out, COMMITMENT * learner.commitment(key, scores)
+        return out, COMMITMENT * learner.commitment(key, labels)
 
     return run
 

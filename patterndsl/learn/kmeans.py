@@ -6,14 +6,23 @@ exponential moving averages of what is assigned to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from patterndsl.learn.again import Calls
+
+
+class Assigned(NamedTuple):
+    """Of keys [B, H, T, D]: labels int64 [B, H, T], the centroid that each points to most, and by how many are wanted
+    the members of each centroid int64 [B, H, clusters, min(top, T)], the tokens that point most to it, ascending."""
+
+    labels: Tensor
+    members: dict[int, Tensor]
 
 
 class KMeans(nn.Module):
@@ -39,32 +48,43 @@ class KMeans(nn.Module):
         self.register_buffer("is_begun", torch.tensor(False))
         self.earlier: Calls[Tensor] = Calls()
 
-    def scores(self, key: Tensor) -> Tensor:
-        """[B, H, T, clusters] of key [B, H, T, D]: how much each points to each centroid; what else is asked of these
-        keys takes them as they are. Work: O(T D clusters)."""
-        with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
-            return self._unit(key) @ self.centroids.transpose(-1, -2)
+    @torch.no_grad()
+    def assigned(self, key: Tensor, tops: Sequence[int] = ()) -> Assigned:
+        """Labels of key [B, H, T, D], and members for each of some numbers of them. A token may be a member of no
+        centroid, or of several. Work: O(T D clusters); scores of some centroids at a time are held."""
+        with torch.autocast(key.device.type, enabled=False):
+            keys = self._unit(key).transpose(-1, -2)
+            highest = torch.full(key.shape[:3], -torch.inf, dtype=keys.dtype, device=key.device)
+            labels = torch.zeros(key.shape[:3], dtype=torch.int64, device=key.device)
+            strips: dict[int, list[Tensor]] = {top: [] for top in tops}
+            at_once = max(FEWEST, MAX_SCORES // max(1, highest.numel()))
+            for first in range(0, self.centroids.shape[1], at_once):
+                scores = self.centroids[:, first : first + at_once] @ keys
+                for top, found in strips.items():
+                    found.append(scores.topk(min(top, key.shape[2]), sorted=False).indices.sort(-1).values)
+                best, at = scores.max(-2)
+                labels = torch.where(best > highest, at + first, labels)
+                highest = torch.maximum(best, highest)
+            return Assigned(labels, {top: torch.cat(found, dim=2) for top, found in strips.items()})
 
-    def forward(self, key: Tensor, scores: Tensor | None = None) -> Tensor:
-        """int64 [B, H, T] of key [B, H, T, D]. scores: of these keys, if they are known."""
-        return (self.scores(key) if scores is None else scores).argmax(-1)
+    def forward(self, key: Tensor) -> Tensor:
+        """The labels, int64 [B, H, T], of key [B, H, T, D]."""
+        return self.assigned(key).labels
 
-    def members(self, key: Tensor, top: int, scores: Tensor | None = None) -> Tensor:
-        """int64 [B, H, clusters, min(top, T)] of key [B, H, T, D]: the tokens that point most to each centroid, in
-        ascending order. A token may be a member of none, or of several."""
-        found = self.scores(key) if scores is None else scores
-        by_centroid = found.transpose(-1, -2).contiguous()
-        return by_centroid.topk(min(top, key.shape[2]), sorted=False).indices.sort(-1).values
+    def members(self, key: Tensor, top: int) -> Tensor:
+        """int64 [B, H, clusters, min(top, T)] of key [B, H, T, D]: see `Assigned`."""
+        return self.assigned(key, (top,)).members[top]
 
     def _unit(self, key: Tensor) -> Tensor:
         return normalize(key.detach().to(self.centroids.dtype), dim=-1)
 
     @torch.no_grad()
-    def update(self, key: Tensor, keep: Tensor | None = None, scores: Tensor | None = None) -> None:
+    def update(self, key: Tensor, keep: Tensor | None = None, labels: Tensor | None = None) -> None:
         """A training step: counts and sums of what each centroid is nearest to, decayed; a centroid is its mean.
 
-        keep: bool [B, T], False for padding, which moves nothing. Counts are smoothed by 1e-5 (Laplace), so a centroid
-        without keys stays where it is. The first step starts from keys of the batch, evenly spaced.
+        keep: bool [B, T], False for padding, which moves nothing. labels: of these keys, if they are known. Counts are
+        smoothed by 1e-5 (Laplace), so a centroid without keys stays where it is. The first step starts from keys of the
+        batch, evenly spaced.
         """
         with torch.autocast(key.device.type, enabled=False):
             unit = self._unit(key)
@@ -72,10 +92,10 @@ class KMeans(nn.Module):
                 unit = unit * keep[:, None, :, None]
             flat = unit.transpose(0, 1).flatten(1, 2)  # [H, B T, D]
             kept = (flat != 0).any(-1)
-            if scores is None:
+            if labels is None:
                 self._begin(flat)
-                scores = self.scores(key)
-            nearest = scores.transpose(0, 1).flatten(1, 2).argmax(-1)
+                labels = self(key)
+            nearest = labels.transpose(0, 1).flatten(1, 2)
             counts = torch.zeros_like(self.counts).scatter_add_(1, nearest, kept.to(self.counts.dtype))
             sums = torch.zeros_like(self.sums).scatter_add_(1, nearest[..., None].expand_as(flat), flat)
             self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -85,32 +105,32 @@ class KMeans(nn.Module):
             self.centroids.copy_(self.sums / smoothed[..., None])
 
     @contextmanager
-    def step(self, key: Tensor) -> Iterator[Tensor]:
-        """The scores of key [B, H, T, D], and while the module trains a step: `begin` before them, `update` after all
-        that is asked of these keys.
+    def step(self, key: Tensor, tops: Sequence[int] = ()) -> Iterator[Assigned]:
+        """What `assigned` says, and while the module trains a step: `begin` before it, `update` after all that is asked
+        of these keys.
 
         A step that checkpointing runs again has the centroids of its first run, and updates nothing.
         """
         if not self.training:
-            yield self.scores(key)
+            yield self.assigned(key, tops)
             return
         former = self.earlier.started()
         if former is None:
             self.begin(key)
             self.earlier.begin(self.centroids.clone())
-            scores = self.scores(key)
-            yield scores
-            self.update(key, scores=scores)
+            found = self.assigned(key, tops)
+            yield found
+            self.update(key, labels=found.labels)
             return
         now, self.centroids = self.centroids, former
         try:
-            yield self.scores(key)
+            yield self.assigned(key, tops)
         finally:
             self.centroids = now
 
     @torch.no_grad()
     def begin(self, key: Tensor) -> None:
-        """The start of the first training step, before scores are asked; nothing in later ones."""
+        """The start of the first training step, before labels are asked; nothing in later ones."""
         with torch.autocast(key.device.type, enabled=False):
             self._begin(self._unit(key).transpose(0, 1).flatten(1, 2))
 
@@ -125,12 +145,17 @@ class KMeans(nn.Module):
         self.centroids.copy_(start)
         self.is_begun.fill_(True)
 
-    def commitment(self, key: Tensor, scores: Tensor | None = None) -> Tensor:
-        """The mean squared distance of unit keys to their centroids, a scalar; differentiable in the keys."""
+    def commitment(self, key: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean squared distance of unit keys to their centroids, a scalar; differentiable in the keys. labels: of
+        these keys, if they are known."""
         unit = normalize(key.to(self.centroids.dtype), dim=-1)
-        label = self(key, scores)
-        found = self.centroids[torch.arange(key.shape[1], device=key.device)[:, None], label]
+        labels = self(key) if labels is None else labels
+        found = self.centroids[torch.arange(key.shape[1], device=key.device)[:, None], labels]
         return (unit - found).square().mean()
 
 
 SMOOTHING = 1e-5
+MAX_SCORES = 1 << 25
+"""Scores that are held at once, over batch and heads."""
+FEWEST = 64
+"""Centroids that are scored at once even so: with fewer, products take longer."""

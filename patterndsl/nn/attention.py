@@ -375,14 +375,14 @@ class Attention(nn.Module):
             routed = [item for item in selections if item.label == name]
             if name in given and not routed:
                 continue
-            with learner.step(key) as scores:
+            widths = {item.name: bound(item.name).width for item in routed}
+            with learner.step(key, tuple(dict.fromkeys(widths.values()))) as assigned:
                 if name in self.labels_read and name not in given:
-                    found[name] = learner(key, scores).repeat_interleave(again, dim=1)
-                for item in routed:
-                    members = learner.members(key, bound(item.name).width, scores)
-                    found[item.name] = members.repeat_interleave(again, dim=1)
+                    found[name] = assigned.labels.repeat_interleave(again, dim=1)
+                for selected, width in widths.items():
+                    found[selected] = assigned.members[width].repeat_interleave(again, dim=1)
                 if self.training:
-                    self.losses[name] = learner.commitment(key, scores)
+                    self.losses[name] = learner.commitment(key, assigned.labels)
         for item in selections:
             if item.name not in self.indices:
                 continue
