@@ -16,7 +16,7 @@ from patterndsl.runtime.kernels.asked import asked_of, draws_for
 def mask_kernel(kept, q_start, q_len, kv_len, head, numbers, tables, keep: tl.constexpr, block: tl.constexpr):
     q = tl.program_id(0) * block + tl.arange(0, block)[:, None]
     k = tl.program_id(1) * block + tl.arange(0, block)[None, :]
-    holds = keep(q + q_start, k, head, 0, numbers, tables)
+    holds = keep(q + q_start, k, q, k, head, 0, numbers, tables)
     tl.store(kept + q * kv_len + k, tl.where(holds, 1, 0).to(tl.int8), mask=(q < q_len) & (k < kv_len))
 
 

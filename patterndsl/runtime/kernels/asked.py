@@ -10,20 +10,40 @@ import torch
 from torch import Tensor
 
 from patterndsl.ir.relation import Random, Relation
-from patterndsl.runtime.data import Inputs, draws_of, facets_of
+from patterndsl.runtime.data import Inputs, draws_of, facet_of
 from patterndsl.runtime.kernels.predicate import predicate_of
 from patterndsl.sema.parameters import Sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Orders:
+    """Who stands where: the row of queries, and that of keys, at each place, int32 [batch or 1, Hq or 1, places].
+
+    Places of -1 are empty; tiles that have one must not be full ones. No row stands at two places of a batch row and
+    head, and what stands nowhere is left as it is. Keys too have an order for each head of queries. is_full: whether no
+    place is empty.
+    """
+
+    query: Tensor
+    key: Tensor
+    is_full: bool = False
+
+    @property
+    def is_of_heads(self) -> bool:
+        """Whether heads have orders of their own."""
+        return self.key.shape[1] > 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Asked:
     """What a launch asks of pairs: the predicate as a function of Triton's, and its arguments. q_start: the absolute
-    position of the first query."""
+    position of the first query. orders: who stands at the places that tiles are of, None where rows themselves do."""
 
     keep: Any
     numbers: tuple[int, ...]
     tables: tuple[Tensor, ...]
     q_start: int
+    orders: Orders | None = None
 
 
 def draws_for(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
@@ -32,12 +52,20 @@ def draws_for(relation: Relation, num_heads: int, device: torch.device) -> dict[
     return {node: keys.to(torch.int32).contiguous() for node, keys in draws.items()}
 
 
-def asked_of(relation: Relation, sizes: Sizes, given: Inputs, draws: Mapping[Random, Tensor]) -> Asked:
-    """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length]."""
+def asked_of(
+    relation: Relation,
+    sizes: Sizes,
+    given: Inputs,
+    draws: Mapping[Random, Tensor],
+    orders: Orders | None = None,
+    placed_by: str | None = None,
+) -> Asked:
+    """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length].
+    placed_by: the input whose ranks are the places of these orders, see `predicate_of`."""
     from patterndsl.runtime.kernels.source import function_of
 
-    predicate = predicate_of(relation, sizes)
-    facets = facets_of([relation], given)
+    predicate = predicate_of(relation, sizes, placed_by)
+    facets = {read: facet_of(given[read[0]], read[1]) for read in predicate.tables if not isinstance(read, Random)}
     numbers, tables = list(predicate.numbers), list[Tensor]()
     for table in predicate.tables:
         if isinstance(table, Random):
@@ -49,4 +77,4 @@ def asked_of(relation: Relation, sizes: Sizes, given: Inputs, draws: Mapping[Ran
             tables.append(values if table[1] == "value" else values.to(torch.int32))
             steps = [step if size > 1 else 0 for size, step in zip(values.shape, values.stride(), strict=True)]
             numbers += values.shape[-1], *(*steps[:-1], 0, 0)[:2]
-    return Asked(function_of(predicate.text), tuple(numbers), tuple(tables), sizes.q_start)
+    return Asked(function_of(predicate.text), tuple(numbers), tuple(tables), sizes.q_start, orders)

@@ -5,12 +5,15 @@ Blocks follow from the tensors. Triton is imported here, when the first call com
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.lists import WorkLists
-from patterndsl.runtime.kernels.shapes import Shapes, shapes_for
+from patterndsl.runtime.kernels.shapes import Blocks, Shapes, shapes_for
+from patterndsl.runtime.kernels.work import Work
 
 
 def forward(
@@ -52,15 +55,28 @@ def gradients(
     from patterndsl.runtime.kernels.launch import gradient_of_queries, gradients_of_keys
 
     shapes = shapes_of(query, value)
-    rows, columns = lists.rows(shapes.queries), lists.columns(shapes.keys)
+    rows = lists.rows(shapes.queries)
     tensors, into_query, into_keys = (query, key, value), into and into[0], into and into[1:]
     grad_query, delta = gradient_of_queries(
         *tensors, out, lse, grad_out, grad_lse, rows, shapes.queries, asked, scale, into_query, adds=adds[0]
     )
-    grad_key, grad_value = gradients_of_keys(
-        *tensors, lse, grad_out, delta, columns, shapes.keys, asked, scale, into_keys, adds=adds[1]
-    )
-    return grad_query, grad_key, grad_value
+    for turn, columns in enumerate(_columns(lists, asked, shapes.keys)):
+        into_keys = gradients_of_keys(
+            *(*tensors, lse, grad_out, delta, columns, shapes.keys, asked, scale, into_keys),
+            turn=turn,
+            adds=adds[1] or turn > 0,
+        )
+    assert into_keys is not None
+    return grad_query, *into_keys
+
+
+def _columns(lists: WorkLists, asked: Asked, blocks: Blocks) -> Iterator[Work]:
+    """All query heads of a head of keys at once; where its keys stand by the order of each, one after the other."""
+    if lists.kv_group == 1 or asked.orders is None or not asked.orders.is_of_heads:
+        yield lists.columns(blocks)
+        return
+    for turn in range(lists.kv_group):
+        yield lists.columns_of(blocks, turn)
 
 
 def shapes_of(query: Tensor, value: Tensor) -> Shapes:

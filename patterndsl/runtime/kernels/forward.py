@@ -10,21 +10,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_numbers, load_tile, row_offset, store_part, store_tile
+from patterndsl.runtime.kernels.rows import (
+    LN2,
+    LOG2E,
+    head_offset,
+    load_numbers,
+    load_rows,
+    load_tile,
+    row_at,
+    store_numbers,
+    store_part,
+    store_tile,
+)
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "numbers"])
 def attend_kernel(
-    query, key, value, out, lse, part_out, part_lse, pieces, entries, numbers, tables,
-    qb, qh, ql, kb, kh, kl, vb, vh, vl, ob, oh, ol, lb, lh, ll,
+    query, key, value, out, lse, part_out, part_lse, pieces, entries, q_order, k_order, numbers, tables,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, ob, oh, ol, lb, lh, ll, qob, qoh, kob, koh,
     q_len, kv_len, q_start, num_slots, scale,
     keep: tl.constexpr, kv_group: tl.constexpr, dim: tl.constexpr, value_dim: tl.constexpr,
     padded: tl.constexpr, value_padded: tl.constexpr, q_block: tl.constexpr, kv_block: tl.constexpr,
-    even: tl.constexpr, described: tl.constexpr, goes_on: tl.constexpr, precision: tl.constexpr,
-    stages: tl.constexpr,
+    even: tl.constexpr, described: tl.constexpr, ordered: tl.constexpr, goes_on: tl.constexpr,
+    precision: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
-    """Output and lse of each piece. even: whether every block of keys is whole; described: what
-    query, key and value are, see `rows`; goes_on: whether softmaxes begin with what is in out and lse."""
+    """Output and lse of each piece. q_len, kv_len: places of queries and of keys; even: whether every block of keys is
+    whole; described: what query, key and value are, and ordered: whether places have an order, see `rows`; goes_on:
+    whether softmaxes begin with what is in out and lse."""
     piece = pieces + tl.program_id(0) * 6
     row = tl.load(piece) + tl.program_id(1)
     head = tl.load(piece + 1)
@@ -33,28 +45,30 @@ def attend_kernel(
     stop = tl.load(piece + 4)
     slot = tl.load(piece + 5)
     kv_head = head // kv_group
-    q = load_tile(query, qb, qh, ql, row, head, first, q_len, q_block, dim, padded, False, described)
-    places = first + tl.arange(0, q_block)
+    q_places = first + tl.arange(0, q_block)
+    q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, ordered)
+    q = load_tile(query, qb, qh, ql, row, head, first, q_rows, q_block, dim, padded, False, described)
     steps = scale * LOG2E
     top = tl.full([q_block], -float("inf"), tl.float32)
     total = tl.zeros([q_block], tl.float32)
     acc = tl.zeros([q_block, value_padded], tl.float32)
     if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
         if slot < 0:
-            at_rows = row_offset(lb, lh, ll, row, head, first)
-            top = load_numbers(lse, at_rows, ll, first, q_len, -float("inf"), q_block, False) * LOG2E
+            top = load_numbers(lse, lb, lh, ll, row, head, q_rows, -float("inf"), False) * LOG2E
             total = tl.where(top == -float("inf"), 0.0, 1.0)
-            known = load_tile(out, ob, oh, ol, row, head, first, q_len, q_block, value_dim, value_padded, False, False)
+            known = load_tile(out, ob, oh, ol, row, head, first, q_rows, q_block, value_dim, value_padded, False, False)
             acc = known.to(tl.float32)
     for at in tl.range(begin, stop, num_stages=stages):
         entry = tl.load(entries + at)
         k_first = (entry >> 1) * kv_block
-        k = load_tile(key, kb, kh, kl, row, kv_head, k_first, kv_len, kv_block, dim, padded, even, described)
+        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, ordered)
+        k = load_tile(key, kb, kh, kl, row, kv_head, k_first, k_rows, kv_block, dim, padded, even, described)
         scores = tl.dot(q, tl.trans(k), input_precision=precision)
         if (entry & 1) != 0:
             k_places = k_first + tl.arange(0, kv_block)
-            kept = keep((places + q_start)[:, None], k_places[None, :], head, row, numbers, tables)
-            scores = tl.where(kept & (k_places < kv_len)[None, :], scores, -float("inf"))
+            q_at = (q_rows + q_start)[:, None]
+            kept = keep(q_at, k_rows[None, :], q_places[:, None], k_places[None, :], head, row, numbers, tables)
+            scores = tl.where(kept & (k_rows >= 0)[None, :], scores, -float("inf"))
         higher = tl.maximum(top, tl.max(scores, 1) * steps)
         shift = tl.where(higher == -float("inf"), 0.0, higher)
         weights = tl.exp2(scores * steps - shift[:, None])
@@ -62,7 +76,7 @@ def attend_kernel(
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         v = load_tile(
-            value, vb, vh, vl, row, kv_head, k_first, kv_len, kv_block, value_dim, value_padded, even, described
+            value, vb, vh, vl, row, kv_head, k_first, k_rows, kv_block, value_dim, value_padded, even, described
         )
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=precision)
         top = higher
@@ -74,16 +88,15 @@ def attend_kernel(
         store_part(part_out, place, acc, q_block, value_padded)
         tl.store(part_lse + place * q_block + tl.arange(0, q_block), found)
     else:
-        store_tile(out, ob, oh, ol, row, head, first, q_len, acc, q_block, value_dim, value_padded)
-        at_rows = row_offset(lb, lh, ll, row, head, first)
-        tl.store(lse + at_rows + tl.arange(0, q_block) * ll, found, mask=places < q_len)
+        store_tile(out, ob, oh, ol, row, head, q_rows, acc, value_dim, value_padded)
+        store_numbers(lse, lb, lh, ll, row, head, q_rows, found)
 
 
 @triton.jit(do_not_specialize=["length", "num_slots"])
 def merge_kernel(
-    part_out, part_lse, out, lse, joints, ob, oh, ol, lb, lh, ll, length, num_slots,
+    part_out, part_lse, out, lse, joints, order, ob, oh, ol, lb, lh, ll, qob, qoh, length, num_slots,
     value_dim: tl.constexpr, value_padded: tl.constexpr, q_block: tl.constexpr, chunk: tl.constexpr,
-    goes_on: tl.constexpr,
+    ordered: tl.constexpr, goes_on: tl.constexpr,
 ):  # fmt: skip
     """One row of a block that was cut, a program each: the results of its slots, read `chunk` at a time.
 
@@ -93,18 +106,18 @@ def merge_kernel(
     inside = tl.program_id(0) % q_block
     row = tl.load(joint) + tl.program_id(1)
     head = tl.load(joint + 1)
-    place = tl.load(joint + 2) * q_block + inside
+    at = row_at(order, qob, qoh, row, head, tl.load(joint + 2) * q_block + inside, length, ordered)
     first = tl.program_id(1).to(tl.int64) * num_slots + tl.load(joint + 3)
     count = tl.load(joint + 4)
     channels = tl.arange(0, value_padded)
-    at_lse = lse + row_offset(lb, lh, ll, row, head, place)
-    at_out = out + row_offset(ob, oh, ol, row, head, place) + channels
-    live = channels < tl.where(place < length, value_dim, 0)
+    at_lse = lse + head_offset(lb, lh, row, head) + at.to(tl.int64) * ll
+    at_out = out + head_offset(ob, oh, row, head) + at.to(tl.int64) * ol + channels
+    live = channels < tl.where(at >= 0, value_dim, 0)
     top = tl.full([], -float("inf"), tl.float32)
     total = tl.full([], 0.0, tl.float32)
     acc = tl.zeros([value_padded], tl.float32)
     if goes_on:
-        if place < length:
+        if at >= 0:
             top = tl.load(at_lse) * LOG2E
         total = tl.where(top == -float("inf"), 0.0, 1.0)
         acc = tl.load(at_out, mask=live, other=0.0).to(tl.float32)
@@ -125,6 +138,6 @@ def merge_kernel(
     empty = total == 0.0
     found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
     merged = acc / tl.where(empty, 1.0, total)
-    if place < length:
+    if at >= 0:
         tl.store(at_lse, found)
         tl.store(at_out, merged.to(out.dtype.element_ty), mask=live)

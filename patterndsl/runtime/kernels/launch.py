@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from patterndsl.runtime.kernels.asked import Asked
+from patterndsl.runtime.kernels.asked import Asked, Orders
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
 from patterndsl.runtime.kernels.shapes import Blocks
@@ -56,21 +56,25 @@ def forward(
     slots = rows * work.num_slots * blocks.q_block
     part_out, part_lse = _floats(lse, slots * padded), _floats(lse, slots)
     q_block, kv_block = blocks.q_block, blocks.kv_block
-    seen = _seen((query, q_block, dim_padded), (key, kv_block, dim_padded), (value, kv_block, padded))
+    sides = _sides(asked.orders, work, q_len, kv_len)
+    blocks_of = (query, q_block, dim_padded), (key, kv_block, dim_padded), (value, kv_block, padded)
+    seen = _seen(*blocks_of, ordered=sides.ordered)
     attend_kernel[(work.num_pieces, rows)](
-        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
-        *_strides(query, key, value, out), *lse.stride(),
-        q_len, kv_len, asked.q_start, work.num_slots, scale,
+        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, *sides.orders,
+        asked.numbers, asked.tables,
+        *_strides(query, key, value, out), *lse.stride(), *sides.strides,
+        *sides.numbers, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=dim_padded, value_padded=padded, q_block=q_block, kv_block=kv_block,
-        even=kv_len % kv_block == 0, described=seen.described, goes_on=goes_on,
+        even=sides.key.is_whole(kv_block), described=seen.described, ordered=sides.ordered, goes_on=goes_on,
         precision=precision_of(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
     if work.num_joints:
         merge_kernel[(work.num_joints * q_block, rows)](
-            part_out, part_lse, out, lse, work.joints, *_strides(out), *lse.stride(), q_len, work.num_slots,
-            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, goes_on=goes_on,
-            num_warps=2,
+            part_out, part_lse, out, lse, work.joints, sides.query.order, *_strides(out), *lse.stride(),
+            *sides.query.strides, sides.query.number, work.num_slots,
+            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, ordered=sides.ordered,
+            goes_on=goes_on, num_warps=2,
         )  # fmt: skip
     return out, lse
 
@@ -104,23 +108,25 @@ def gradient_of_queries(
     rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
     part = _floats(lse, rows * work.num_slots * blocks.q_block * padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
+    sides = _sides(asked.orders, work, q_len, kv_len)
     seen = _seen(
         *((query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)),
         *((out, q_block, value_padded), (grad_out, q_block, value_padded)),
+        ordered=sides.ordered,
     )
     grad_of_lse = lse if grad_lse is None else _as_laid_out(grad_lse, lse)
     query_kernel[(work.num_pieces, rows)](
-        *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries,
+        *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries, *sides.orders,
         asked.numbers, asked.tables,
-        *_strides(query, key, value, out, grad_out), *lse.stride(), *_strides(grad_query),
-        q_len, kv_len, asked.q_start, work.num_slots, scale,
+        *_strides(query, key, value, out, grad_out), *lse.stride(), *_strides(grad_query), *sides.strides,
+        *sides.numbers, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
-        even=kv_len % kv_block == 0, described=seen.described, has_grad_lse=grad_lse is not None,
-        adds=adds, precision=precision_of(query), stages=blocks.stages,
+        even=sides.key.is_whole(kv_block), described=seen.described, ordered=sides.ordered,
+        has_grad_lse=grad_lse is not None, adds=adds, precision=precision_of(query), stages=blocks.stages,
         **_options(blocks),
     )  # fmt: skip
-    _add_up(part, grad_query, padded, work, rows, q_block, adds=adds)
+    _add_up(part, grad_query, padded, work, rows, q_block, sides.query, ordered=sides.ordered, adds=adds)
     return grad_query, delta
 
 
@@ -137,10 +143,12 @@ def gradients_of_keys(
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
     *,
+    turn: int = 0,
     adds: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of keys [B, Hkv, Tk, D] and values [B, Hkv, Tk, Dv]. work: of transposed lists. delta: of
-    `gradient_of_queries`, which lies in memory as lse does. into, adds: see there."""
+    `gradient_of_queries`, which lies in memory as lse does. into, adds: see there. turn: where heads have orders of
+    their own, the one query head of each group whose pairs these are."""
     query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
@@ -149,30 +157,47 @@ def gradients_of_keys(
     slots = rows * work.num_slots * blocks.kv_block
     part_key, part_value = _floats(lse, slots * padded), _floats(lse, slots * value_padded)
     q_block, kv_block = blocks.q_block, blocks.kv_block
+    sides = _sides(asked.orders, work, q_len, kv_len)
     seen = _seen(
         *((query, q_block, padded), (key, kv_block, padded)),
         *((value, kv_block, value_padded), (grad_out, q_block, value_padded)),
+        ordered=sides.ordered,
     )
     key_kernel[(work.num_pieces, rows)](
-        *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+        *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries, *sides.orders,
         asked.numbers, asked.tables,
-        *_strides(query, key, value, grad_out), *lse.stride(), *_strides(grad_key, grad_value),
-        q_len, kv_len, asked.q_start, work.num_slots, triton.cdiv(q_len, q_block), scale,
+        *_strides(query, key, value, grad_out), *lse.stride(), *_strides(grad_key, grad_value), *sides.strides,
+        *sides.numbers, asked.q_start, work.num_slots, triton.cdiv(sides.numbers[0], q_block), turn, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
-        even=q_len % q_block == 0, described=seen.described, adds=adds,
+        even=sides.query.is_whole(q_block), described=seen.described, ordered=sides.ordered, adds=adds,
         precision=precision_of(query), stages=blocks.stages, **_options(blocks),
     )  # fmt: skip
-    _add_up(part_key, grad_key, padded, work, rows, kv_block, adds=adds)
-    _add_up(part_value, grad_value, value_padded, work, rows, kv_block, adds=adds)
+    how: Any = {"group": heads // key.shape[1], "turn": turn, "ordered": sides.ordered, "adds": adds}
+    _add_up(part_key, grad_key, padded, work, rows, kv_block, sides.key, **how)
+    _add_up(part_value, grad_value, value_padded, work, rows, kv_block, sides.key, **how)
     return grad_key, grad_value
 
 
-def _add_up(part: Tensor, into: Tensor, padded: int, work: Work, rows: int, block: int, *, adds: bool) -> None:
+def _add_up(
+    part: Tensor,
+    into: Tensor,
+    padded: int,
+    work: Work,
+    rows: int,
+    block: int,
+    side: _Side,
+    *,
+    group: int = 1,
+    turn: int = 0,
+    ordered: bool,
+    adds: bool,
+) -> None:
     if work.num_joints:
         sum_kernel[(work.num_joints * block, rows)](
-            part, into, work.joints, *_strides(into), into.shape[2], work.num_slots,
-            width=into.shape[3], padded=padded, block=block, chunk=CHUNK, adds=adds, num_warps=2,
+            part, into, work.joints, side.order, *_strides(into), *side.strides, side.number, work.num_slots,
+            group, turn,
+            width=into.shape[3], padded=padded, block=block, chunk=CHUNK, ordered=ordered, adds=adds, num_warps=2,
         )  # fmt: skip
 
 
@@ -180,6 +205,53 @@ def _options(blocks: Blocks) -> dict[str, int]:
     """How a kernel is compiled."""
     found = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     return found if blocks.registers is None else {**found, "maxnreg": blocks.registers}
+
+
+# ---- places
+
+
+class _Side(NamedTuple):
+    """The places of queries or of keys. order: who stands there, or any integers where rows themselves do; strides: of
+    its batch rows and heads; is_full: whether no place is empty."""
+
+    order: Tensor
+    strides: tuple[int, int]
+    number: int
+    is_full: bool
+
+    def is_whole(self, block: int) -> bool:
+        """Whether there is a row at every place of every block."""
+        return self.is_full and self.number % block == 0
+
+
+class _Sides(NamedTuple):
+    query: _Side
+    key: _Side
+    ordered: bool
+
+    @property
+    def orders(self) -> tuple[Tensor, Tensor]:
+        return self.query.order, self.key.order
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        return *self.query.strides, *self.key.strides
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        return self.query.number, self.key.number
+
+
+def _sides(orders: Orders | None, work: Work, q_len: int, kv_len: int) -> _Sides:
+    if orders is None:
+        query, key = (_Side(work.pieces, (0, 0), length, True) for length in (q_len, kv_len))
+        return _Sides(query, key, False)
+    return _Sides(_side(orders.query, orders.is_full), _side(orders.key, orders.is_full), True)
+
+
+def _side(order: Tensor, is_full: bool) -> _Side:
+    rows, heads = (step if size > 1 else 0 for size, step in zip(order.shape[:2], order.stride()[:2], strict=True))
+    return _Side(order, (rows, heads), order.shape[2], is_full)
 
 
 # ---- tensors as kernels see them
@@ -197,8 +269,10 @@ _KNOWN: dict[object, list[TensorDescriptor] | None] = {}
 as the launch itself."""
 
 
-def _seen(*tensors: tuple[Tensor, int, int]) -> _Seen:
-    """Tensors with the rows and channels of their blocks."""
+def _seen(*tensors: tuple[Tensor, int, int], ordered: bool) -> _Seen:
+    """Tensors with the rows and channels of their blocks. ordered: whether rows of a block lie apart."""
+    if ordered:
+        return _Seen([x for x, _, _ in tensors], False)
     form = tuple((x.shape, x.stride(), x.dtype, x.data_ptr() % 16, block, width) for x, block, width in tensors)
     asked = (tensors[0][0].device, form)
     if asked not in _KNOWN:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -35,18 +36,23 @@ class WorkLists:
     kv_len: int
     device: torch.device
     copies: int = 1
-    _made: dict[tuple[int, int, bool], Work] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], Work] = field(default_factory=dict)
 
     def rows(self, blocks: Blocks) -> Work:
         """Lists of keys for each block of queries."""
-        return self._kept(blocks, self._rows, is_transposed=False)
+        return self._kept(blocks, self._rows, "rows")
 
     def columns(self, blocks: Blocks) -> Work:
         """Lists of queries for each block of keys."""
-        return self._kept(blocks, self._columns, is_transposed=True)
+        return self._kept(blocks, self._columns, "columns")
 
-    def _kept(self, blocks: Blocks, make: Callable[[Found], Work], *, is_transposed: bool) -> Work:
-        known = blocks.q_block, blocks.kv_block, is_transposed
+    def columns_of(self, blocks: Blocks, turn: int) -> Work:
+        """The same through one query head of each group alone, the `turn`-th. Heads of keys that have none are in the
+        lists all the same, where another turn has some."""
+        return self._kept(blocks, partial(self._columns, turn=turn), turn)
+
+    def _kept(self, blocks: Blocks, make: Callable[[Found], Work], kind: object) -> Work:
+        known = blocks.q_block, blocks.kv_block, kind
         if known not in self._made:
             self._made[known] = make(self.find(blocks.q_block, blocks.kv_block))
         return self._made[known]
@@ -59,8 +65,8 @@ class WorkLists:
                 lists.append((lists_of(tiles, self.kv_len, self.device), places))
         return work_of(lists, is_shared=len(found) == 1, copies=self.copies)
 
-    def _columns(self, found: Found) -> Work:
-        """Heads of keys whose query heads have the same tiles, each in its turn, share lists."""
+    def _columns(self, found: Found, turn: int | None = None) -> Work:
+        """Heads of keys whose query heads have the same tiles, each in its turn, share lists. turn: the only one."""
         heads_of = dict[tuple[int, ...], list[int]]()
         for kv_head in range(len(self.group_of) // self.kv_group):
             mine = tuple(self.group_of[kv_head * self.kv_group : (kv_head + 1) * self.kv_group])
@@ -69,6 +75,10 @@ class WorkLists:
         lists = list[tuple[Lists, Sequence[tuple[int, int]]]]()
         for row, groups in enumerate(found):
             for mine, heads in heads_of.items():
-                shared = transposed([None if group == NOBODY else groups[group] for group in mine], self.device)
+                of_heads = [
+                    None if group == NOBODY or turn not in (None, at) else groups[group]
+                    for at, group in enumerate(mine)
+                ]
+                shared = transposed(of_heads, groups[0], self.device)
                 lists.append((shared, [(row, head) for head in heads]))
         return work_of(lists, is_shared=len(found) == 1, copies=self.copies)

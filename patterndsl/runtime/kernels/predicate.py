@@ -40,7 +40,8 @@ Table: TypeAlias = tuple[str, Facet] | Random
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """Membership as source. text: of a function keep(q, k, head, row, numbers, tables).
+    """Membership as source. text: of a function keep(q, k, q_place, k_place, head, row, numbers, tables), of positions
+    and of the places where these stand.
 
     numbers: the constants, first in the argument of that name; behind them come those of each table, see
     `launch.arguments`. tables: what is looked up, in order.
@@ -52,15 +53,16 @@ class Predicate:
 
 
 @lru_cache(maxsize=256)
-def predicate_of(relation: Relation, sizes: Sizes) -> Predicate:
-    """The source of a bound relation, which may have `head` in it. sizes: bounds of the positions it is asked for."""
-    writer = _Writer(_box(sizes))
+def predicate_of(relation: Relation, sizes: Sizes, placed_by: str | None = None) -> Predicate:
+    """The source of a bound relation, which may have `head` in it. sizes: bounds of the positions it is asked for.
+    placed_by: the input whose rank of a position is the place where it stands, so that it is not looked up."""
+    writer = _Writer(_box(sizes), placed_by)
     result = writer.relation(relation)
     wide = any(_is_large(index, writer.box) for index in indices(relation))
-    first = ["    q = q.to(tl.int64)", "    k = k.to(tl.int64)"] if wide else []
+    first = [f"    {name} = {name}.to(tl.int64)" for name in ("q", "k", "q_place", "k_place")] if wide else []
     # what does not depend on the key may be narrower than a tile, and a constant has no type at all
     body = [*first, *writer.lines, f"    return ({result}) & (k >= 0)"]
-    text = "\n".join(["@triton.jit", "def keep(q, k, head, row, numbers, tables):", *body, ""])
+    text = "\n".join(["@triton.jit", "def keep(q, k, q_place, k_place, head, row, numbers, tables):", *body, ""])
     base = len(writer.numbers)
     for place in range(NUMBERS_OF_TABLE * len(writer.tables)):
         text = text.replace(_Writer.later(place), f"numbers[{base + place}]")
@@ -112,6 +114,7 @@ class _Writer:
     """Lines that give each expression a name, once."""
 
     box: Box
+    placed_by: str | None
     lines: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -178,6 +181,8 @@ class _Writer:
                 return index.name
             case Var(name) | Param(name):
                 raise AssertionError(f"{name} is not bound")
+            case Read(self.placed_by, "rank", Var("q" | "k") as position):
+                return f"{position.name}_place"
         return self.line(self.expression(index))
 
     def line(self, expression: str) -> str:

@@ -71,9 +71,10 @@ def _attend_rows(
     if splits > 1:
         joints = _joints(batch, heads, splits, query.device)
         merge_kernel[(batch * heads * q_block, 1)](
-            part_out, part_lse, out[:, :, first:], lse[:, :, first:], joints, *out.stride()[:3], *lse.stride(),
-            num_rows, 0,
-            value_dim=value_dim, value_padded=value_padded, q_block=q_block, chunk=CHUNK, goes_on=False, num_warps=2,
+            part_out, part_lse, out[:, :, first:], lse[:, :, first:], joints, joints, *out.stride()[:3], *lse.stride(),
+            0, 0, num_rows, 0,
+            value_dim=value_dim, value_padded=value_padded, q_block=q_block, chunk=CHUNK, ordered=False,
+            goes_on=False, num_warps=2,
         )  # fmt: skip
 
 

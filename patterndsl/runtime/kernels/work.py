@@ -60,17 +60,19 @@ def lists_of(tiles: Tiles, kv_len: int, device: torch.device) -> Lists:
     return Lists(torch.bincount(q_blks, minlength=tiles.num_q_blocks), _entries(kv_blks, is_full))
 
 
-def transposed(of_heads: Sequence[Tiles | None], device: torch.device) -> Lists:
+def transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.device) -> Lists:
     """Blocks of queries by blocks of keys, through the query heads that share a head of keys, but for those without
-    tiles; there is one with some. Nothing is masked for being ragged: no row behind the last one has weights, and no
-    key there is written."""
+    tiles. one: any of the launch, which are of as many blocks. Nothing is masked for being ragged: no row behind the
+    last one has weights, and no key there is written."""
     with_tiles = [(at, tiles) for at, tiles in enumerate(of_heads) if tiles is not None]
     parts = [_parts(tiles, device) for _, tiles in with_tiles]
-    one = with_tiles[0][1]
-    kv_blks = torch.cat([part[1] for part in parts])
-    blocks = torch.cat([part[0] + at * one.num_q_blocks for (at, _), part in zip(with_tiles, parts, strict=True)])
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    kv_blks = torch.cat([none, *(part[1] for part in parts)])
+    blocks = torch.cat(
+        [none, *(part[0] + at * one.num_q_blocks for (at, _), part in zip(with_tiles, parts, strict=True))]
+    )
     order = kv_blks.argsort(stable=True)
-    entries = _entries(blocks, torch.cat([part[2] for part in parts]))[order]
+    entries = _entries(blocks, torch.cat([none.bool(), *(part[2] for part in parts)]))[order]
     return Lists(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
 
 

@@ -1,0 +1,158 @@
+"""Kernels that reach rows through an order, against dense attention: in Triton's interpreter, and on a GPU.
+
+The interpreter must be chosen before Triton is imported, so one test runs this file again in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import patterndsl
+from patterndsl.lower.hulls import hull_of
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of
+from patterndsl.runtime.kernels.calls import forward, gradients
+from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.sema.parameters import Sizes
+
+pytest.importorskip("triton")
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
+DEVICE = "cuda" if HAS_CUDA else "cpu"
+TOLERANCE = 2e-5
+"""Of the largest number: float32, and sums in another order."""
+
+runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
+on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(autouse=True)
+def _new_tensors_are_nan() -> Iterator[None]:
+    """What a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def attended(tensors: list[Tensor], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and lse in float64, where each key counts so often, [B, Hq, Tq, Tk]."""
+    query, key, value = (x.double() for x in tensors)
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    empty = (counts == 0).all(-1)
+    scores = query @ key.mT * query.shape[-1] ** -0.5 + counts.double().log()
+    scores = scores.masked_fill(empty[..., None], 0)  # the gradient of the softmax of nothing is NaN
+    out = scores.softmax(-1) @ value
+    return out.masked_fill(empty[..., None], 0), scores.logsumexp(-1).masked_fill(empty, -torch.inf)
+
+
+def weighed(out: Tensor, lse: Tensor) -> Tensor:
+    """Something that depends on both, differently everywhere."""
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(out.shape)
+    of_lse = torch.linspace(1, -1, lse.numel(), device=out.device, dtype=torch.float64).view(lse.shape)
+    return (out.double() * weight).sum() + (lse.double().masked_fill(lse == -torch.inf, 0) * of_lse).sum()
+
+
+def assert_close(found: list[Tensor], truth: list[Tensor]) -> None:
+    for ours, wanted in zip(found, truth, strict=True):
+        finite = wanted.isfinite()
+        assert torch.equal(ours.isfinite(), finite)
+        scale = wanted[finite].abs().max().clamp_min(1.0)
+        assert (ours.double() - wanted)[finite].abs().max() <= TOLERANCE * scale
+
+
+# ---- one launch after the other
+
+
+def random_orders(rows: int, heads: int, length: int, places: int) -> Tensor:
+    """int32 [rows, heads, places]: all rows, shuffled, and empty places among them."""
+    order = torch.rand(rows, heads, places, device=DEVICE).argsort(-1).int()
+    return order.masked_fill(order >= length, -1)
+
+
+def place_of(order: Tensor, length: int) -> Tensor:
+    """[rows, heads, length]: where each row stands."""
+    places = torch.arange(order.shape[-1], device=DEVICE).expand_as(order)
+    found = torch.zeros(*order.shape[:2], length + 1, dtype=torch.int64, device=DEVICE)
+    return found.scatter_(-1, order.long().where(order >= 0, length), places)[..., :length]
+
+
+@runs
+@on_cuda
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "rows", "orders", "q_len", "kv_len", "holes"),
+    [
+        (1, 1, 1, 1, 1, 75, 75, 0),
+        (2, 2, 2, 2, 2, 75, 90, 7),
+        (2, 4, 2, 1, 4, 70, 45, 3),
+        (2, 4, 1, 2, 1, 33, 75, 0),
+        (1, 1, 1, 1, 1, 5, 1100, 9),
+        (1, 1, 1, 1, 1, 1060, 5, 9),
+    ],
+    ids=["one head", "orders of each", "grouped keys", "shared by heads", "rows in parts", "columns in parts"],
+)
+def test_launches_in_orders(
+    batch: int, heads: int, kv_heads: int, rows: int, orders: int, q_len: int, kv_len: int, holes: int
+) -> None:
+    """Twice, in orders of their own: the second launch goes on from the first, and gradients add up."""
+    torch.manual_seed(0)
+    rest = (torch.arange(q_len, device=DEVICE)[:, None] + torch.arange(kv_len, device=DEVICE)) % 4 > 0
+    size = 8 if max(q_len, kv_len) < 1000 else 4000
+    text = f"labels: {{b: given}}\nattend: chunks(b, {size}, 1) & (q + k) % 4 > 0"
+    relation = patterndsl.parse(text).bind(10).relation
+    shapes = [(batch, heads, q_len, 16), (batch, kv_heads, kv_len, 16), (batch, kv_heads, kv_len, 16)]
+    tensors = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
+    number_q, number_k = q_len + holes, kv_len + holes
+    sizes, launches = Sizes(number_q, number_k, 0, number_q), list[Asked]()
+    counts = torch.zeros(batch, heads, q_len, kv_len, dtype=torch.int64, device=DEVICE)
+
+    def find(q_block: int, kv_block: int) -> tuple[tuple[Tiles]]:
+        tiles = find_tiles(hull_of(relation, "b"), sizes, Lookup(), q_block, kv_block)
+        return ((replace(tiles, is_full=tiles.is_full & False),),)  # places say not all
+
+    lists = WorkLists(find, [0] * heads, heads // kv_heads, number_k, torch.device(DEVICE))
+    for _ in range(2):
+        tables = Orders(
+            random_orders(rows, orders, q_len, number_q), random_orders(rows, orders, kv_len, number_k), not holes
+        )
+        launches.append(asked_of(relation, sizes, {}, {}, tables, "b"))
+        q_place, k_place = place_of(tables.query, q_len)[..., None], place_of(tables.key, kv_len)[..., None, :]
+        back = q_place // size - k_place // size
+        counts += (back >= 0) & (back <= 1) & rest
+    query, key, value = (x.detach() for x in tensors)
+    out, lse = forward(lists, launches[0], 0.25, query, key, value)
+    forward(lists, launches[1], 0.25, query, key, value, (out, lse), goes_on=True)
+    leaves = [x.detach().requires_grad_() for x in (out, lse)]
+    upstream = torch.autograd.grad(weighed(leaves[0], leaves[1]), leaves)
+    results = query, key, value, out, lse, upstream[0], upstream[1]
+    grads = gradients(lists, launches[0], 0.25, *results)
+    gradients(lists, launches[1], 0.25, *results, grads, adds=(True, True))
+    truth = attended(tensors, counts)
+    assert_close([out, lse, *grads], [x.detach() for x in (*truth, *torch.autograd.grad(weighed(*truth), tensors))])
+
+
+# ---- all of it in the interpreter
+
+
+@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+def test_in_the_interpreter() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
