@@ -8,7 +8,7 @@ order of positions by an input, read as conditions on places in that order. `chu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from patterndsl.ir.index import Arithmetic, Const, Function, Index, K, Param, Q, Read, Var, arithmetic, function
@@ -37,7 +37,7 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, dense_option, pass_of, terms_of
 from patterndsl.lower.shapes import Piece, Sparse
 from patterndsl.lower.tiles import Tiles, find_tiles
-from patterndsl.sema.bind import Bound
+from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
 
 MAX_SHARE = 0.25
@@ -114,8 +114,40 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * small) else None
 
 
-def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
-    """For each order the tiles of the terms that have fewest in it."""
+def ordered_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
+    """Hulls for kernels that take positions in the orders of a call: of each term of a multiset, whatever its fallback.
+
+    None where nothing is placed by an input; where calls list keys, or tell tiles, as others than these kernels do; and
+    where they compute too much. Those that all heads have come first.
+    """
+    if bound.merge == "mean" or not any(isinstance(i, Read) and i.facet == "rank" for i in indices(bound.relation)):
+        return None
+    found = [hull for part in _summands(bound) for hull in _tiled(part, machine, in_call=False)]
+    if any(hull.lists is not None for hull in found) or all(hull.order is None for hull in found):
+        return None
+    pairs = bound.sizes.q_len * bound.sizes.kv_len
+    for hull in found:
+        # in an order a call tells no fewer tiles; without one, documents and the like leave few of many
+        small = SMALL if hull.order is None else SMALL_ON_GPU
+        if sum(item.piece.num_computed for item in hull.passes) > max(MAX_SHARE * pairs, small):
+            return None
+    return tuple(sorted(found, key=lambda hull: len(hull.heads), reverse=True))
+
+
+def _summands(bound: Bound) -> Iterator[Bound]:
+    """The pattern, or each term of a multiset, as one relation."""
+    if bound.merge == "set":
+        yield replace(bound, fallback=None)
+        return
+    for group in bound.groups:
+        terms, listed = apart(group.relation, bound)
+        terms.extend(listed_relation(lists, rest, bound) for lists, rest in listed.items())
+        for term in terms:
+            yield replace(bound, relation=term, groups=(HeadGroup(term, group.heads),), merge="set", fallback=None)
+
+
+def _tiled(bound: Bound, machine: Machine, *, in_call: bool = True) -> tuple[Hull, ...]:
+    """For each order the tiles of the terms that have fewest in it. in_call: or what tells them in each call."""
     found = list[Hull]()
     for group in bound.groups:
         by_order: dict[str | None, tuple[list[Relation], list[Said]]] = {}
@@ -132,7 +164,9 @@ def _tiled(bound: Bound, machine: Machine) -> tuple[Hull, ...]:
             said.append(Said(hull_of(term, order), _rest(term, before, order)))
             before.append(term)
         for order, (parts, said) in by_order.items():
-            is_small = order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts))
+            is_small = (
+                in_call and order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts))
+            )
             beside = next(iter(listed.items()), None) if len(listed) == 1 else None
             if is_small and beside is not None and _fits_tiles(beside[0]) and is_told(beside[1]) and len(by_order) == 1:
                 rest = (Said(EVERYTHING, beside[1]),)
@@ -381,4 +415,4 @@ def _placed(index: Index, order: str | None) -> Index | None:
             return None
 
 
-__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "is_told", "listed_relation", "num_listed"]
+__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "is_told", "listed_relation", "num_listed", "ordered_hulls"]

@@ -110,7 +110,13 @@ def facet_of(values: Tensor, facet: Facet) -> Tensor:
             changes[..., 1:] = values[..., 1:] != values[..., :-1]
             return torch.where(changes, places, 0).cummax(-1).values if values.shape[-1] else values
         case "rank":
-            return values.argsort(stable=True, dim=-1).argsort(stable=True, dim=-1)
+            return place_of(values.argsort(stable=True, dim=-1))
+
+
+def place_of(order: Tensor) -> Tensor:
+    """Where each position stands in an order of all of them, [..., length]."""
+    places = torch.arange(order.shape[-1], dtype=order.dtype, device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order.long(), places)
 
 
 def checked_inputs(

@@ -181,9 +181,12 @@ def _gradients(
     query, key, value = tensors
     inputs = program.with_found(query, key, inputs)
     given = checked_inputs(program.bound, inputs, program.device, query.shape[0])
-    if program.runs_as_parts(given):
+    ordered = program.ordered_for(query, key, value)
+    if ordered is None and program.runs_as_parts(given):
         return _differentiated(program, tensors, inputs, scale, grads)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
+    if ordered is not None:
+        return ordered.gradients(*tensors, *results, *grads, given, scale)
     match program.backend_for(query, key, value, train=True):
         case "planned":
             return planned.gradients(*tensors, *results, *grads, program.planned(train=True), scale)

@@ -194,9 +194,6 @@ class Parts:
 
     def _summed(self, *, with_routes: bool) -> tuple[tuple[Chosen, tuple[Program | Routes, ...]], ...]:
         total = self.bound.num_heads
-        if self.bound.merge == "set":
-            whole = self.program_of(replace(self.bound, fallback=None))
-            return ((Chosen(tuple(range(total)), total), (whole,)),)
         found: list[tuple[Chosen, tuple[Program | Routes, ...]]] = []
         for group in self.bound.groups:
             terms, listed = apart(group.relation, self.bound)
@@ -214,9 +211,14 @@ class Parts:
         return tuple(found)
 
     @cached_property
-    def fallback(self) -> Program | None:
-        """What rows without keys attend."""
-        return None if self.bound.fallback is None else self.program_of(self.bound.fallback)
+    def otherwise(self) -> tuple[Program, Program] | None:
+        """What rows attend, and those of them without keys."""
+        fallback = self.bound.fallback
+        return (
+            None
+            if fallback is None
+            else (self.program_of(replace(self.bound, fallback=None)), self.program_of(fallback))
+        )
 
     def run(
         self,
@@ -230,6 +232,13 @@ class Parts:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Program.run`."""
+        if self.otherwise is not None:
+            main, fallback = self.otherwise
+            results = _run(main, (query, key, value), given, scale, train)
+            if is_own_key(fallback.bound):
+                return or_own_key(results, query, key, value, scale, want_lse=want_lse)
+            other = read_by(fallback.bound, given)
+            return otherwise(results, _run(fallback, (query, key, value), other, scale, train))
         found = list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
         if self.bound.is_plain:
             batch = query.shape[0]
@@ -240,17 +249,11 @@ class Parts:
             return _assembled(found)
         # a route's dense call multiplies what it masks by 0, which is NaN for what is not finite
         careful = self.takes_routes and query.device.type == "cpu" and not is_finite(query, key, value)
-        for chosen, programs in self.terms if careful and self.bound.merge != "set" else self.summed:
+        for chosen, programs in self.terms if careful else self.summed:
             tensors = chosen.take(query, key, value)
             mine = given if chosen.is_all else only_heads(given, chosen.heads)
             found.append((chosen.heads, self._joined(programs, tensors, mine, scale, train)))
-        results = _assembled(found)
-        if self.fallback is None:
-            return results
-        if is_own_key(self.fallback.bound):
-            return or_own_key(results, query, key, value, scale, want_lse=want_lse)
-        other = read_by(self.fallback.bound, given)
-        return otherwise(results, _run(self.fallback, (query, key, value), other, scale, train))
+        return _assembled(found)
 
     def _joined(
         self,
@@ -278,6 +281,11 @@ class Parts:
 
     def counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
         """See `Program.counted`."""
+        if self.otherwise is not None:
+            main, fallback = self.otherwise
+            counts = main.counted(positions, given)
+            other = fallback.counted(positions, read_by(fallback.bound, given))
+            return torch.where((counts > 0).any(-1, keepdim=True), counts, other.to(counts.dtype))
         num_rows = max((values.shape[0] for values in given.values() if values.dim() > 1), default=1)
         parts = list[tuple[Sequence[int], Tensor]]()
         if self.bound.is_plain:
@@ -290,14 +298,9 @@ class Parts:
         for chosen, programs in self.terms:
             mine = given if chosen.is_all else only_heads(given, chosen.heads)
             terms = [program.counted(positions, read_by(program.bound, mine)) for program in programs]
-            if self.bound.merge != "set":
-                terms = [term.long().expand(num_rows, len(chosen.heads), -1, -1) for term in terms]
+            terms = [term.long().expand(num_rows, len(chosen.heads), -1, -1) for term in terms]
             parts.append((chosen.heads, torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]))
-        counts = assembled(parts)
-        if self.fallback is None:
-            return counts
-        other = self.fallback.counted(positions, read_by(self.fallback.bound, given))
-        return torch.where((counts > 0).any(-1, keepdim=True), counts, other.to(counts.dtype))
+        return assembled(parts)
 
 
 def _run(

@@ -21,7 +21,7 @@ from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, inputs_read
 from patterndsl.lower.hulls import BLOCK, FEWEST_KEYS, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
-from patterndsl.runtime.data import DeviceData, Inputs, data_of, device_data
+from patterndsl.runtime.data import DeviceData, Inputs, data_of, device_data, place_of
 from patterndsl.runtime.parts import Chosen, assembled, merged
 from patterndsl.runtime.routes import Routes
 from patterndsl.runtime.told import list_teller, read_in, teller, told
@@ -78,8 +78,7 @@ class Placed:
         if order is None:
             out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
         else:
-            places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-            place = torch.empty_like(order).scatter_(-1, order, places)
+            place = place_of(order)
             query, key, value = (_permuted(x, order, place) for x in (query, key, value))
             out, lse = flex.flex(item.attend, query, key, value, mask, scale=scale, want_lse=True)
             assert lse is not None

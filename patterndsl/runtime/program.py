@@ -25,7 +25,7 @@ from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
-from patterndsl.lower.hulls import Hull, hulls
+from patterndsl.lower.hulls import Hull, hulls, ordered_hulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants
 from patterndsl.lower.plan import Plan, passes_of
@@ -47,8 +47,9 @@ from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
-from patterndsl.runtime.kernels.attention import Kernels, check_can_run
+from patterndsl.runtime.kernels.attention import Kernels, check_can_run, has_kernels
 from patterndsl.runtime.masked import Masked
+from patterndsl.runtime.ordered import Ordered
 from patterndsl.runtime.parts import Parts, folded, has_heads
 from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
@@ -453,6 +454,9 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
+        ordered = self.ordered_for(query, key, value)
+        if ordered is not None:
+            return ordered(query, key, value, given, scale)
         if self.runs_as_parts(given):
             return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
         match self.backend_for(query, key, value, train=train):
@@ -555,9 +559,7 @@ class Program:
         says_itself = self.backend == "flex" and not self._chosen_by_rule  # what it refuses
         if self.backend not in ("flex", "planned", "masked", "triton") or says_itself:
             return self.backend
-        is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
-        call = Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
-        rule = leaves(self.backend, self.device.type, call)
+        rule = leaves(self.backend, self.device.type, _call(query, key, value))
         if rule is not None:
             if self._chosen_by_rule:
                 return rule.to
@@ -625,6 +627,19 @@ class Program:
         if self.device.type != "cpu":
             return Placed(self.hulls, self.bound, self.device)
         return Masked(self.hulls, self.bound.num_heads, self.bound.sizes, self.device)
+
+    def ordered_for(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | None:
+        """What runs these tensors in the place of all else where kernels take positions in the orders of a call."""
+        if self._ordered is None or leaves("triton", self.device.type, _call(query, key, value)) is not None:
+            return None
+        return self._ordered
+
+    @cached_property
+    def _ordered(self) -> Ordered | None:
+        if self._asked not in ("auto", "masked") or self.bound.fallback is not None or not has_kernels(self.device):
+            return None
+        found = ordered_hulls(self.bound, self.constants.machine)
+        return None if found is None else Ordered(found, self.bound, self.device)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -718,6 +733,11 @@ class Program:
             self._gathered = stored.tiles
         if stored.options and stored.device_type == self.device.type:
             self.plan = Plan(self.constants.machine, stored.options)
+
+
+def _call(query: Tensor, key: Tensor, value: Tensor) -> Call:
+    is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
+    return Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
 
 
 def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:

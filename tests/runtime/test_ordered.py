@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 import patterndsl
+from patterndsl.lower import hulls
 from patterndsl.lower.hulls import hull_of
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import WorkLists
@@ -139,6 +141,79 @@ def test_launches_in_orders(
     gradients(lists, launches[1], 0.25, *results, grads, adds=(True, True))
     truth = attended(tensors, counts)
     assert_close([out, lse, *grads], [x.detach() for x in (*truth, *torch.autograd.grad(weighed(*truth), tensors))])
+
+
+# ---- programs
+
+PATTERNS = {
+    "one round": ("labels: {b: given}\nattend: causal & chunks(b, 16, 1) & q != k", 1),
+    "both ways": ("labels: {b: given}\nattend: chunks(b, 32, 1)", 1),
+    "a set of rounds": (
+        "labels: {a: given, b: given, c: given}\n"
+        "attend: causal & (chunks(a, 16, 1) | chunks(b, 16, 1) | chunks(c, 8, 2))",
+        3,
+    ),
+    "a multiset of rounds": (
+        "labels: {a: given, b: given, c: given}\nmerge: multiset\nfallback: q == k\n"
+        "attend: causal & q != k & (chunks(a, 16, 1) | chunks(b, 16, 1) | chunks(c, 16, 0))",
+        3,
+    ),
+    "documents, windows and sinks": (
+        "labels: {b: given}\ninputs: {doc: 'int[N]'}\n"
+        "attend: causal & (chunks(b, 16, 1) | recent(9) | first(4)) & same(doc)",
+        1,
+    ),
+    "equal labels": ("labels: {b: given}\nattend: chunks(b, 16, 1) & same(b)", 1),
+    "kinds of heads": (
+        "labels: {b: given}\nattend: head % 2 == 0 & chunks(b, 16, 1) | head >= 2 & recent(7) & causal",
+        1,
+    ),
+    "a random part": ("labels: {b: given}\nattend: causal & (chunks(b, 16, 1) | random(2, seed = 3))", 1),
+    "empty rows": ("labels: {b: given}\nattend: chunks(b, 8, 0) & k < 20 & q % 3 > 0", 1),
+    "another fallback": ("labels: {b: given}\nfallback: first(3)\nattend: chunks(b, 8, 1) & k < 10", 1),
+}
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's, where there is no GPU, and for few positions."""
+    monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
+    monkeypatch.setattr(hulls, "BLOCK", 16)
+
+
+def inputs_of(pattern: patterndsl.Pattern, n: int, outer: tuple[int, ...]) -> dict[str, Tensor]:
+    """Labels of each head, documents of each batch row."""
+    found = {}
+    for shape in pattern.resolved.inputs:
+        is_document = shape.name == "doc"
+        size = (*outer[:1], n) if is_document else (*outer, n)
+        values = torch.randint(-3, 4, size, device=DEVICE)
+        found[shape.name] = values.sort(-1).values if is_document else values
+    return found
+
+
+def everything(program: patterndsl.Program, tensors: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    query, key, value = tensors
+    out, lse = program(query, key, value, inputs=inputs, return_lse=True)
+    return [x.detach().double() for x in (out, lse, *torch.autograd.grad(weighed(out, lse), tensors))]
+
+
+@runs
+@on_cuda
+@pytest.mark.usefixtures("with_kernels")
+@pytest.mark.parametrize("outer", [(), (2, 4)], ids=["labels of all", "labels of each head"])
+@pytest.mark.parametrize(("text", "rounds"), PATTERNS.values(), ids=PATTERNS)
+def test_programs(text: str, rounds: int, outer: tuple[int, ...]) -> None:
+    """Ragged chunks and tiles, two query heads for each of keys."""
+    torch.manual_seed(0)
+    pattern, n = patterndsl.parse(text), 70
+    tensors = [torch.randn(2, heads, n, 16, device=DEVICE, requires_grad=True) for heads in (4, 2, 2)]
+    inputs = inputs_of(pattern, n, outer)
+    program = pattern.compile(n, heads=4, device=DEVICE)
+    ordered = program.ordered_for(*tensors)
+    assert pattern.resolved.fallback is not None or (ordered is not None and len(ordered.ready) >= rounds)
+    truth = everything(pattern.compile(n, heads=4, device=DEVICE, backend="oracle"), tensors, inputs)
+    assert_close(everything(program, tensors, inputs), truth)
 
 
 # ---- all of it in the interpreter

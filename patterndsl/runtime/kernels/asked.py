@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from patterndsl.ir.index import Facet
 from patterndsl.ir.relation import Random, Relation
 from patterndsl.runtime.data import Inputs, draws_of, facet_of
-from patterndsl.runtime.kernels.predicate import predicate_of
+from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
 from patterndsl.sema.parameters import Sizes
+
+Facets: TypeAlias = Mapping[tuple[str, Facet], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,10 +65,22 @@ def asked_of(
 ) -> Asked:
     """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length].
     placed_by: the input whose ranks are the places of these orders, see `predicate_of`."""
+    predicate = predicate_of(relation, sizes, placed_by)
+    return asked_by(predicate, sizes, facets_asked(predicate, given), draws, orders)
+
+
+def facets_asked(predicate: Predicate, given: Inputs) -> Facets:
+    """What it looks up of inputs."""
+    read = (table for table in predicate.tables if not isinstance(table, Random))
+    return {(name, facet): facet_of(given[name], facet) for name, facet in read}
+
+
+def asked_by(
+    predicate: Predicate, sizes: Sizes, facets: Facets, draws: Mapping[Random, Tensor], orders: Orders | None = None
+) -> Asked:
+    """A predicate with what it looks up."""
     from patterndsl.runtime.kernels.source import function_of
 
-    predicate = predicate_of(relation, sizes, placed_by)
-    facets = {read: facet_of(given[read[0]], read[1]) for read in predicate.tables if not isinstance(read, Random)}
     numbers, tables = list(predicate.numbers), list[Tensor]()
     for table in predicate.tables:
         if isinstance(table, Random):

@@ -27,6 +27,11 @@ FindTiles: TypeAlias = Callable[[int, int, dict[str, Tensor]], Found]
 """Tiles of so many queries by so many keys for checked inputs: of head groups, or of heads where inputs differ so."""
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels run there without being asked for."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
 def check_can_run(device: torch.device) -> None:
     """Raises InputError (E505) where there is no Triton, or it has no such device."""
     if find_spec("triton") is None:

@@ -1,0 +1,181 @@
+"""How does a pattern that places positions by its inputs run on a GPU? On generated kernels, in each call's orders.
+
+Tiles are of places, and the same in each call; kernels reach the rows that stand there, so nothing is permuted. Each
+hull is a launch for all its heads that goes on from the results of those before it: rounds of hashing, and windows
+beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from patterndsl.ir.index import Facet
+from patterndsl.ir.relation import EVERYTHING, Random, Relation, disjunction
+from patterndsl.lower.hulls import Hull
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import find_tiles
+from patterndsl.runtime.data import Inputs, facet_of, place_of
+from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.kernels.asked import Asked, Orders, asked_by, draws_for
+from patterndsl.runtime.kernels.calls import forward, gradients
+from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
+from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
+from patterndsl.sema.bind import Bound
+
+Launches: TypeAlias = Sequence[tuple[WorkLists, Asked]]
+"""What a call launches, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Tiles of some heads. is_exact: whether every pair of places there is the pattern's."""
+
+    places: Relation
+    heads: tuple[int, ...]
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ready:
+    """A hull made ready: its tiles, what is asked of pairs there, the input that orders places, and what is drawn."""
+
+    where: _Where
+    predicate: Predicate
+    order: str | None
+    draws: Mapping[Random, Tensor]
+
+
+class Ordered:
+    """The hulls of a pattern made ready for a GPU; call it with tensors and checked inputs.
+
+    Inputs may differ from row to row and from head to head. hulls: those of all heads first.
+    """
+
+    def __init__(self, hulls: Sequence[Hull], bound: Bound, device: torch.device) -> None:
+        self.bound, self.device = bound, device
+        self.ready = tuple(_ready(hull, bound, device) for hull in hulls)
+        self.is_begun = len(hulls[0].heads) < bound.num_heads  # whether there must be results to go on from
+        self._lists = dict[tuple[_Where, int], WorkLists]()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both.
+
+        Memory beyond these: what orders take, a number for each place of each round.
+        """
+        launches = self._launches(query, key, given)
+        run = Run("masked", partial(self._results, launches, scale), partial(self._gradients, launches, scale))
+        return attended(query, key, value, run)
+
+    def gradients(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        given: Inputs,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of query, key and value, from what a forward pass gave."""
+        launches = self._launches(query, key, given)
+        return self._gradients(launches, scale, query, key, value, out, lse, grad_out, grad_lse)
+
+    def _results(
+        self, launches: Launches, scale: float, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        results = None
+        if self.is_begun:
+            out = query.new_zeros(*query.shape[:3], value.shape[3])
+            results = out, query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
+        for lists, asked in launches:
+            goes_on = results is not None
+            results = forward(lists, asked, scale, query, key, value, results, goes_on=goes_on)
+        assert results is not None
+        return results
+
+    def _gradients(
+        self,
+        launches: Launches,
+        scale: float,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = None
+        if self.is_begun:
+            found = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for lists, asked in launches:
+            adds = found is not None
+            tensors = query, key, value, out, lse, grad_out, grad_lse
+            found = gradients(lists, asked, scale, *tensors, found, adds=(adds, adds))
+        assert found is not None
+        return found
+
+    # ---- what a call's inputs say
+
+    def _launches(self, query: Tensor, key: Tensor, given: Inputs) -> Launches:
+        orders = {name: order_of(given[name]) for name in {item.order for item in self.ready} if name is not None}
+        read = {table for item in self.ready for table in item.predicate.tables if not isinstance(table, Random)}
+        facets = {(name, facet): _facet(name, facet, given, orders) for name, facet in read}
+        of_name = {name: Orders(order, order, True) for name, order in orders.items()}
+        kv_group = query.shape[1] // key.shape[1]
+        return [
+            (
+                self._lists_of(item.where, kv_group),
+                asked_by(
+                    item.predicate,
+                    self.bound.sizes,
+                    facets,
+                    item.draws,
+                    None if item.order is None else of_name[item.order],
+                ),
+            )
+            for item in self.ready
+        ]
+
+    def _lists_of(self, where: _Where, kv_group: int) -> WorkLists:
+        """The work over these tiles, which rounds share."""
+        if (where, kv_group) not in self._lists:
+            sizes = self.bound.sizes
+
+            def find(q_block: int, kv_block: int) -> Found:
+                tiles = find_tiles(where.places, sizes, Lookup(), q_block, kv_block, tell_full=where.is_exact)
+                return ((tiles if where.is_exact else replace(tiles, is_full=tiles.is_full & False),),)
+
+            group_of = [0 if head in where.heads else NOBODY for head in range(self.bound.num_heads)]
+            self._lists[where, kv_group] = WorkLists(find, group_of, kv_group, sizes.kv_len, self.device)
+        return self._lists[where, kv_group]
+
+
+def _ready(hull: Hull, bound: Bound, device: torch.device) -> _Ready:
+    places = disjunction(term.places for term in hull.said)
+    is_exact = all(term.rest == EVERYTHING for term in hull.said)
+    return _Ready(
+        _Where(places, hull.heads, is_exact),
+        predicate_of(hull.relation, bound.sizes, hull.order),
+        hull.order,
+        draws_for(hull.relation, 1, device),
+    )
+
+
+def order_of(values: Tensor) -> Tensor:
+    """int32 [batch or 1, heads or 1, length]: positions in the stable order by a checked input."""
+    order = values.argsort(stable=True, dim=-1).to(torch.int32)
+    return order.view(1, 1, -1) if order.dim() == 1 else order.unsqueeze(1) if order.dim() == 2 else order
+
+
+def _facet(name: str, facet: Facet, given: Inputs, orders: Mapping[str, Tensor]) -> Tensor:
+    """What is looked up of an input; its ranks are there already where it is ordered by."""
+    return place_of(orders[name]) if facet == "rank" and name in orders else facet_of(given[name], facet)
