@@ -25,10 +25,10 @@ def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
     label = torch.zeros(*key.shape[:2], rounds, key.shape[2], dtype=torch.int64, device=key.device)
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
         x = key.detach().to(torch.promote_types(key.dtype, torch.float32))
-        for turn, size in enumerate(_factors(buckets)):
+        for turn, size in enumerate(factors_of(buckets)):
             shape = (key.shape[1], rounds, key.shape[3], size // 2)
             for at in range(rounds):  # one after the other: the projections of all are large
-                directions = _directions(shape, seed, turn, key.device, x.dtype)[:, at]
+                directions = directions_of(shape, seed, turn, key.device, x.dtype)[:, at]
                 projected = x @ directions  # [B, H, T, size / 2]
                 nearest = projected.abs().argmax(-1, keepdim=True)
                 is_opposite = projected.gather(-1, nearest) < 0
@@ -37,7 +37,7 @@ def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
     return label
 
 
-def _factors(buckets: int) -> tuple[int, ...]:
+def factors_of(buckets: int) -> tuple[int, ...]:
     """One even number, or two that multiply to it, as near to each other as can be."""
     if buckets <= MOST_AT_ONCE:
         return (buckets,)
@@ -46,7 +46,7 @@ def _factors(buckets: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=16)
-def _directions(
+def directions_of(
     shape: tuple[int, int, int, int], seed: int, turn: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Normal [heads, rounds, D, directions]; drawn on the host, where a seed means the same for every device."""

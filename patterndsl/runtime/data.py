@@ -120,10 +120,11 @@ def place_of(order: Tensor) -> Tensor:
 
 
 def checked_inputs(
-    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None
+    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None, *, wide: bool = True
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
-    label of several rounds by the name of each, lists row by row, each key of a row once.
+    label of several rounds by the name of each, lists row by row, each key of a row once. wide: False leaves values in
+    the integers that they came in.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -142,6 +143,7 @@ def checked_inputs(
     found = dict[str, Tensor]()
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
+        values = values.to(torch.int64) if wide or shape.selection is not None else values
         if shape.selection is not None:
             values = _each_once(values, shape.selection.num_blocks)
         if shape.rounds > 1:
@@ -190,7 +192,6 @@ def _checked_input(
         raise _misfit(
             shape, f"is on {values.device}, the tensors on {device}", f"{form} on {device}: {shape.name}.to('{device}')"
         )
-    values = values.to(torch.int64)
     return values.squeeze(1) if outer == 2 and values.shape[1] == 1 else values
 
 

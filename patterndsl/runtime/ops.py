@@ -18,7 +18,7 @@ from torch import Tensor, autocast
 
 from patterndsl.diagnostics import input_error
 from patterndsl.runtime import flex, gathered, masked, oracle, planned
-from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.placed import Placed
 
 if TYPE_CHECKING:
@@ -179,8 +179,7 @@ def _gradients(
     grads: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, ...]:
     query, key, value = tensors
-    inputs = program.with_found(query, key, inputs)
-    given = checked_inputs(program.bound, inputs, program.device, query.shape[0])
+    given = program.given(query, key, value, inputs)
     ordered = program.ordered_for(query, key, value)
     if ordered is None and program.runs_as_parts(given):
         return _differentiated(program, tensors, inputs, scale, grads)

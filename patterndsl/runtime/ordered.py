@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,9 +26,6 @@ from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
 from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
 from patterndsl.sema.bind import Bound
-
-Launches: TypeAlias = Sequence[tuple[WorkLists, Asked]]
-"""What a call launches, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +47,27 @@ class _Ready:
     draws: Mapping[Random, Tensor]
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """What a call launches, one after the other. alone: rows without keys that attended their own, once it is known."""
+
+    launches: Sequence[tuple[WorkLists, Asked]]
+    scale: float
+    alone: Tensor | None = None
+
+
 class Ordered:
     """The hulls of a pattern made ready for a GPU; call it with tensors and checked inputs.
 
-    Inputs may differ from row to row and from head to head. hulls: those of all heads first.
+    Inputs may differ from row to row and from head to head. hulls: those of all heads first. A fallback can only be
+    that of each query to its own key.
     """
 
     def __init__(self, hulls: Sequence[Hull], bound: Bound, device: torch.device) -> None:
         self.bound, self.device = bound, device
         self.ready = tuple(_ready(hull, bound, device) for hull in hulls)
         self.is_begun = len(hulls[0].heads) < bound.num_heads  # whether there must be results to go on from
+        self.or_own_key = bound.fallback is not None
         self._lists = dict[tuple[_Where, int], WorkLists]()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
@@ -68,9 +75,8 @@ class Ordered:
 
         Memory beyond these: what orders take, a number for each place of each round.
         """
-        launches = self._launches(query, key, given)
-        run = Run("masked", partial(self._results, launches, scale), partial(self._gradients, launches, scale))
-        return attended(query, key, value, run)
+        call = _Call(self._launches(query, key, given), scale)
+        return attended(query, key, value, Run("masked", partial(self._results, call), partial(self._gradients, call)))
 
     def gradients(
         self,
@@ -84,27 +90,30 @@ class Ordered:
         given: Inputs,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of query, key and value, from what a forward pass gave."""
-        launches = self._launches(query, key, given)
-        return self._gradients(launches, scale, query, key, value, out, lse, grad_out, grad_lse)
+        """Those of query, key and value, from what a forward pass gave; which rows had no keys it must find again."""
+        call = _Call(self._launches(query, key, given), scale)
+        if self.or_own_key:
+            self._results(call, query, key, value)
+        return self._gradients(call, query, key, value, out, lse, grad_out, grad_lse)
 
-    def _results(
-        self, launches: Launches, scale: float, query: Tensor, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _results(self, call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         results = None
         if self.is_begun:
             out = query.new_zeros(*query.shape[:3], value.shape[3])
             results = out, query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
-        for lists, asked in launches:
+        for lists, asked in call.launches:
             goes_on = results is not None
-            results = forward(lists, asked, scale, query, key, value, results, goes_on=goes_on)
+            results = forward(lists, asked, call.scale, query, key, value, results, goes_on=goes_on)
         assert results is not None
+        if self.or_own_key:
+            from patterndsl.runtime.kernels.own import attend_own
+
+            call.alone = attend_own(query, key, value, *results, call.scale)
         return results
 
     def _gradients(
         self,
-        launches: Launches,
-        scale: float,
+        call: _Call,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -116,16 +125,20 @@ class Ordered:
         found = None
         if self.is_begun:
             found = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for lists, asked in launches:
+        for lists, asked in call.launches:
             adds = found is not None
             tensors = query, key, value, out, lse, grad_out, grad_lse
-            found = gradients(lists, asked, scale, *tensors, found, adds=(adds, adds))
+            found = gradients(lists, asked, call.scale, *tensors, found, adds=(adds, adds))
         assert found is not None
+        if call.alone is not None:
+            from patterndsl.runtime.kernels.own import add_own_gradients
+
+            add_own_gradients(query, key, call.alone, grad_out, grad_lse, found, call.scale)
         return found
 
     # ---- what a call's inputs say
 
-    def _launches(self, query: Tensor, key: Tensor, given: Inputs) -> Launches:
+    def _launches(self, query: Tensor, key: Tensor, given: Inputs) -> Sequence[tuple[WorkLists, Asked]]:
         orders = {name: order_of(given[name]) for name in {item.order for item in self.ready} if name is not None}
         read = {table for item in self.ready for table in item.predicate.tables if not isinstance(table, Random)}
         facets = {(name, facet): _facet(name, facet, given, orders) for name, facet in read}
@@ -171,11 +184,14 @@ def _ready(hull: Hull, bound: Bound, device: torch.device) -> _Ready:
 
 
 def order_of(values: Tensor) -> Tensor:
-    """int32 [batch or 1, heads or 1, length]: positions in the stable order by a checked input."""
+    """int32 [batch or 1, heads or 1, length]: positions in the stable order by a checked input. Sorting takes as long
+    as its integers are wide."""
     order = values.argsort(stable=True, dim=-1).to(torch.int32)
     return order.view(1, 1, -1) if order.dim() == 1 else order.unsqueeze(1) if order.dim() == 2 else order
 
 
 def _facet(name: str, facet: Facet, given: Inputs, orders: Mapping[str, Tensor]) -> Tensor:
     """What is looked up of an input; its ranks are there already where it is ordered by."""
-    return place_of(orders[name]) if facet == "rank" and name in orders else facet_of(given[name], facet)
+    if facet == "rank" and name in orders:
+        return place_of(orders[name])
+    return facet_of(given[name].to(torch.int64), facet)

@@ -50,7 +50,7 @@ from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_o
 from patterndsl.runtime.kernels.attention import Kernels, check_can_run, has_kernels
 from patterndsl.runtime.masked import Masked
 from patterndsl.runtime.ordered import Ordered
-from patterndsl.runtime.parts import Parts, folded, has_heads
+from patterndsl.runtime.parts import Parts, folded, has_heads, is_own_key
 from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
@@ -439,8 +439,14 @@ class Program:
     ) -> tuple[Tensor, Tensor | None]:
         """Output and lse, eagerly; lse may be None where it is not wanted. train: whether a backward pass follows."""
         check_tensors(query, key, value, self.bound, self.device)
-        given = checked_inputs(self.bound, self.with_found(query, key, inputs), self.device, query.shape[0])
+        given = self.given(query, key, value, inputs)
         return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
+
+    def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
+        """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
+        order is asked for."""
+        wide, found = self.ordered_for(query, key, value) is None, self._with_found(query, key, inputs)
+        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=wide)
 
     def run(
         self,
@@ -507,7 +513,7 @@ class Program:
         Query heads that share a key head share its labels. Without gradient. Learners that have a state, and labels
         that are given, are left out. Raises InputError (E505) where queries stand behind the last key.
         """
-        return self._labels(key, self.bound.found)
+        return _wide(self._labels(key, self.bound.found))
 
     def selections(self, query: Tensor, key: Tensor) -> dict[str, Tensor]:
         """What selectors list for query [B, heads, Tq, D] of key [B, Hkv, Tk, D]: int64 [B, heads or 1, rows, width],
@@ -538,13 +544,29 @@ class Program:
                     f"`{shape.name}` is found from keys, and there are {key.shape[2]} for {shape.length} positions"
                 )
                 raise input_error("E505", message, f'pass inputs={{"{shape.name}": ...}}')
-            label = lsh_labels(key, **dict(shape.learner.settings))
-            label = label.repeat_interleave(self.bound.num_heads // key.shape[1], dim=1)
+            label = self._hash(key, **dict(shape.learner.settings))
+            kv_group = self.bound.num_heads // key.shape[1]
+            label = label if kv_group == 1 else label.repeat_interleave(kv_group, dim=1)
             found[shape.name] = label if shape.rounds > 1 else label[:, :, 0]
         return found
 
+    @cached_property
+    def _hash(self) -> Callable[..., Tensor]:
+        if not has_kernels(self.device):
+            return lsh_labels
+        from patterndsl.runtime.kernels.hashing import hashed
+
+        return hashed
+
     def with_found(self, query: Tensor, key: Tensor, inputs: Inputs | None) -> Inputs | None:
-        """The inputs with what learners and selectors find, unless the caller says it."""
+        """The inputs with what learners and selectors find, in int64, unless the caller says it."""
+        found = self._with_found(query, key, inputs)
+        if found is None or found is inputs:
+            return inputs
+        return {name: x if inputs and name in inputs else x.to(torch.int64) for name, x in found.items()}
+
+    def _with_found(self, query: Tensor, key: Tensor, inputs: Inputs | None) -> Inputs | None:
+        """The same in integers of any width."""
         if not (inputs is None or isinstance(inputs, Mapping)):
             return inputs  # which is refused where inputs are checked
         given = dict(inputs or {})
@@ -636,7 +658,10 @@ class Program:
 
     @cached_property
     def _ordered(self) -> Ordered | None:
-        if self._asked not in ("auto", "masked") or self.bound.fallback is not None or not has_kernels(self.device):
+        fallback = self.bound.fallback
+        if self._asked not in ("auto", "masked") or not has_kernels(self.device):
+            return None
+        if fallback is not None and not is_own_key(fallback):
             return None
         found = ordered_hulls(self.bound, self.constants.machine)
         return None if found is None else Ordered(found, self.bound, self.device)
@@ -733,6 +758,10 @@ class Program:
             self._gathered = stored.tiles
         if stored.options and stored.device_type == self.device.type:
             self.plan = Plan(self.constants.machine, stored.options)
+
+
+def _wide(labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: label.to(torch.int64) for name, label in labels.items()}
 
 
 def _call(query: Tensor, key: Tensor, value: Tensor) -> Call:

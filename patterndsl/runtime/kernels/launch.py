@@ -62,7 +62,7 @@ def forward(
     attend_kernel[(work.num_pieces, rows)](
         *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, *sides.orders,
         asked.numbers, asked.tables,
-        *_strides(query, key, value, out), *lse.stride(), *sides.strides,
+        *strides_of(query, key, value, out), *lse.stride(), *sides.strides,
         *sides.numbers, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=dim_padded, value_padded=padded, q_block=q_block, kv_block=kv_block,
@@ -71,7 +71,7 @@ def forward(
     )  # fmt: skip
     if work.num_joints:
         merge_kernel[(work.num_joints * q_block, rows)](
-            part_out, part_lse, out, lse, work.joints, sides.query.order, *_strides(out), *lse.stride(),
+            part_out, part_lse, out, lse, work.joints, sides.query.order, *strides_of(out), *lse.stride(),
             *sides.query.strides, sides.query.number, work.num_slots,
             value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, ordered=sides.ordered,
             goes_on=goes_on, num_warps=2,
@@ -114,11 +114,11 @@ def gradient_of_queries(
         *((out, q_block, value_padded), (grad_out, q_block, value_padded)),
         ordered=sides.ordered,
     )
-    grad_of_lse = lse if grad_lse is None else _as_laid_out(grad_lse, lse)
+    grad_of_lse = lse if grad_lse is None else as_laid_out(grad_lse, lse)
     query_kernel[(work.num_pieces, rows)](
         *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries, *sides.orders,
         asked.numbers, asked.tables,
-        *_strides(query, key, value, out, grad_out), *lse.stride(), *_strides(grad_query), *sides.strides,
+        *strides_of(query, key, value, out, grad_out), *lse.stride(), *strides_of(grad_query), *sides.strides,
         *sides.numbers, asked.q_start, work.num_slots, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
@@ -166,7 +166,7 @@ def gradients_of_keys(
     key_kernel[(work.num_pieces, rows)](
         *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries, *sides.orders,
         asked.numbers, asked.tables,
-        *_strides(query, key, value, grad_out), *lse.stride(), *_strides(grad_key, grad_value), *sides.strides,
+        *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(grad_key, grad_value), *sides.strides,
         *sides.numbers, asked.q_start, work.num_slots, triton.cdiv(sides.numbers[0], q_block), turn, scale,
         keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
         padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
@@ -195,7 +195,7 @@ def _add_up(
 ) -> None:
     if work.num_joints:
         sum_kernel[(work.num_joints * block, rows)](
-            part, into, work.joints, side.order, *_strides(into), *side.strides, side.number, work.num_slots,
+            part, into, work.joints, side.order, *strides_of(into), *side.strides, side.number, work.num_slots,
             group, turn,
             width=into.shape[3], padded=padded, block=block, chunk=CHUNK, ordered=ordered, adds=adds, num_warps=2,
         )  # fmt: skip
@@ -315,7 +315,7 @@ def _rows(work: Work, batch: int) -> int:
     return batch if work.is_shared else 1
 
 
-def _strides(*tensors: Tensor) -> Sequence[int]:
+def strides_of(*tensors: Tensor) -> Sequence[int]:
     return [step for x in tensors for step in x.stride()[:3]]
 
 
@@ -326,7 +326,7 @@ def _like(x: Tensor, width: int) -> Tensor:
     return torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device)
 
 
-def _as_laid_out(x: Tensor, like: Tensor) -> Tensor:
+def as_laid_out(x: Tensor, like: Tensor) -> Tensor:
     """The numbers of x in float32, where those of `like` lie."""
     return torch.empty_strided(like.shape, like.stride(), dtype=torch.float32, device=x.device).copy_(x)
 
