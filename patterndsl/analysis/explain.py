@@ -13,7 +13,7 @@ from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
 from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
-from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed
+from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed, ordered_hulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan, runs_first
@@ -212,7 +212,8 @@ def explanation(
             for at, (options, forward, training) in enumerate(chosen)
         )
     why = None
-    found = hulls(bound, machine) if backend == "masked" else None
+    ordered = ordered_hulls(bound, machine) if backend == "masked" and device_type == "cuda" else None
+    found = hulls(bound, machine) if backend == "masked" and ordered is None else ordered
     if found is not None:
         groups = tuple(_masked_groups(bound, found, machine, head_dim))
     if bound.inputs and not groups:
@@ -227,11 +228,14 @@ def explanation(
         "bfloat16" if machine.itemsize == 2 else "float32",
         constants.source,
         backend,
-        _runs(bound, backend, is_by_rule, device_type, has_hulls=found is not None),
+        _runs(bound, backend, is_by_rule, device_type, has_hulls=found is not None, is_ordered=ordered is not None),
         train,
         groups,
         why,
-        (*_composed(bound), *_rules(made, backend, is_by_rule, device_type, head_dim)),
+        (
+            *_composed(bound, is_ordered=ordered is not None),
+            *_rules(made, backend, is_by_rule, device_type, head_dim),
+        ),
     )
 
 
@@ -346,14 +350,16 @@ def _figures(seconds: Cost, num_bytes: Moved) -> dict[str, object]:
 # ---- what runs
 
 
-def _composed(bound: Bound) -> Iterator[str]:
+def _composed(bound: Bound, *, is_ordered: bool) -> Iterator[str]:
     """What a pattern is beside its relation."""
+    if is_ordered:
+        yield "FlexAttention on permuted copies instead where Triton is missing, and for heads wider than 256"
     if bound.merge != "set":
         how = "merged" if bound.merge == "multiset" else "averaged, each a softmax of its own"
         yield f"a {bound.merge}: each term of the union and each round runs by itself, and all are {how}"
     if bound.fallback is not None:
         yield "rows without keys attend what `fallback` says"
-    if bound.found:
+    if bound.found and not is_ordered:
         yield "labels and lists may differ from head to head: then each head is a batch row of its own"
 
 
@@ -373,9 +379,10 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
 
-def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has_hulls: bool) -> str:
+def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has_hulls: bool, is_ordered: bool) -> str:
     """What runs unless a rule says otherwise."""
     masked = "dense on views" if device_type == "cpu" else "FlexAttention on tiles"
+    masked = "generated kernels in the orders by inputs" if is_ordered else masked
     what = {
         "planned": "planned, the passes below",
         "masked": f"masked, {masked} where the pattern can have pairs, with masks from each call's inputs",

@@ -105,13 +105,16 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     the terms of one order together. Without torch.
     """
     found = _tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
-    if found is None:
+    if found is None or _share(found, bound, SMALL_ON_GPU if machine.is_gpu else SMALL) > MAX_SHARE:
         return None
-    # lists are what is asked for, and no wider
+    return found
+
+
+def _share(found: Sequence[Hull], bound: Bound, small: int) -> float:
+    """Of all pairs, what hulls compute; 0 for less than `small` in a head. Lists are what is asked for, no wider."""
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
-    small = SMALL_ON_GPU if machine.is_gpu else SMALL
-    return found if computed <= max(MAX_SHARE * pairs, bound.num_heads * small) else None
+    return computed / pairs if computed > bound.num_heads * small else 0.0
 
 
 def ordered_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
@@ -125,12 +128,10 @@ def ordered_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     found = [hull for part in _summands(bound) for hull in _tiled(part, machine, in_call=False)]
     if any(hull.lists is not None for hull in found) or all(hull.order is None for hull in found):
         return None
-    pairs = bound.sizes.q_len * bound.sizes.kv_len
-    for hull in found:
-        # in an order a call tells no fewer tiles; without one, documents and the like leave few of many
-        small = SMALL if hull.order is None else SMALL_ON_GPU
-        if sum(item.piece.num_computed for item in hull.passes) > max(MAX_SHARE * pairs, small):
-            return None
+    # in an order a call would tell no fewer tiles; beside it, documents and the like may leave few of many
+    beside = [hull for hull in found if hull.order is None and inputs_read(hull.relation)]
+    if _share(found, bound, SMALL_ON_GPU) > MAX_SHARE or _share(beside, bound, SMALL) > MAX_SHARE:
+        return None
     return tuple(sorted(found, key=lambda hull: len(hull.heads), reverse=True))
 
 

@@ -20,7 +20,7 @@ def nearest_direction(
     columns = tl.arange(0, number_padded)
     there = (channels < dim)[:, None] & (columns < number)[None, :]
     rotation = tl.load(directions + channels[:, None] * number + columns[None, :], mask=there, other=0.0)
-    products = tl.dot(x, rotation, input_precision="ieee")
+    products = tl.dot(x, rotation, input_precision="tf32x3")
     lengths = tl.where(products != products, float("inf"), tl.abs(products))  # NaN counts as the largest
     best = tl.argmax(tl.where((columns < number)[None, :], lengths, -1.0), 1)
     of_best = tl.sum(tl.where(columns[None, :] == best[:, None], products, 0.0), 1)

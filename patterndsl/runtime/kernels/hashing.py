@@ -35,6 +35,6 @@ def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
     hash_kernel[(triton.cdiv(length, BLOCK), heads, batch)](
         key, tables[0], tables[-1], label, *strides_of(key), length, rounds,
         dim=dim, padded=padded[0], first_number=numbers[0], second_number=numbers[1] if len(numbers) > 1 else 0,
-        first_padded=padded[1], second_padded=padded[2], block=BLOCK, num_warps=4,
+        first_padded=padded[1], second_padded=padded[2], block=BLOCK, num_warps=4, num_stages=1,
     )  # fmt: skip
     return label
