@@ -147,6 +147,15 @@ def test_a_pattern_with_inputs_has_no_plan_and_says_what_runs() -> None:
     assert pattern.compile(100, backend="planned").explain().runs.startswith("nothing")
 
 
+def test_kernels_run_in_the_orders_of_inputs() -> None:
+    pattern = patterndsl.parse("labels: {b: given}\nattend: causal & chunks(b, 64, 1)")
+    found = pattern.explain(65_536, device="h100")
+    assert found.backend == "masked" and "generated kernels" in found.runs
+    assert any("Triton is missing" in rule for rule in found.rules)
+    assert "by `b`" in str(found) and "FlexAttention" not in found.runs
+    assert "generated kernels" not in pattern.explain(65_536).runs
+
+
 @pytest.mark.parametrize("backend", sorted({*get_args(Backend)} - {"triton"}))
 def test_a_backend_that_was_asked_for_does_not_fall_back(backend: str) -> None:
     found = patterndsl.parse("causal").compile(100, backend=backend).explain()

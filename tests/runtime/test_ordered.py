@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import patterndsl
@@ -96,10 +98,10 @@ def place_of(order: Tensor, length: int) -> Tensor:
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "rows", "orders", "q_len", "kv_len", "holes"),
     [
-        (1, 1, 1, 1, 1, 75, 75, 0),
-        (2, 2, 2, 2, 2, 75, 90, 7),
-        (2, 4, 2, 1, 4, 70, 45, 3),
-        (2, 4, 1, 2, 1, 33, 75, 0),
+        (1, 1, 1, 1, 1, 64, 64, 0),
+        (2, 2, 2, 2, 2, 35, 40, 7),
+        (1, 4, 2, 1, 4, 45, 30, 3),
+        (2, 2, 1, 2, 1, 33, 40, 0),
         (1, 1, 1, 1, 1, 5, 1100, 9),
         (1, 1, 1, 1, 1, 1060, 5, 9),
     ],
@@ -220,6 +222,49 @@ def test_programs(text: str, rounds: int) -> None:
         assert len(ordered.ready) >= rounds
     truth = everything(pattern.compile(n, heads=heads, device=DEVICE, backend="oracle"), tensors, inputs)
     assert_close(everything(program, tensors, inputs), truth)
+
+
+TERMS = st.sampled_from(
+    [
+        "chunks(a, 8, 1)",
+        "chunks(b, 16, 0)",
+        "chunks(a, 7, 2) & q != k",
+        "q.b.rank - k.b.rank in 0..9",
+        "abs(q.a.rank - k.a.rank) <= 5 & same(b)",
+        "chunks(a, 16, 1) - chunks(b, 16, 1)",
+        "chunks(b, 16, 1) & (q + k) % 3 > 0",
+        "recent(6) & same(a)",
+        "first(2)",
+        "head % 2 == 1 & chunks(b, 8, 1)",
+    ]
+)
+
+
+@runs
+@on_cuda
+@pytest.mark.usefixtures("with_kernels")
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    terms=st.lists(TERMS, min_size=1, max_size=3, unique=True),
+    frame=st.sampled_from(["causal & ({})", "({})", "k % 5 > 0 & ({})", "q > 9 & ({})"]),
+    merge=st.sampled_from(["set", "multiset"]),
+    n=st.integers(1, 40),
+    heads=st.sampled_from([(1, 1), (2, 1), (2, 2)]),
+    of_heads=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_random_hulls(
+    terms: list[str], frame: str, merge: str, n: int, heads: tuple[int, int], of_heads: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    union = frame.format(" | ".join(f"({term})" for term in terms))
+    attend = f"{union} | chunks(a, 16, 0) & (q - k == 3 | same(b))"
+    text = f"labels: {{a: given, b: given}}\nmerge: {merge}\nfallback: q == k\nattend: {attend}"
+    pattern, shapes = patterndsl.parse(text), [(1, number, n, 16) for number in (heads[0], heads[1], heads[1])]
+    tensors = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
+    inputs = inputs_of(pattern, n, (1, heads[0]) if of_heads else ())
+    truth = everything(pattern.compile(n, heads=heads[0], device=DEVICE, backend="oracle"), tensors, inputs)
+    assert_close(everything(pattern.compile(n, heads=heads[0], device=DEVICE), tensors, inputs), truth)
 
 
 @runs
