@@ -51,6 +51,11 @@ def drawn_for(keys: Array, q: Array) -> Iterable[Array]:
         yield np.where(inside, keys[row, turn], -1)
 
 
+def width_drawn(node: Random) -> int:
+    """How many keys a query draws at most."""
+    return max(0, min(constant(node.count), constant(node.num_k)))
+
+
 @lru_cache(maxsize=64)
 def draw(node: Random) -> Array:
     """[num_q, count] int64: the keys drawn for each query, ascending, -1 behind them where fewer are left.
@@ -58,8 +63,7 @@ def draw(node: Random) -> Array:
     The node must be bound: count, seed, lengths and avoid free of everything but q and k. Work: O(num_q x count)
     for the usual sparse `avoid`; a row that may see few keys looks at up to num_k candidates.
     """
-    count, num_q, num_k = constant(node.count), constant(node.num_q), constant(node.num_k)
-    count = max(0, min(count, num_k))
+    count, num_q, num_k = width_drawn(node), constant(node.num_q), constant(node.num_k)
     keys = np.full((num_q, count), num_k, dtype=np.int64)
     taken = np.zeros(num_q, dtype=np.int64)
     rows = np.arange(num_q, dtype=np.int64)

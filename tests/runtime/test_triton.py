@@ -295,6 +295,11 @@ def test_lengths_share_a_predicate(text: str) -> None:
     assert len(texts) == 1
 
 
+def test_no_more_is_looked_up_than_was_drawn() -> None:
+    bound = patterndsl.parse("random(3)").bind(2)
+    assert "q, k, 2)" in predicate_of(bound.relation, bound.sizes).text
+
+
 def test_divisors_stay_in_the_text() -> None:
     bounds = [patterndsl.parse(f"(q - k) % {divisor} == 0").bind(100) for divisor in (24, 25)]
     assert len({predicate_of(bound.relation, bound.sizes).text for bound in bounds}) == 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias, assert_never
 
-from patterndsl.ir.draws import constant
+from patterndsl.ir.draws import width_drawn
 from patterndsl.ir.index import HEAD, Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
 from patterndsl.ir.interval import Box, Interval, bounds
 from patterndsl.ir.meaning import Truths, width_of
@@ -145,8 +145,8 @@ class _Writer:
                 return f"({self.relation(term)}) == 0"
             case Random():
                 table, length, row, head = self.table(relation)
-                q, k, count = self.index(relation.q), self.index(relation.k), constant(relation.count)
-                return f"drawn({table}, {length}, {head} * head + {row} * row, {q}, {k}, {max(0, count)})"
+                q, k, count = self.index(relation.q), self.index(relation.k), width_drawn(relation)
+                return f"drawn({table}, {length}, {head} * head + {row} * row, {q}, {k}, {count})"
             case Listed(name):
                 table, length, row, head = self.table((name, "value"))
                 at, key = self.index(relation.row), self.index(relation.key)
