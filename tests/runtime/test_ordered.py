@@ -25,6 +25,7 @@ from patterndsl.lower.hulls import hull_of
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime import program as program_module
+from patterndsl.runtime.kernels import work
 from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.hashing import hashed
@@ -102,18 +103,27 @@ def place_of(order: Tensor, length: int) -> Tensor:
         (2, 2, 2, 2, 2, 35, 40, 7),
         (1, 4, 2, 1, 4, 45, 30, 3),
         (2, 2, 1, 2, 1, 33, 40, 0),
-        (1, 1, 1, 1, 1, 5, 1100, 9),
-        (1, 1, 1, 1, 1, 1060, 5, 9),
+        (1, 1, 1, 1, 1, 5, 170, 9),
+        (1, 1, 1, 1, 1, 170, 5, 9),
     ],
     ids=["one head", "orders of each", "grouped keys", "shared by heads", "rows in parts", "columns in parts"],
 )
 def test_launches_in_orders(
-    batch: int, heads: int, kv_heads: int, rows: int, orders: int, q_len: int, kv_len: int, holes: int
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    rows: int,
+    orders: int,
+    q_len: int,
+    kv_len: int,
+    holes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Twice, in orders of their own: the second launch goes on from the first, and gradients add up."""
+    monkeypatch.setattr(work, "SHORTEST", 2)  # so that five blocks are cut
     torch.manual_seed(0)
     rest = (torch.arange(q_len, device=DEVICE)[:, None] + torch.arange(kv_len, device=DEVICE)) % 4 > 0
-    size = 8 if max(q_len, kv_len) < 1000 else 4000
+    size = 8 if max(q_len, kv_len) < 100 else 400
     text = f"labels: {{b: given}}\nattend: chunks(b, {size}, 1) & (q + k) % 4 > 0"
     relation = patterndsl.parse(text).bind(10).relation
     shapes = [(batch, heads, q_len, 16), (batch, kv_heads, kv_len, 16), (batch, kv_heads, kv_len, 16)]
@@ -143,6 +153,7 @@ def test_launches_in_orders(
     results = query, key, value, out, lse, upstream[0], upstream[1]
     grads = gradients(lists, launches[0], 0.25, *results)
     gradients(lists, launches[1], 0.25, *results, grads, adds=(True, True))
+    assert (max(q_len, kv_len) > 100) == any(made.num_joints for made in lists._made.values())
     truth = attended(tensors, counts)
     assert_close([out, lse, *grads], [x.detach() for x in (*truth, *torch.autograd.grad(weighed(*truth), tensors))])
 
@@ -210,7 +221,7 @@ def test_programs(text: str, rounds: int) -> None:
     """Ragged chunks and tiles, labels of each head, two query heads for each of keys."""
     torch.manual_seed(0)
     pattern = patterndsl.parse(text)
-    outer, n, heads = ((2, 2), 45, 2) if "head" not in text else ((2,), 37, 4)
+    outer, n, heads = ((2, 2), 35, 2) if "head" not in text else ((2,), 35, 4)
     tensors = [
         torch.randn(2, number, n, 16, device=DEVICE, requires_grad=True) for number in (heads, heads // 2, heads // 2)
     ]
@@ -243,7 +254,7 @@ TERMS = st.sampled_from(
 @runs
 @on_cuda
 @pytest.mark.usefixtures("with_kernels")
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     terms=st.lists(TERMS, min_size=1, max_size=3, unique=True),
     frame=st.sampled_from(["causal & ({})", "({})", "k % 5 > 0 & ({})", "q > 9 & ({})"]),
@@ -270,11 +281,10 @@ def test_random_hulls(
 @runs
 @on_cuda
 @pytest.mark.usefixtures("with_kernels")
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_hashing(rounds: int) -> None:
+def test_hashing() -> None:
     """Labels that a program finds itself, and the same again from those it returns."""
     torch.manual_seed(0)
-    text = f"labels: {{b: 'lsh(buckets = 6, rounds = {rounds})'}}\nmerge: multiset\nfallback: q == k\n"
+    text = "labels: {b: 'lsh(buckets = 6, rounds = 2)'}\nmerge: multiset\nfallback: q == k\n"
     pattern = patterndsl.parse(f"{text}attend: causal & chunks(b, 16, 1) & q != k")
     tensors = [torch.randn(1, heads, 41, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1)]
     program = pattern.compile(41, heads=2, device=DEVICE)
