@@ -14,18 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from patterndsl.runtime.kernels.launch import padded_widths
-from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_norm, load_tile, row_offset, store_tile
+from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_norm, load_rows, load_tile, store_numbers, store_tile
 
 BLOCK = 32
 """Queries, or keys, of a program."""
-
-
-@triton.jit
-def _rows_at(x, row_stride, stride, row, places, live, width: tl.constexpr, padded: tl.constexpr):
-    """[block, padded] in float32: the rows of a batch row and head at some places, zeros where none is live."""
-    channels = tl.arange(0, padded)
-    at = x + row.to(tl.int64) * row_stride + places.to(tl.int64)[:, None] * stride + channels[None, :]
-    return tl.load(at, mask=live[:, None] & (channels < width)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["q_len", "num_keys"])
@@ -36,7 +28,8 @@ def _attend_kernel(
     """A block of queries of one batch row and head. table: [num_keys, q_len], -1 for none."""
     row, first = tl.program_id(1), tl.program_id(0) * block
     places = first + tl.arange(0, block)
-    q = load_tile(query, qr, 0, ql, row, row, first, q_len, block, dim, padded, False, False).to(tl.float32)
+    rows = load_rows(table, 0, 0, row, row, first, q_len, block, False)
+    q = load_tile(query, qr, 0, ql, row, row, first, rows, block, dim, padded, False, False).to(tl.float32)
     q = q * (scale * LOG2E)
     top = tl.full([block], -float("inf"), tl.float32)
     total = tl.zeros([block], tl.float32)
@@ -45,20 +38,21 @@ def _attend_kernel(
     for _ in range(num_keys):
         at = tl.load(listed, mask=places < q_len, other=-1)
         listed += q_len
-        k = _rows_at(key, kr, kl, row, at, at >= 0, dim, padded)
+        k = load_tile(key, kr, 0, kl, row, row, first, at, block, dim, padded, False, False).to(tl.float32)
         score = tl.where(at >= 0, tl.sum(q * k, 1), -float("inf"))
         higher = tl.maximum(top, score)
         shift = tl.where(higher == -float("inf"), 0.0, higher)
         weight, shrink = tl.exp2(score - shift), tl.exp2(top - shift)
-        v = _rows_at(value, vr, vl, row, at, at >= 0, value_dim, value_padded)
+        v = load_tile(value, vr, 0, vl, row, row, first, at, block, value_dim, value_padded, False, False)
+        v = v.to(tl.float32)
         total = total * shrink + weight
         acc = acc * shrink[:, None] + weight[:, None] * v
         top = higher
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
-    store_tile(out, outr, 0, outl, row, row, first, q_len, acc, block, value_dim, value_padded)
-    tl.store(lse + row_offset(lr, 0, ll, row, row, first) + tl.arange(0, block) * ll, found, mask=places < q_len)
+    store_tile(out, outr, 0, outl, row, row, rows, acc, value_dim, value_padded)
+    store_numbers(lse, lr, 0, ll, row, row, rows, found)
 
 
 @triton.jit(do_not_specialize=["q_len", "num_keys"])
@@ -70,24 +64,26 @@ def _query_kernel(
     """The gradient of a block of queries, and delta [rows, q_len], the sum of out * grad_out."""
     row, first = tl.program_id(1), tl.program_id(0) * block
     places = first + tl.arange(0, block)
-    q = load_tile(query, qr, 0, ql, row, row, first, q_len, block, dim, padded, False, False).to(tl.float32)
-    o = load_tile(out, outr, 0, outl, row, row, first, q_len, block, value_dim, value_padded, False, False)
-    do = load_tile(grad_out, dor, 0, dol, row, row, first, q_len, block, value_dim, value_padded, False, False)
+    rows = load_rows(table, 0, 0, row, row, first, q_len, block, False)
+    q = load_tile(query, qr, 0, ql, row, row, first, rows, block, dim, padded, False, False).to(tl.float32)
+    o = load_tile(out, outr, 0, outl, row, row, first, rows, block, value_dim, value_padded, False, False)
+    do = load_tile(grad_out, dor, 0, dol, row, row, first, rows, block, value_dim, value_padded, False, False)
     do = do.to(tl.float32)
     mine = tl.sum(o.to(tl.float32) * do, 1)
-    tl.store(delta + row.to(tl.int64) * q_len + places, mine, mask=places < q_len)
-    norm = load_norm(lse, row_offset(lr, 0, ll, row, row, first), ll, first, q_len, block, False)
+    store_numbers(delta, q_len, 0, 1, row, row, rows, mine)
+    norm = load_norm(lse, lr, 0, ll, row, row, rows, False)
     acc = tl.zeros([block, padded], tl.float32)
     listed = table + places
     for _ in range(num_keys):
         at = tl.load(listed, mask=places < q_len, other=-1)
         listed += q_len
-        k = _rows_at(key, kr, kl, row, at, at >= 0, dim, padded)
-        v = _rows_at(value, vr, vl, row, at, at >= 0, value_dim, value_padded)
+        k = load_tile(key, kr, 0, kl, row, row, first, at, block, dim, padded, False, False).to(tl.float32)
+        v = load_tile(value, vr, 0, vl, row, row, first, at, block, value_dim, value_padded, False, False)
+        v = v.to(tl.float32)
         weight = tl.exp2(tl.sum(q * k, 1) * (scale * LOG2E) - norm)
         score = tl.where(at >= 0, weight * (tl.sum(do * v, 1) - mine), 0.0)
         acc += score[:, None] * k
-    store_tile(grad_query, gr, 0, gl, row, row, first, q_len, acc * scale, block, dim, padded)
+    store_tile(grad_query, gr, 0, gl, row, row, rows, acc * scale, dim, padded)
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len"])
@@ -100,25 +96,27 @@ def _key_kernel(
     row, first = tl.program_id(1), tl.program_id(0) * block
     places = first + tl.arange(0, block)
     inside = places < kv_len
+    rows = tl.where(inside, places, -1)
     begin = tl.load(starts + places, mask=inside, other=0)
     stop = tl.load(starts + places + 1, mask=inside, other=0)
-    k = load_tile(key, kr, 0, kl, row, row, first, kv_len, block, dim, padded, False, False).to(tl.float32)
-    v = load_tile(value, vr, 0, vl, row, row, first, kv_len, block, value_dim, value_padded, False, False)
+    k = load_tile(key, kr, 0, kl, row, row, first, rows, block, dim, padded, False, False).to(tl.float32)
+    v = load_tile(value, vr, 0, vl, row, row, first, rows, block, value_dim, value_padded, False, False)
     v = v.to(tl.float32)
     k_acc = tl.zeros([block, padded], tl.float32)
     v_acc = tl.zeros([block, value_padded], tl.float32)
     for turn in range(tl.max(stop - begin, 0)):
         live = begin + turn < stop
-        at = tl.load(queries + begin + turn, mask=live, other=0)
-        q = _rows_at(query, qr, ql, row, at, live, dim, padded)
-        do = _rows_at(grad_out, dor, dol, row, at, live, value_dim, value_padded)
+        at = tl.load(queries + begin + turn, mask=live, other=-1)
+        q = load_tile(query, qr, 0, ql, row, row, first, at, block, dim, padded, False, False).to(tl.float32)
+        do = load_tile(grad_out, dor, 0, dol, row, row, first, at, block, value_dim, value_padded, False, False)
+        do = do.to(tl.float32)
         norm = tl.load(lse + row.to(tl.int64) * lr + at.to(tl.int64) * ll, mask=live, other=0.0) * LOG2E
         known = tl.load(delta + row.to(tl.int64) * q_len + at, mask=live, other=0.0)
         weight = tl.where(live, tl.exp2(tl.sum(q * k, 1) * (scale * LOG2E) - norm), 0.0)
         v_acc += weight[:, None] * do
         k_acc += (weight * (tl.sum(do * v, 1) - known))[:, None] * q
-    store_tile(grad_key, gkr, 0, gkl, row, row, first, kv_len, k_acc * scale, block, dim, padded)
-    store_tile(grad_value, gvr, 0, gvl, row, row, first, kv_len, v_acc, block, value_dim, value_padded)
+    store_tile(grad_key, gkr, 0, gkl, row, row, rows, k_acc * scale, dim, padded)
+    store_tile(grad_value, gvr, 0, gvl, row, row, rows, v_acc, value_dim, value_padded)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
