@@ -48,7 +48,7 @@ def query_kernel(
     slot = tl.load(piece + 5)
     kv_head = head // kv_group
     q_places = first + tl.arange(0, q_block)
-    q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, ordered)
+    q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, False, ordered)
     q = load_tile(query, qb, qh, ql, row, head, first, q_rows, q_block, dim, padded, False, described)
     do = load_tile(grad_out, gb, gh, gl, row, head, first, q_rows, q_block, value_dim, value_padded, False, described)
     o = load_tile(out, ob, oh, ol, row, head, first, q_rows, q_block, value_dim, value_padded, False, described)
@@ -62,7 +62,7 @@ def query_kernel(
     for at in tl.range(begin, stop, num_stages=stages):
         entry = tl.load(entries + at)
         k_first = (entry >> 1) * kv_block
-        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, ordered)
+        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, even, ordered)
         k = load_tile(key, kb, kh, kl, row, kv_head, k_first, k_rows, kv_block, dim, padded, even, described)
         v = load_tile(
             value, vb, vh, vl, row, kv_head, k_first, k_rows, kv_block, value_dim, value_padded, even, described
@@ -108,7 +108,7 @@ def key_kernel(
     stop = tl.load(piece + 4)
     slot = tl.load(piece + 5)
     k_places = first + tl.arange(0, kv_block)
-    k_rows = load_rows(k_order, kob, koh, row, kv_head * kv_group + turn, first, kv_len, kv_block, ordered)
+    k_rows = load_rows(k_order, kob, koh, row, kv_head * kv_group + turn, first, kv_len, kv_block, False, ordered)
     k = load_tile(key, kb, kh, kl, row, kv_head, first, k_rows, kv_block, dim, padded, False, described)
     v = load_tile(value, vb, vh, vl, row, kv_head, first, k_rows, kv_block, value_dim, value_padded, False, described)
     steps = scale * LOG2E
@@ -122,7 +122,7 @@ def key_kernel(
             head += block // num_q_blocks
             block = block % num_q_blocks
         q_first = block * q_block
-        q_rows = load_rows(q_order, qob, qoh, row, head, q_first, q_len, q_block, ordered)
+        q_rows = load_rows(q_order, qob, qoh, row, head, q_first, q_len, q_block, even, ordered)
         q = load_tile(query, qb, qh, ql, row, head, q_first, q_rows, q_block, dim, padded, even, described)
         norm = load_norm(lse, lb, lh, ll, row, head, q_rows, even)
         scores = tl.dot(k, tl.trans(q), input_precision=precision)

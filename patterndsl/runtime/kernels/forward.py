@@ -46,7 +46,7 @@ def attend_kernel(
     slot = tl.load(piece + 5)
     kv_head = head // kv_group
     q_places = first + tl.arange(0, q_block)
-    q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, ordered)
+    q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, False, ordered)
     q = load_tile(query, qb, qh, ql, row, head, first, q_rows, q_block, dim, padded, False, described)
     steps = scale * LOG2E
     top = tl.full([q_block], -float("inf"), tl.float32)
@@ -61,7 +61,7 @@ def attend_kernel(
     for at in tl.range(begin, stop, num_stages=stages):
         entry = tl.load(entries + at)
         k_first = (entry >> 1) * kv_block
-        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, ordered)
+        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, even, ordered)
         k = load_tile(key, kb, kh, kl, row, kv_head, k_first, k_rows, kv_block, dim, padded, even, described)
         scores = tl.dot(q, tl.trans(k), input_precision=precision)
         if (entry & 1) != 0:

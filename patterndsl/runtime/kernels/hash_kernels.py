@@ -37,7 +37,7 @@ def hash_kernel(
     first = tl.program_id(0) * block
     head = tl.program_id(1)
     row = tl.program_id(2)
-    rows = load_rows(label, 0, 0, row, head, first, length, block, False)
+    rows = load_rows(label, 0, 0, row, head, first, length, block, False, False)
     x = load_tile(key, kb, kh, kl, row, head, first, rows, block, dim, padded, False, False).to(tl.float32)
     of_head = (row.to(tl.int64) * tl.num_programs(1) + head) * rounds
     for turn in range(rounds):

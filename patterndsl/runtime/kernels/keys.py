@@ -28,7 +28,7 @@ def _attend_kernel(
     """A block of queries of one batch row and head. table: [num_keys, q_len], -1 for none."""
     row, first = tl.program_id(1), tl.program_id(0) * block
     places = first + tl.arange(0, block)
-    rows = load_rows(table, 0, 0, row, row, first, q_len, block, False)
+    rows = load_rows(table, 0, 0, row, row, first, q_len, block, False, False)
     q = load_tile(query, qr, 0, ql, row, row, first, rows, block, dim, padded, False, False).to(tl.float32)
     q = q * (scale * LOG2E)
     top = tl.full([block], -float("inf"), tl.float32)
@@ -64,7 +64,7 @@ def _query_kernel(
     """The gradient of a block of queries, and delta [rows, q_len], the sum of out * grad_out."""
     row, first = tl.program_id(1), tl.program_id(0) * block
     places = first + tl.arange(0, block)
-    rows = load_rows(table, 0, 0, row, row, first, q_len, block, False)
+    rows = load_rows(table, 0, 0, row, row, first, q_len, block, False, False)
     q = load_tile(query, qr, 0, ql, row, row, first, rows, block, dim, padded, False, False).to(tl.float32)
     o = load_tile(out, outr, 0, outl, row, row, first, rows, block, value_dim, value_padded, False, False)
     do = load_tile(grad_out, dor, 0, dol, row, row, first, rows, block, value_dim, value_padded, False, False)

@@ -22,7 +22,7 @@ def attend_own_kernel(
     first = tl.program_id(0) * block
     head = tl.program_id(1)
     row = tl.program_id(2)
-    rows = load_rows(alone, 0, 0, row, head, first, length, block, False)
+    rows = load_rows(alone, 0, 0, row, head, first, length, block, False, False)
     is_alone = load_numbers(lse, lb, lh, ll, row, head, rows, 0.0, False) == -float("inf")
     store_numbers(alone, lb, lh, ll, row, head, rows, is_alone.to(tl.int8))
     if tl.max(is_alone.to(tl.int32), 0) > 0:
@@ -47,7 +47,7 @@ def own_gradients_kernel(
     first = tl.program_id(0) * block
     kv_head = tl.program_id(1)
     row = tl.program_id(2)
-    places = load_rows(alone, 0, 0, row, kv_head, first, length, block, False)
+    places = load_rows(alone, 0, 0, row, kv_head, first, length, block, False, False)
     for turn in range(kv_group):
         head = kv_head * kv_group + turn
         is_alone = load_numbers(alone, lb, lh, ll, row, head, places, 0, False) > 0

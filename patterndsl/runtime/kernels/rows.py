@@ -18,16 +18,20 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load_rows(
-    order, row_stride, head_stride, row, head, first, count, block: tl.constexpr, ordered: tl.constexpr
+    order, row_stride, head_stride, row, head, first, count,
+    block: tl.constexpr, even: tl.constexpr, ordered: tl.constexpr,
 ):  # fmt: skip
     """Which rows stand at the places from `first` on: these themselves, or those that an order names; -1 behind the
-    last of `count` places, and where nobody stands."""
-    places = first + tl.arange(0, block)
+    last of `count` places, and where nobody stands. even: whether there is a row at every place of every block."""
+    rows = first + tl.arange(0, block)
     if ordered:
-        at = order + head_offset(row_stride, head_stride, row, head) + places
-        rows = tl.load(at, mask=places < count, other=-1)
-    else:
-        rows = tl.where(places < count, places, -1)
+        at = order + head_offset(row_stride, head_stride, row, head) + rows
+        if even:
+            rows = tl.load(at)
+        else:
+            rows = tl.load(at, mask=rows < count, other=-1)
+    elif not even:
+        rows = tl.where(rows < count, rows, -1)
     return rows
 
 
