@@ -544,7 +544,8 @@ class Program:
                     f"`{shape.name}` is found from keys, and there are {key.shape[2]} for {shape.length} positions"
                 )
                 raise input_error("E505", message, f'pass inputs={{"{shape.name}": ...}}')
-            label = self._hash(key, **dict(shape.learner.settings))
+            hash_keys = lsh_labels if torch.compiler.is_compiling() else self._hash
+            label = hash_keys(key, **dict(shape.learner.settings))
             kv_group = self.bound.num_heads // key.shape[1]
             label = label if kv_group == 1 else label.repeat_interleave(kv_group, dim=1)
             found[shape.name] = label if shape.rounds > 1 else label[:, :, 0]
