@@ -14,6 +14,7 @@ from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
 from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
 from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed, ordered_hulls
+from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan, runs_first
@@ -212,7 +213,8 @@ def explanation(
             for at, (options, forward, training) in enumerate(chosen)
         )
     why = None
-    ordered = ordered_hulls(bound, machine) if backend == "masked" and device_type == "cuda" else None
+    is_told = device_type == "cuda" and can_tell(bound) and (is_by_rule or backend == "masked")
+    ordered = ordered_hulls(bound, machine) if backend == "masked" and device_type == "cuda" and not is_told else None
     found = hulls(bound, machine) if backend == "masked" and ordered is None else ordered
     if found is not None:
         groups = tuple(_masked_groups(bound, found, machine, head_dim))
@@ -228,12 +230,12 @@ def explanation(
         "bfloat16" if machine.itemsize == 2 else "float32",
         constants.source,
         backend,
-        _runs(bound, backend, is_by_rule, device_type, has_hulls=found is not None, is_ordered=ordered is not None),
+        _runs(bound, "told" if is_told else backend, is_by_rule, device_type, found is not None, ordered is not None),
         train,
         groups,
         why,
         (
-            *_composed(bound, is_ordered=ordered is not None),
+            *_composed(bound, on_kernels=is_told or ordered is not None),
             *_rules(made, backend, is_by_rule, device_type, head_dim),
         ),
     )
@@ -350,16 +352,16 @@ def _figures(seconds: Cost, num_bytes: Moved) -> dict[str, object]:
 # ---- what runs
 
 
-def _composed(bound: Bound, *, is_ordered: bool) -> Iterator[str]:
+def _composed(bound: Bound, *, on_kernels: bool) -> Iterator[str]:
     """What a pattern is beside its relation."""
-    if is_ordered:
-        yield "FlexAttention on permuted copies instead where Triton is missing, and for heads wider than 256"
+    if on_kernels:
+        yield "FlexAttention instead where Triton is missing, and for heads wider than 256"
     if bound.merge != "set":
         how = "merged" if bound.merge == "multiset" else "averaged, each a softmax of its own"
         yield f"a {bound.merge}: each term of the union and each round runs by itself, and all are {how}"
     if bound.fallback is not None:
         yield "rows without keys attend what `fallback` says"
-    if bound.found and not is_ordered:
+    if bound.found and not on_kernels:
         yield "labels and lists may differ from head to head: then each head is a batch row of its own"
 
 
@@ -379,13 +381,14 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
 
-def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, *, has_hulls: bool, is_ordered: bool) -> str:
-    """What runs unless a rule says otherwise."""
+def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, has_hulls: bool, is_ordered: bool) -> str:
+    """What runs unless a rule says otherwise. backend: or "told", where a call tells the tiles for kernels."""
     masked = "dense on views" if device_type == "cpu" else "FlexAttention on tiles"
     masked = "generated kernels in the orders by inputs" if is_ordered else masked
     what = {
         "planned": "planned, the passes below",
         "masked": f"masked, {masked} where the pattern can have pairs, with masks from each call's inputs",
+        "told": "generated kernels on tiles that each call tells",
         "flex": "flex, FlexAttention on the tiles of the whole pattern",
         "triton": "triton, generated kernels on the tiles of the whole pattern",
         "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",

@@ -7,9 +7,9 @@ a single point both are exact. Bounds are Python ints or integer arrays of any l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Protocol, TypeAlias, assert_never
 
 from patterndsl.ir.index import Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
@@ -31,8 +31,9 @@ class BoxData(Protocol):
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
         """Whether some drawn pair lies in the box of the node's frame; exact for a single point."""
 
-    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Truths:
-        """Whether some of these rows may list some of these keys; exact for a single row and key."""
+    def listed(self, node: Listed, row: Interval, key: Interval) -> Verdict:
+        """Whether all of these rows list all of these keys, and whether some may list some; exact for a single row and
+        key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,10 @@ def verdict(relation: Relation, box: Box) -> Verdict:
             certain, possible = verdict(term, box)
             return _inverse(possible), _inverse(certain)
         case Random():
-            return _found(bounds(relation.q, box), bounds(relation.k, box), partial(box.data.any_drawn, relation))
+            q, k = bounds(relation.q, box), bounds(relation.k, box)
+            return of_single_pairs(q, k, box.data.any_drawn(relation, q, k))
         case Listed():
-            return _found(bounds(relation.row, box), bounds(relation.key, box), partial(box.data.any_listed, relation))
+            return box.data.listed(relation, bounds(relation.row, box), bounds(relation.key, box))
         case _:
             assert_never(relation)
 
@@ -96,9 +98,8 @@ def _compared(op: str, left: Interval, right: Interval) -> Verdict:
     return (same, _inverse(apart)) if op == "==" else (apart, _inverse(same))
 
 
-def _found(q: Interval, k: Interval, is_any: Callable[[Interval, Interval], Truths]) -> Verdict:
+def of_single_pairs(q: Interval, k: Interval, found: Truths) -> Verdict:
     """Of pairs that are looked up: none of them, or perhaps one; all only where there is but one."""
-    found = is_any(q, k)
     point = (q[0] == q[1]) & (k[0] == k[1])
     return found & point, found
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from patterndsl.ir.draws import DrawnCells, draw, drawn_for
 from patterndsl.ir.index import Facet
-from patterndsl.ir.interval import Interval
+from patterndsl.ir.interval import Interval, Verdict, of_single_pairs
 from patterndsl.ir.meaning import Integers, Truths, width_of
 from patterndsl.ir.relation import Listed, Random
 
@@ -152,11 +152,11 @@ class Lookup:
             self._cells[node] = DrawnCells(draw(node))
         return self._any(self._cells[node], q, k)
 
-    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Truths:
+    def listed(self, node: Listed, row: Interval, key: Interval) -> Verdict:
         if node.name not in self._cells:
             table = _on_host(self.inputs[node.name].values).reshape(-1, max(1, width_of(node)))
             self._cells[node.name] = DrawnCells(table)
-        return self._any(self._cells[node.name], row, key)
+        return of_single_pairs(row, key, self._any(self._cells[node.name], row, key))
 
     def _any(self, cells: DrawnCells, q: Interval, k: Interval) -> Truths:
         ends = np.broadcast_arrays(*(np.atleast_1d(_on_host(end)) for end in (*q, *k)))

@@ -180,12 +180,12 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     query, key, value = tensors
     given = program.given(query, key, value, inputs)
-    ordered = program.ordered_for(query, key, value)
-    if ordered is None and program.runs_as_parts(given):
+    on_kernels = program.on_kernels(query, key, value)
+    if on_kernels is None and program.runs_as_parts(given):
         return _differentiated(program, tensors, inputs, scale, grads)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
-    if ordered is not None:
-        return ordered.gradients(*tensors, *results, *grads, given, scale)
+    if on_kernels is not None:
+        return on_kernels.gradients(*tensors, *results, *grads, given, scale)
     match program.backend_for(query, key, value, train=True):
         case "planned":
             return planned.gradients(*tensors, *results, *grads, program.planned(train=True), scale)

@@ -26,6 +26,7 @@ from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.hulls import Hull, hulls, ordered_hulls
+from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants
 from patterndsl.lower.plan import Plan, passes_of
@@ -55,6 +56,7 @@ from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
+from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
 from patterndsl.sema.parameters import integer
@@ -445,8 +447,8 @@ class Program:
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
         """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
         order is asked for."""
-        wide, found = self.ordered_for(query, key, value) is None, self._with_found(query, key, inputs)
-        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=wide)
+        narrow, found = isinstance(self.on_kernels(query, key, value), Ordered), self._with_found(query, key, inputs)
+        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=not narrow)
 
     def run(
         self,
@@ -460,9 +462,9 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
-        ordered = self.ordered_for(query, key, value)
-        if ordered is not None:
-            return ordered(query, key, value, given, scale)
+        on_kernels = self.on_kernels(query, key, value)
+        if on_kernels is not None:
+            return on_kernels(query, key, value, given, scale)
         if self.runs_as_parts(given):
             return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
         match self.backend_for(query, key, value, train=train):
@@ -651,17 +653,20 @@ class Program:
             return Placed(self.hulls, self.bound, self.device)
         return Masked(self.hulls, self.bound.num_heads, self.bound.sizes, self.device)
 
-    def ordered_for(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | None:
-        """What runs these tensors in the place of all else where kernels take positions in the orders of a call."""
-        if self._ordered is None or leaves("triton", self.device.type, _call(query, key, value)) is not None:
+    def on_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | Telling | None:
+        """What runs these tensors in the place of all else where kernels take positions in the orders of a call, or
+        tiles that a call tells."""
+        if self._on_kernels is None or leaves("triton", self.device.type, _call(query, key, value)) is not None:
             return None
-        return self._ordered
+        return self._on_kernels
 
     @cached_property
-    def _ordered(self) -> Ordered | None:
+    def _on_kernels(self) -> Ordered | Telling | None:
         fallback = self.bound.fallback
         if self._asked not in ("auto", "masked") or not has_kernels(self.device):
             return None
+        if can_tell(self.bound):
+            return Telling(self.bound, self.device)
         if fallback is not None and not is_own_key(fallback):
             return None
         found = ordered_hulls(self.bound, self.constants.machine)

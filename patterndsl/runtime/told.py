@@ -1,4 +1,4 @@
-"""Which tiles are live in a call? Told on the device for all tiles at once, by intervals, in a compiled function.
+"""Which tiles are live in a call? Told on the device for all tiles at once, by intervals.
 
 What FlexAttention's create_block_mask asks of every pair, this asks of every tile: a tile that no pair can be in is
 left out, and one that has all of its pairs is not masked. Nothing waits for the device.
@@ -7,16 +7,19 @@ left out, and one that has all of its pairs is not masked. Nothing waits for the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from patterndsl.ir.index import Facet
-from patterndsl.ir.interval import Box, Interval, verdict
+from patterndsl.ir.interval import Box, Interval, Verdict, verdict
 from patterndsl.ir.relation import NOTHING, Listed, Random, Relation, inputs_read
 from patterndsl.lower.hulls import Lists, is_told
+from patterndsl.lower.listings import Listing
 from patterndsl.runtime.data import Inputs, facet_of
 from patterndsl.sema.parameters import Sizes
 
@@ -36,16 +39,29 @@ class Told(NamedTuple):
 
 
 class TileData:
-    """Bounds of inputs over ranges of positions, with a dimension for batch rows first."""
+    """Bounds of inputs over ranges of positions, with a dimension for batch rows first. inputs: [rows, length] or
+    [length]. grids: of all queries' tiles, and of all keys'. listings: of tables that are asked; whole: whether no tile
+    reaches over the end of a listed block."""
 
-    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, Tensor],
+        grids: tuple[Grid, ...] = (),
+        listings: Mapping[str, Listing] | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
         self.inputs = {name: values[None] if values.dim() == 1 else values for name, values in inputs.items()}
+        self.grids, self.listings, self.whole = grids, listings or {}, whole
         self._levels: dict[tuple[str, Facet], list[tuple[Tensor, Tensor]]] = {}
 
     def bounds(self, name: str, facet: Facet, index: Interval) -> Interval:
         """See `ir.interval.BoxData`."""
+        length = self.inputs[name].shape[1]
+        for grid in self.grids:
+            if index is grid.edges and grid.stop <= length:  # most are asked at positions, tile by tile
+                return grid.bounds(facet_of(self.inputs[name], facet))
         levels = self._of(name, facet)
-        length = levels[0][0].shape[1]
         low, high = (torch.as_tensor(end, device=levels[0][0].device) for end in index)
         low, high = low + 0 * high, high + 0 * low
         if low.dim() < 2:
@@ -70,8 +86,20 @@ class TileData:
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> Any:
         raise AssertionError("draws are not told in a call")
 
-    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Any:
-        raise AssertionError("lists are not told by intervals")
+    def listed(self, node: Listed, row: Interval, key: Interval) -> Verdict:
+        """See `ir.interval.BoxData`: where a tile is of several rows or blocks, by the number of blocks listed above
+        and before each."""
+        given = self.inputs[node.name]
+        table = given.view(len(given), -1, self.listings[node.name].width)
+        bits = _bits(table, self.listings[node.name].num_blocks)
+        (first, last), (start, stop) = row, key
+        if self.whole:
+            found = bits[:, first, start]
+            return found, found
+        total = pad(bits.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
+        before = total[:, first, stop + 1] + total[:, last + 1, start] - total[:, first, start]
+        number = total[:, last + 1, stop + 1] - before
+        return torch.eq(number, (last - first + 1) * (stop - start + 1)), number > 0
 
     def _of(self, name: str, facet: Facet) -> list[tuple[Tensor, Tensor]]:
         """Minima and maxima [rows, blocks] of aligned blocks of 1, 2, 4, ... values."""
@@ -98,18 +126,65 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
     return values[rows[:, None, None], index]
 
 
-def states(relation: Relation, sizes: Sizes, inputs: Inputs, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which tiles may have a pair, and which have all of theirs and reach over no end: bool [rows, q tiles, kv tiles].
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """The tiles of queries or of keys: `block` positions each of start..stop. edges: their first and last positions,
+    along dimension `along` of two."""
 
-    Work: O(nodes x tiles)."""
-    num_q, num_kv = -(-sizes.q_len // block), -(-sizes.kv_len // block)
-    first = torch.arange(num_q, device=device)[:, None] * block
-    start = torch.arange(num_kv, device=device)[None] * block
-    q = first + sizes.q_start, (first + block).clamp(max=sizes.q_len) - 1 + sizes.q_start
-    found = verdict(relation, Box(q, (start, (start + block).clamp(max=sizes.kv_len) - 1), TileData(inputs)))
+    start: int
+    stop: int
+    block: int
+    along: int
+    edges: Interval
+
+    @staticmethod
+    def of(start: int, length: int, block: int, along: int, device: torch.device) -> Grid:
+        """All tiles of so many positions."""
+        first = torch.arange(start, start + length, block, device=device).unsqueeze(1 - along)
+        return Grid(start, start + length, block, along, (first, (first + (block - 1)).clamp(max=start + length - 1)))
+
+    @property
+    def is_whole(self) -> Tensor:
+        """Which tiles have all their positions."""
+        return torch.eq(self.edges[1] - self.edges[0], self.block - 1)
+
+    def bounds(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest of values [rows, length] in each tile."""
+        values = values[:, self.start : self.stop]
+        short = -values.shape[1] % self.block
+        if short:
+            values = torch.cat((values, values[:, -1:].expand(-1, short)), 1)
+        of_tiles = values.reshape(len(values), -1, self.block)
+        return of_tiles.amin(2).unsqueeze(2 - self.along), of_tiles.amax(2).unsqueeze(2 - self.along)
+
+
+def states(
+    relation: Relation,
+    sizes: Sizes,
+    inputs: Inputs,
+    blocks: tuple[int, int],
+    device: torch.device,
+    listings: Mapping[str, Listing] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Which tiles of so many queries and keys may have a pair, and which have all of theirs and reach over no end: bool
+    [rows, q tiles, kv tiles]. listings: of the tables that the relation asks.
+
+    Work: O(nodes x tiles), and for each table its rows x all blocks."""
+    q = Grid.of(sizes.q_start, sizes.q_len, blocks[0], 0, device)
+    k = Grid.of(0, sizes.kv_len, blocks[1], 1, device)
+    whole = all(listing.holds_tiles(blocks, sizes.q_start) for listing in (listings or {}).values())
+    found = verdict(relation, Box(q.edges, k.edges, TileData(inputs, (q, k), listings, whole=whole)))
     rows = max([1, *[values.shape[0] for values in inputs.values() if values.dim() == 2]])
-    certain, possible = (torch.as_tensor(x, device=device).expand(rows, num_q, num_kv) for x in found)
-    return possible, certain & (first + block <= sizes.q_len) & (start + block <= sizes.kv_len)
+    shape = (rows, -(-sizes.q_len // blocks[0]), -(-sizes.kv_len // blocks[1]))
+    certain, possible = (torch.as_tensor(x, device=device).expand(shape) for x in found)
+    return possible, certain & q.is_whole & k.is_whole
+
+
+def _bits(table: Tensor, num_blocks: int) -> Tensor:
+    """Which blocks each row of a table [rows, num_rows, width] lists, bool [rows, num_rows, num_blocks + 1], of which
+    the last says nothing."""
+    bits = torch.zeros(*table.shape[:2], num_blocks + 1, dtype=torch.bool, device=table.device)
+    return bits.scatter(2, table.where(table >= 0, num_blocks), True)
 
 
 def listed(lists: Lists, table: Tensor, sizes: Sizes, block: int) -> Tensor:
@@ -155,7 +230,7 @@ def read_in(relation: Relation, given: Inputs) -> Inputs:
 
 
 def _tell(relation: Relation, sizes: Sizes, inputs: Inputs, block: int) -> tuple[Tensor, Tensor]:
-    return states(relation, sizes, inputs, block, next(iter(inputs.values())).device)
+    return states(relation, sizes, inputs, (block, block), next(iter(inputs.values())).device)
 
 
 def _tell_listed(
@@ -166,16 +241,14 @@ def _tell_listed(
     live = listed(lists, table, sizes, block)
     full = torch.zeros_like(live)
     if is_told(rest):
-        possible, certain = states(rest, sizes, inputs, block, table.device)
+        possible, certain = states(rest, sizes, inputs, (block, block), table.device)
         live = live & possible
         if lists.per % block == 0 and lists.of % block == 0 and sizes.q_start % block == 0:  # tiles listed as a whole
             full = live & certain
     if beside != NOTHING:
-        possible, certain = states(beside, sizes, inputs, block, table.device)
+        possible, certain = states(beside, sizes, inputs, (block, block), table.device)
         live, full = live | possible, full | certain
-    num_blocks = -(-sizes.kv_len // lists.of)
-    bits = torch.zeros(*table.shape[:2], num_blocks + 1, dtype=torch.bool, device=table.device)
-    return live, full, bits.scatter(2, table.where(table >= 0, num_blocks), True)
+    return live, full, _bits(table, -(-sizes.kv_len // lists.of))
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,7 +259,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def teller() -> Callable[..., tuple[Tensor, Tensor]]:
-    """(relation, sizes, inputs, block) to the live and the full tiles of a relation; compiled for one program."""
+    """(relation, sizes, inputs, block) to the live and the full tiles of a relation; compiled for one program, as one
+    of FlexAttention is."""
     return compiled(_tell)
 
 

@@ -28,7 +28,7 @@ from patterndsl.ir.index import (
     arithmetic,
     operands,
 )
-from patterndsl.ir.interval import Box, Interval, bounds
+from patterndsl.ir.interval import Box, Interval, Verdict, bounds
 from patterndsl.ir.relation import (
     Listed,
     Random,
@@ -422,7 +422,7 @@ class _AnyData:
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> bool:
         raise AssertionError("draws have no part in the domain of an expression")
 
-    def any_listed(self, node: Listed, row: Interval, key: Interval) -> bool:
+    def listed(self, node: Listed, row: Interval, key: Interval) -> Verdict:
         raise AssertionError("lists have no part in the domain of an expression")
 
 

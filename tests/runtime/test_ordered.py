@@ -30,6 +30,7 @@ from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.hashing import hashed
 from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.ordered import Ordered
 from patterndsl.sema.parameters import Sizes
 
 pytest.importorskip("triton")
@@ -228,8 +229,8 @@ def test_programs(text: str, rounds: int) -> None:
     inputs = inputs_of(pattern, n, outer)
     program = pattern.compile(n, heads=heads, device=DEVICE)
     if "first(3)" not in text:  # a fallback of its own is another program
-        ordered = program.ordered_for(*tensors)
-        assert ordered is not None
+        ordered = program.on_kernels(*tensors)
+        assert isinstance(ordered, Ordered)
         assert len(ordered.ready) >= rounds
     truth = everything(pattern.compile(n, heads=heads, device=DEVICE, backend="oracle"), tensors, inputs)
     assert_close(everything(program, tensors, inputs), truth)

@@ -53,7 +53,7 @@ def test_tiles_of_inputs(text: str, n: int, rows: int, is_sorted: bool, seed: in
     if "names" in text:
         inputs["names"], types["names"] = torch.randint(0, 3, (5,), generator=generator), "int[]"
     program = patterndsl.parse(text, inputs=types).compile(n, backend="oracle")
-    live, full = told.states(program.bound.relation, program.bound.sizes, inputs, BLOCK, doc.device)
+    live, full = told.states(program.bound.relation, program.bound.sizes, inputs, (BLOCK, BLOCK), doc.device)
     holds, is_full = by_tile(program.mask(inputs).reshape(-1, n, n))
     assert not (holds & ~live).any()
     assert not (full & ~is_full).any()

@@ -13,11 +13,12 @@ from torch import Tensor
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.shapes import Blocks, Shapes, shapes_for
+from patterndsl.runtime.kernels.told_lists import ToldLists
 from patterndsl.runtime.kernels.work import Work
 
 
 def forward(
-    lists: WorkLists,
+    lists: WorkLists | ToldLists,
     asked: Asked,
     scale: float,
     query: Tensor,
@@ -36,7 +37,7 @@ def forward(
 
 
 def gradients(
-    lists: WorkLists,
+    lists: WorkLists | ToldLists,
     asked: Asked,
     scale: float,
     query: Tensor,
@@ -70,9 +71,10 @@ def gradients(
     return grad_query, *into_keys
 
 
-def _columns(lists: WorkLists, asked: Asked, blocks: Blocks) -> Iterator[Work]:
+def _columns(lists: WorkLists | ToldLists, asked: Asked, blocks: Blocks) -> Iterator[Work]:
     """All query heads of a head of keys at once; where its keys stand by the order of each, one after the other."""
-    if lists.kv_group == 1 or asked.orders is None or not asked.orders.is_of_heads:
+    has_turns = asked.orders is not None and asked.orders.is_of_heads and lists.kv_group > 1
+    if not has_turns or isinstance(lists, ToldLists):
         yield lists.columns(blocks)
         return
     for turn in range(lists.kv_group):

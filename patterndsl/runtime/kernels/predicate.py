@@ -13,7 +13,7 @@ from typing import TypeAlias, assert_never
 
 from patterndsl.ir.draws import width_drawn
 from patterndsl.ir.index import HEAD, Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
-from patterndsl.ir.interval import Box, Interval, bounds
+from patterndsl.ir.interval import Box, Interval, Verdict, bounds
 from patterndsl.ir.meaning import Truths, width_of
 from patterndsl.ir.relation import (
     And,
@@ -84,8 +84,8 @@ class _Unknown:
     def any_drawn(self, node: Random, q: Interval, k: Interval) -> Truths:
         return True
 
-    def any_listed(self, node: Listed, row: Interval, key: Interval) -> Truths:
-        return True
+    def listed(self, node: Listed, row: Interval, key: Interval) -> Verdict:
+        return False, True
 
 
 def _box(sizes: Sizes) -> Box:

@@ -1,0 +1,111 @@
+"""Which work is there over tiles that a call tells? Lists made on the device, in tensors of sizes known before.
+
+What `lists` and `work` do for tiles that stay, of tiles that are only known to the device: nothing waits for it. Where
+there are fewer pieces than there is room for, the others do nothing: they leave an empty part where nobody reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patterndsl.runtime.kernels.shapes import Blocks
+from patterndsl.runtime.kernels.work import PARTS, SHORTEST, Work
+
+
+class States(NamedTuple):
+    """Of tiles [rows, heads or 1, q tiles, kv tiles]: whether one may have a pair, and whether it has all of its pairs
+    and reaches over no end."""
+
+    live: Tensor
+    full: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToldLists:
+    """The work over the tiles of a call, as `WorkLists` has it.
+
+    tell: the states of tiles of so many queries by so many keys; rows: one where all batch rows agree. batch, heads: of
+    the queries, of which kv_group share a head of keys.
+    """
+
+    tell: Callable[[int, int], States]
+    batch: int
+    heads: int
+    kv_group: int
+
+    def rows(self, blocks: Blocks) -> Work:
+        """Lists of keys for each block of queries."""
+        return work_of_states(*self.tell(blocks.q_block, blocks.kv_block), self.heads, self.batch)
+
+    def columns(self, blocks: Blocks) -> Work:
+        """Lists of queries for each block of keys, through all query heads that share it."""
+        kv_heads = self.heads // self.kv_group
+        live, full = (self._by_key(x) for x in self.tell(blocks.q_block, blocks.kv_block))
+        return work_of_states(live, full, kv_heads, self.batch)
+
+    def _by_key(self, states: Tensor) -> Tensor:
+        """[rows, heads of keys or 1, kv tiles, heads of a group * q tiles]."""
+        rows, heads, num_q, num_kv = states.shape
+        if heads == 1:
+            return states.mT.repeat(1, 1, 1, self.kv_group)
+        grouped = states.view(rows, -1, self.kv_group, num_q, num_kv)
+        return grouped.permute(0, 1, 4, 2, 3).flatten(3)
+
+
+def work_of_states(live: Tensor, full: Tensor, heads: int, batch: int) -> Work:
+    """The work of a launch over `heads` heads. live, full: bool [rows, heads or 1, owners, entries], see `States`; one
+    row stands for all of a batch. Work and memory: O(rows owners entries)."""
+    rows, some, owners, width = live.shape
+    counts = live.sum(-1)
+    entries = _entries(live, full)
+    first = torch.arange(0, entries.numel(), width + 1, device=live.device).view(rows, some, owners)
+    count, begin = (x.expand(rows, heads, owners).flatten() for x in (counts, first))
+    copies = batch if rows == 1 else 1
+    most = 2 * PARTS // copies + 2  # slots: a list is cut where it is more than twice as long as a part
+    longest = (count.sum() * copies // PARTS).clamp(min=SHORTEST)
+    parts = torch.where(count > 2 * longest, -(-count // longest), 1)
+    is_cut = parts > 1
+    slots = parts * is_cut
+    first_slot = slots.cumsum(0) - slots
+
+    # pieces
+    ends = parts.cumsum(0)
+    piece = torch.arange(len(parts) + most, device=live.device)
+    found = torch.searchsorted(ends, piece, right=True)
+    there = found < len(parts)
+    owner = found.clamp(max=len(parts) - 1)
+    turn, of = piece - (ends - parts)[owner], parts[owner]
+    start, stop = (begin[owner] + count[owner] * at // of for at in (turn, turn + 1))
+    slot = torch.where(is_cut[owner], first_slot[owner] + turn, -1)
+    lengths = (stop - start) * there
+    start, slot = start.where(there, 0), slot.where(there, most)
+    pieces = torch.stack([*_placed(owner, heads, owners), start, start + lengths, slot], 1)
+    # by powers of two, so that pieces of about one length stay in order: neighbours read the same keys
+    order = (lengths + 1).log2().ceil().argsort(descending=True, stable=True)
+
+    # joints: those that there are not are of a block behind the last
+    joint = torch.arange(1, most // 3 + 1, device=live.device)  # of three parts at least
+    found = torch.searchsorted(is_cut.cumsum(0), joint)
+    there, owner = found < len(parts), found.clamp(max=len(parts) - 1)
+    row, head, block = _placed(owner, heads, owners)
+    joints = torch.stack([row, head, block.where(there, owners), first_slot[owner], parts[owner] * there], 1)
+    return Work(pieces[order].int(), entries, joints.int(), most + 1, rows == 1)
+
+
+def _entries(live: Tensor, full: Tensor) -> Tensor:
+    """int32 [rows * heads * owners * (entries + 1)]: the live ones of each owner come first, in order."""
+    width = live.shape[-1]
+    number = torch.arange(width, dtype=torch.int32, device=live.device)
+    place = (live.cumsum(-1, dtype=torch.int32) - 1).where(live, width)
+    entries = torch.empty(*live.shape[:-1], width + 1, dtype=torch.int32, device=live.device)
+    return entries.scatter_(-1, place.long(), 2 * number + ~full).flatten()
+
+
+def _placed(owner: Tensor, heads: int, owners: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, head and block of an owner."""
+    return owner // (heads * owners), owner // owners % heads, owner % owners

@@ -1,0 +1,91 @@
+"""How does a pattern run on a GPU whose tiles depend on a call's inputs? They are told and listed on the device.
+
+Documents, paddings and tables bound what a tile may hold, and selections list it; with that the generated kernels run
+the whole pattern in one launch. Nothing waits for the device, and nothing but the kernels is compiled.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from patterndsl.ir.relation import Relation
+from patterndsl.lower.listings import listings_of
+from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.kernels.asked import Asked, asked_of
+from patterndsl.runtime.kernels.calls import forward, gradients
+from patterndsl.runtime.kernels.told_lists import States, ToldLists
+from patterndsl.runtime.parts import folded, has_heads
+from patterndsl.runtime.told import states
+from patterndsl.sema.bind import Bound
+
+
+class Telling:
+    """A pattern made ready for a GPU; call it with tensors and checked inputs, which may differ from row to row and
+    from head to head."""
+
+    def __init__(self, bound: Bound, device: torch.device) -> None:
+        self.bound, self.device = bound, device
+        found = listings_of(bound)
+        assert found is not None
+        self.listings = found
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both. Work:
+        O(q tiles x kv tiles) beside the pairs of live tiles."""
+        lists, asked = self._lists(query, key, given), self._asked(given)
+        run = Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale))
+        return attended(query, key, value, run)
+
+    def gradients(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        given: Inputs,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of query, key and value, from what a forward pass gave."""
+        lists, asked = self._lists(query, key, given), self._asked(given)
+        return gradients(lists, asked, scale, query, key, value, out, lse, grad_out, grad_lse)
+
+    def _asked(self, given: Inputs) -> Asked:
+        return asked_of(self.bound.relation, self.bound.sizes, given, {})
+
+    def _lists(self, query: Tensor, key: Tensor, given: Inputs) -> ToldLists:
+        kv_group = query.shape[1] // key.shape[1]
+        return ToldLists(partial(self._tell, given, query.shape[0]), query.shape[0], query.shape[1], kv_group)
+
+    def _tell(self, given: Inputs, batch: int, q_block: int, kv_block: int) -> States:
+        """The states of tiles, for all heads alike or for each."""
+        groups = self.bound.groups
+        if not has_heads(given) and len(groups) == 1:
+            return self._states(groups[0].relation, given, (q_block, kv_block))
+        of_heads = dict[int, States]()
+        for group in groups:
+            if has_heads(given):
+                rows = max(values.shape[0] for values in given.values() if values.dim() > 1)
+                mine = folded(given, group.heads, rows)
+                live, full = self._states(group.relation, mine, (q_block, kv_block))
+                by_head = (x.view(-1, len(group.heads), *x.shape[2:]) for x in (live, full))
+                lives, fulls = (x.unbind(1) for x in by_head)
+                of_heads |= {head: States(lives[at], fulls[at]) for at, head in enumerate(group.heads)}
+            else:
+                live, full = (x[:, 0] for x in self._states(group.relation, given, (q_block, kv_block)))
+                of_heads |= dict.fromkeys(group.heads, States(live, full))
+        rows = max(len(found.live) for found in of_heads.values())
+        ordered = [of_heads[head] for head in range(self.bound.num_heads)]
+        live, full = (torch.stack([x.expand(rows, -1, -1) for x in part], 1) for part in zip(*ordered, strict=True))
+        return States(live, full)
+
+    def _states(self, relation: Relation, given: Inputs, blocks: tuple[int, int]) -> States:
+        """[rows, 1, q tiles, kv tiles]."""
+        live, full = states(relation, self.bound.sizes, given, blocks, self.device, self.listings)
+        return States(live[:, None], full[:, None])

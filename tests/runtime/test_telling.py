@@ -1,0 +1,259 @@
+"""Tiles that a call tells, on generated kernels, against the oracle: in Triton's interpreter, and on a GPU.
+
+The interpreter must be chosen before Triton is imported, so one test runs this file again in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import patterndsl
+from patterndsl.lower import listings as listings_module
+from patterndsl.lower.listings import can_tell, listings_of
+from patterndsl.runtime import program as program_module
+from patterndsl.runtime.kernels import told_lists
+from patterndsl.runtime.kernels.told_lists import work_of_states
+from patterndsl.runtime.telling import Telling
+from patterndsl.runtime.told import states
+from patterndsl.sema.bind import Bound
+from tests.strategies import many
+
+pytest.importorskip("triton")
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
+DEVICE = "cuda" if HAS_CUDA else "cpu"
+N, HEADS = 70, 2
+TOLERANCE = 2e-5
+"""Of the largest number: float32, and sums in another order."""
+
+runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
+on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
+
+DOC = 'inputs: {doc: "int[N]"}\n'
+BLOCKS = "select:\n  top: given(2, of = blocks(16), per = blocks(%s))\n"
+PATTERNS = {
+    "documents": f"{DOC}attend: causal & same(doc)",
+    "documents and a window": f"{DOC}attend: (recent(30) | first(3)) & same(doc)",
+    "padding": 'inputs: {there: "bool[N]"}\nattend: causal & k.there | q == k & q % 3 == 0',  # some rows have none
+    "tables": f'{DOC[:-2]}, span: "int[]"}}\nattend: abs(q - k) < span[q.doc]',
+    "kinds of heads": f"{DOC}attend: head == 0 & causal & same(doc) | head == 1 & q < 40 & recent(9)",
+    "blocks": BLOCKS % 32 + "attend: causal & top",
+    "blocks in tiles": "select: {top: 'given(2, of = blocks(20), per = blocks(24))'}\nattend: top | q == k",
+    "blocks by head": BLOCKS % 16 + "attend: head % 2 == 0 & top | recent(7)",
+    "blocks and documents": BLOCKS[:-1] % 32 + f"\n{DOC}attend: (causal & top | recent(5)) & same(doc)",
+    "what no block lists": BLOCKS % 16 + "attend: recent(40) - top",
+}
+
+
+@pytest.fixture(autouse=True)
+def _new_tensors_are_nan() -> Iterator[None]:
+    """What a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs_of(bound: Bound, *outer: int) -> dict[str, Tensor]:
+    """Documents and tables of each batch row; what is selected by each head."""
+    torch.manual_seed(3)
+    found = dict[str, Tensor]()
+    for shape in bound.inputs:
+        match shape.name:
+            case "top":
+                assert shape.selection is not None
+                size = (*outer, shape.selection.num_rows, shape.selection.width)
+                found["top"] = torch.randint(-1, shape.selection.num_blocks, size)
+            case "doc":
+                found["doc"] = torch.randint(0, 5, (*outer[:1], N)).sort(-1).values
+            case "there":
+                found["there"] = torch.rand(*outer[:1], N) < 0.4
+            case _:
+                found["span"] = torch.arange(5) * 3
+    return {name: values.to(DEVICE) for name, values in found.items()}
+
+
+# ---- lists
+
+
+@pytest.mark.parametrize(("rows", "some", "heads", "batch"), [(1, 1, 3, 2), (2, 1, 3, 2), (2, 3, 3, 2), (1, 1, 1, 1)])
+def test_each_live_tile_is_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch, rows: int, some: int, heads: int, batch: int
+) -> None:
+    """Long lists are cut in parts that follow each other, and what has no work leaves its part where nobody reads."""
+    monkeypatch.setattr(told_lists, "PARTS", 64)
+    monkeypatch.setattr(told_lists, "SHORTEST", 2)
+    owners, width, num_cut = 7, 29, 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        live = torch.rand(rows, some, owners, width) < torch.rand(rows, some, owners, 1) ** 3
+        full = live & (torch.rand(live.shape) < 0.5)
+        work = work_of_states(live, full, heads, batch)
+        assert work.is_shared == (rows == 1)
+        parts, found = dict[int, list[int]](), dict[tuple[int, int, int], list[tuple[int, list[int]]]]()
+        for row, head, owner, start, stop, slot in work.pieces.tolist():
+            entries = work.entries[start:stop].tolist()
+            if slot == work.num_slots - 1:
+                assert not entries
+                continue
+            found.setdefault((row, head, owner), []).append((slot, entries))
+            if slot >= 0:
+                assert slot not in parts
+                parts[slot] = entries
+        joined = {
+            (row, head, owner): (slot, number) for row, head, owner, slot, number in work.joints.tolist() if number
+        }
+        assert all(owner == owners for *_, owner, _, number in work.joints.tolist() if not number)
+        for row in range(rows):
+            for head in range(heads):
+                for owner in range(owners):
+                    at = row, head if some > 1 else 0, owner
+                    expected = [2 * int(k) + (not full[at][k]) for k in live[at].nonzero().flatten()]
+                    mine = found[row, head, owner]
+                    if (row, head, owner) in joined:
+                        num_cut += 1
+                        slot, number = joined[row, head, owner]
+                        assert sorted(slot for slot, _ in mine) == list(range(slot, slot + number))
+                        assert [entry for turn in range(number) for entry in parts[slot + turn]] == expected
+                    else:
+                        assert mine == [(-1, expected)]
+    assert num_cut
+
+
+@many(1)
+@given(
+    text=st.sampled_from(list(PATTERNS.values())),
+    blocks=st.sampled_from([(16, 16), (8, 16), (32, 16), (7, 11), (70, 1)]),
+    q_start=st.sampled_from([0, 16, 5]),
+)
+def test_tiles_hold_what_is_told(text: str, blocks: tuple[int, int], q_start: int) -> None:
+    """No pair outside of live tiles, none missing in full ones; exact where blocks of lists are whole tiles."""
+    pattern = patterndsl.parse(text)
+    program = pattern.compile(N, q_start=q_start, heads=HEADS)
+    listings = listings_of(program.bound)
+    assert listings is not None
+    inputs = inputs_of(program.bound)
+    masks = program.mask(inputs).expand(HEADS, -1, -1)
+    flat = {name: x.long().flatten() for name, x in inputs.items()}
+    for group in program.bound.groups:
+        live, full = states(group.relation, program.bound.sizes, flat, blocks, torch.device("cpu"), listings)
+        mask = masks[group.heads[0]]
+        short = (-mask.shape[0] % blocks[0], -mask.shape[1] % blocks[1])
+        tiles = torch.nn.functional.pad(mask, (0, short[1], 0, short[0]))
+        tiles = tiles.view(live.shape[1], blocks[0], live.shape[2], blocks[1])
+        assert not (tiles.any(3).any(1) & ~live[0]).any()
+        assert not (full[0] & ~tiles.all(3).all(1)).any()
+        if text == BLOCKS % 32 + "attend: causal & top" and blocks == (16, 16) and q_start == 0:
+            assert torch.equal(tiles.any(3).any(1), live[0])
+            assert torch.equal(tiles.all(3).all(1), full[0])
+
+
+# ---- programs
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's, where there is no GPU, cut into few parts."""
+    monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
+    monkeypatch.setattr(told_lists, "PARTS", 4)
+    monkeypatch.setattr(told_lists, "SHORTEST", 1)
+
+
+def everything(program: patterndsl.Program, tensors: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    query, key, value = tensors
+    out, lse = program(query, key, value, inputs=inputs, return_lse=True)
+    weight = torch.linspace(-1, 1, out.numel(), device=DEVICE).view(out.shape)
+    of_lse = torch.linspace(1, -1, lse.numel(), device=DEVICE).view(lse.shape)
+    loss = (out.double() * weight).sum() + (lse.double().masked_fill(lse == -torch.inf, 0) * of_lse).sum()
+    return [x.detach().double() for x in (out, lse, *torch.autograd.grad(loss, tensors))]
+
+
+@runs
+@on_cuda
+@pytest.mark.usefixtures("with_kernels")
+@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+def test_programs(text: str) -> None:
+    """Batch rows and heads of their own, two query heads for each of keys, ragged tiles."""
+    pattern = patterndsl.parse(text)
+    program = pattern.compile(N, heads=HEADS, device=DEVICE)
+    batch = 2 if text in (PATTERNS["documents"], PATTERNS["blocks"]) else 1
+    outer = (batch, HEADS) if "given" in text and "head" not in text else (batch,)
+    inputs = inputs_of(program.bound, *outer)
+    torch.manual_seed(0)
+    tensors = [torch.randn(batch, heads, N, 16, device=DEVICE, requires_grad=True) for heads in (HEADS, 1, 1)]
+    assert isinstance(program.on_kernels(*tensors), Telling)
+    found = everything(program, tensors, inputs)
+    truth = everything(pattern.compile(N, heads=HEADS, device=DEVICE, backend="oracle"), tensors, inputs)
+    for mine, true in zip(found, truth, strict=True):
+        scale = true[true.isfinite()].abs().max()
+        torch.testing.assert_close(mine, true, rtol=0, atol=TOLERANCE * float(scale))
+    if text == PATTERNS["documents"]:
+        assert all(torch.equal(x, y) for x, y in zip(found, everything(program, tensors, inputs), strict=True))
+
+
+@runs
+@on_cuda
+@pytest.mark.usefixtures("with_kernels")
+def test_selected_in_the_call() -> None:
+    """What a program lists itself, in a graph of torch.compile too."""
+    text = "select:\n  top: topk(2, of = blocks(16), per = blocks(16), by = mean, among = causal)\nattend: causal & top"
+    pattern = patterndsl.parse(text)
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 2, N, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    program = pattern.compile(N, heads=2, device=DEVICE)
+    out, lists = program(*tensors, return_labels=True)
+    truth = pattern.compile(N, heads=2, device=DEVICE, backend="oracle")(*tensors, inputs=lists)
+    torch.testing.assert_close(out, truth, rtol=0, atol=TOLERANCE)
+    graph = torch.compile(program, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(graph(*tensors).sum(), tensors)
+    for mine, expected in zip(found, torch.autograd.grad(program(*tensors).sum(), tensors), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "labels: {b: given}\nattend: chunks(b, 8, 1)",
+        f"{DOC}attend: same(doc) & random(2)",
+        f"{DOC}merge: multiset\nattend: recent(3) & same(doc) | first(2)",
+        "select: {top: 'given(2, of = blocks(16), per = blocks(1))'}\nattend: top",
+        "recent(3)",
+    ],
+    ids=["orders", "draws", "multisets", "lists of each query", "no inputs"],
+)
+def test_what_others_run(text: str) -> None:
+    assert not can_tell(patterndsl.parse(text).bind(N))
+
+
+def test_more_tiles_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = patterndsl.parse(PATTERNS["documents"]).bind(300)
+    assert can_tell(bound)
+    monkeypatch.setattr(listings_module, "MAX_CELLS", 24)
+    assert not can_tell(bound)
+
+
+# ---- all of it in the interpreter
+
+
+@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+def test_in_the_interpreter() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "programs or selected", __file__],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
