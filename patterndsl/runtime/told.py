@@ -59,7 +59,8 @@ class TileData:
         """See `ir.interval.BoxData`."""
         length = self.inputs[name].shape[1]
         for grid in self.grids:
-            if index is grid.edges and grid.stop <= length:  # most are asked at positions, tile by tile
+            is_position = index[0] is grid.edges[0] and index[1] is grid.edges[1]  # as most are
+            if is_position and grid.stop <= length:
                 return grid.bounds(facet_of(self.inputs[name], facet))
         levels = self._of(name, facet)
         low, high = (torch.as_tensor(end, device=levels[0][0].device) for end in index)
