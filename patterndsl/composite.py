@@ -13,10 +13,10 @@ from patterndsl.ir.index import Index
 from patterndsl.ir.relation import (
     NOTHING,
 )
-from patterndsl.pattern import Pattern, checked_claim, fixed_value
+from patterndsl.pattern import Pattern, checked_claim, constants_for, fixed_value
 from patterndsl.sema.decays import decays
 from patterndsl.sema.model import Resolved, RoleDeclaration
-from patterndsl.sema.parameters import MAX_SIZE, counted, param_values, self_sizes, sized
+from patterndsl.sema.parameters import MAX_LAYER, MAX_SIZE, counted, param_values, self_sizes, sized, sizes_of
 from patterndsl.sema.terms import ResolvedTerm, resolve_terms
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.render import render_expression
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from patterndsl.analysis.composed import CompositeReport
-    from patterndsl.analysis.explain import Explanation
+    from patterndsl.analysis.explain_terms import WholeExplanation
     from patterndsl.analysis.policy import Policy
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.reach import Reach
@@ -165,8 +165,7 @@ class Composite(Pattern):
             branch = self.branches[term.branch]
             if branch.runs != "planned":  # times are those of plans
                 report = replace(report, times={}, dense_times={}, overtakes={})
-            told = self.score_settings(term.branch).get("features", head_dim)
-            features = int(told) if branch.is_kernel else None
+            features = self.num_features(term.branch, head_dim)
             found[term.name] = Part(report, term.source, features, (term.projections.key, term.projections.value))
         return composite_report(self.title, found)
 
@@ -212,6 +211,13 @@ class Composite(Pattern):
         """The terms that take part in a layer, all where none does."""
         return tuple(term for term in self.terms if term.takes_part(layer)) or self.terms
 
+    def branches_at(self, layer: int) -> dict[str, tuple[Term, ...]]:
+        """The branches that take part in a layer, and their terms there; the only branch always does."""
+        found = {name: branch.terms_at(layer) for name, branch in self.branches.items()}
+        if len(found) == 1:
+            return {name: terms or self.branches[name].terms[:1] for name, terms in found.items()}
+        return {name: terms for name, terms in found.items() if terms}
+
     def compile(  # type: ignore[override]  # not a Program: see the class
         self,
         n: int | None = None,
@@ -231,7 +237,6 @@ class Composite(Pattern):
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
         from patterndsl.runtime.composed import CompositeProgram
-        from patterndsl.sema.bind import sizes_of
 
         if plan is not None:
             raise input_error("E505", "plans are made for each term", "compile a term: pattern.terms[0].pattern")
@@ -361,20 +366,44 @@ class Composite(Pattern):
         without = [item for item in self.resolved.roles if item.name not in has_pairs]
         return tuple(dict.fromkeys((*unused(self.spec), *biases, *map(_never_asked, without), *advice)))
 
-    def explain(
+    def explain(  # type: ignore[override]  # of several terms: see the class
         self,
         n: int | None = None,
         *,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        q_start: int = 0,
         heads: int = 1,
         layer: int = 0,
         head_dim: int = 64,
         device: str | PathLike[str] = "cpu",
         train: bool = False,
         on_event: OnEvent | None = None,
-        **sizes: int | None,
-    ) -> Explanation:
-        """Refused (E505): each term has a plan of its own."""
-        self._refuse("a plan is of one relation", "explain")
+    ) -> WholeExplanation:
+        """Which plan runs of each term of the layer, how results meet, and what all of it should take; see
+        `Pattern.explain`. Terms that sum features, or whose scores are more than products, have no plan."""
+        from patterndsl.analysis.explain import explained
+        from patterndsl.analysis.explain_terms import Part, whole_explanation
+
+        head_dim, constants, parts = counted("head_dim", head_dim, 1, MAX_SIZE), constants_for(device), []
+        sizes = sizes_of(n, q_len, kv_len, q_start)
+        for term in self.terms_at(counted("layer", layer, 0, MAX_LAYER)):
+            num_keys = sizes.kv_len if term.source == ast.OWN_KEYS else self.num_keys(term.source, sizes.total)
+            bound = term.pattern.bind(
+                sizes.total, q_len=sizes.q_len, kv_len=num_keys, q_start=sizes.q_start, heads=heads, layer=layer
+            )
+            made, runs = None, self.branches[term.branch].runs
+            if runs == "planned":
+                title = term.pattern.title
+                made = explained(bound, title, constants, head_dim=head_dim, train=train, on_event=on_event)
+            parts.append(Part(term.name, term.branch, runs, bound, made, self.num_features(term.branch, head_dim)))
+        return whole_explanation(self.title, parts, self.combine, constants, head_dim=head_dim, train=train)
+
+    def num_features(self, branch: str, head_dim: int) -> int | None:
+        """How many features a key has where the branch sums them."""
+        if not self.branches[branch].is_kernel:
+            return None
+        return int(self.score_settings(branch).get("features", head_dim))
 
     def _refuse(self, why: str, name: str) -> NoReturn:
         names = ", ".join(term.name for term in self.terms)

@@ -17,8 +17,9 @@ from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
 from patterndsl.runtime import ops, scored_ops
 from patterndsl.runtime.arguments import as_autocast, check_backend
-from patterndsl.runtime.composed import Call, Learned, combined
+from patterndsl.runtime.composed import Call, combined
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.projected import Roles
 from patterndsl.runtime.scored_term import ScoredTerm

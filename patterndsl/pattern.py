@@ -308,11 +308,11 @@ class Pattern(Shown):
 
         bound = self.bind(n, q_len=q_len, kv_len=kv_len, q_start=q_start, heads=heads, layer=layer)
         head_dim = counted("head_dim", head_dim, 1, MAX_SIZE)
-        constants = _constants(device)
+        constants = constants_for(device)
         return explained(bound, self.title, constants, head_dim=head_dim, train=train, on_event=on_event)
 
 
-def _constants(device: str | PathLike[str]) -> Constants:
+def constants_for(device: str | PathLike[str]) -> Constants:
     """Those that plans for a device are made with. PyTorch is asked for the GPU's name where a calibration of it is
     stored."""
     from patterndsl.lower.machine import constants_named, constants_of, cpu_name, stored_path

@@ -171,14 +171,18 @@ class Explanation:
         """For a terminal."""
         heads = f"{self.num_heads:,} head{'s' * (self.num_heads != 1)} of {self.head_dim}"
         found = [f"{self.title}: {self.sizes}, {heads}", f"  {self.machine}, {self.dtype}: {self.source}"]
-        found.append(f"  runs {self.runs}")
+        return [*found, *(f"  {line}" for line in (*self.what_runs(), *self.rules))]
+
+    def what_runs(self) -> list[str]:
+        """What runs and why, pass by pass."""
+        found = [f"runs {self.runs}"]
         if self.no_plan:
-            found.append(f"  no plan: {self.no_plan}")
+            found.append(f"no plan: {self.no_plan}")
         for group in self.groups:
-            found.extend(f"  {line}" for line in _group_lines(group, self.train, len(self.groups) > 1))
+            found.extend(_group_lines(group, self.train, len(self.groups) > 1))
         if len(self.groups) > 1:
-            found.append(f"  all heads: {_predicted(self.cost, self.moved)}")
-        return [*found, *(f"  {rule}" for rule in self.rules)]
+            found.append(f"all heads: {_predicted(self.cost, self.moved)}")
+        return found
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -6,16 +6,20 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from patterndsl.cli.calls import call_of
 from patterndsl.cli.output import picture_format, progress, say, say_json, table
-from patterndsl.cli.specs import heads_of, inputs_of, pattern_of, single
+from patterndsl.cli.specs import heads_of, pattern_of
 from patterndsl.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
 
     from patterndsl.cli.output import OnEvent
+    from patterndsl.pattern import Pattern
     from patterndsl.runtime.bench import Comparison
+    from patterndsl.runtime.composed import CompositeProgram
     from patterndsl.runtime.contest import Entry, Timing
+    from patterndsl.runtime.program import Program
 
 DEFAULT_N = 4096
 FORMATS = (".json", ".png", ".svg")
@@ -24,7 +28,7 @@ FORMATS = (".json", ".png", ".svg")
 def run(arguments: argparse.Namespace) -> int:
     """Checks, times in turns; 1 where a pattern's own result is wrong."""
     suffix = picture_format(arguments, FORMATS)
-    patterns = [single(pattern_of(spec, arguments)) for spec in arguments.specs]
+    patterns = [pattern_of(spec, arguments) for spec in arguments.specs]
     with progress() as on_event:
         from patterndsl.runtime.arguments import checked_device
         from patterndsl.runtime.bench import surroundings
@@ -35,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = []
         for spec, pattern in zip(arguments.specs, patterns, strict=True):
             program = pattern.compile(**options, device=device, backend=arguments.backend)
-            found.append(_compared(program, arguments, device, on_event))
+            found.append(_compared(pattern, program, arguments, device, on_event))
             if not arguments.json:
                 _say(spec, found[-1], arguments)
     data = {**surroundings(device), **sizes, "patterns": list(map(_data, arguments.specs, found))}
@@ -49,28 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(item.contest.entries[0].skipped is None for item in found) else 1
 
 
-def _compared(program: Any, arguments: argparse.Namespace, device: torch.device, on_event: OnEvent) -> Comparison:
+def _compared(
+    pattern: Pattern,
+    program: Program | CompositeProgram,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    on_event: OnEvent,
+) -> Comparison:
     from patterndsl.runtime.bench import compare
     from patterndsl.runtime.contest import Limits
-    from patterndsl.runtime.trial import as_inputs, random_tensors
+    from patterndsl.runtime.trial import with_found
 
-    heads = program.bound.num_heads
-    tensors = random_tensors(
-        program.bound.sizes,
-        batch=arguments.batch or 1,
-        heads=heads,
-        kv_heads=arguments.kv_heads or heads,
-        head_dim=arguments.head_dim or 64,
-        dtype=arguments.dtype or "float32",
-        device=device,
-        seed=arguments.seed,
-    )
+    tensors, inputs = call_of(pattern, program, arguments, device)
     return compare(
         program,
         tensors,
-        program.with_found(
-            tensors.query, tensors.key, as_inputs(inputs_of(program.bound, arguments, calls=True), device) or None
-        ),
+        with_found(program, tensors, inputs),
         backward=arguments.backward,
         limits=Limits(arguments.seconds, arguments.limit),
         on_event=on_event,
@@ -144,7 +142,8 @@ def _remarks(found: Comparison) -> list[str]:
     before = found.preparation
     built = f"{_seconds(before.create_block_mask)} by create_block_mask" if before.create_block_mask else ""
     built = built or f"create_block_mask was not timed, {before.skipped}"
-    lines.append(f"mask: {built}; {_seconds(before.block_mask)} by program.block_mask; plan: {_seconds(before.plan)}")
+    ours_too = "" if before.block_mask is None else f"{_seconds(before.block_mask)} by program.block_mask; "
+    lines.append(f"mask: {built}; {ours_too}plan: {_seconds(before.plan)}")
     others = found.contest.cores_of_others
     if others is not None and others > 0.25:
         lines.append(f"other processes kept {others:.1f} cores busy meanwhile")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from patterndsl.cli.output import progress, say, say_json
@@ -55,7 +54,7 @@ def _inputs(pattern: Pattern, heads: int, arguments: argparse.Namespace) -> dict
     period = period_of(pattern.resolved, arguments.layers)
     layers = [pattern.bind(arguments.n, heads=heads, layer=layer) for layer in range(period)]
     shapes = dict.fromkeys(shape for bound in layers for shape in bound.inputs)
-    return inputs_of(replace(layers[0], inputs=tuple(shapes)), arguments)
+    return inputs_of(shapes, arguments)
 
 
 def _fields(found: Reach, q: int, layers: int | None) -> dict[int, Runs]:

@@ -67,7 +67,7 @@ def _inputs(pattern: Pattern, arguments: argparse.Namespace) -> dict[str, Array]
     if arguments.n is None:
         raise error("E701", "inputs are for the figures at one length", None, "add -n")
     bound = pattern.bind(arguments.n, heads=arguments.heads or 1, layer=arguments.layer or 0)
-    return inputs_of(bound, arguments, drawn=True) if bound.inputs or len(arguments.specs) == 1 else None
+    return inputs_of(bound.inputs, arguments, drawn=True) if bound.inputs or len(arguments.specs) == 1 else None
 
 
 def _is_figured(reports: list[Report]) -> bool:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from patterndsl.cli.calls import call_of
 from patterndsl.cli.output import OnEvent, progress, say, say_json, shows_color, table
-from patterndsl.cli.specs import inputs_of, pattern_of, single, sizes_of
+from patterndsl.cli.specs import pattern_of, sizes_of
 from patterndsl.diagnostics import error
+from patterndsl.loading import parse
 
 if TYPE_CHECKING:
     import torch
 
+    from patterndsl.pattern import Pattern
+    from patterndsl.runtime.composed import CompositeProgram
+    from patterndsl.runtime.data import Inputs
     from patterndsl.runtime.program import Program
     from patterndsl.runtime.trial import Check, Cost, Rival, Tensors
 
@@ -25,14 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
 
         device = checked_device(arguments.device)
         given = trial.read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None
-        program = _program(arguments, device, given)
-        inputs = trial.as_inputs(inputs_of(program.bound, arguments, calls=True), device) or None
-        tensors = given or _random(arguments, program, device)
+        pattern, program = _program(arguments, device, given)
+        tensors, inputs = call_of(pattern, program, arguments, device, given)
         options: dict[str, Any] = {"backward": arguments.backward}
         ours = _costs(program, tensors, inputs, arguments.backward, on_event)
-        inputs = (
-            dict(program.with_found(tensors.query, tensors.key, inputs) or {}) or None
-        )  # found in the calls above; the checks ask for masks
+        # found in the calls above; the checks ask for masks
+        inputs = dict(trial.with_found(program, tensors, inputs) or {}) or None
         found = trial.check(
             program,
             tensors,
@@ -75,36 +78,23 @@ def _is_plan(spec: str) -> bool:
     return spec.lower().endswith(".safetensors")
 
 
-def _program(arguments: argparse.Namespace, device: torch.device, given: Tensors | None) -> Program:
+def _program(
+    arguments: argparse.Namespace, device: torch.device, given: Tensors | None
+) -> tuple[Pattern, Program | CompositeProgram]:
     from patterndsl.loading import load_program
 
     if _is_plan(arguments.spec):
-        return load_program(arguments.spec, device=device, backend=arguments.backend)
-    pattern = single(pattern_of(arguments.spec, arguments))
+        planned = load_program(arguments.spec, device=device, backend=arguments.backend)
+        return parse(planned.text), planned
+    pattern = pattern_of(arguments.spec, arguments)
     if given is not None:
         arguments.heads, arguments.q_len = given.query.shape[1:3]
         arguments.kv_len = given.key.shape[2]
-    return pattern.compile(**sizes_of(arguments, None), device=device, backend=arguments.backend)
-
-
-def _random(arguments: argparse.Namespace, program: Program, device: torch.device) -> Tensors:
-    from patterndsl.runtime.trial import random_tensors
-
-    heads = program.bound.num_heads
-    return random_tensors(
-        program.bound.sizes,
-        batch=arguments.batch or 1,
-        heads=heads,
-        kv_heads=arguments.kv_heads or heads,
-        head_dim=arguments.head_dim or 64,
-        dtype=arguments.dtype or "float32",
-        device=device,
-        seed=arguments.seed,
-    )
+    return pattern, pattern.compile(**sizes_of(arguments, None), device=device, backend=arguments.backend)
 
 
 def _costs(
-    program: Program, tensors: Tensors, inputs: dict[str, torch.Tensor] | None, backward: bool, on_event: OnEvent
+    program: Program | CompositeProgram, tensors: Tensors, inputs: Inputs | None, backward: bool, on_event: OnEvent
 ) -> tuple[Cost, Cost | None]:
     from patterndsl.runtime.trial import cost_of_program
 
@@ -119,14 +109,14 @@ def _costs(
 
 def _say(
     arguments: argparse.Namespace,
-    program: Program,
+    program: Program | CompositeProgram,
     tensors: Tensors,
     found: Check,
     ours: tuple[Cost, Cost | None],
     rival: Rival,
 ) -> None:
     query, key = tensors.query, tensors.key
-    sizes = program.bound.sizes
+    sizes = program.sizes
     lengths = f"N {sizes.total:,}" if sizes.q_len == sizes.kv_len else f"{sizes.q_len:,} queries, {sizes.kv_len:,} keys"
     heads = f"{query.shape[1]} heads" + (f" ({key.shape[1]} for keys)" if key.shape[1] != query.shape[1] else "")
     batch = f", batch {query.shape[0]}" if query.shape[0] != 1 else ""
@@ -134,6 +124,7 @@ def _say(
     say(f"{arguments.spec}: {lengths}, {heads} of {query.shape[3]}{batch}, {where}")
     say("")
     rows = "every row" if found.every_row else f"{found.num_rows} rows of {sizes.q_len:,}"
+    say(f"attends {_pairs(found)}")
     say(f"checked against float64, {rows}: {_verdict(found)}")
     lines = [["", "largest error", "dense SDPA's"]]
     lines += [[f"  {d.what}", f"{d.error:.1e}", f"{d.dense_error:.1e}"] for d in found.deviations]
@@ -147,6 +138,13 @@ def _say(
     say(f"first call, with finding the tiles: {_seconds(ours[0].first_seconds)}")
 
 
+def _pairs(found: Check) -> str:
+    """Of all heads and batch rows."""
+    where = "" if found.every_row else f", in {found.num_rows} rows"
+    share = f", {found.num_pairs / found.num_all:.2%}" if found.num_all else ""
+    return f"{found.num_pairs:,} of {found.num_all:,} pairs{share}{where}"
+
+
 def _verdict(found: Check) -> str:
     import sys
 
@@ -154,7 +152,7 @@ def _verdict(found: Check) -> str:
     return f"\x1b[{ansi}m{word}\x1b[0m" if shows_color(sys.stdout) else word
 
 
-def _cost_rows(program: Program, ours: tuple[Cost, Cost | None], rival: Rival) -> list[list[str]]:
+def _cost_rows(program: Program | CompositeProgram, ours: tuple[Cost, Cost | None], rival: Rival) -> list[list[str]]:
     rows = [["", "forward", "memory", "with backward", "memory"]]
     rows.append([f"patterndsl, {program.backend}", *_cost_cells(ours[0]), *_cost_cells(ours[1])])
     if rival.forward is not None:
@@ -193,7 +191,7 @@ def _dtype(tensors: Tensors) -> str:
 
 def _data(
     arguments: argparse.Namespace,
-    program: Program,
+    program: Program | CompositeProgram,
     tensors: Tensors,
     found: Check,
     ours: tuple[Cost, Cost | None],
@@ -218,6 +216,8 @@ def _data(
             "passed": found.passed,
             "every_row": found.every_row,
             "num_rows": found.num_rows,
+            "num_pairs": found.num_pairs,
+            "num_all": found.num_all,
             "deviations": [asdict(deviation) for deviation in found.deviations],
         },
         "program": costs(*ours),

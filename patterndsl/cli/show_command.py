@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(pattern, Composite):
         return _show_terms(pattern, suffix, arguments)
     bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
-    lookup = _lookup(bound, inputs_of(bound, arguments))
+    lookup = _lookup(bound, inputs_of(bound.inputs, arguments))
     group = _group(bound, arguments.head)
     words = _words(pattern, bound, group, arguments)
     if suffix == ".html":
@@ -60,7 +60,7 @@ def _show_terms(pattern: Composite, suffix: str | None, arguments: argparse.Name
         single(pattern)
     for term in pattern.terms:
         bound = term.pattern.bind(**sizes_of(arguments, DEFAULT_N))
-        lookup = _lookup(bound, inputs_of(bound, arguments))
+        lookup = _lookup(bound, inputs_of(bound.inputs, arguments))
         group = _group(bound, arguments.head)
         words = _words(term.pattern, bound, group, arguments)
         say(f"of {term.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.composite import Composite
@@ -17,7 +17,7 @@ from patterndsl.sema.parameters import MAX_SIZE
 if TYPE_CHECKING:
     import numpy as np
 
-    from patterndsl.sema.bind import Bound, InputShape
+    from patterndsl.sema.bind import InputShape
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -162,15 +162,13 @@ def heads_of(arguments: argparse.Namespace) -> int:
 # ---- inputs -------------------------------------------------------------------------------------------------
 
 
-def inputs_of(
-    bound: Bound, arguments: argparse.Namespace, *, calls: bool = False, drawn: bool = False
-) -> dict[str, Array]:
-    """The inputs that the pattern reads: int64 or bool, [length] or, from a file, [batch, length]. calls: whether they
-    are for calls, which find some labels themselves; drawn: whether labels that learners find may be left out.
+def inputs_of(shapes: Iterable[InputShape], arguments: argparse.Namespace, *, drawn: bool = False) -> dict[str, Array]:
+    """The inputs that a pattern reads: int64 or bool, [length] or, from a file, [batch, length]. drawn: whether labels
+    and lists that calls or layers find may be left out.
 
     Raises PatternError (E501) on missing and unknown ones, (E502) on values that do not fit.
     """
-    wanted = {shape.name: shape for shape in bound.inputs}
+    wanted = {shape.name: shape for shape in shapes}
     given: dict[str, Array] = {}
     if arguments.inputs:
         given |= {name: values for name, values in read_tensors(arguments.inputs).items() if name in wanted}
@@ -179,7 +177,7 @@ def inputs_of(
             raise _unknown_input(name, wanted)
         given[name] = _values(wanted[name], text)
     for name, shape in wanted.items():
-        is_found = (calls and shape.found_by == "call") or (drawn and shape.found_by != "caller")
+        is_found = drawn and shape.found_by != "caller"
         if name not in given and not is_found:
             raise _missing_input(shape, arguments.inputs)
     return {name: _checked(shape, given[name]) for name, shape in wanted.items() if name in given}

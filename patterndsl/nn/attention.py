@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -32,8 +32,8 @@ from patterndsl.nn.scores import (
 )
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
-from patterndsl.runtime.composed import Learned
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.ops import Call as Asked
 from patterndsl.runtime.scored import relation_of
 from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
@@ -44,6 +44,18 @@ from patterndsl.source.sequence import Keys, Sequence
 from patterndsl.source.sources import Sources, Told
 from patterndsl.source.state import State, detached
 from patterndsl.syntax.tree import OWN_KEYS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What a layer makes for a call. sequence: what sources are made of; query [B, H, T, D] and the sequence's own keys;
+    learned: what is made beside them; inputs: the call's, and what learners with a state say."""
+
+    sequence: Sequence
+    query: Tensor
+    keys: Keys
+    learned: Learned
+    inputs: Inputs | None
 
 
 class Attention(nn.Module):
@@ -199,46 +211,22 @@ class Attention(nn.Module):
         """
         if isinstance(context, State | Cache):
             context, state = None, context
-        source = x if context is None else context
-        self._check("x", x)
-        self._check("context", source)
-        query = self._by_head(self.query_projection(x), self.heads)
-        scale = 1.0 if self.is_shared else None
-        if self.is_shared and context is None:
-            key, value = normalize(query, dim=-1), self._by_head(self.value_projection(source), self.kv_heads)
-        else:
-            key, value = self._keys(source)
+        scale = self._scale
         if isinstance(state, Cache):
+            self._check("x", x)
             decoding.check(self, state, x.shape[0], others=(context, sources, present), q_start=q_start)
-            attended = decoding.attended(state, query, (key, value), inputs, scale, self.layer)
+            attended = decoding.attended(state, *self._query_and_keys(x, None), inputs, scale, self.layer)
             return self.output_projection(attended.transpose(1, 2).flatten(2)), state
-        self._check_remembered(x, source, state, present)
-        check_mapping("sources", sources, "{'encoded': states}")
-        for name, given in (sources or {}).items():
-            self._check(f"sources[{name!r}]", given)
-        self.losses = {}
-        sequence = Sequence(source, (key, value), self._keys, present, self.training)
-        keys = self.sources(sequence, state, sources or {})
-        found = self._learned(x, source, (query, key), scale, q_start, inputs) if self.learns else {}
-        inputs = {**(inputs or {}), **found} if found else inputs
+        made = self.prepared(x, context, state, inputs=inputs, sources=sources, present=present, q_start=q_start)
         if not isinstance(self.pattern, Composite):
             options: dict[str, Any] = {"layer": self.layer, "q_start": q_start, "scale": scale, "backend": self.backend}
-            attended = attention(query, key, value, self.pattern, inputs=inputs, **options)
+            attended = attention(made.query, *made.keys, self.pattern, inputs=made.inputs, **options)
             return cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
-        learned = Learned(
-            keys,
-            self._gates(x) or {},
-            self._made(x, query, key, scale, q_start),
-            {name: cast("Table", table)() for name, table in self.tables.items()},
-            {name: module() for name, module in self._drawn()},
-            {} if state is None else state.sums,
-            roles=self._of_roles(x, sequence, state, sources or {}, q_start),
-        )
         result = composite_attention(
-            (query, key, value),
+            (made.query, *made.keys),
             self.pattern,
-            learned,
-            inputs,
+            made.learned,
+            made.inputs,
             Asked(self.layer, q_start),
             scale,
             self.backend,
@@ -248,10 +236,61 @@ class Attention(nn.Module):
         output = cast("Tensor", self.output_projection(attended.transpose(1, 2).flatten(2)))
         if state is None:
             return output
-        usage = {} if lse is None else self._usage(query, keys, lse, scale, q_start, inputs)
-        after, losses = self.sources.after(sequence, state, usage, lambda: partial(self._read, query.detach(), scale))
+        query, keys = made.query, made.learned.sources
+        usage = {} if lse is None else self._usage(query, keys, lse, scale, q_start, made.inputs)
+        read = partial(partial, self._read, query.detach(), scale)
+        after, losses = self.sources.after(made.sequence, state, usage, read)
         self.losses |= losses
-        return output, replace(after, sums={name: detached(sums) for name, sums in learned.after.items()})
+        return output, replace(after, sums={name: detached(sums) for name, sums in made.learned.after.items()})
+
+    def prepared(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        state: State | None = None,
+        *,
+        inputs: Inputs | None = None,
+        sources: Mapping[str, Tensor] | None = None,
+        present: Tensor | None = None,
+        q_start: int = 0,
+    ) -> Prepared:
+        """All that `forward` attends by, with the same arguments: everything but attention itself and the output
+        projection. In training learners learn by it."""
+        source = x if context is None else context
+        self._check("x", x)
+        self._check("context", source)
+        self._check_remembered(x, source, state, present)
+        check_mapping("sources", sources, "{'encoded': states}")
+        for name, given in (sources or {}).items():
+            self._check(f"sources[{name!r}]", given)
+        self.losses = {}
+        query, keys = self._query_and_keys(x, context)
+        sequence = Sequence(source, keys, self._keys, present, self.training)
+        of_sources = self.sources(sequence, state, sources or {})
+        scale = self._scale
+        found = self._learned(x, source, (query, keys[0]), scale, q_start, inputs) if self.learns else {}
+        learned = Learned(
+            of_sources,
+            self._gates(x) or {},
+            self._made(x, query, keys[0], scale, q_start),
+            {name: cast("Table", table)() for name, table in self.tables.items()},
+            {name: module() for name, module in self._drawn()},
+            {} if state is None else state.sums,
+            roles=self._of_roles(x, sequence, state, sources or {}, q_start),
+        )
+        return Prepared(sequence, query, keys, learned, {**(inputs or {}), **found} if found else inputs)
+
+    def _query_and_keys(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Keys]:
+        """[B, H, T, D] each."""
+        query = self._by_head(self.query_projection(x), self.heads)
+        if self.is_shared and context is None:
+            return query, (normalize(query, dim=-1), self._by_head(self.value_projection(x), self.kv_heads))
+        return query, self._keys(x if context is None else context)
+
+    @property
+    def _scale(self) -> float | None:
+        """What products are multiplied by; shared keys are at unit length already."""
+        return 1.0 if self.is_shared else None
 
     def _drawn(self) -> Iterator[tuple[str, Directions]]:
         """The random directions of each branch that has some."""

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
@@ -27,11 +27,21 @@ from patterndsl.ir.relation import EVERYTHING, Compare, Everything, Relation
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import flex, oracle
 from patterndsl.runtime.arguments import checked_scale
+from patterndsl.runtime.bench_terms import flex_of_terms
+from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.contest import Contest, Contestant, Limits, Variant, contest
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.trial import Attend, Tensors, attend_of, expected_seconds, four_dimensional, looks_causal
-from patterndsl.sema.bind import HeadGroup
+from patterndsl.runtime.trial import (
+    Attend,
+    Tensors,
+    attend_of,
+    expected_seconds,
+    four_dimensional,
+    looks_causal,
+    own_dense,
+)
+from patterndsl.sema.bind import Bound, HeadGroup
 
 FLEX_BLOCKS = (128, 64)
 FLEX_SHARE = 6.0
@@ -45,11 +55,11 @@ MASK_PAIRS = {"cpu": 1 << 28, "cuda": 1 << 34}
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """Seconds before a first call: FlexAttention's mask by create_block_mask (None, and why, where it was not timed),
-    the same mask by `Program.block_mask`, and this program's plan or tiles."""
+    the same mask by `Program.block_mask` (None where there are several terms), and this program's plan or tiles."""
 
     create_block_mask: float | None
     skipped: str | None
-    block_mask: float
+    block_mask: float | None
     plan: float
 
 
@@ -73,7 +83,7 @@ class Rivals:
 
 
 def compare(
-    program: Program,
+    program: Program | CompositeProgram,
     tensors: Tensors,
     inputs: Inputs | None = None,
     *,
@@ -85,6 +95,8 @@ def compare(
 ) -> Comparison:
     """The program beside its rivals and others. Raises PatternError (E505) for a backend that cannot do it."""
     rivals, limits = rivals or Rivals(), limits or Limits()
+    if isinstance(program, CompositeProgram):
+        return _compare_terms(program, tensors, inputs, backward, rivals, others, limits, on_event)
     began = time.perf_counter()
     if program.backend == "planned":
         _ = program.plan
@@ -104,6 +116,42 @@ def compare(
     return Comparison(program.text, program.backend, result, preparation)
 
 
+def _compare_terms(
+    program: CompositeProgram,
+    tensors: Tensors,
+    inputs: Inputs | None,
+    backward: bool,
+    rivals: Rivals,
+    others: Sequence[Contestant],
+    limits: Limits,
+    on_event: OnEvent | None,
+) -> Comparison:
+    """A pattern with several terms beside dense attention of its shape, and FlexAttention where that can say it."""
+    began = time.perf_counter()
+    attend_of(program, inputs)(tensors)
+    planning = time.perf_counter() - began
+    found = [Contestant("patterndsl", (Variant(program.backend, attend_of(program, inputs), program, inputs),))]
+    if rivals.dense:
+        found.append(_own_dense(program, tensors, backward))
+    preparation = Preparation(None, "not asked for", None, planning)
+    if rivals.flex:
+        rival, building = flex_of_terms(program, tensors, inputs, limit=MASK_PAIRS.get(program.device.type, 0))
+        found.append(rival)
+        preparation = Preparation(building, rival.skipped, None, planning)
+    result = contest((*found, *others), tensors, backward=backward, limits=limits, on_event=on_event)
+    return Comparison(program.text, program.backend, result, preparation)
+
+
+def _own_dense(program: CompositeProgram, tensors: Tensors, backward: bool) -> Contestant:
+    """Dense attention to the sequence's own keys, causal where the pattern is; checked as what it is."""
+    label, note, options = own_dense(program)
+    causal = bool(options)
+    truth = _truth(program, Compare("<=", K, Q) if causal else EVERYTHING)
+    variants = _dense_variants(truth, partial(_attend_dense, causal=causal), tensors)
+    share = 0.6 if causal else 1.0
+    return Contestant(label, variants, note, share * expected_seconds(_equal_heads(tensors), options, backward))
+
+
 # ---- dense attention
 
 
@@ -111,25 +159,29 @@ def dense(program: Program, tensors: Tensors, inputs: Inputs | None, backward: b
     """SDPA without the pattern: causal where that is, all pairs elsewhere. On CUDA the best of its kernels."""
     causal = _is_square(program) and looks_causal(program, inputs)
     relation: Relation = Compare("<=", K, Q) if causal else EVERYTHING
-    truth = _with_relation(program, relation)
-    attend = partial(_attend_dense, causal=causal)
-    variants = [Variant("", attend, truth, None, _equal_heads)]
-    if tensors.query.device.type == "cuda":
-        kernels = {
-            "flash": SDPBackend.FLASH_ATTENTION,
-            "cuDNN": SDPBackend.CUDNN_ATTENTION,
-            "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-        }
-        variants = [
-            Variant(name, partial(_by_kernel, attend, kernel), truth, None, _equal_heads)
-            for name, kernel in kernels.items()
-        ]
+    truth = _truth(program, relation)
+    variants = _dense_variants(truth, partial(_attend_dense, causal=causal), tensors)
     label = "dense SDPA, causal" if causal else "dense SDPA"
     options = {"is_causal": True} if causal else {}
     share = 0.6 if causal else 1.0  # of what the rule of three says, as the part it starts from is nearly square
     seconds = share * expected_seconds(_equal_heads(tensors), options, backward)
     note = None if program.bound.relation == relation else "more pairs than the pattern has"
-    return Contestant(label, tuple(variants), note, seconds)
+    return Contestant(label, variants, note, seconds)
+
+
+def _dense_variants(truth: Program, attend: Attend, tensors: Tensors) -> tuple[Variant, ...]:
+    """One for each kernel of CUDA."""
+    if tensors.query.device.type != "cuda":
+        return (Variant("", attend, truth, None, _equal_heads),)
+    kernels = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
+    return tuple(
+        Variant(name, partial(_by_kernel, attend, kernel), truth, None, _equal_heads)
+        for name, kernel in kernels.items()
+    )
 
 
 def masked(program: Program, tensors: Tensors, inputs: Inputs | None, backward: bool) -> list[Contestant]:
@@ -161,11 +213,11 @@ def _is_square(program: Program) -> bool:
     return sizes.q_start == 0 and sizes.q_len == sizes.kv_len
 
 
-def _with_relation(program: Program, relation: Relation) -> Program:
-    bound = program.bound
-    groups = (HeadGroup(relation, tuple(range(bound.num_heads))),)
-    other = replace(bound, relation=relation, groups=groups, inputs=())
-    return Program(other, program.text, program.device, "oracle")
+def _truth(program: Program | CompositeProgram, relation: Relation) -> Program:
+    """Plain attention of the same sizes by another relation, by the oracle."""
+    groups = (HeadGroup(relation, tuple(range(program.num_heads))),)
+    bound = Bound(relation, groups, (), program.sizes, program.num_heads, 0)
+    return Program(bound, program.text, program.device, "oracle")
 
 
 def _attend_dense(tensors: Tensors, causal: bool) -> Tensor:
@@ -181,7 +233,7 @@ def _equal_heads(tensors: Tensors) -> Tensors:
     """As many key heads as query heads: the kernels for those are the fast ones."""
     kv_group = tensors.query.shape[1] // tensors.key.shape[1]
     if kv_group == 1:
-        return tensors
+        return tensors.alone()
     key, value = (part.repeat_interleave(kv_group, dim=1) for part in (tensors.key, tensors.value))
     return Tensors(tensors.query, key, value)
 

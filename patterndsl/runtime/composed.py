@@ -7,24 +7,28 @@ Keys of a source have any length that the caller gives them, so the program of a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from patterndsl.diagnostics import input_error, nearest
+from patterndsl.analysis.explain_terms import Part, WholeExplanation, whole_explanation
+from patterndsl.diagnostics import input_error
+from patterndsl.ir.relation import inputs_read
+from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import ops, scored_ops
 from patterndsl.runtime.arguments import as_autocast
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.learned import Learned, check_gates, check_learned, check_names
 from patterndsl.runtime.parts import merged
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.projected import Roles, check_roles, tensors_of
-from patterndsl.runtime.scored import as_table, tables_read
+from patterndsl.runtime.scored import as_table, relation_of, tables_read
 from patterndsl.runtime.scored_term import ScoredTerm
 from patterndsl.runtime.summed import At, Features, summed
-from patterndsl.score.state import State
+from patterndsl.sema.bind import InputShape, bind
 from patterndsl.sema.parameters import Sizes
 from patterndsl.source.sequence import Keys
 from patterndsl.syntax.tree import OWN_KEYS
@@ -82,6 +86,69 @@ class CompositeProgram:
                 self._programs.popitem(last=False)
         return self._programs[key]
 
+    @property
+    def layer(self) -> int:
+        """What `layer` is in the pattern."""
+        return int(self.options["layer"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._usual(self.pattern.terms[0]).device
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+        return int(self.options["heads"])
+
+    @property
+    def text(self) -> str:
+        """The canonical text of the pattern."""
+        return self.pattern.text
+
+    @property
+    def backend(self) -> str:
+        """How the terms of this layer run, each way once: backends of plain ones, and scored or summed."""
+        return ", ".join(dict.fromkeys(self._runs(term) for term in self.pattern.terms_at(self.layer)))
+
+    def _runs(self, term: Term) -> str:
+        how = self.pattern.branches[term.branch].runs
+        return self._usual(term).backend if how == "planned" else how
+
+    def _usual(self, term: Term) -> Program:
+        return self.program(term.name, self.usual_keys(term))
+
+    @property
+    def inputs(self) -> tuple[InputShape, ...]:
+        """What a call reads of inputs, labels and selections, in terms and in biases."""
+        found = {shape.name: shape for term in self.pattern.terms for shape in self._usual(term).bound.inputs}
+        for branch in self.pattern.branches.values():
+            relation = relation_of(branch.bias)
+            if inputs_read(relation):
+                asked = replace(self.pattern.resolved, relation=relation)
+                found |= {item.name: item for item in bind(asked, self.sizes, self.num_heads, self.layer).inputs}
+        return tuple(found.values())
+
+    def with_found(self, query: Tensor, own: Keys, learned: Learned, inputs: Inputs | None) -> Inputs | None:
+        """The inputs with what learners and selectors of terms find; see `Program.with_found`."""
+        found = dict(inputs or {})
+        for term in self.pattern.terms_at(self.layer):
+            key, _ = learned.keys_of(term.source, own)
+            found |= self.program(term.name, key.shape[2]).with_found(query, key, term.read_of(found)) or {}
+        return found or inputs
+
+    def explain(self, *, head_dim: int = 64, train: bool = False, on_event: OnEvent | None = None) -> WholeExplanation:
+        """The passes of each term, how their results meet, and what all should take; see `Program.explain`."""
+        pattern, parts = self.pattern, []
+        for term in pattern.terms_at(self.layer):
+            branch, program = pattern.branches[term.branch], self._usual(term)
+            is_planned = branch.runs == "planned"
+            made = program.explain(head_dim=head_dim, train=train, on_event=on_event) if is_planned else None
+            features = pattern.num_features(term.branch, head_dim)
+            parts.append(Part(term.name, term.branch, branch.runs, program.bound, made, features))
+        constants = self._usual(pattern.terms[0]).constants
+        return whole_explanation(pattern.title, parts, pattern.combine, constants, head_dim=head_dim, train=train)
+
     # ---- what is attended -----------------------------------------------------------------------------------
 
     def masks(self, inputs: Inputs | None = None, num_keys: Mapping[str, int] | None = None) -> dict[str, Tensor]:
@@ -133,10 +200,23 @@ class CompositeProgram:
         log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
         knows no single scores, are asked for a log-sum-exp.
         """
-        call = Call(
-            self.program, self.sizes, inputs, scale, f"term:{self._number}", ops.Call(self.options.get("layer", 0))
-        )
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
+        return self.attend(query, key, value, learned, inputs=inputs, scale=scale, return_lse=return_lse)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        learned: Learned,
+        *,
+        inputs: Inputs | None = None,
+        scale: float | None = None,
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The same with all that a layer makes as one."""
+        asked = ops.Call(self.layer)
+        call = Call(self.program, self.sizes, inputs, scale, f"term:{self._number}", asked)
         return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
 
 
@@ -152,23 +232,6 @@ def _found(where: str, _query: Tensor, key: Tensor, _call: ops.Call) -> ScoredTe
 
 ops.finders["term"] = lambda *asked: _found(*asked).program
 scored_ops.finders["term"] = _found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Learned:
-    """What layers make for a call, by name: keys of sources, gates and made scores of branches, tables of biases; of
-    roles their own tensors; of
-    branches that sum features their random directions and the sums of earlier segments. after: those sums with this
-    call's keys, which it fills in."""
-
-    sources: Mapping[str, Keys]
-    gates: Mapping[str, Tensor]
-    scores: Mapping[str, Tensor]
-    tables: Mapping[str, Any]
-    directions: Mapping[str, Tensor] = field(default_factory=dict)
-    sums: Mapping[str, State] = field(default_factory=dict)
-    after: dict[str, State] = field(default_factory=dict)
-    roles: Roles = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,7 +266,7 @@ def combined(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What all terms come to; see `CompositeProgram.__call__`. own: the sequence's own keys."""
     branches = pattern.branches
-    _check_learned(pattern, learned)
+    check_learned(pattern, learned)
     check_roles(pattern, learned.roles, query, {**learned.sources, OWN_KEYS: own})
     resolved = pattern.resolved
     known = [
@@ -211,16 +274,14 @@ def combined(
         *(item.name for item in resolved.labels),
         *(item.name for item in resolved.selections),
     ]
-    _check(pattern, "input", call.inputs or {}, known, set())
+    check_names(pattern, "input", call.inputs or {}, known, set())
     if return_lse and (len(branches) > 1 or any(branch.is_kernel for branch in branches.values())):
         what = f"the {pattern.combine} of several softmaxes" if len(branches) > 1 else "a sum of features"
         raise input_error("E505", f"{what} has no log-sum-exp", "leave return_lse out")
     outputs: dict[str, Tensor] = {}
-    for name, branch in branches.items():
-        terms = branch.terms_at(call.asked.layer) or branch.terms[: len(branches) == 1]
-        keys = [(term, own if term.source == OWN_KEYS else learned.sources[term.source]) for term in terms]
-        if not keys:
-            continue
+    for name, terms in pattern.branches_at(call.asked.layer).items():
+        branch = branches[name]
+        keys = [(term, learned.keys_of(term.source, own)) for term in terms]
         if branch.is_kernel:
             settings, decay = pattern.score_settings(name), pattern.decay(name, query.shape[1], call.asked.layer)
             features = Features(branch.score.name, settings, learned.directions.get(name), decay)
@@ -234,7 +295,7 @@ def combined(
             return results
         outputs[name] = results[0]
     if pattern.combine == "gate":
-        _check_gates(learned.gates, query)
+        check_gates(learned.gates, query)
         outputs = {name: out * learned.gates[name][..., None].to(out.dtype) for name, out in outputs.items()}
     if not outputs:
         return query.new_zeros((*query.shape[:3], own[1].shape[3]))
@@ -273,49 +334,3 @@ def _with_found(call: Call, term: Term, query: Tensor, keys: Keys) -> Call:
     program = call.program(term.name, keys[0].shape[2])
     found = program.with_found(query, keys[0], term.read_of(call.inputs))
     return replace(call, inputs={**(call.inputs or {}), **(found or {})})
-
-
-def _check_learned(pattern: Composite, learned: Learned) -> None:
-    """Raises InputError (E501) where something that is learned is missing or unknown."""
-    branches = pattern.branches
-    declared = [item.name for item in pattern.resolved.sources]
-    gated = list(branches) if pattern.combine == "gate" else []
-    made = [name for name, branch in branches.items() if branch.is_made_up]
-    known = [item.name for item in pattern.resolved.tables]
-    read = {name for branch in branches.values() for name in tables_read(branch.bias)}
-    _check(pattern, "source", learned.sources, declared, {term.source for term in pattern.terms} - {OWN_KEYS})
-    _check(pattern, "gate", learned.gates, gated, set(gated))
-    _check(pattern, "score", learned.scores, made, set(made))
-    _check(pattern, "table", learned.tables, known, read)
-
-
-def _check_gates(gates: Mapping[str, object], query: Tensor) -> None:
-    """Raises InputError (E502) on a gate that is no weight of branch, head and query."""
-    rows = query.shape[:3]
-    for name, gate in gates.items():
-        help = f"give a floating-point tensor {list(rows)}, or what broadcasts to it, on {query.device}"
-        if not isinstance(gate, Tensor):
-            raise input_error("E502", f"gate `{name}` is {type(gate).__name__}", help)
-        sizes = (1,) * (3 - gate.dim()) + tuple(gate.shape)
-        fits = len(sizes) == 3 and all(size in (1, whole) for size, whole in zip(sizes, rows, strict=True))
-        if not fits or not gate.is_floating_point() or gate.device != query.device:
-            raise input_error("E502", f"gate `{name}` is {list(gate.shape)}, {gate.dtype} on {gate.device}", help)
-
-
-def _check(pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]) -> None:
-    """Raises InputError (E501) where names are missing or unknown."""
-    for name in given:
-        if name not in known:
-            near = nearest(str(name), known)
-            help = f"did you mean `{near}`?" if near else f"it takes {', '.join(known) or 'none'}"
-            raise input_error("E501", f"the pattern has no {what} `{name}`", help)
-    for name in sorted(wanted - given.keys()):
-        if what != "source":
-            shape = {"gate": "[B, H, Tq]", "score": "[B, H, Tq, Tk]", "table": "[H, size]"}[what]
-            help = f"give {what}s={{{name!r}: {shape}}}, or use patterndsl.nn.Attention, which makes them"
-            raise input_error("E501", f"{what} `{name}` is missing", help)
-        declared = next(item for item in pattern.resolved.sources if item.name == name)
-        help = f"give sources={{{name!r}: (key, value)}}, or use patterndsl.nn.Attention, which makes them"
-        if declared.kind in ("recall", "compress"):
-            help = f"give what is recalled as sources={{{name!r}: (key, value)}}, of length 0 at first"
-        raise input_error("E501", f"source `{name}`, made by {declared.kind}, is missing", help)

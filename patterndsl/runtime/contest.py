@@ -19,6 +19,7 @@ from torch import Tensor
 
 from patterndsl.diagnostics import PatternError
 from patterndsl.lower.tiles import OnEvent
+from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.measure import cores_of_others, step_seconds, timed, usage
 from patterndsl.runtime.program import Program
@@ -44,7 +45,7 @@ class Variant:
 
     name: str
     attend: Attend
-    truth: Program
+    truth: Program | CompositeProgram
     inputs: Inputs | None = None
     arranged: Callable[[Tensors], Tensors] = lambda tensors: tensors
     trains: bool = True
@@ -53,7 +54,8 @@ class Variant:
 @dataclass(frozen=True, slots=True, eq=False)
 class Contestant:
     """A way to attend. expected_seconds: of a call, as far as known; memory_only: called once, for its memory;
-    held_bytes: of what it keeps between calls beside the tensors, as part of its peaks."""
+    held_bytes: of what it keeps between calls beside the tensors, as part of its peaks; skipped: why it takes no
+    part."""
 
     label: str
     variants: tuple[Variant, ...]
@@ -61,6 +63,7 @@ class Contestant:
     expected_seconds: float = 0.0
     memory_only: bool = False
     held_bytes: int = 0
+    skipped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,9 @@ def _tried(
     place: int, contestant: Contestant, tensors: Tensors, backward: bool, limits: Limits
 ) -> tuple[Entry, list[_Racer]]:
     """What is known before the race, and who takes part in it."""
-    entry = Entry(contestant.label, contestant.note)
+    entry = Entry(contestant.label, contestant.note, contestant.skipped)
+    if contestant.skipped is not None:
+        return entry, []
     if contestant.expected_seconds > limits.call:
         limit = f"beyond the limit of {limits.call:g} s"
         return replace(entry, skipped=f"a call would take about {contestant.expected_seconds:,.0f} s, {limit}"), []
@@ -289,7 +294,7 @@ def _forward_steps(attend: Attend, tensors: Tensors) -> _Steps:
 
 def _training_steps(attend: Attend, tensors: Tensors) -> _Steps:
     leaves = tensors.trainable()
-    parts = (leaves.query, leaves.key, leaves.value)
+    parts = tuple(leaves.named.values())
     upstream = torch.ones(
         (*leaves.query.shape[:3], leaves.value.shape[3]), dtype=leaves.value.dtype, device=leaves.value.device
     )
@@ -299,7 +304,7 @@ def _training_steps(attend: Attend, tensors: Tensors) -> _Steps:
         outputs.append(attend(leaves))
 
     def backward() -> None:
-        torch.autograd.grad(outputs.pop(), parts, upstream)
+        torch.autograd.grad(outputs.pop(), parts, upstream, allow_unused=True)
 
     return forward, backward
 

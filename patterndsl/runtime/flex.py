@@ -26,6 +26,7 @@ MAX_DENSE_BLOCKS = 1 << 24
 
 
 MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+ScoreMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def mask_mod(bound: Bound, data: DeviceData, *, by_head: bool = False) -> MaskMod:
@@ -156,10 +157,11 @@ def _attend(
     gqa: bool,
     lse: bool,
     options: dict[str, int] | None,
+    score_mod: ScoreMod | None = None,
 ) -> Any:
     attend: Any = flex_attention  # its overloads take no plain bool
     return attend(
-        query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa, return_lse=lse, kernel_options=options
+        query, key, value, score_mod, mask, scale=scale, enable_gqa=gqa, return_lse=lse, kernel_options=options
     )
 
 
@@ -180,7 +182,15 @@ def _options(mask: BlockMask) -> dict[str, int] | None:
 
 
 def flex(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scale: float, want_lse: bool
+    attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float,
+    want_lse: bool,
+    score_mod: ScoreMod | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] (None unless wanted). Empty rows yield 0.
 
@@ -199,7 +209,7 @@ def flex(
     with torch.autocast(query.device.type, enabled=False):
         shared = query.shape[1] != key.shape[1]
         options = _options(mask) if query.device.type == "cuda" else None
-        result = attend(query, key, value, mask, scale, shared, want_lse, options)
+        result = attend(query, key, value, mask, scale, shared, want_lse, options, score_mod)
     if not want_lse:
         return cast("Tensor", result), None
     output, lse = result

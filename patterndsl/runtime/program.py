@@ -59,7 +59,7 @@ from patterndsl.runtime.planned import Planned, is_finite
 from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
-from patterndsl.sema.parameters import integer
+from patterndsl.sema.parameters import Sizes, integer
 
 MAX_GATHERED = 1 << 28
 
@@ -122,6 +122,16 @@ class Program:
         kind, has_inputs = self.device.type, bool(self.bound.inputs)
         has_hulls = has_inputs and self.hulls is not None
         return usual_backend(kind, has_inputs, len(self.bound.groups), has_hulls)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Its lengths, and where the queries begin."""
+        return self.bound.sizes
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+        return self.bound.num_heads
 
     # ---- what is attended -----------------------------------------------------------------------------------
 

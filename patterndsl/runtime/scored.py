@@ -7,7 +7,7 @@ query blocks are computed again in the backward pass, so that scores are never k
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -158,9 +158,7 @@ def scored_attention(
     beyond the tensors O(MAX_SCORES).
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    by_head = has_heads(given)
-    looked_up = folded(given, range(bound.num_heads), query.shape[0]) if by_head else given
-    data = device_data(relation_of(scoring.bias), bound.num_heads, looked_up, query.device)
+    read = ReadByBias.of(scoring.bias, given, bound.num_heads, query)
     out = query.new_zeros((*query.shape[:3], value.shape[-1]), dtype=dtype)
     lse = query.new_full(query.shape[:3], -torch.inf, dtype=dtype)
     for group in groups:
@@ -169,8 +167,7 @@ def scored_attention(
         )
         at_rows = torch.arange(query.shape[0], device=query.device) if rows is None else rows
         at_heads = torch.arange(query.shape[1], device=query.device) if heads is None else heads
-        told = at_rows[:, None] * bound.num_heads + at_heads if by_head else at_rows[:, None]
-        one = _One(group, bound, data.at_row(told[..., None, None, None]), scoring, scale, rows, heads)
+        one = _One(group, bound, read.at(at_rows, at_heads), scoring, scale, rows, heads)
         part_out, part_lse = one.attend(query, key, value, dtype)
         if rows is None and heads is None:
             out, lse = part_out, part_lse
@@ -187,6 +184,28 @@ def relation_of(bias: Real | None) -> Relation:
     return disjunction(
         compare("<", index, Const(0)) for index in integers if any(isinstance(p, Read) for p in subexpressions(index))
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadByBias:
+    """What a bias looks up of inputs. by_head: it has a row for each head of each batch row, of so many heads."""
+
+    data: DeviceData
+    num_heads: int
+    by_head: bool
+
+    @staticmethod
+    def of(bias: Real | None, given: Mapping[str, Tensor], num_heads: int, query: Tensor) -> ReadByBias:
+        """given: as `checked_inputs` returns them."""
+        by_head = has_heads(given)
+        looked_up = folded(given, range(num_heads), query.shape[0]) if by_head else given
+        data = device_data(relation_of(bias), num_heads, looked_up, query.device)
+        return ReadByBias(data, num_heads, by_head)
+
+    def at(self, rows: Tensor, heads: Tensor) -> DeviceData:
+        """Asked for by scores [batch rows, heads, blocks, queries, keys]."""
+        told = rows[:, None] * self.num_heads + heads if self.by_head else rows[:, None]
+        return self.data.at_row(told[..., None, None, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,25 +292,29 @@ class _One:
         return out.flatten(2, 3), lse.flatten(2, 3)
 
     def scores(self, q: Tensor, k: Tensor, local: Tensor, there: Tensor) -> Tensor:
-        scoring = self.scoring
-        if scoring.made is None:
-            found = q @ k.transpose(-1, -2) * self.scale
-        else:
+        scoring, made = self.scoring, None
+        if scoring.made is not None:
             made = scoring.made if self.rows is None or scoring.made.shape[0] == 1 else scoring.made[self.rows]
             made = made if self.heads is None else made[:, self.heads]
-            found = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype).expand(q.shape[0], -1, -1, -1, -1)
-        if scoring.softcap is not None:
-            found = scoring.softcap * torch.tanh(found / scoring.softcap)
-        if scoring.bias is None:
-            return found
+            made = made[:, :, local[:, :, None], there[:, None, :]].to(q.dtype).expand(q.shape[0], -1, -1, -1, -1)
         heads = torch.arange(q.shape[1], device=q.device) if self.heads is None else self.heads
         point = Point(
             local[:, :, None] + self.bound.sizes.q_start, there[:, None, :], heads[:, None, None, None], self.data
         )
         tables = _of_heads(scoring.tables or {}, self.heads)
-        numbers = _Numbers(tables, Met(q, k, self.scale))
-        bias = real_value(scoring.bias, point, numbers)
-        return found + torch.as_tensor(bias, device=q.device).to(q.dtype)
+        return scores_of(Met(q, k, self.scale), made, replace(scoring, tables=tables), point)
+
+
+def scores_of(met: Met, made: Tensor | None, scoring: Scoring, point: Point) -> Tensor:
+    """Scores [B, H, blocks, queries, keys] of what meets: products, or what is made up, capped, and the bias. point:
+    where they stand, which broadcasts to them, with what the bias reads."""
+    found = met.query @ met.key.transpose(-1, -2) * met.scale if made is None else made
+    if scoring.softcap is not None:
+        found = scoring.softcap * torch.tanh(found / scoring.softcap)
+    if scoring.bias is None:
+        return found
+    bias = real_value(scoring.bias, point, _Numbers(scoring.tables or {}, met))
+    return found + torch.as_tensor(bias, device=found.device).to(found.dtype)
 
 
 def kind_of(table: Table) -> str:

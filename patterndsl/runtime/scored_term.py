@@ -57,25 +57,27 @@ class ScoredTerm:
         found = self.program.with_found(query, keys[0], self.term.read_of(inputs))
         given = checked_inputs(bound, found, self.program.device, query.shape[0])
         assert bound.is_plain, "a multiset or a fallback beside scores, which the checks refuse"
-        bias = None if branch.bias is None else self._bound(branch.bias)
-        looked_up = self._read_by_bias(bias, inputs, query, keys[0])
-        scoring = Scoring(bias, branch.softcap, tables, made)
+        scoring = self.scoring(tables, made)
+        looked_up = self.read_by_bias(scoring.bias, inputs, query, keys[0])
         scale = checked_scale(scale, query.shape[-1])
         by_head = has_heads(given)
         groups = tuple(groups_of_heads(bound, given, query.device)) if by_head else self.program.groups(given)
         with without_autocast(query.device.type):
             return scored_attention(query, *keys, groups, bound, looked_up, scoring, scale=scale)
 
-    def _bound(self, bias: Real) -> Real:
-        bound = self.program.bound
-        return bound_bias(bias, self.pattern.resolved, self.term.position, bound.sizes, bound.layer)
+    def scoring(self, tables: Mapping[str, Table], made: Tensor | None) -> Scoring:
+        """What scores of its pairs are beside products."""
+        branch, bound = self.branch, self.program.bound
+        bias = branch.bias
+        if bias is not None:
+            bias = bound_bias(bias, self.pattern.resolved, self.term.position, bound.sizes, bound.layer)
+        return Scoring(bias, branch.softcap, tables, made)
 
-    def _read_by_bias(self, bias: Real | None, inputs: Inputs | None, query: Tensor, key: Tensor) -> dict[str, Tensor]:
+    def read_by_bias(self, bias: Real | None, inputs: Inputs | None, query: Tensor, key: Tensor) -> dict[str, Tensor]:
         """The inputs that a bias reads, checked; labels that are not among them are found from the keys. Raises
         InputError (E501, E502)."""
         relation, bound = relation_of(bias), self.program.bound
-        names = inputs_read(relation)
-        if not names:
+        if not inputs_read(relation):
             return {}
         asked = bind(replace(self.pattern.resolved, relation=relation), bound.sizes, bound.num_heads, bound.layer)
         given = {shape.name: inputs[shape.name] for shape in asked.inputs if inputs and shape.name in inputs}

@@ -9,19 +9,24 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from patterndsl.analysis.verdict import Proven
 from patterndsl.diagnostics import InputError, error
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Compare, Everything
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import oracle
+from patterndsl.runtime.composed import CompositeProgram
+from patterndsl.runtime.composed_dense import dense_rows
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.learned import Path, learned_of
 from patterndsl.runtime.measure import timed
 from patterndsl.runtime.program import Program
 from patterndsl.sema.parameters import Sizes
@@ -36,36 +41,70 @@ _PROBE = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensors:
-    """query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], one dtype, one device."""
+    """query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], one dtype, one device. more: what a layer
+    makes beside them, see `runtime.learned`."""
 
     query: Tensor
     key: Tensor
     value: Tensor
+    more: Mapping[Path, Tensor] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """All of them, each by what it is."""
+        more = {" ".join(filter(None, path)): x for path, x in self.more.items()}
+        return {"query": self.query, "key": self.key, "value": self.value, **more}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Tensors:
+        """All of them changed."""
+        more = {path: change(x) for path, x in self.more.items()}
+        return Tensors(change(self.query), change(self.key), change(self.value), more)
 
     def trainable(self) -> Tensors:
         """Copies that gather gradients."""
-        return Tensors(*(part.detach().clone().requires_grad_() for part in (self.query, self.key, self.value)))
+        return self.each(lambda x: x.detach().clone().requires_grad_())
+
+    def alone(self) -> Tensors:
+        """Query, key and value."""
+        return Tensors(self.query, self.key, self.value)
 
 
 Attend: TypeAlias = Callable[[Tensors], Tensor]
 """Attention of some kind: [B, Hq, Tq, Dv]."""
 
 
-def random_tensors(
-    sizes: Sizes, *, batch: int, heads: int, kv_heads: int, head_dim: int, dtype: str, device: torch.device, seed: int
-) -> Tensors:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of the tensors, but for their lengths. dtype: a name such as float32."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    device: torch.device
+
+
+def random_tensors(sizes: Sizes, shape: Shape, seed: int) -> Tensors:
     """Normal deviates, the same for one seed. Raises PatternError (E503, E504)."""
-    if heads % kv_heads:
-        raise error("E503", f"{heads} heads do not share {kv_heads} key heads evenly", None, "make heads a multiple")
-    shapes = ((batch, heads, sizes.q_len, head_dim), *2 * ((batch, kv_heads, sizes.kv_len, head_dim),))
-    needed = 3 * sum(map(math.prod, shapes)) * torch.finfo(_dtype(dtype)).bits // 8
+    if shape.heads % shape.kv_heads:
+        message = f"{shape.heads} heads do not share {shape.kv_heads} key heads evenly"
+        raise error("E503", message, None, "make heads a multiple")
+    of_keys = (shape.batch, shape.kv_heads, sizes.kv_len, shape.head_dim)
+    shapes = ((shape.batch, shape.heads, sizes.q_len, shape.head_dim), of_keys, of_keys)
+    dtype = dtype_of(shape.dtype)
+    check_memory(3 * sum(map(math.prod, shapes)) * torch.finfo(dtype).bits // 8, shape.device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    # one generator on the host, so that every device gets the same numbers
+    query, key, value = (torch.randn(item, generator=generator).to(shape.device, dtype) for item in shapes)
+    return Tensors(query, key, value)
+
+
+def check_memory(needed: int, device: torch.device) -> None:
+    """Raises PatternError (E504) where so many bytes are more than the host has."""
     if device.type == "cpu" and needed > _physical_memory():
         message = f"tensors of these sizes need about {needed / 2**30:,.0f} GiB with their results"
         raise error("E504", message, None, "choose a smaller length, batch, head size or number of heads")
-    generator = torch.Generator("cpu").manual_seed(seed)
-    # one generator on the host, so that every device gets the same numbers
-    made = (torch.randn(shape, generator=generator).to(device, _dtype(dtype)) for shape in shapes)
-    return Tensors(*made)
 
 
 def read_tensors(path: str, *, dtype: str | None, device: torch.device) -> Tensors:
@@ -88,7 +127,7 @@ def read_tensors(path: str, *, dtype: str | None, device: torch.device) -> Tenso
     if any(part.dim() != 4 for part in parts):
         shapes = ", ".join(str(list(part.shape)) for part in parts)
         raise error("E503", f"{path} holds query, key, value of shapes {shapes}", None, "make them [B, H, T, D]")
-    return Tensors(*(part.to(_dtype(dtype)) if dtype else part for part in parts))
+    return Tensors(parts[0], parts[1], parts[2]).each(lambda x: x.to(dtype_of(dtype)) if dtype else x)
 
 
 def as_inputs(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
@@ -96,7 +135,8 @@ def as_inputs(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Tens
     return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
+    """PyTorch's of that name."""
     found = getattr(torch, name)
     assert isinstance(found, torch.dtype)
     return found
@@ -129,11 +169,14 @@ class Deviation:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Deviations over so many query rows of each head; gradients are those of a loss over the same rows."""
+    """Deviations over so many query rows of each head; gradients are those of a loss over the same rows. num_pairs:
+    that these rows attend, over heads and batch, of num_all pairs with the keys of each branch."""
 
     num_rows: int
     every_row: bool
     deviations: tuple[Deviation, ...]
+    num_pairs: int
+    num_all: int
 
     @property
     def passed(self) -> bool:
@@ -141,7 +184,7 @@ class Check:
 
 
 def check(
-    program: Program,
+    program: Program | CompositeProgram,
     tensors: Tensors,
     inputs: Inputs | None = None,
     *,
@@ -154,9 +197,14 @@ def check(
     """The program's output, and gradients, against the oracle: every row where pairs are few, else some.
 
     attend: other attention, which should compute what the program does, to check instead of it.
-    Work: O(rows x B x Hq x Tk x D) in float64, in memory of PAIRS_AT_ONCE scores and one head of keys and values.
+    Work: O(rows x B x Hq x Tk x D) in float64, in memory of PAIRS_AT_ONCE scores and one head of keys and values; of
+    several terms that of all heads.
     """
-    rows = _checked_rows(program.bound.sizes, tensors.query.shape, sample_rows, seed)
+    sizes = program.sizes
+    num_keys = sizes.kv_len
+    if isinstance(program, CompositeProgram):
+        num_keys = keys_of_branches(program, tensors)
+    rows = _checked_rows(sizes.q_len, num_keys, tensors.query.shape, sample_rows, seed)
     generator = torch.Generator("cpu").manual_seed(seed + 1)
     value = tensors.value
     shape = (*tensors.query.shape[:3], value.shape[3])
@@ -166,32 +214,52 @@ def check(
         upstream[:, :, rows] = drawn.to(upstream.device, upstream.dtype)
     attend = attend or attend_of(program, inputs)
     found = _results(attend, tensors, upstream if backward else None, rows)
-    expected, dense = _reference(program, tensors, inputs, upstream if backward else None, rows, on_event)
+    wanted = upstream if backward else None
+    if isinstance(program, CompositeProgram):
+        expected, dense, num_pairs = _dense_reference(program, tensors, inputs, wanted, rows, on_event)
+    else:
+        expected, dense, num_pairs = _reference(program, tensors, inputs, wanted, rows, on_event)
     epsilon = torch.finfo(value.dtype).eps
-    names = ("output", "query gradient", "key gradient", "value gradient")
+    names = ("output", *(f"{name} gradient" for name in tensors.named))
     deviations = [
         Deviation(name, _largest(mine.double() - exact), _largest(rough - exact), epsilon * _largest(exact))
         for name, mine, exact, rough in zip(names, found, expected, dense, strict=False)
     ]
-    return Check(len(rows), len(rows) == program.bound.sizes.q_len, tuple(deviations))
+    num_all = shape[0] * shape[1] * len(rows) * num_keys
+    return Check(len(rows), len(rows) == sizes.q_len, tuple(deviations), num_pairs, num_all)
 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-def _checked_rows(sizes: Sizes, shape: torch.Size, sample_rows: int, seed: int) -> Tensor:
+def keys_of_branches(program: CompositeProgram, tensors: Tensors) -> int:
+    """Keys of all sources that are attended, once for each branch."""
+    learned, own = learned_of(program.pattern, tensors.more), (tensors.key, tensors.value)
+    attended = {(term.branch, term.source) for term in program.pattern.terms_at(program.layer)}
+    return sum(learned.keys_of(source, own)[0].shape[2] for _, source in attended)
+
+
+def _checked_rows(q_len: int, num_keys: int, shape: torch.Size, sample_rows: int, seed: int) -> Tensor:
     """Local rows, ascending: all, or a sample with the first and the last row in it."""
-    num_pairs = shape[0] * shape[1] * sizes.q_len * sizes.kv_len
-    if num_pairs <= ALL_ROWS_PAIRS or sample_rows >= sizes.q_len:
-        return torch.arange(sizes.q_len)
-    drawn = torch.randperm(sizes.q_len, generator=torch.Generator("cpu").manual_seed(seed))[: max(0, sample_rows - 2)]
-    return torch.tensor(sorted({0, *drawn.tolist(), sizes.q_len - 1}))
+    num_pairs = shape[0] * shape[1] * q_len * num_keys
+    if num_pairs <= ALL_ROWS_PAIRS or sample_rows >= q_len:
+        return torch.arange(q_len)
+    drawn = torch.randperm(q_len, generator=torch.Generator("cpu").manual_seed(seed))[: max(0, sample_rows - 2)]
+    return torch.tensor(sorted({0, *drawn.tolist(), q_len - 1}))
 
 
-def attend_of(program: Program, inputs: Inputs | None) -> Attend:
+def attend_of(program: Program | CompositeProgram, inputs: Inputs | None) -> Attend:
     """The program as attention of the tensors alone."""
     return lambda tensors: _output(program, tensors, inputs)
+
+
+def with_found(program: Program | CompositeProgram, tensors: Tensors, inputs: Inputs | None) -> Inputs | None:
+    """The inputs with all labels and lists, which the checks ask for masks by."""
+    if not isinstance(program, CompositeProgram):
+        return program.with_found(tensors.query, tensors.key, inputs)
+    learned = learned_of(program.pattern, tensors.more)
+    return program.with_found(tensors.query, (tensors.key, tensors.value), learned, inputs)
 
 
 def _results(attend: Attend, tensors: Tensors, upstream: Tensor | None, rows: Tensor) -> list[Tensor]:
@@ -202,15 +270,57 @@ def _results(attend: Attend, tensors: Tensors, upstream: Tensor | None, rows: Te
     leaves = tensors.trainable()
     output = attend(leaves)
     torch.autograd.backward(output, upstream)
-    gradients = [leaf.grad for leaf in (leaves.query, leaves.key, leaves.value)]
-    assert gradients[0] is not None and gradients[1] is not None and gradients[2] is not None
-    return [output.detach()[:, :, rows], gradients[0][:, :, rows], gradients[1], gradients[2]]
+    return [output.detach()[:, :, rows], *_gradients(leaves, rows)]
 
 
-def _output(program: Program, tensors: Tensors, inputs: Inputs | None) -> Tensor:
-    output = program(tensors.query, tensors.key, tensors.value, inputs=inputs)
+def _gradients(leaves: Tensors, rows: Tensor) -> list[Tensor]:
+    """Query's at the rows, all of the others; 0 of what has no part in the output."""
+    found = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves.named.values()]
+    return [found[0][:, :, rows], *found[1:]]
+
+
+def _output(program: Program | CompositeProgram, tensors: Tensors, inputs: Inputs | None) -> Tensor:
+    own = (tensors.query, tensors.key, tensors.value)
+    if isinstance(program, CompositeProgram):
+        output = program.attend(*own, learned_of(program.pattern, tensors.more), inputs=inputs)
+    else:
+        output = program(*own, inputs=inputs)
     assert isinstance(output, Tensor)
     return output
+
+
+def _dense_reference(
+    program: CompositeProgram,
+    tensors: Tensors,
+    inputs: Inputs | None,
+    upstream: Tensor | None,
+    rows: Tensor,
+    on_event: OnEvent | None,
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """The same of a pattern with several terms, from `composed_dense`."""
+    per_row = max(1, math.prod(tensors.query.shape[:2]) * keys_of_branches(program, tensors))
+    step, num_pairs = max(1, PAIRS_AT_ONCE // per_row), 0
+    found = []
+    for dtype in (torch.float64, tensors.query.dtype):
+        leaves = tensors.each(partial(_leaf, dtype=dtype, trains=upstream is not None))
+        learned, num_pairs = learned_of(program.pattern, leaves.more), 0
+        outputs = [leaves.query.new_zeros((*leaves.query.shape[:2], 0, leaves.value.shape[3]))]
+        for start in range(0, len(rows), step):
+            if on_event:
+                on_event("checking", start, len(rows))
+            at = rows[start : start + step]
+            out, num = dense_rows(program, leaves.query, (leaves.key, leaves.value), learned, inputs, at)
+            num_pairs += num
+            if upstream is not None and out.requires_grad:
+                torch.autograd.backward(out, upstream[:, :, at].to(out.dtype))
+            outputs.append(out.detach())
+        gradients = [] if upstream is None else _gradients(leaves, rows)
+        found.append([x.double() for x in (torch.cat(outputs, 2), *gradients)])
+    return found[0], found[1], num_pairs
+
+
+def _leaf(x: Tensor, dtype: torch.dtype, trains: bool) -> Tensor:
+    return x.detach().to(dtype, copy=True).requires_grad_(trains)
 
 
 def _reference(
@@ -220,13 +330,15 @@ def _reference(
     upstream: Tensor | None,
     rows: Tensor,
     on_event: OnEvent | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """What `_results` should be, in float64: from the oracle, and from dense SDPA in the tensors' dtype."""
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """What `_results` should be, in float64: from the oracle, and from dense SDPA in the tensors' dtype; and the pairs
+    that the rows attend."""
     query, key, value = tensors.query, tensors.key, tensors.value
     shapes = [(*query.shape[:2], len(rows), value.shape[3])]
     if upstream is not None:
         shapes += [(*query.shape[:2], len(rows), query.shape[3]), tuple(key.shape), tuple(value.shape)]
     expected, dense = ([query.new_zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2))
+    num_pairs = 0
     pairs_per_row = max(1, key.shape[2])
     # the masks of all heads are asked for together
     step = max(1, min(PAIRS_AT_ONCE, oracle.MAX_PAIRS // max(1, math.prod(query.shape[:2]))) // pairs_per_row)
@@ -235,13 +347,14 @@ def _reference(
             on_event("checking", start, len(rows))
         at = rows[start : start + step]
         for batch, head, kv_head, keep in _masks(program, inputs, at, query.shape, key.shape[1]):
+            num_pairs += int((keep > 0).sum())
             places = ((batch, head, slice(start, start + step)),) * 2 + ((batch, kv_head),) * 2
             upstream_at = None if upstream is None else upstream[batch, head, at]
             parts = (query[batch, head, at], key[batch, kv_head], value[batch, kv_head])
             for sums, attend in ((expected, _exact), (dense, _rough)):
                 for total, place, part in zip(sums, places, attend(parts, keep, upstream_at), strict=False):
                     total[place] += part
-    return expected, dense
+    return expected, dense, num_pairs
 
 
 def _masks(
@@ -314,25 +427,27 @@ class Rival:
 
 
 def cost_of_program(
-    program: Program, tensors: Tensors, inputs: Inputs | None = None, *, backward: bool = False
+    program: Program | CompositeProgram, tensors: Tensors, inputs: Inputs | None = None, *, backward: bool = False
 ) -> Cost:
     """A call of the program, with its backward pass or without."""
     return _cost(_calls(attend_of(program, inputs), tensors, backward), tensors.query.device)
 
 
 def dense_rival(
-    program: Program,
+    program: Program | CompositeProgram,
     tensors: Tensors,
     inputs: Inputs | None = None,
     *,
     backward: bool = False,
     limit_seconds: float = 20.0,
 ) -> Rival:
-    """PyTorch's dense attention with the pattern's mask, or without where a mask of N x N is out of reach.
+    """PyTorch's dense attention with the pattern's mask, or without where a mask of N x N is out of reach; of a pattern
+    with several terms that of the sequence's own keys, which is another attention of the same shape.
 
     It is first timed on a small part; where that says more than limit_seconds for a call it is not run.
     """
     label, note, options = _dense_options(program, inputs)
+    tensors = tensors.alone()
     kv_group = tensors.query.shape[1] // tensors.key.shape[1]
     if kv_group > 1:  # outside the clock: the kernels for equal heads are the fast ones
         tensors = replace(
@@ -357,8 +472,12 @@ def dense_rival(
     return Rival(label, note, forward, both)
 
 
-def _dense_options(program: Program, inputs: Inputs | None) -> tuple[str, str | None, dict[str, Any]]:
+def _dense_options(
+    program: Program | CompositeProgram, inputs: Inputs | None
+) -> tuple[str, str | None, dict[str, Any]]:
     """What dense attention is called, how it differs from the pattern, and the arguments that bring it near."""
+    if isinstance(program, CompositeProgram):
+        return own_dense(program)
     relation, sizes = program.bound.relation, program.bound.sizes
     square = sizes.q_start == 0 and sizes.q_len == sizes.kv_len
     if isinstance(relation, Everything):
@@ -372,6 +491,17 @@ def _dense_options(program: Program, inputs: Inputs | None) -> tuple[str, str | 
         if square and looks_causal(program, inputs):
             return "dense SDPA, causal", note, {"is_causal": True}
         return "dense SDPA, all pairs", note, {}
+
+
+def own_dense(program: CompositeProgram) -> tuple[str, str | None, dict[str, Any]]:
+    """Dense attention of the shape of a pattern with several terms: to the sequence's own keys, causal where the
+    pattern is."""
+    sizes = program.sizes
+    is_square = sizes.q_start == 0 and sizes.q_len == sizes.kv_len
+    note = "another attention of the same shape: one softmax of products with all of the sequence's own keys"
+    if is_square and isinstance(program.pattern.prove("causal"), Proven):
+        return "dense SDPA, causal", note.replace("all of", "all up to the query of"), {"is_causal": True}
+    return "dense SDPA, all pairs", note, {}
 
 
 def four_dimensional(mask: Tensor) -> Tensor:
@@ -417,9 +547,9 @@ def _calls(attend: Callable[[Tensors], Tensor], tensors: Tensors, backward: bool
 
         return forward
     leaves = tensors.trainable()
-    parts = (leaves.query, leaves.key, leaves.value)
+    parts = tuple(leaves.named.values())
     upstream = torch.ones_like(tensors.query[..., :1]).expand(*tensors.query.shape[:3], tensors.value.shape[3])
-    return lambda: torch.autograd.grad(attend(leaves), parts, upstream)
+    return lambda: torch.autograd.grad(attend(leaves), parts, upstream, allow_unused=True)
 
 
 def _cost(call: Callable[[], object], device: torch.device) -> Cost:
