@@ -36,7 +36,8 @@ from patterndsl import Pattern
 from patterndsl.runtime import flex
 from patterndsl.runtime.bench import surroundings
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.trial import Tensors, attend_of, check
+from patterndsl.runtime.tensors import Tensors
+from patterndsl.runtime.trial import attend_of, check
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -35,7 +35,7 @@ from patterndsl.runtime.bench import compare, surroundings
 from patterndsl.runtime.bench_chart import chart
 from patterndsl.runtime.contest import Contestant, Limits, Variant
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.trial import Tensors, random_tensors
+from patterndsl.runtime.tensors import Shape, Tensors, random_tensors
 from patterndsl.show import bars
 
 ROOT = Path(__file__).parents[1]
@@ -274,16 +274,7 @@ def measured(name: str, case: Case, n: int, arguments: argparse.Namespace) -> di
             others.append(case.library(program))
         except Missing as missing:
             print(f"{name}: {missing}; see the head of this script")
-    tensors = random_tensors(
-        program.bound.sizes,
-        batch=1,
-        heads=HEADS,
-        kv_heads=HEADS,
-        head_dim=HEAD_DIM,
-        dtype="float32",
-        device=torch.device("cpu"),
-        seed=0,
-    )
+    tensors = random_tensors(program.sizes, Shape(1, HEADS, HEADS, HEAD_DIM, "float32", torch.device("cpu")), 0)
     load, date = os.getloadavg()[0], datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     limits = Limits(arguments.seconds, 300.0, QUIET, arguments.patience)
     began = time.monotonic()

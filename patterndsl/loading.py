@@ -124,13 +124,26 @@ def parse(
 def parse_beside(text: str, pattern: Pattern, params: Mapping[str, ParamValue], *, name: str) -> Pattern:
     """The pattern of an expression that may use what another pattern declares: parameters, grid, inputs, definitions.
 
+    It is that relation of the sequence's own keys, and nothing of the other's sources, scores, branches or roles.
     params: values of further parameters, or of these. name: what diagnostics call the text. Raises PatternError.
     """
     theirs = pattern.spec
     spec, found = read_expression(text, name)
     added = tuple(_param(key, value, found) for key, value in params.items())
     params_of_both = (*(item for item in theirs.params if item.name not in params), *added)
-    return _checked(replace(theirs, attend=spec.attend, params=params_of_both, name=None, place=spec.place), found)
+    usual = ast.Spec(
+        spec.attend,
+        params_of_both,
+        theirs.grid,
+        theirs.inputs,
+        theirs.labels,
+        theirs.select,
+        theirs.imports,
+        theirs.define,
+        keys=theirs.keys,
+        place=spec.place,
+    )
+    return _checked(usual, found)
 
 
 _SPEC_SUFFIXES = (".yaml", ".yml")

@@ -20,7 +20,7 @@ MAX_PAIRS = 1 << 26
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Difference:
-    """Counts of pairs, the first pair of each side, and the two masks, bool [N, N], of head 0."""
+    """Counts of pairs, the first pair of each side, and the two masks, bool [queries, keys], of head 0."""
 
     both: int
     only_first: int
@@ -55,9 +55,13 @@ class Difference:
         }
 
 
-def difference(first: Bound, second: Bound) -> Difference:
-    """The difference of two patterns of one length, head 0. Raises PatternError (E501, E504)."""
-    masks = (_mask(first), _mask(second))
+def difference(first: Bound, second: Bound, lookups: tuple[Lookup, Lookup] | None = None) -> Difference:
+    """The difference of two patterns of as many queries and keys, head 0. lookups: what each reads.
+
+    Raises PatternError (E504) where there are too many pairs.
+    """
+    known = lookups or (Lookup(), Lookup())
+    masks = (_mask(first, known[0]), _mask(second, known[1]))
     only_first, only_second = masks[0] & ~masks[1], masks[1] & ~masks[0]
     return Difference(
         int((masks[0] & masks[1]).sum()),
@@ -69,15 +73,13 @@ def difference(first: Bound, second: Bound) -> Difference:
     )
 
 
-def _mask(bound: Bound) -> Any:
-    n = bound.sizes.total
-    if bound.inputs:
-        name = bound.inputs[0].name
-        raise error("E501", f"the pattern reads the input `{name}`", None, "compare patterns that read no inputs")
-    if n * n > MAX_PAIRS:
-        raise error("E504", f"{n:,} x {n:,} pairs are too many to look at", None, "give a smaller length, -n 4096")
-    every = np.arange(n, dtype=np.int64)
-    return np.broadcast_to(member(bound.groups[0].relation, Point(every[:, None], every[None], 0, Lookup())), (n, n))
+def _mask(bound: Bound, lookup: Lookup) -> Any:
+    shape = (bound.sizes.q_len, bound.sizes.kv_len)
+    if shape[0] * shape[1] > MAX_PAIRS:
+        message = f"{shape[0]:,} x {shape[1]:,} pairs are too many to look at"
+        raise error("E504", message, None, "give a smaller length, -n 4096")
+    q, k = (np.arange(length, dtype=np.int64) for length in shape)
+    return np.broadcast_to(member(bound.groups[0].relation, Point(q[:, None], k[None], 0, lookup)), shape)
 
 
 def _first_pair(mask: Any) -> tuple[int, int] | None:
@@ -89,5 +91,5 @@ def _any(mask: Any, cell: int) -> Any:
     """Whether each square of `cell` positions has a true pair; the last ones may be smaller."""
     if not mask.size:
         return mask
-    starts = np.arange(0, mask.shape[0], cell)
-    return np.logical_or.reduceat(np.logical_or.reduceat(mask, starts, axis=0), starts, axis=1)
+    rows, columns = (np.arange(0, length, cell) for length in mask.shape)
+    return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, axis=0), columns, axis=1)

@@ -1,7 +1,7 @@
-"""What runs of a pattern with several terms, and how long should it take? Each term, the merge, and their sum.
+"""What runs of a pattern with several terms, and how long should it take?
 
-Terms with plain scores have plans, see `analysis.explain`. The others are predicted by the work of their products and by
-what their elementwise steps move.
+Each term, the merge, and their sum. Terms with plain scores have plans, see `analysis.explain`. Others are predicted by
+the work of their products and by what their elementwise steps move.
 """
 
 from __future__ import annotations

@@ -376,6 +376,7 @@ def _diff_options(parser: argparse.ArgumentParser) -> None:
     _pattern_options(parser)
     parser.add_argument("-n", type=_length, metavar="N", help="length of the picture (default 64)")
     parser.add_argument("--layer", type=_layer, metavar="L", help="what `layer` is in the patterns (default 0)")
+    _input_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="draw to FILE: .png or .svg")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

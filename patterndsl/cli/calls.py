@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from patterndsl.runtime.composed import CompositeProgram
     from patterndsl.runtime.data import Inputs
     from patterndsl.runtime.program import Program
-    from patterndsl.runtime.trial import Tensors
+    from patterndsl.runtime.tensors import Tensors
 
 
 def call_of(
@@ -32,7 +32,7 @@ def call_of(
     """
     from patterndsl.nn.synthetic import synthetic
     from patterndsl.runtime.composed import CompositeProgram
-    from patterndsl.runtime.trial import Shape, Tensors, as_inputs, random_tensors
+    from patterndsl.runtime.tensors import Shape, Tensors, as_inputs, random_tensors
 
     shapes = program.inputs if isinstance(program, CompositeProgram) else program.bound.inputs
     inputs = as_inputs(inputs_of(shapes, arguments, drawn=True), device) or None

@@ -3,65 +3,172 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.output import picture_format, say, say_json, shows_unicode, width
 from patterndsl.cli.prove_command import fixed_params, other_of
-from patterndsl.cli.specs import other_single, pattern_of, single
+from patterndsl.cli.specs import inputs_of, pattern_of
+from patterndsl.composite import Composite
+from patterndsl.diagnostics import error
 from patterndsl.files import write_atomically
+from patterndsl.pattern import Pattern
+from patterndsl.sema.model import ScoreDeclaration
 
 if TYPE_CHECKING:
     from patterndsl.analysis.difference import Difference
+    from patterndsl.analysis.verdict import Verdict
+    from patterndsl.lower.lookup import Lookup
+    from patterndsl.sema.bind import Bound
     from patterndsl.show.palette import Tone
 
 DEFAULT_N = 64
 FORMATS = (".png", ".svg")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Prints what both, only the first and only the second have; 1 where they differ."""
-    import sys
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What was found of a term that both have. verdicts: for every N, as `_QUESTIONS` asks."""
 
+    verdicts: tuple[Verdict, ...]
+    found: Difference
+    drawn: tuple[str, ...]
+
+
+_QUESTIONS = ("equals", "first_within_second", "second_within_first")
+_WORDS = ("the two are equal", "the first is within the second", "the second is within the first")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints what both, only the first and only the second have, term by term; 1 where they differ."""
+    suffix = picture_format(arguments, FORMATS)
+    first = pattern_of(arguments.spec, arguments)
+    second = other_of(arguments.other, arguments, first)
+    ours, theirs = _terms(first), _terms(second)
+    if suffix is not None and (len(ours), ours.keys()) != (1, theirs.keys()):
+        raise error("E701", "a picture is of one term of both patterns", None, f"add --term {next(iter(ours))}")
+    shared = {name: _compared(ours[name], theirs[name], name, arguments) for name in ours if name in theirs}
+    alone = {"first": [x for x in ours if x not in theirs], "second": [x for x in theirs if x not in ours]}
+    besides = _besides(first, second)
+    if suffix is not None:
+        title = f"{first.name or arguments.spec} | {second.name or arguments.other}"
+        (item,) = shared.values()
+        write_atomically(arguments.output, _image(item.found, title, suffix), arguments.force, "--force")
+    differs = bool(besides or alone["first"] or alone["second"]) or any(x.found.differs for x in shared.values())
+    if arguments.json:
+        terms = {name: _data(item) for name, item in shared.items()}
+        more = {"only_of_first": alone["first"], "only_of_second": alone["second"], "besides": besides}
+        is_one = ours.keys() == theirs.keys() == {""}
+        say_json({**terms[""], "besides": besides} if is_one else {"terms": terms, **more})
+        return int(differs)
+    for name, item in shared.items():
+        if name:
+            say(f"of {name}")
+        _say(item)
+        if suffix is None:
+            say(_picture(item.found, unicode=shows_unicode(sys.stdout)))
+    for which, names in alone.items():
+        for name in names:
+            say(f"of {name}: only the {which} has it")
+    if besides:
+        say(f"beside pairs they differ in their {' and '.join(besides)}")
+    if suffix is not None:
+        say(f"drawn to {arguments.output}")
+    return int(differs)
+
+
+def _terms(pattern: Pattern) -> dict[str, Pattern]:
+    """What is attended of each source in each branch, "" where that is keys of the sequence alone."""
+    if not isinstance(pattern, Composite):
+        return {"": pattern}
+    return {"": pattern.whole} if pattern.whole else {term.name: term.pattern for term in pattern.written}
+
+
+def _compared(first: Pattern, second: Pattern, name: str, arguments: argparse.Namespace) -> _Compared:
     from patterndsl.analysis.difference import difference
 
-    first = single(pattern_of(arguments.spec, arguments))
-    second = other_single(other_of(arguments.other, arguments, first))
-    params = fixed_params(arguments)
-    verdicts = [
+    params = _of_both(fixed_params(arguments), first, second)
+    verdicts = (
         first.prove("equals", second, params=params),
         first.prove("within", second, params=params),
         second.prove("within", first, params=params),
-    ]
-    suffix = picture_format(arguments, FORMATS)
+    )
     n = DEFAULT_N if arguments.n is None else arguments.n
-    found = difference(first.bind(n, layer=arguments.layer or 0), second.bind(n, layer=arguments.layer or 0))
-    if suffix is not None:
-        title = f"{first.name or arguments.spec} | {second.name or arguments.other}"
-        write_atomically(arguments.output, _image(found, title, suffix), arguments.force, "--force")
-    if arguments.json:
-        names = ("equals", "first_within_second", "second_within_first")
-        said = {
-            name: {"verdict": type(verdict).__name__, **verdict.to_dict()}
-            for name, verdict in zip(names, verdicts, strict=True)
-        }
-        say_json({**said, **found.to_dict()})
-        return int(found.differs)
-    labels = ("the two are equal", "the first is within the second", "the second is within the first")
-    for label, verdict in zip(labels, verdicts, strict=True):
-        say(f"{label}: {str(verdict).replace(f': {verdict.claim}', '', 1)}")
+    one, other = (side.bind(n, layer=arguments.layer or 0) for side in (first, second))
+    if one.sizes != other.sizes:
+        message = (
+            f"`{name}` has {one.sizes.kv_len:,} keys in the first pattern and {other.sizes.kv_len:,} in the second"
+        )
+        raise error("E701", message, None, "compare sources of as many keys, or other terms: --term NAME")
+    lookups, drawn = zip(*(_lookup(bound, arguments) for bound in (one, other)), strict=True)
+    found = difference(one, other, (lookups[0], lookups[1]))
+    return _Compared(verdicts, found, tuple(dict.fromkeys((*drawn[0], *drawn[1]))))
+
+
+def _of_both(params: dict[str, int], first: Pattern, second: Pattern) -> dict[str, int]:
+    """Those that the two terms declare; other terms may have others."""
+    declared = {item.name for side in (first, second) for item in side.resolved.params}
+    return {name: value for name, value in params.items() if name in declared}
+
+
+def _lookup(bound: Bound, arguments: argparse.Namespace) -> tuple[Lookup, list[str]]:
+    """What a term reads: inputs that are given, and labels and lists at random, alike in both patterns; which."""
+    from patterndsl.analysis.inputs import checked_inputs, expected_inputs
+
+    given = inputs_of(bound.inputs, arguments, drawn=True)
+    missing = [shape for shape in bound.inputs if shape.name not in given]
+    drawn: dict[str, Any] = {}
+    for shape in missing:
+        made = expected_inputs([shape])
+        if made is None:
+            message = f"`{shape.name}` is more than is drawn at random"
+            raise error("E504", message, None, f"give a smaller length, or --inputs with `{shape.name}`")
+        drawn |= made
+    known = [shape for shape in bound.inputs if shape.name in given]
+    return checked_inputs(known, given, drawn), [shape.name for shape in missing]
+
+
+def _besides(first: Pattern, second: Pattern) -> list[str]:
+    """In what the two differ beside what is attended."""
+    one, other = _told(first), _told(second)
+    return [name for name in one if one[name] != other[name]]
+
+
+def _told(pattern: Pattern) -> dict[str, object]:
+    """What is told beside what is attended; what goes without saying of a pattern that is one relation."""
+    if not isinstance(pattern, Composite):
+        return {"sources": {}, "tables": {}, "scores": {"": _USUAL}, "roles": {}, "combine": "sum"}
+    sources, tables, scores, _, combine = pattern.told
+    roles = {term.name: term.projections for term in pattern.terms if term.projections.name}
+    return {"sources": sources, "tables": tables, "scores": scores, "roles": roles, "combine": combine}
+
+
+_USUAL = (ScoreDeclaration("softmax"), None, None)
+"""The score of a pattern that says nothing of it, and no bias or cap."""
+
+
+def _say(item: _Compared) -> None:
+    found = item.found
+    for words, verdict in zip(_WORDS, item.verdicts, strict=True):
+        say(f"{words}: {str(verdict).replace(f': {verdict.claim}', '', 1)}")
     pairs = "pair" if found.both == 1 else "pairs"
+    where = f", by {' and '.join(f'`{name}`' for name in item.drawn)} at random" if item.drawn else ""
     say(
-        f"at N = {n:,}: {found.both:,} {pairs} in both, {found.only_first:,} only in the first, "
-        f"{found.only_second:,} only in the second"
+        f"at N = {found.masks[0].shape[0]:,}{where}: {found.both:,} {pairs} in both, "
+        f"{found.only_first:,} only in the first, {found.only_second:,} only in the second"
     )
     for name, pair in (("first", found.first_example), ("second", found.second_example)):
         if pair is not None:
             say(f"  only in the {name}: q = {pair[0]}, k = {pair[1]}")
-    if suffix is None:
-        say(_picture(found, unicode=shows_unicode(sys.stdout)))
-    else:
-        say(f"drawn to {arguments.output}")
-    return int(found.differs)
+
+
+def _data(item: _Compared) -> dict[str, object]:
+    said = {
+        name: {"verdict": type(verdict).__name__, **verdict.to_dict()}
+        for name, verdict in zip(_QUESTIONS, item.verdicts, strict=True)
+    }
+    return {**said, **item.found.to_dict(), "drawn": list(item.drawn)}
 
 
 def _picture(found: Difference, unicode: bool) -> str:
@@ -73,17 +180,17 @@ def _picture(found: Difference, unicode: bool) -> str:
 
 def _cell(found: Difference, most: int) -> int:
     """The least side of cells of which so many fit."""
-    n: int = found.masks[0].shape[0]
-    return max(1, -(-n // most))
+    longest: int = max(found.masks[0].shape)
+    return max(1, -(-longest // most))
 
 
 def _image(found: Difference, title: str, suffix: str) -> bytes:
     from patterndsl.analysis.difference import CELLS
-    from patterndsl.sema.parameters import sizes_of
+    from patterndsl.sema.bind import Sizes
     from patterndsl.show import image
     from patterndsl.show.cells import Caption, Cells
 
-    n = found.masks[0].shape[0]
+    n, num_keys = found.masks[0].shape
     cell = _cell(found, image.PNG_CELLS if suffix == ".png" else image.SVG_CELLS)
     names: tuple[tuple[Tone, str], ...] = (
         ("first", "only the first"),
@@ -95,6 +202,6 @@ def _image(found: Difference, title: str, suffix: str) -> bytes:
         tuple((CELLS.index(tone), tone, name) for tone, name in names),
         f"{found.both:,} pairs in both, {found.only_first:,} only in the first, {found.only_second:,} in the second",
     )
-    cells = Cells(found.cells(cell), cell, cell, sizes_of(n, None, None, 0), True)
+    cells = Cells(found.cells(cell), cell, cell, Sizes(n, num_keys, 0, n), True)
     paint = image.png if suffix == ".png" else image.svg
     return paint(cells, Caption(title, f"N {n:,}"), look)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from patterndsl.runtime.composed import CompositeProgram
     from patterndsl.runtime.data import Inputs
     from patterndsl.runtime.program import Program
-    from patterndsl.runtime.trial import Check, Cost, Rival, Tensors
+    from patterndsl.runtime.tensors import Tensors
+    from patterndsl.runtime.trial import Check, Cost, Rival
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,9 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     with progress() as on_event:
         from patterndsl.runtime import trial
         from patterndsl.runtime.arguments import checked_device
+        from patterndsl.runtime.tensors import read_tensors
 
         device = checked_device(arguments.device)
-        given = trial.read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None
+        given = read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None
         pattern, program = _program(arguments, device, given)
         tensors, inputs = call_of(pattern, program, arguments, device, given)
         options: dict[str, Any] = {"backward": arguments.backward}

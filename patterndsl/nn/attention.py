@@ -48,8 +48,8 @@ from patterndsl.syntax.tree import OWN_KEYS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What a layer makes for a call. sequence: what sources are made of; query [B, H, T, D] and the sequence's own keys;
-    learned: what is made beside them; inputs: the call's, and what learners with a state say."""
+    """What a layer makes for a call. sequence: what sources are made of; query [B, H, T, D] and the sequence's own
+    keys; learned: what is made beside them; inputs: the call's, and what learners with a state say."""
 
     sequence: Sequence
     query: Tensor

@@ -12,7 +12,7 @@ from patterndsl.composite import Composite
 from patterndsl.nn.attention import Attention
 from patterndsl.pattern import Pattern
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.trial import Shape, Tensors, check_memory, dtype_of
+from patterndsl.runtime.tensors import Shape, Tensors, check_memory, dtype_of
 from patterndsl.sema.parameters import Sizes
 from patterndsl.source.state import State
 
@@ -25,8 +25,8 @@ def synthetic(
 
     A layer of width heads x head_dim is initialised and made a call to, in float32 on the host: states are normal
     deviates, those of earlier segments, as many as are remembered, and of other sequences too. Parameters that start at
-    0, which would hide what they are for, are normal deviates. Raises PatternError: E4xx where sources do not fit, E503,
-    E504.
+    0, which would hide what they are for, are normal deviates. Raises PatternError: E4xx where sources do not fit,
+    E503, E504.
     """
     dim = shape.heads * shape.head_dim
     check_memory(4 * shape.batch * (sizes.q_len + sizes.kv_len) * 6 * dim, shape.device)

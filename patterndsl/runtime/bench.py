@@ -32,15 +32,8 @@ from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.contest import Contest, Contestant, Limits, Variant, contest
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.trial import (
-    Attend,
-    Tensors,
-    attend_of,
-    expected_seconds,
-    four_dimensional,
-    looks_causal,
-    own_dense,
-)
+from patterndsl.runtime.tensors import Attend, Tensors
+from patterndsl.runtime.trial import attend_of, expected_seconds, four_dimensional, looks_causal, own_dense
 from patterndsl.sema.bind import Bound, HeadGroup
 
 FLEX_BLOCKS = (128, 64)
@@ -243,6 +236,10 @@ def _equal_heads(tensors: Tensors) -> Tensors:
 
 def flex_attention(program: Program, tensors: Tensors, inputs: Inputs | None) -> Contestant:
     """FlexAttention on the pattern's predicate with blocks of each size; the CPU has no gradients of it."""
+    if not program.bound.is_plain:
+        return Contestant(
+            "FlexAttention", (), skipped="it counts a key once, and the pattern has `merge` or `fallback`"
+        )
     on_cuda = tensors.query.device.type == "cuda"
     masks = {block: program.block_mask(block, inputs) for block in FLEX_BLOCKS}
     share = min(_block_density(mask) for mask in masks.values())
@@ -280,6 +277,8 @@ def _block_density(mask: BlockMask) -> float:
 
 def _preparation(program: Program, inputs: Inputs | None, planning: float, on_event: OnEvent | None) -> Preparation:
     bound, device = program.bound, program.device
+    if not bound.is_plain:
+        return Preparation(None, "there is no mask of it", None, planning)
     began = time.perf_counter()
     mask = program.block_mask(FLEX_BLOCKS[0], inputs)
     ours = time.perf_counter() - began

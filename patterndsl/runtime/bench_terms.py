@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ from patterndsl.runtime.learned import Learned, learned_of
 from patterndsl.runtime.parts import folded, has_heads
 from patterndsl.runtime.scored import Scalars, tables_read
 from patterndsl.runtime.scored_term import ScoredTerm
-from patterndsl.runtime.trial import Tensors
-from patterndsl.terms import Branch, Term
+from patterndsl.runtime.tensors import Tensors
+
+if TYPE_CHECKING:
+    from patterndsl.terms import Branch, Term
 
 BLOCK = 128
 

@@ -1,7 +1,7 @@
 """What is the right answer of a pattern with several terms? Dense, branch by branch, straight from membership.
 
-What `oracle` is to one relation: every pair of a row is looked at, in the dtype of the tensors, by products over all keys
-and nothing of plans, tiles, merges or running sums.
+What `oracle` is to one relation: every pair of a row is looked at, in the dtype of the tensors, by products over all
+keys, and nothing of plans, tiles, merges or running sums.
 """
 
 from __future__ import annotations

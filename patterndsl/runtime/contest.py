@@ -23,7 +23,8 @@ from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.measure import cores_of_others, step_seconds, timed, usage
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.trial import Attend, Check, Tensors, check
+from patterndsl.runtime.tensors import Attend, Tensors
+from patterndsl.runtime.trial import Check, check
 
 _Raced: TypeAlias = Literal["forward", "training"]
 _Steps: TypeAlias = tuple[Callable[[], object], ...]
@@ -294,7 +295,7 @@ def _forward_steps(attend: Attend, tensors: Tensors) -> _Steps:
 
 def _training_steps(attend: Attend, tensors: Tensors) -> _Steps:
     leaves = tensors.trainable()
-    parts = tuple(leaves.named.values())
+    parts = leaves.all
     upstream = torch.ones(
         (*leaves.query.shape[:3], leaves.value.shape[3]), dtype=leaves.value.dtype, device=leaves.value.device
     )

@@ -302,6 +302,25 @@ class Parts:
             parts.append((chosen.heads, torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]))
         return assembled(parts)
 
+    def averaged_counts(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """The softmaxes that a mean averages, [softmaxes, rows, heads, len(positions), kv_len]: those without keys are
+        left out of it, in each row."""
+        if self.otherwise is not None:
+            main, fallback = self.otherwise
+            counts = main.counted_apart(positions, given)
+            other = fallback.counted(positions, read_by(fallback.bound, given)).to(counts.dtype)
+            has = (counts > 0).any(-1, keepdim=True).any(0)
+            return torch.cat([torch.where(has, counts[0], other)[None], counts[1:]])
+        num_rows = max((values.shape[0] for values in given.values() if values.dim() > 1), default=1)
+        parts = list[tuple[Sequence[int], list[Tensor]]]()
+        for chosen, programs in self.terms:
+            mine = given if chosen.is_all else only_heads(given, chosen.heads)
+            terms = (program.counted(positions, read_by(program.bound, mine)) for program in programs)
+            parts.append((chosen.heads, [term.long().expand(num_rows, len(chosen.heads), -1, -1) for term in terms]))
+        most = max(len(terms) for _, terms in parts)
+        filled = [(heads, [*terms, *[torch.zeros_like(terms[0])] * (most - len(terms))]) for heads, terms in parts]
+        return torch.stack([assembled([(heads, terms[at]) for heads, terms in filled]) for at in range(most)])
+
 
 def _run(
     program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool

@@ -165,6 +165,19 @@ class Program:
         counts = self.counted(found, given)
         return counts if num_rows_of(given) is not None else counts[0]
 
+    def softmaxes(self, positions: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
+        """`counts` of each softmax whose results are averaged, [softmaxes, ...]: one, but of a mean, where a row leaves
+        out those in which it has no key."""
+        given = self._inputs(inputs)
+        counts = self.counted_apart(checked_positions(positions, self.bound.sizes).to(self.device), given)
+        return counts if num_rows_of(given) is not None else counts[:, 0]
+
+    def counted_apart(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """`softmaxes` of checked positions and inputs, with a dimension for batch rows."""
+        if self.bound.merge != "mean":
+            return self.counted(positions, given)[None]
+        return self._parts.averaged_counts(positions, given)
+
     def counted(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
         """`counts` of checked positions and inputs, with a dimension for batch rows; bool where none counts twice."""
         if self._parts.are_needed(given):

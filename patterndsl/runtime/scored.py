@@ -286,8 +286,9 @@ class _One:
         scores = self.scores(q, k, local, there)
         scores = torch.where(keep, scores, -torch.inf)
         lse = scores.logsumexp(-1) if width else scores.new_full(scores.shape[:-1], -torch.inf)
-        empty = lse == -torch.inf
-        weights = torch.where(keep & ~empty[..., None], (scores - lse.masked_fill(empty, 0.0)[..., None]).exp(), 0.0)
+        empty = (lse == -torch.inf)[..., None]
+        # softmax and not exp(scores - lse), which rounds once more
+        weights = torch.where(empty, 0.0, scores.masked_fill(empty, 0.0).softmax(-1)) if width else scores
         out = weights @ v
         return out.flatten(2, 3), lse.flatten(2, 3)
 

@@ -6,10 +6,9 @@ It prints nothing and decides nothing: what is measured is returned.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from patterndsl.analysis.verdict import Proven
-from patterndsl.diagnostics import InputError, error
+from patterndsl.diagnostics import InputError
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Compare, Everything
 from patterndsl.lower.tiles import OnEvent
@@ -26,10 +25,10 @@ from patterndsl.runtime import oracle
 from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.composed_dense import dense_rows
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.learned import Path, learned_of
+from patterndsl.runtime.learned import learned_of
 from patterndsl.runtime.measure import timed
 from patterndsl.runtime.program import Program
-from patterndsl.sema.parameters import Sizes
+from patterndsl.runtime.tensors import Attend, Tensors
 
 ALL_ROWS_PAIRS = 1 << 25
 """Up to this many pairs, over batch and heads, every row is checked."""
@@ -37,116 +36,6 @@ PAIRS_AT_ONCE = 1 << 22
 TIMING_SECONDS = 2.0
 MAX_REPEATS = 20
 _PROBE = 1024
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensors:
-    """query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], one dtype, one device. more: what a layer
-    makes beside them, see `runtime.learned`."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    more: Mapping[Path, Tensor] = field(default_factory=dict)
-
-    @property
-    def named(self) -> dict[str, Tensor]:
-        """All of them, each by what it is."""
-        more = {" ".join(filter(None, path)): x for path, x in self.more.items()}
-        return {"query": self.query, "key": self.key, "value": self.value, **more}
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Tensors:
-        """All of them changed."""
-        more = {path: change(x) for path, x in self.more.items()}
-        return Tensors(change(self.query), change(self.key), change(self.value), more)
-
-    def trainable(self) -> Tensors:
-        """Copies that gather gradients."""
-        return self.each(lambda x: x.detach().clone().requires_grad_())
-
-    def alone(self) -> Tensors:
-        """Query, key and value."""
-        return Tensors(self.query, self.key, self.value)
-
-
-Attend: TypeAlias = Callable[[Tensors], Tensor]
-"""Attention of some kind: [B, Hq, Tq, Dv]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Of the tensors, but for their lengths. dtype: a name such as float32."""
-
-    batch: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: str
-    device: torch.device
-
-
-def random_tensors(sizes: Sizes, shape: Shape, seed: int) -> Tensors:
-    """Normal deviates, the same for one seed. Raises PatternError (E503, E504)."""
-    if shape.heads % shape.kv_heads:
-        message = f"{shape.heads} heads do not share {shape.kv_heads} key heads evenly"
-        raise error("E503", message, None, "make heads a multiple")
-    of_keys = (shape.batch, shape.kv_heads, sizes.kv_len, shape.head_dim)
-    shapes = ((shape.batch, shape.heads, sizes.q_len, shape.head_dim), of_keys, of_keys)
-    dtype = dtype_of(shape.dtype)
-    check_memory(3 * sum(map(math.prod, shapes)) * torch.finfo(dtype).bits // 8, shape.device)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    # one generator on the host, so that every device gets the same numbers
-    query, key, value = (torch.randn(item, generator=generator).to(shape.device, dtype) for item in shapes)
-    return Tensors(query, key, value)
-
-
-def check_memory(needed: int, device: torch.device) -> None:
-    """Raises PatternError (E504) where so many bytes are more than the host has."""
-    if device.type == "cpu" and needed > _physical_memory():
-        message = f"tensors of these sizes need about {needed / 2**30:,.0f} GiB with their results"
-        raise error("E504", message, None, "choose a smaller length, batch, head size or number of heads")
-
-
-def read_tensors(path: str, *, dtype: str | None, device: torch.device) -> Tensors:
-    """query, key and value of a safetensors file. Raises PatternError (E503, E601)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(path)
-    except OSError as failed:
-        raise error("E601", f"cannot read {path}: {failed.strerror or failed}", None, "check the path") from None
-    except (SafetensorError, KeyError, ValueError) as failed:
-        raise error("E601", f"cannot read {path}: {failed}", None, "give a safetensors file") from None
-    missing = [name for name in ("query", "key", "value") if name not in found]
-    if missing:
-        held = f"it holds {', '.join(sorted(found))}" if found else "it is empty"
-        help = "save query, key and value, each [B, H, T, D]"
-        raise error("E503", f"{path} has no {', '.join(missing)}; {held}", None, help)
-    parts = [found[name].to(device) for name in ("query", "key", "value")]
-    if any(part.dim() != 4 for part in parts):
-        shapes = ", ".join(str(list(part.shape)) for part in parts)
-        raise error("E503", f"{path} holds query, key, value of shapes {shapes}", None, "make them [B, H, T, D]")
-    return Tensors(parts[0], parts[1], parts[2]).each(lambda x: x.to(dtype_of(dtype)) if dtype else x)
-
-
-def as_inputs(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """NumPy arrays as the inputs of a program."""
-    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """PyTorch's of that name."""
-    found = getattr(torch, name)
-    assert isinstance(found, torch.dtype)
-    return found
-
-
-def _physical_memory() -> float:
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
 
 
 # ---- right? -----------------------------------------------------------------------------------------------------
@@ -220,11 +109,13 @@ def check(
     else:
         expected, dense, num_pairs = _reference(program, tensors, inputs, wanted, rows, on_event)
     epsilon = torch.finfo(value.dtype).eps
-    names = ("output", *(f"{name} gradient" for name in tensors.named))
-    deviations = [
+    names = ("output", *(f"{name} gradient" for name in tensors.names))
+    single = [
         Deviation(name, _largest(mine.double() - exact), _largest(rough - exact), epsilon * _largest(exact))
         for name, mine, exact, rough in zip(names, found, expected, dense, strict=False)
     ]
+    alike = {name: [item for item in single if item.what == name] for name in dict.fromkeys(names)}
+    deviations = [_together(items) for items in alike.values() if items]
     num_all = shape[0] * shape[1] * len(rows) * num_keys
     return Check(len(rows), len(rows) == sizes.q_len, tuple(deviations), num_pairs, num_all)
 
@@ -238,6 +129,12 @@ def keys_of_branches(program: CompositeProgram, tensors: Tensors) -> int:
     learned, own = learned_of(program.pattern, tensors.more), (tensors.key, tensors.value)
     attended = {(term.branch, term.source) for term in program.pattern.terms_at(program.layer)}
     return sum(learned.keys_of(source, own)[0].shape[2] for _, source in attended)
+
+
+def _together(alike: list[Deviation]) -> Deviation:
+    """Of tensors that are made together."""
+    errors = (max(getattr(item, name) for item in alike) for name in ("error", "dense_error", "rounding"))
+    return Deviation(alike[0].what, *errors)
 
 
 def _checked_rows(q_len: int, num_keys: int, shape: torch.Size, sample_rows: int, seed: int) -> Tensor:
@@ -275,7 +172,7 @@ def _results(attend: Attend, tensors: Tensors, upstream: Tensor | None, rows: Te
 
 def _gradients(leaves: Tensors, rows: Tensor) -> list[Tensor]:
     """Query's at the rows, all of the others; 0 of what has no part in the output."""
-    found = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves.named.values()]
+    found = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves.all]
     return [found[0][:, :, rows], *found[1:]]
 
 
@@ -347,7 +244,7 @@ def _reference(
             on_event("checking", start, len(rows))
         at = rows[start : start + step]
         for batch, head, kv_head, keep in _masks(program, inputs, at, query.shape, key.shape[1]):
-            num_pairs += int((keep > 0).sum())
+            num_pairs += int((keep > 0).any(0).sum())
             places = ((batch, head, slice(start, start + step)),) * 2 + ((batch, kv_head),) * 2
             upstream_at = None if upstream is None else upstream[batch, head, at]
             parts = (query[batch, head, at], key[batch, kv_head], value[batch, kv_head])
@@ -360,13 +257,13 @@ def _reference(
 def _masks(
     program: Program, inputs: Inputs | None, rows: Tensor, shape: torch.Size, num_kv_heads: int
 ) -> Iterator[tuple[int, int, int, Tensor]]:
-    """batch, head, key head and, for each head, [rows, Tk] that says how often each key counts."""
-    keep = program.counts(rows + program.bound.sizes.q_start, inputs=inputs)
-    keep = keep if keep.dim() == 4 else keep[None]
+    """batch, head, key head and, for each head, [softmaxes, rows, Tk] that says how often each key counts."""
+    keep = program.softmaxes(rows + program.sizes.q_start, inputs=inputs)
+    keep = keep if keep.dim() == 5 else keep[:, None]
     kv_group = shape[1] // max(1, num_kv_heads)
     for batch in range(shape[0]):
         for head in range(shape[1]):
-            mask = keep[batch if keep.shape[0] > 1 else 0, head if keep.shape[1] > 1 else 0]
+            mask = keep[:, batch if keep.shape[1] > 1 else 0, head if keep.shape[2] > 1 else 0]
             yield batch, head, head // kv_group, mask
 
 
@@ -377,20 +274,30 @@ def _exact(parts: _Parts, keep: Tensor, upstream: Tensor | None) -> list[Tensor]
     """Output and gradients of one head from the oracle."""
     leaves = [part.detach().double().requires_grad_(upstream is not None) for part in parts]
     query, key, value = (leaf[None, None] for leaf in leaves)
-    output = oracle.attend(query, key, value, keep)[0][0, 0]
-    return _with_gradients(output, leaves, upstream)
+    outputs = [oracle.attend(query, key, value, counts)[0][0, 0] for counts in keep]
+    return _with_gradients(_mean(outputs, keep), leaves, upstream)
 
 
 def _rough(parts: _Parts, keep: Tensor, upstream: Tensor | None) -> list[Tensor]:
     """The same from PyTorch's dense attention in the dtype of the parts; rows without keys are left out of it."""
     leaves = [part.detach().clone().requires_grad_(upstream is not None) for part in parts]
+    outputs = [_dense(leaves, counts) for counts in keep]
+    return [part.double() for part in _with_gradients(_mean(outputs, keep), leaves, upstream)]
+
+
+def _dense(leaves: list[Tensor], keep: Tensor) -> Tensor:
     live = (keep > 0).any(-1)
-    mask = keep[live] if keep.dtype == torch.bool else keep[live].to(parts[0].dtype).log()
-    found = scaled_dot_product_attention(
-        leaves[0][None, None, live], leaves[1][None, None], leaves[2][None, None], attn_mask=mask
-    )
-    output = parts[2].new_zeros(len(keep), parts[2].shape[-1]).index_put((live,), found[0, 0])
-    return [part.double() for part in _with_gradients(output, leaves, upstream)]
+    mask = keep[live] if keep.dtype == torch.bool else keep[live].to(leaves[0].dtype).log()
+    query, key, value = leaves
+    found = scaled_dot_product_attention(query[None, None, live], key[None, None], value[None, None], attn_mask=mask)
+    return value.new_zeros(len(keep), value.shape[-1]).index_put((live,), found[0, 0])
+
+
+def _mean(outputs: list[Tensor], keep: Tensor) -> Tensor:
+    """Of the softmaxes in which a row has keys."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return torch.stack(outputs).sum(0) / (keep > 0).any(-1).sum(0).clamp(min=1)[:, None]
 
 
 def _with_gradients(output: Tensor, leaves: list[Tensor], upstream: Tensor | None) -> list[Tensor]:
@@ -547,7 +454,7 @@ def _calls(attend: Callable[[Tensors], Tensor], tensors: Tensors, backward: bool
 
         return forward
     leaves = tensors.trainable()
-    parts = tuple(leaves.named.values())
+    parts = tuple(leaves.all)
     upstream = torch.ones_like(tensors.query[..., :1]).expand(*tensors.query.shape[:3], tensors.value.shape[3])
     return lambda: torch.autograd.grad(attend(leaves), parts, upstream, allow_unused=True)
 

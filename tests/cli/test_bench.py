@@ -20,7 +20,8 @@ from patterndsl.runtime.bench_chart import chart
 from patterndsl.runtime.contest import Contestant, Limits, Variant
 from patterndsl.runtime.measure import Usage, cores_of_others
 from patterndsl.runtime.program import Program
-from patterndsl.runtime.trial import Tensors, attend_of, check, random_tensors
+from patterndsl.runtime.tensors import Shape, Tensors, random_tensors
+from patterndsl.runtime.trial import attend_of, check
 from patterndsl.show import bars
 
 ROOT = Path(__file__).parents[2]
@@ -132,8 +133,7 @@ def test_a_wrong_result_of_ours_fails(capsys: pytest.CaptureFixture[str], monkey
 
 def small(text: str = "recent(9)") -> tuple[Program, Tensors]:
     program = patterndsl.parse(text).compile(64, heads=2)
-    options: dict[str, Any] = {"batch": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "dtype": "float32", "seed": 0}
-    return program, random_tensors(program.bound.sizes, device=torch.device("cpu"), **options)
+    return program, random_tensors(program.sizes, Shape(1, 2, 2, 8, "float32", torch.device("cpu")), 0)
 
 
 def test_a_wrong_variant_is_left_out_and_the_quicker_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +214,8 @@ def test_libraries_compute_the_same(name: str, peers: ModuleType) -> None:
     pattern = patterndsl.load(case.text) if name == "bigbird" else patterndsl.parse(case.text)
     program = (pattern.with_params(b=64) if name == "bigbird" else pattern).compile(n, heads=peers.HEADS)
     rival = case.library(program)
-    options = {"batch": 1, "heads": peers.HEADS, "kv_heads": peers.HEADS, "head_dim": peers.HEAD_DIM, "seed": 0}
-    tensors = random_tensors(program.bound.sizes, dtype="float32", device=torch.device("cpu"), **options)
+    shape = Shape(1, peers.HEADS, peers.HEADS, peers.HEAD_DIM, "float32", torch.device("cpu"))
+    tensors = random_tensors(program.sizes, shape, 0)
     checked = check(
         program, rival.variants[-1].arranged(tensors), sample_rows=16, backward=True, attend=rival.variants[-1].attend
     )
