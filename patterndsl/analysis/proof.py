@@ -90,6 +90,8 @@ def prove(
     with within():
         try:
             problem.check_sizes()
+            if pattern == other:  # written alike, each has what the other has
+                return Proven(problem.text, problem.scope(None))
             found = problem.search()
         except GaveUpError as failed:
             return Unknown(problem.text, str(failed))

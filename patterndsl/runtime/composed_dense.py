@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from patterndsl.ir.meaning import Point
 from patterndsl.runtime.data import Inputs
@@ -106,14 +106,29 @@ def _softmax(
     value = torch.cat([item.value for item in seen], 2)
     has = (counts > 0).any(-1, keepdim=True)
     how_often = counts.clamp(min=1).to(value.dtype).log() if counts.dtype != torch.bool else 0.0
-    is_plain = branch.runs == "planned" and not any(item.term.projections.name for item in seen)
-    if is_plain and value.dtype != torch.float64:  # the digits that PyTorch's own attention has
+    if branch.runs == "planned" and value.dtype != torch.float64:  # the digits that PyTorch's own attention has
         mask = torch.zeros_like(counts, dtype=value.dtype).masked_fill(~(counts > 0) & has, -torch.inf) + how_often
-        key = torch.cat([item.key for item in seen], 2)
-        return scaled_dot_product_attention(seen[0].query, key, value, attn_mask=mask).masked_fill(~has, 0.0)
+        return _by_sdpa(seen, value, mask).masked_fill(~has, 0.0)
     scores = torch.cat([_scores(program, branch, item, learned, inputs, rows) for item in seen], -1)
     scores = (scores + how_often).masked_fill(~(counts > 0) & has, -torch.inf)
     return (scores.softmax(-1) @ value).masked_fill(~has, 0.0)
+
+
+def _by_sdpa(seen: Sequence[_Seen], value: Tensor, mask: Tensor) -> Tensor:
+    """PyTorch's dense attention. Terms whose queries differ by their roles have channels of their own, 0 in others."""
+    width, out_width = seen[0].query.shape[3], value.shape[3]
+    queries = {item.term.projections.query: item.query for item in seen}
+    order = list(queries)
+    query = torch.cat(list(queries.values()), -1)
+
+    def placed(item: _Seen) -> Tensor:
+        before = order.index(item.term.projections.query)
+        return pad(item.key, (width * before, width * (len(order) - 1 - before)))
+
+    key = torch.cat([placed(item) for item in seen], 2)
+    value = pad(value, (0, max(0, query.shape[3] - out_width)))  # of one width the quick kernel takes them
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=width**-0.5)
+    return out[..., :out_width]
 
 
 def _scores(
