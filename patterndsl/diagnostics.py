@@ -165,6 +165,10 @@ class InputError(PatternError, ValueError):
     """Tensors that do not fit: also a ValueError, which is what callers of tensor code catch."""
 
 
+class MissingError(InputError, AttributeError):
+    """What a kind of object does not have: also an AttributeError, so that hasattr says no."""
+
+
 def error(
     code: str, message: str, where: SourceRange | None = None, help: str | None = None, label: str = ""
 ) -> PatternError:

@@ -16,7 +16,7 @@ from patterndsl.diagnostics import input_error
 from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
 from patterndsl.runtime import ops, scored_ops
-from patterndsl.runtime.arguments import as_autocast, check_backend
+from patterndsl.runtime.arguments import as_autocast, check_backend, check_no_others
 from patterndsl.runtime.composed import Call, combined
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
@@ -148,15 +148,7 @@ def attention(
         return composite_attention(
             (query, key, value), pattern, learned, inputs, asked, scale, backend, return_lse=return_lse
         )
-    for what, given in (
-        ("sources", sources),
-        ("branches", gates),
-        ("scores", scores),
-        ("tables", tables),
-        ("roles", roles),
-    ):
-        if given:
-            raise input_error("E501", f"the pattern has no {what}", "declare them in its spec")
+    check_no_others({"sources": sources, "gates": gates, "scores": scores, "tables": tables, "roles": roles})
     if torch.compiler.is_compiling():
         return _traced(
             query,

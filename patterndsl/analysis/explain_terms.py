@@ -24,13 +24,14 @@ RUNS = {
 }
 """How terms run that no plan is made for, see `terms.Branch.runs`."""
 
-SWEEPS = 16
-"""How often plain operations read or write each score, in float32: mask, bias, the largest, exponent, sum, quotient."""
+SWEEPS = 28
+"""How often plain operations read or write each score, in float32: mask, bias, the largest, exponent, sum, quotient.
+This and the two below were fitted to calls on two CPU cores, which they meet within a factor of two."""
 CHUNK = 64
 """Tokens of a chunk of causal sums, see `score.causal`."""
-FEATURE_SWEEPS = 12
+FEATURE_SWEEPS = 16
 """How often plain operations read or write each feature of a query or a key, in float32."""
-AGAIN = 3.0
+AGAIN = 2.0
 """A backward pass of plain operations to a forward pass: they are run again, and each has two gradients."""
 
 

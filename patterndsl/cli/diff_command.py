@@ -48,17 +48,23 @@ def run(arguments: argparse.Namespace) -> int:
     ours, theirs = _terms(first), _terms(second)
     if suffix is not None and (len(ours), ours.keys()) != (1, theirs.keys()):
         raise error("E701", "a picture is of one term of both patterns", None, f"add --term {next(iter(ours))}")
-    shared = {name: _compared(ours[name], theirs[name], name, arguments) for name in ours if name in theirs}
+    found = {name: _compared(ours[name], theirs[name], arguments) for name in ours if name in theirs}
+    shared = {name: item for name, item in found.items() if isinstance(item, _Compared)}
+    others = {name: item for name, item in found.items() if not isinstance(item, _Compared)}
     alone = {"first": [x for x in ours if x not in theirs], "second": [x for x in theirs if x not in ours]}
     besides = _besides(first, second)
     if suffix is not None:
         title = f"{first.name or arguments.spec} | {second.name or arguments.other}"
+        if not shared:
+            raise error("E701", "the two have not as many keys, so there is no picture", None, "drop -o")
         (item,) = shared.values()
         write_atomically(arguments.output, _image(item.found, title, suffix), arguments.force, "--force")
-    differs = bool(besides or alone["first"] or alone["second"]) or any(x.found.differs for x in shared.values())
+    is_apart = bool(besides or others or alone["first"] or alone["second"])
+    differs = is_apart or any(item.found.differs for item in shared.values())
     if arguments.json:
         terms = {name: _data(item) for name, item in shared.items()}
-        more = {"only_of_first": alone["first"], "only_of_second": alone["second"], "besides": besides}
+        more = {"only_of_first": alone["first"], "only_of_second": alone["second"], "other_keys": others}
+        more["besides"] = besides
         is_one = ours.keys() == theirs.keys() == {""}
         say_json({**terms[""], "besides": besides} if is_one else {"terms": terms, **more})
         return int(differs)
@@ -68,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         _say(item)
         if suffix is None:
             say(_picture(item.found, unicode=shows_unicode(sys.stdout)))
+    for name, (one, other) in others.items():
+        say(f"of {name}: {one:,} keys in the first and {other:,} in the second, which are not compared")
     for which, names in alone.items():
         for name in names:
             say(f"of {name}: only the {which} has it")
@@ -85,22 +93,20 @@ def _terms(pattern: Pattern) -> dict[str, Pattern]:
     return {"": pattern.whole} if pattern.whole else {term.name: term.pattern for term in pattern.written}
 
 
-def _compared(first: Pattern, second: Pattern, name: str, arguments: argparse.Namespace) -> _Compared:
+def _compared(first: Pattern, second: Pattern, arguments: argparse.Namespace) -> _Compared | tuple[int, int]:
+    """What was found; of sources that have not as many keys how many each has."""
     from patterndsl.analysis.difference import difference
 
     params = _of_both(fixed_params(arguments), first, second)
+    n = DEFAULT_N if arguments.n is None else arguments.n
+    one, other = (side.bind(n, layer=arguments.layer or 0) for side in (first, second))
+    if one.sizes != other.sizes:
+        return one.sizes.kv_len, other.sizes.kv_len
     verdicts = (
         first.prove("equals", second, params=params),
         first.prove("within", second, params=params),
         second.prove("within", first, params=params),
     )
-    n = DEFAULT_N if arguments.n is None else arguments.n
-    one, other = (side.bind(n, layer=arguments.layer or 0) for side in (first, second))
-    if one.sizes != other.sizes:
-        message = (
-            f"`{name}` has {one.sizes.kv_len:,} keys in the first pattern and {other.sizes.kv_len:,} in the second"
-        )
-        raise error("E701", message, None, "compare sources of as many keys, or other terms: --term NAME")
     lookups, drawn = zip(*(_lookup(bound, arguments) for bound in (one, other)), strict=True)
     found = difference(one, other, (lookups[0], lookups[1]))
     return _Compared(verdicts, found, tuple(dict.fromkeys((*drawn[0], *drawn[1]))))

@@ -6,13 +6,13 @@ Inputs of the pattern are checked where they are stored, in `runtime.data`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from patterndsl.diagnostics import input_error
+from patterndsl.diagnostics import input_error, nearest
 from patterndsl.lower.fallback import BACKENDS
 from patterndsl.runtime.data import INTEGER_DTYPES
 from patterndsl.sema.bind import Bound, Sizes
@@ -150,3 +150,19 @@ def as_autocast(tensor: Tensor) -> Tensor:
         return tensor
     casts = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.to(torch.get_autocast_dtype(kind)) if casts else tensor
+
+
+OF_SEVERAL_TERMS = {"sources": "sources", "gates": "branches", "scores": "scores", "tables": "tables", "roles": "roles"}
+"""What calls of patterns with several terms have, and the key of a spec that declares it."""
+
+
+def check_no_others(given: Mapping[str, object]) -> None:
+    """Raises InputError (E501) where something is given that the pattern, one relation, does not declare."""
+    for name, value in given.items():
+        declared = OF_SEVERAL_TERMS.get(name)
+        if declared is None:
+            near = nearest(name, ("inputs", "scale", "return_lse", "return_labels"))
+            help = f"did you mean `{near}`?" if near else "a program takes inputs, scale, return_lse and return_labels"
+            raise input_error("E501", f"a program takes no `{name}`", help)
+        if value:
+            raise input_error("E501", f"the pattern has no {declared}", "declare them in its spec")

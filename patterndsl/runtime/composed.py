@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patterndsl.analysis.explain_terms import Part, WholeExplanation, whole_explanation
-from patterndsl.diagnostics import input_error
+from patterndsl.diagnostics import Diagnostic, MissingError, input_error
 from patterndsl.ir.relation import inputs_read
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import ops, scored_ops
@@ -61,7 +61,8 @@ class CompositeProgram:
         if name.startswith("_") or not hasattr(Program, name):
             raise AttributeError(f"a CompositeProgram has no attribute {name!r}")
         first = self.pattern.terms[0].name
-        raise AttributeError(f"`{name}` is of one relation: ask a term, program.program({first!r}, num_keys).{name}")
+        help = f"ask a term: program.program({first!r}, num_keys).{name}"
+        raise MissingError(Diagnostic("E505", f"`{name}` is of one relation", None, help))
 
     def usual_keys(self, term: Term) -> int:
         """How many keys a term has where the caller does not say."""
@@ -189,7 +190,8 @@ class CompositeProgram:
         inputs: Inputs | None = None,
         scale: float | None = None,
         return_lse: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        return_labels: bool = False,
+    ) -> Tensor | tuple[Any, ...]:
         """Attention over the keys of all sources, differentiable; see `Program.__call__`.
 
         sources: key and value of each source by name, [B, Hkv, any length, D]; `patterndsl.nn.Attention` makes them.
@@ -201,7 +203,13 @@ class CompositeProgram:
         knows no single scores, are asked for a log-sum-exp.
         """
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
-        return self.attend(query, key, value, learned, inputs=inputs, scale=scale, return_lse=return_lse)
+        if return_labels:
+            check_learned(self.pattern, learned)
+            inputs = self.with_found(query, (key, value), learned, inputs)
+        found = self.attend(query, key, value, learned, inputs=inputs, scale=scale, return_lse=return_lse)
+        if not return_labels:
+            return found
+        return (*found, dict(inputs or {})) if isinstance(found, tuple) else (found, dict(inputs or {}))
 
     def attend(
         self,

@@ -38,6 +38,7 @@ from patterndsl.runtime import flex, ops, oracle
 from patterndsl.runtime.arguments import (
     as_autocast,
     check_backend,
+    check_no_others,
     check_tensors,
     checked_block,
     checked_device,
@@ -422,6 +423,7 @@ class Program:
         scale: float | None = None,
         return_lse: bool = False,
         return_labels: bool = False,
+        **others: object,
     ) -> Tensor | tuple[Any, ...]:
         """Sparse attention, differentiable.
 
@@ -432,6 +434,7 @@ class Program:
         the last that is returned are all of them by name, as `inputs` takes them. Under autocast the three are cast
         as for scaled_dot_product_attention. Work: O(live tiles x D). Raises InputError (E501, E502, E503, E505).
         """
+        check_no_others(others)
         query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
         if return_lse and self.bound.merge == "mean":
             message = "a mean of several softmaxes has no log-sum-exp"

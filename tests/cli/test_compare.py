@@ -45,11 +45,10 @@ def test_a_difference_is_data_and_a_picture(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("line", "cure"),
     [
-        ("diff examples/sources/alibi.yaml causal", "add --term self"),
-        ("diff causal examples/sources/alibi.yaml", "put it first, with --term self"),
+        ("diff examples/sources/linformer.yaml all -o x.png", "add --term mixtures"),
         ("prove causal equals examples/sources/alibi.yaml", "put it first, with --term self"),
         ("reach examples/sources/linformer.yaml -n 16", "add --term mixtures"),
-        ("run examples/sources/linformer.yaml -n 16", "add --term mixtures"),
+        ("compile examples/sources/linformer.yaml -n 16 -o x.safetensors", "add --term mixtures"),
     ],
 )
 def test_the_cure_is_an_option(line: str, cure: str, capsys: pytest.CaptureFixture[str]) -> None:

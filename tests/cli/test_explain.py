@@ -67,17 +67,21 @@ def test_as_data(said: Said) -> None:
 
 def test_terms_without_a_plan_say_how_they_run(said: Said) -> None:
     performer = said("explain", "examples/sources/performer.yaml", "-n", "512")
-    assert "no plan: sums of the features of keys" in performer and "forward " not in performer
+    assert "no plan: sums of the features of keys" in performer and "all of it: forward " in performer
     biased = said("explain", "examples/sources/alibi.yaml", "-n", "512")
-    assert "no plan: block by block over the live tiles" in biased and "forward " not in biased
+    assert "no plan: block by block over the live tiles" in biased and "all of it: forward " in biased
     data = json.loads(said("explain", "examples/sources/window-and-sums.yaml", "-n", "512", "--json"))
-    assert {item.get("plan", "made") for item in data.values()} == {None, "made"}
+    assert {name: item["plan"] is None for name, item in data["terms"].items()} == {
+        "near.self": False,
+        "far.self": True,
+    }
 
 
 def test_branches_of_other_layers_are_not_explained(said: Said) -> None:
     spec = str(Path(__file__).parents[2] / "examples" / "sources" / "lightning.yaml")
-    assert said("explain", spec, "-n", "300").startswith("of sums.self")
-    assert said("explain", spec, "-n", "300", "--layer", "7").startswith("of softmax.self")
+    for layer, name in (("0", "sums"), ("7", "softmax")):
+        found = said("explain", spec, "-n", "300", "--layer", layer)
+        assert [line.split(":")[0] for line in found.splitlines() if line.startswith("of ")] == [f"of {name}.self"]
 
 
 def test_measured_constants_are_stored_shown_and_taken(said: Said) -> None:

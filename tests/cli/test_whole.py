@@ -12,7 +12,7 @@ import torch
 
 import patterndsl
 from patterndsl.cli import main
-from patterndsl.runtime import contest, flex, trial
+from patterndsl.runtime import bench, contest, flex, trial
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPECS = [spec for folder in ("sources", "roles", "selected", "learned") for spec in (EXAMPLES / folder).glob("*.yaml")]
@@ -38,6 +38,7 @@ GIVEN = {
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "TIMING_SECONDS", 0.0)
     monkeypatch.setattr(flex, "compiled_flex", lambda: flex._attend)
+    monkeypatch.setattr(bench, "create_block_mask", lambda *_, **__: None)  # timed only
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 0.0)
     monkeypatch.setattr(contest, "TRIES", 1)
 
@@ -119,3 +120,138 @@ AT_100 = {
     "bigbird-plan": "plan=0,1,0,0,1,1",
     "topics-and-strides": "topic=0*50,1*50",
 }
+
+
+# ---- what is found of a whole is what its parts have
+
+
+PARTS = "sources: {past: pool(4), rows: memory(3)}\nattend: {self: recent(6), past: causal - recent(6), rows: all}"
+
+
+def test_the_whole_is_the_sum_of_its_steps() -> None:
+    found: Any = patterndsl.parse(PARTS).explain(64, heads=2)
+    steps = (*found.terms, *found.merges)
+    assert [step.name for step in steps] == ["self", "past", "rows", "merge"]
+    assert found.cost.forward == pytest.approx(sum(step.cost.forward for step in steps))
+    program: Any = patterndsl.parse(PARTS).compile(64, heads=2)
+    assert program.explain().to_dict() == found.to_dict()
+
+
+def test_what_a_call_decides_is_not_predicted() -> None:
+    text = "inputs: {doc: 'int[N]'}\nattend: causal & same(doc)\nbias: k - q"
+    found: Any = patterndsl.parse(text).explain(64)
+    assert found.unknown == ("self",) and found.terms[0].cost is None
+    assert "all of it, but what is not known of self: " in str(found)
+
+
+def test_pairs_are_those_of_the_masks(said: Said) -> None:
+    program: Any = patterndsl.parse(PARTS).compile(N, heads=2)
+    expected = 2 * sum(int(mask.sum()) for mask in program.masks().values())
+    check = said("run", PARTS, *SIZES)["check"]
+    assert (check["num_pairs"], check["num_all"]) == (expected, 2 * N * (N + 6 + 3))
+
+
+def test_a_wrong_result_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = trial._output
+    monkeypatch.setattr(trial, "_output", lambda *call: right(*call) * 1.001)
+    assert main(["run", PARTS, *map(str, SIZES)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert main(["bench", PARTS, *map(str, SIZES), "--seconds", "0"]) == 1
+
+
+def test_rows_are_sampled_where_there_are_many(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "ALL_ROWS_PAIRS", 100)
+    monkeypatch.setattr(trial, "PAIRS_AT_ONCE", 500)
+    check = said("run", PARTS, *SIZES, "--sample-rows", 9, "--backward", "--batch", 2)["check"]
+    assert check["passed"] and 0 < check["num_rows"] <= 9 and not check["every_row"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["native-sparse", "alibi", "performer", "transformer-xl"])
+def test_half_precision(name: str, dtype: str, said: Said) -> None:
+    (path,) = (EXAMPLES / "sources").glob(f"{name}.yaml")
+    words = spec(path)
+    assert said("run", *words, *SIZES, "--kv-heads", 1, "--dtype", dtype, "--backward")["check"]["passed"]
+
+
+def test_queries_that_continue_a_sequence(said: Said) -> None:
+    text = "sources: {rows: memory(3)}\nattend: {self: causal, rows: all}\nbias: k - q"
+    sizes = ("--q-len", 7, "--kv-len", N, "--q-start", N - 7, "--heads", 2, "--head-dim", 16)
+    found = said("run", text, *sizes, "--backward")
+    assert found["check"]["passed"] and found["query"][2] == 7 and found["key"][2] == N
+
+
+def test_layers_have_the_branches_that_take_part(said: Said) -> None:
+    path = EXAMPLES / "sources" / "lightning.yaml"
+    backends = [said("run", path, *SIZES, "--layer", layer)["backend"] for layer in (0, 7)]
+    assert backends == ["summed", "planned"]
+
+
+def test_given_tensors_are_taken_where_a_layer_makes_tables_alone(said: Said, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "qkv.safetensors"
+    save_file({name: torch.randn(1, 2, N, 8) for name in ("query", "key", "value")}, path)
+    found = said("run", EXAMPLES / "sources" / "t5.yaml", "--input", path)
+    assert found["check"]["passed"] and found["query"] == [1, 2, N, 8]
+
+
+def test_a_difference_names_what_only_one_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", PARTS, str(EXAMPLES / "sources" / "pooled-past.yaml"), "-n", "40"]) == 1
+    out = capsys.readouterr().out
+    assert "of past: 10 keys in the first and 2 in the second" in out and "differ in their sources" in out
+    assert main(["diff", str(EXAMPLES / "sources" / "alibi.yaml"), "causal", "-n", "9"]) == 1
+    out = capsys.readouterr().out
+    assert "the two are equal: Proven" in out and "beside pairs they differ in their scores" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (
+            "run examples/sources/linformer.yaml --input {path}",
+            2,
+            "a layer makes source `mixtures`",
+        ),
+        ("run examples/sources/linformer.yaml -n 5000", 1, "5,000 tokens, and the projection is learned for 4,096"),
+        ("run examples/learned/topics-and-strides.yaml -n 9", 1, "input `topic` is missing"),
+        ("diff examples/learned/topics-and-strides.yaml causal", 1, "input `topic` is missing"),
+        ("bench examples/sources/alibi.yaml -n 9 --term slf", 2, "there is no term `slf`"),
+        ("explain examples/sources/native-sparse.yaml", 2, "no length is given"),
+    ],
+)
+def test_what_cannot_be_asked(
+    line: str, code: int, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "qkv.safetensors"
+    save_file({name: torch.randn(1, 2, N, 8) for name in ("query", "key", "value")}, path)
+    assert main(line.format(path=path).split()) == code
+    error = capsys.readouterr().err
+    assert said in error and "= help: " in error
+
+
+def test_programs_of_one_and_of_several_terms_refuse_alike() -> None:
+    """What belongs to the other kind is a mistake with a cure, and no bare error of Python."""
+    x = torch.randn(1, 1, 8, 4)
+    plain: Any = patterndsl.parse("causal").compile(8)
+    with pytest.raises(patterndsl.InputError, match="the pattern has no roles"):
+        plain(x, x, x, roles={"globals": {"query": x}})
+    with pytest.raises(patterndsl.InputError, match="did you mean `inputs`"):
+        plain(x, x, x, input={})
+    whole: Any = patterndsl.parse(PARTS).compile(8)
+    with pytest.raises(AttributeError, match=r"E505.*\n.*program.program\('self', num_keys\)\.block_mask"):
+        _ = whole.block_mask
+    assert not hasattr(whole, "tiles") and hasattr(whole, "explain")
+
+
+def test_labels_of_a_whole_are_returned() -> None:
+    text = "labels: {bucket: 'lsh(buckets = 4)'}\nsources: {rows: memory(2)}\nattend: {self: same(bucket), rows: all}"
+    program: Any = patterndsl.parse(text).compile(12, heads=2)
+    query, key, value = (torch.randn(1, 2, 12, 4) for _ in range(3))
+    sources = {"rows": (torch.randn(1, 2, 2, 4), torch.randn(1, 2, 2, 4))}
+    out, labels = program(query, key, value, sources=sources, return_labels=True)
+    assert labels["bucket"].shape == (1, 2, 12)
+    again = program(query, key, value, sources=sources, inputs={"bucket": labels["bucket"] * 0})
+    assert torch.equal(out, program(query, key, value, sources=sources)) and not torch.equal(out, again)
