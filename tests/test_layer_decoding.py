@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from typing import Any
 
 import pytest
@@ -107,3 +110,45 @@ def test_tokens_that_do_not_fit_leave_the_state_as_it_was() -> None:
         layer(torch.zeros(1, 3, 16), state)
     assert isinstance(state, patterndsl.Cache)
     assert state.lengths == (8,)
+
+
+def test_a_prompt_runs_by_the_layers_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    from patterndsl.nn import decoding
+
+    asked = []
+    right = decoding.attention
+    monkeypatch.setattr(decoding, "attention", lambda *x, **options: asked.append(options) or right(*x, **options))
+    for backend in ("oracle", "gathered", "auto"):
+        layer = Attention("causal & recent(3)", 16, 2, backend=backend)
+        layer(torch.randn(1, 9, 16), layer.init_state(1))
+    assert [options["backend"] for options in asked] == ["oracle", "gathered", "auto"]
+
+
+def copied(cache: patterndsl.Cache, how: str) -> patterndsl.Cache:
+    if how == "deepcopy":
+        return copy.deepcopy(cache)
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(cache))
+    file = io.BytesIO()
+    torch.save({"cache": cache}, file)
+    file.seek(0)
+    found: patterndsl.Cache = torch.load(file, weights_only=False)["cache"]
+    return found
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_a_copy_of_a_cache_goes_on_by_itself(how: str) -> None:
+    torch.manual_seed(0)
+    text = "causal & (recent(5) | k % 6 == 0 | first(2)) & same(doc)"
+    pattern = patterndsl.parse(text, inputs={"doc": "int[N]"})
+    cache = patterndsl.Cache(pattern, batch=2, heads=2, head_dim=4)
+    key, doc = torch.randn(2, 2, 30, 4), torch.zeros(30, dtype=torch.int64)
+    cache.append(key[:, :, :20], key[:, :, :20], inputs={"doc": doc[:20]})
+    other = copied(cache, how)
+    other.append(-key[:, :, 20:], key[:, :, 20:], inputs={"doc": doc[20:]})
+    cache.append(key[:, :, 20:], key[:, :, 20:], inputs={"doc": doc[20:]})
+    whole = patterndsl.attention(key, key, key, pattern, inputs={"doc": doc})
+    torch.testing.assert_close(cache.attend(key[:, :, -1:]), whole[:, :, -1:])
+    changed = torch.cat([key[:, :, :20], -key[:, :, 20:]], 2)
+    whole = patterndsl.attention(key, changed, key, pattern, inputs={"doc": doc})
+    torch.testing.assert_close(other.attend(key[:, :, -1:]), whole[:, :, -1:])

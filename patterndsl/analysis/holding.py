@@ -9,8 +9,9 @@ The layout is exact whatever the length of the ring is; a good length makes it s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -96,13 +97,7 @@ def holding(relations: Iterable[Relation], n: int | None) -> Holding:
     """
     policies = [_policy(relation) for relation in dict.fromkeys(relations)]
     total = MAX_POSITIONS if n is None else n
-
-    def is_kept(keys: Integers, steps: Integers) -> Booleans:
-        found = np.zeros(keys.shape, dtype=bool)
-        for policy in policies:
-            found |= _kept_by(policy, keys, steps, total)
-        return found
-
+    is_kept = partial(_kept_by_some, policies, total)  # no closure: a cache may be pickled
     known = [policy for policy in policies if isinstance(policy, CachePolicy)]
     is_bounded = len(known) == len(policies) and all(item.kind == "bounded" for item in known)
     return Holding(_newest(is_kept, total), "bounded" if is_bounded else "growing", is_kept)
@@ -156,6 +151,13 @@ def _policy(relation: Relation) -> Policy:
     """The policy of a bound relation, for every length."""
     typical, short = (tuple({"N": n, "Nk": n} for n in some) for some in ((1_000_003, 1 << 20), (64, 256)))
     return cache_policy(Symbolic(relation, (), typical, short))
+
+
+def _kept_by_some(policies: Sequence[Policy], n: int, keys: Integers, steps: Integers) -> Booleans:
+    found = np.zeros(keys.shape, dtype=bool)
+    for policy in policies:
+        found |= _kept_by(policy, keys, steps, n)
+    return found
 
 
 def _kept_by(policy: Policy, keys: Integers, steps: Integers, n: int) -> Booleans:

@@ -175,8 +175,9 @@ class Attention(nn.Module):
     ) -> State | Cache:
         """The state before the first segment or token, of the layer's device and dtype by default.
 
-        Where the pattern recalls segments or sums features up to the query: nothing is recalled. Otherwise an empty
-        `patterndsl.Cache`, with which the layer decodes token by token; n, max_queries: see there.
+        Where the pattern recalls segments or sums features up to the query: nothing is recalled, and n and max_queries
+        are refused. Otherwise an empty `patterndsl.Cache`, with which the layer decodes token by token; n, max_queries:
+        see there.
         Raises PatternError (E505) where the pattern cannot be decoded, (E406) where it depends on N and has no n.
         """
         weight = self.value_projection.weight
@@ -186,8 +187,15 @@ class Attention(nn.Module):
             message = "the pattern has no state: it is not one relation alone, nor recalls, nor sums up to the query"
             help = "without a state: layer(newest, context=all_so_far, q_start=position)"
             raise input_error("E505", message, help)
+        if n is not None or max_queries != 1:
+            message = "n and max_queries are of a cache, and this state takes segments of any length"
+            raise input_error("E505", message, "leave both out: state = layer.init_state(batch)")
         like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
-        return self.sources.start(counted("batch", batch, 0, MAX_SIZE), like)
+        return self._owned(self.sources.start(counted("batch", batch, 0, MAX_SIZE), like))
+
+    def _owned(self, state: State) -> State:
+        """As the state of this layer and no other."""
+        return replace(state, pattern=self.pattern.text, layer=self.layer)
 
     def forward(
         self,
@@ -215,7 +223,7 @@ class Attention(nn.Module):
         if isinstance(state, Cache):
             self._check("x", x)
             decoding.check(self, state, x.shape[0], others=(context, sources, present), q_start=q_start)
-            attended = decoding.attended(state, *self._query_and_keys(x, None), inputs, scale, self.layer)
+            attended = decoding.attended(state, *self._query_and_keys(x, None), inputs, scale, self.backend)
             return self.output_projection(attended.transpose(1, 2).flatten(2)), state
         made = self.prepared(x, context, state, inputs=inputs, sources=sources, present=present, q_start=q_start)
         if not isinstance(self.pattern, Composite):
@@ -241,7 +249,8 @@ class Attention(nn.Module):
         read = partial(partial, self._read, query.detach(), scale)
         after, losses = self.sources.after(made.sequence, state, usage, read)
         self.losses |= losses
-        return output, replace(after, sums={name: detached(sums) for name, sums in made.learned.after.items()})
+        after = replace(after, sums={name: detached(sums) for name, sums in made.learned.after.items()})
+        return output, self._owned(after)
 
     def prepared(
         self,
@@ -465,8 +474,11 @@ class Attention(nn.Module):
             raise input_error("E505", "the pattern has no state", "call the layer without one")
         start = self.sources.start(0, x)
         is_ours = state.recalled.keys() == start.recalled.keys() and state.compressed.keys() == start.compressed.keys()
-        if not is_ours or not state.sums.keys() <= set(self.sums):
+        if not is_ours or not state.sums.keys() <= set(self.sums) or state.pattern != self.pattern.text:
             raise input_error("E503", "the state is of another pattern", "state = layer.init_state(batch)")
+        if state.layer != self.layer:
+            help = "keep a state for each layer: state = layer.init_state(batch)"
+            raise input_error("E503", f"the state is of layer {state.layer}, and this is layer {self.layer}", help)
         for name, held in (*state.recalled.items(), *state.compressed.items()):
             if held.shape[0] != x.shape[0] or held.shape[2] != self.dim:
                 message = f"`{name}` remembers {list(held.shape)}, and x is {list(x.shape)}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from patterndsl.composite import Composite
-from patterndsl.decoding import Cache
+from patterndsl.decoding import BACKENDS, Cache
 from patterndsl.diagnostics import input_error
 from patterndsl.functional import attention
 from patterndsl.pattern import Pattern
@@ -33,7 +33,7 @@ def start(
     n: int | None,
     max_queries: int,
 ) -> Cache:
-    """The empty cache of a layer."""
+    """The empty cache of a layer, which decodes by the layer's backend where that is one of a cache's."""
     return Cache(
         layer.pattern,
         batch=batch,
@@ -45,6 +45,7 @@ def start(
         max_queries=max_queries,
         dtype=dtype,
         device=device,
+        backend=layer.backend if layer.backend in BACKENDS else "auto",
     )
 
 
@@ -66,18 +67,21 @@ def check(layer: Attention, cache: Cache, batch: int, *, others: tuple[object, .
 
 
 @torch.no_grad()
-def attended(cache: Cache, query: Tensor, keys: Keys, inputs: Inputs | None, scale: float | None, layer: int) -> Tensor:
+def attended(
+    cache: Cache, query: Tensor, keys: Keys, inputs: Inputs | None, scale: float | None, backend: str
+) -> Tensor:
     """The rows of the next tokens, which the cache then holds: [B, Hq, T, Dv].
 
-    A prompt for an empty cache is one parallel attention; tokens that come later are attended as many at a time as the
-    cache is made for.
+    A prompt for an empty cache is one parallel attention, by the backend; tokens that come later are attended as many
+    at a time as the cache is made for.
     """
     key, value = keys
     num_tokens = query.shape[2]
     cache.check_next(num_tokens, inputs)  # of all, before any is appended
     if not any(cache.lengths) and num_tokens > cache.max_queries:
         given = _up_to(cache.n, inputs)
-        out = attention(query, key, value, cache.pattern, inputs=given, layer=layer, n=cache.n, scale=scale)
+        at, n = cache.layer, cache.n
+        out = attention(query, key, value, cache.pattern, inputs=given, layer=at, n=n, scale=scale, backend=backend)
         cache.append(key, value, inputs=inputs)
         return out
     parts = []

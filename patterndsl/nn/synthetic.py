@@ -60,7 +60,8 @@ def _num_keys(pattern: Pattern, source: str, sizes: Sizes) -> int:
 
 def _remembered(layer: Attention, batch: int) -> State:
     """As many states of earlier segments as the layer remembers."""
-    empty = layer.sources.start(batch, torch.empty(0))
+    empty = layer.init_state(batch)
+    assert isinstance(empty, State)
 
     def drawn(kind: str) -> dict[str, Tensor]:
         return {

@@ -89,7 +89,7 @@ def kernel_attention(
         log_decay = None if decay is None else _logarithms(tuple(decay), dtype, value.device)
         summing = Summing(is_log, normalise, log_decay)
         if not causal or kv_len <= 1:
-            state = _state_after(key, values, state, summing) if kv_len else state
+            state = _state_after(key, values, state, summing)
             return _read(query, state, is_log, normalise).to(value.dtype), state
         more = -kv_len % CHUNK
         output, state = causal_outputs(
@@ -154,6 +154,8 @@ def _logs_by_kernels(
 def _state_after(key: Tensor, value: Tensor, before: State, summing: Summing) -> State:
     """The state of keys [B, H, T, M], as their last one would see it, and of those before."""
     kv_len = key.shape[2]
+    if not kv_len:  # sums of nothing, whose gradients are
+        return State(before.numerator + key.mT @ value, before.denominator + key.sum(-2), before.shift)
     ahead = torch.arange(kv_len - 1, -1, -1, device=key.device)
     if summing.log_decay is not None:
         before = faded(before, summing.log_decay * kv_len, summing.is_log)

@@ -41,32 +41,33 @@ NAMES: dict[str, RealFunction] = {
 }
 
 
-def real(expr: ast.Expr, expander: Expander, scope: Scope, tables: Container[str]) -> Real:
-    """The number that an expression stands for. Mistakes are reported by the expander, which raises Stop."""
+def real(expr: ast.Expr, expander: Expander, scope: Scope, tables: Container[str], what: str = "bias") -> Real:
+    """The number that an expression stands for. Mistakes are reported by the expander, which raises Stop. what: it is
+    of, in their words: bias or decay."""
     match expr:
         case ast.Real(value=number):
             return Number(float(number))
         case ast.Negative(operand=operand):
-            return _number(Apply("-", Number(0.0), real(operand, expander, scope, tables)), expr, expander)
+            return _number(Apply("-", Number(0.0), real(operand, expander, scope, tables, what)), expr, expander, what)
         case ast.Binary(op=op, left=left, right=right) if op in OPERATORS:
-            sides = (real(side, expander, scope, tables) for side in (left, right))
-            return _number(Apply(OPERATORS[op], *sides), expr, expander)
+            sides = (real(side, expander, scope, tables, what) for side in (left, right))
+            return _number(Apply(OPERATORS[op], *sides), expr, expander, what)
         case ast.Subscript(name=name, index=index) if name in tables:
-            return Entry(name, real(index, expander, scope, tables))
+            return Entry(name, real(index, expander, scope, tables, what))
         case ast.Call(name=name, arguments=arguments) if name in NAMES and name not in scope.definitions:
             least, most = FUNCTIONS[name]
             if any(argument.name for argument in arguments) or not least <= len(arguments) <= (most or len(arguments)):
                 counts = "one number" if most == 1 else "numbers"
                 raise expander.report("E204", f"`{name}` takes {counts}", expr.place, f"write {name}(...)")
-            made = Call(NAMES[name], tuple(real(item.value, expander, scope, tables) for item in arguments))
-            return _number(made, expr, expander)
+            made = Call(NAMES[name], tuple(real(item.value, expander, scope, tables, what) for item in arguments))
+            return _number(made, expr, expander, what)
         case ast.Name(name=name) if name in tables:
             message = f"`{name}` is a table, and one entry belongs here"
             raise expander.report("E207", message, expr.place, f"index it: {name}[q - k]")
         case ast.Subscript(name=name) if (near := nearest(name, _known(tables))) and not _is_value(name, scope):
             raise expander.report("E201", f"unknown table `{name}`", expr.place, f"did you mean `{near}`?")
         case _:
-            return OfIndex(expander.integer(expr, scope, "a bias is made of"))
+            return OfIndex(expander.integer(expr, scope, f"a {what} is made of"))
 
 
 def bound_bias(bias: Real, resolved: Resolved, position: Index, sizes: Sizes, layer: int) -> Real:
@@ -84,7 +85,7 @@ def bound_bias(bias: Real, resolved: Resolved, position: Index, sizes: Sizes, la
     return put_index(bias, stand)
 
 
-def _number(made: Real, expr: ast.Expr, expander: Expander) -> Real:
+def _number(made: Real, expr: ast.Expr, expander: Expander, what: str) -> Real:
     """What was made of numbers alone, as one number. Reports E403 and E407 where there is none."""
     operands = [_written(part) for part in children(made)]
     numbers = [x for x in operands if x is not None]
@@ -98,7 +99,7 @@ def _number(made: Real, expr: ast.Expr, expander: Expander) -> Real:
     except (ValueError, OverflowError):
         found = math.nan
     if not isinstance(found, float) or not math.isfinite(found):
-        help = "a bias adds finite real numbers"
+        help = "a bias adds finite real numbers" if what == "bias" else "a decay is a factor above 0 and at most 1"
         raise expander.report("E407", f"{text} is no finite real number", expr.place, help)
     return Number(found)
 

@@ -322,7 +322,7 @@ class _Resolver(Expander):
 
     def decay(self, expr: ast.Expr, scope: Scope) -> Real | None:
         """The factor of each token; None where it is 1."""
-        found = real(expr, self, scope, self.tables)
+        found = real(expr, self, scope, self.tables, "decay")
         if not is_of_heads(found):
             message = "`decay` cannot depend on a position, length, input or table"
             raise self.report("E209", message, expr.place, "make it of head, layer, numbers and parameters")

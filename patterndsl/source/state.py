@@ -17,7 +17,8 @@ class State:
     recalled: of each `recall` source the last of them, [B, up to size, dim]. waiting: of each `compress` source those
     that are recalled no more and too few to be compressed, [B, fewer than rate, dim]. compressed: [B, up to size, dim].
     usage: of each recalled or waiting state the attention it had, [B, T], where a compression asks for it. sums: of
-    each branch that sums features, "" for the only one, the sums over all earlier keys.
+    each branch that sums features, "" for the only one, the sums over all earlier keys. pattern, layer: whose it is,
+    by canonical text and number.
     """
 
     recalled: Mapping[str, Tensor] = field(default_factory=dict)
@@ -25,6 +26,8 @@ class State:
     compressed: Mapping[str, Tensor] = field(default_factory=dict)
     usage: Mapping[str, Tensor] = field(default_factory=dict)
     sums: Mapping[str, Sums] = field(default_factory=dict)
+    pattern: str = ""
+    layer: int = 0
 
 
 def detached(sums: Sums) -> Sums:

@@ -279,3 +279,36 @@ def test_directions_stay_exact_whatever_the_layer_is_of(dtype: torch.dtype) -> N
     layer.to("meta")
     assert drawn.directions.is_meta
     assert layer.to_empty(device="cpu") is layer and drawn.directions.device.type == "cpu"
+
+
+@pytest.mark.parametrize("score", ["elu", "relu", "linear", "favor(6)"])
+@pytest.mark.parametrize("reach", REACHES)
+def test_no_tokens_have_gradients_of_no_numbers(score: str, reach: str) -> None:
+    """Zeros, and not None, which other code would trip over."""
+    tensors = [torch.zeros(1, 2, 0, D, requires_grad=True) for _ in range(3)]
+    out = patterndsl.attention(*tensors, f"score: {score}\nattend: {reach}")
+    grads = torch.autograd.grad(out.sum(), tensors)
+    assert [grad.shape for grad in grads] == [x.shape for x in tensors]
+    layer = layer_of(f"score: {score}\nattend: {reach}")
+    layer(torch.zeros(2, 0, DIM, dtype=torch.float64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_a_state_of_sums_is_of_one_pattern_and_layer() -> None:
+    x = states(3)
+    _, state = (layer := layer_of("score: linear\nattend: causal"))(x, layer.init_state(2))
+    with pytest.raises(PatternError, match=r"E503.*the state is of another pattern"):
+        layer_of("score: elu\nattend: causal")(x, state)
+    with pytest.raises(PatternError, match=r"E503.*the state is of layer 0, and this is layer 1"):
+        Attention("score: linear\nattend: causal", DIM, HEADS, kv_heads=KV_HEADS, layer=1).double()(x, state)
+    with pytest.raises(PatternError, match=r"E505.*n and max_queries are of a cache"):
+        layer.init_state(2, max_queries=4)
+    with pytest.raises(PatternError, match=r"E505.*n and max_queries are of a cache"):
+        layer.init_state(2, n=64)
+
+
+def test_what_is_wrong_with_a_decay_is_said_of_a_decay() -> None:
+    for text in ("log(0)", "1 / 0"):
+        with pytest.raises(PatternError) as found:
+            patterndsl.parse(f"score: linear(decay = {text})\nattend: causal")
+        assert "bias" not in str(found.value)
