@@ -4,8 +4,8 @@ branch whose scores it has."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 from patterndsl.ir.index import Const, Index, K, Q
@@ -62,6 +62,8 @@ class Term:
     seen: Resolved | None
     position: Index = K
     projections: Projections = Projections()
+    _known: dict[int, bool] = field(default_factory=dict, init=False)
+    """In which layers it was found to take part: a table, which torch.compile reads as it does no cache."""
 
     @cached_property
     def reads(self) -> frozenset[str]:
@@ -95,7 +97,9 @@ class Term:
 
     def takes_part(self, layer: int) -> bool:
         """Whether it has pairs in a layer, as far as conditions on the layer alone say so."""
-        return _takes_part(self, layer)
+        if layer not in self._known:
+            self._known[layer] = _takes_part(self, layer)
+        return self._known[layer]
 
     @property
     def in_its_layers(self) -> Resolved:
@@ -112,7 +116,6 @@ class Term:
         return f"Term({self.name!r}, {self.pattern.text!r})"
 
 
-@lru_cache(maxsize=512)
 def _takes_part(term: Term, layer: int) -> bool:
     resolved = term.pattern.resolved
     of_layers = [item for item in _conditions(resolved) if _is_of_layers_alone(item)]

@@ -115,9 +115,13 @@ def test_tokens_that_do_not_fit_leave_the_state_as_it_was() -> None:
 def test_a_prompt_runs_by_the_layers_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     from patterndsl.nn import decoding
 
-    asked = []
-    right = decoding.attention
-    monkeypatch.setattr(decoding, "attention", lambda *x, **options: asked.append(options) or right(*x, **options))
+    asked: list[dict[str, Any]] = []
+
+    def attention(*tensors: Any, **options: Any) -> Any:
+        asked.append(options)
+        return patterndsl.attention(*tensors, **options)
+
+    monkeypatch.setattr(decoding, "attention", attention)
     for backend in ("oracle", "gathered", "auto"):
         layer = Attention("causal & recent(3)", 16, 2, backend=backend)
         layer(torch.randn(1, 9, 16), layer.init_state(1))

@@ -147,6 +147,8 @@ class Attention(nn.Module):
         )
         self.scores = nn.ModuleDict(score_modules(self.pattern, dim, heads, self.head_dim))
         self.sums = _summing(self.pattern, self.layer)
+        if isinstance(self.pattern, Composite):
+            self.pattern.branches_at(self.layer)  # found now, and not while a graph is made
         if self.sources.used and (len(branches) > 1 or len(self.roles)):
             message = "what is most used is told by one softmax of one query, and the pattern has branches or roles"
             raise input_error("E505", message, "compress by conv, mean or max")

@@ -48,6 +48,7 @@ class CompositeProgram:
         self.pattern, self.sizes, self.options = pattern, sizes, dict(options)
         self._programs: OrderedDict[tuple[str, int], Program] = OrderedDict()
         self._number = _living.add(self)
+        pattern.branches_at(self.layer)  # found now, and not while a graph is made
         for term in pattern.terms:  # what does not fit is said now
             self.program(term.name, self.usual_keys(term))
 

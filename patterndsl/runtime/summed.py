@@ -18,6 +18,7 @@ from patterndsl.diagnostics import input_error
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, Relation
 from patterndsl.runtime.data import Inputs, checked_inputs, device_data
+from patterndsl.runtime.summed_ops import causal_sums
 from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention, read
 from patterndsl.score.state import State
@@ -121,11 +122,10 @@ def summed(
     earlier, now = slice(0, start), slice(start, None)
     if start:
         before_all = _sums(features, of_keys[:, :, earlier], value[:, :, earlier], _part(kept, earlier), before_all)
-    out, after = kernel_attention(
+    out, after = causal_sums(
         asked,
         of_keys[:, :, now],
         value[:, :, now],
-        causal=True,
         keep=_part(kept, now),
         state=before_all,
         is_log=features.is_log,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import log
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def kernel_attention(
             key, values = torch.where(present, key, absent), torch.where(present, values, 0)
         if state is None:
             state = empty_state(batch, kv_heads, num_features, value.shape[-1], dtype=dtype, device=value.device)
-        log_decay = None if decay is None else _logarithms(tuple(decay), dtype, value.device)
+        log_decay = None if decay is None else _logarithms(decay, dtype, value.device)
         summing = Summing(is_log, normalise, log_decay)
         if not causal or kv_len <= 1:
             state = _state_after(key, values, state, summing)
@@ -103,11 +104,20 @@ def kernel_attention(
     return output[..., :kv_len, :].flatten(1, 2).to(value.dtype), state
 
 
+def _logarithms(decay: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[H], kept: no call then waits for numbers of the host. In a graph of torch.compile a constant is."""
+    found = _decays_told if torch.compiler.is_compiling() else _decays_kept
+    return found(tuple(decay), dtype, device)
+
+
+def _decays_told(decay: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([log(factor) for factor in decay], dtype=torch.float64).to(device, dtype)
+
+
 @lru_cache(maxsize=64)
-def _logarithms(decay: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[H], kept: no call then waits for numbers of the host."""
+def _decays_kept(decay: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(decay, dtype=torch.float64).log().to(device, dtype)
+        return _decays_told(decay, dtype, device)
 
 
 def _by_kernels(
@@ -128,7 +138,7 @@ def _by_kernels(
     key_phi = phi
     if present is not None:  # the features of what is absent are 0, which those of no number are
         key, value, key_phi = torch.where(present, elementwise(phi, key), 0), torch.where(present, value, 0), "linear"
-    log_decay = None if decay is None else _logarithms(tuple(decay), torch.float32, value.device)
+    log_decay = None if decay is None else _logarithms(decay, torch.float32, value.device)
     return causal_sums(query, key, value, state, Sums(phi, key_phi, normalise, log_decay))
 
 

@@ -286,7 +286,8 @@ def test_directions_stay_exact_whatever_the_layer_is_of(dtype: torch.dtype) -> N
 def test_no_tokens_have_gradients_of_no_numbers(score: str, reach: str) -> None:
     """Zeros, and not None, which other code would trip over."""
     tensors = [torch.zeros(1, 2, 0, D, requires_grad=True) for _ in range(3)]
-    out = patterndsl.attention(*tensors, f"score: {score}\nattend: {reach}")
+    query, key, value = tensors
+    out = patterndsl.attention(query, key, value, f"score: {score}\nattend: {reach}")
     grads = torch.autograd.grad(out.sum(), tensors)
     assert [grad.shape for grad in grads] == [x.shape for x in tensors]
     layer = layer_of(f"score: {score}\nattend: {reach}")
