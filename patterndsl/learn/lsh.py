@@ -5,11 +5,14 @@ Kitaev et al. 2020, Reformer, section 3 (the angular scheme of Andoni et al. 201
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import isqrt
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from patterndsl.learn.again import Calls
 
 MOST_AT_ONCE = 128
 """Buckets of one rotation; more are the pairs of two rotations' buckets, which costs the root of it."""
@@ -35,6 +38,47 @@ def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
                 nearest = (nearest + is_opposite * (size // 2))[..., 0]
                 label[:, :, at] = label[:, :, at] * size + nearest
     return label
+
+
+def labels_of_heads(
+    key: Tensor,
+    settings: Mapping[str, int],
+    heads: int,
+    turn: int = 0,
+    hash_keys: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """The labels of key [B, Hkv, T, D] for query heads: int64 [B, heads, T], of several rounds [B, heads, rounds, T].
+
+    turn: how often the directions were drawn anew. hash_keys: `lsh_labels`, or what does the same.
+    """
+    rounds, kv_group = settings["rounds"], heads // key.shape[1]
+    label = (hash_keys or lsh_labels)(key, buckets=settings["buckets"], rounds=rounds, seed=settings["seed"] + turn)
+    label = label if kv_group == 1 else label.repeat_interleave(kv_group, dim=1)
+    return label if rounds > 1 else label[:, :, 0]
+
+
+class Redrawn(nn.Module):
+    """How often the directions of a label were drawn anew: in training every `redraw` calls, as released code does in
+    each. A call that checkpointing runs again has those of its first run."""
+
+    calls: Tensor
+
+    def __init__(self, redraw: int) -> None:
+        super().__init__()
+        self.redraw = redraw
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.earlier: Calls[int] = Calls()
+
+    def forward(self) -> int:
+        if not self.training:
+            return int(self.calls) // self.redraw
+        former = self.earlier.started()
+        if former is not None:
+            return former
+        number = int(self.calls) + 1
+        self.calls.fill_(number)
+        self.earlier.begin(number // self.redraw)
+        return number // self.redraw
 
 
 def factors_of(buckets: int) -> tuple[int, ...]:

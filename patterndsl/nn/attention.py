@@ -19,6 +19,7 @@ from patterndsl.functional import as_pattern, attention, composite_attention, pr
 from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
+from patterndsl.learn.lsh import Redrawn, labels_of_heads
 from patterndsl.nn import decoding
 from patterndsl.nn.roles import Roles
 from patterndsl.nn.scores import (
@@ -36,7 +37,7 @@ from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.ops import Call as Asked
 from patterndsl.runtime.scored import relation_of
-from patterndsl.sema.bind import BoundSelection, fixed_settings, selection_at
+from patterndsl.sema.bind import BoundSelection, fixed_settings, learner_at, redraw_of, selection_at
 from patterndsl.sema.model import Resolved
 from patterndsl.sema.parameters import MAX_HEADS, MAX_LAYER, MAX_SIZE, counted, sizes_of
 from patterndsl.source.named import Named
@@ -69,7 +70,8 @@ class Attention(nn.Module):
     they are (Reformer). Labels by k-means are learned: their centroids are buffers that follow the keys while the layer
     trains, and `losses` then holds the commitment loss of the last call, to be added to the training loss by a small
     factor (1e-4 in Routing Transformer). A selection `by = learned` has an index of index_heads heads of index_dim, and
-    its loss stands in `losses` too: it moves nothing but the index, which learns nothing unless it is added.
+    its loss stands in `losses` too: it moves nothing but the index, which learns nothing unless it is added. Directions
+    of `lsh(..., redraw = n)` are drawn anew every n calls in training.
 
     Sources of the pattern are modules in `sources`, by name. Where one recalls earlier segments, a call takes a state
     and returns the next: `state = layer.init_state(batch)`, `out, state = layer(x, state)`; what compressions lose
@@ -133,7 +135,14 @@ class Attention(nn.Module):
                 if item.by == "learned"
             }
         )
-        self.learns = bool(self.learners) or bool(self.indices)
+        self.redrawn = Named(
+            {
+                label.name: Redrawn(redraw)
+                for label in self.pattern.resolved.labels
+                if (redraw := redraw_of(self.pattern.resolved, label))
+            }
+        )
+        self.learns = bool(self.learners) or bool(self.indices) or bool(self.redrawn)
         terms = [term.pattern for term in self.pattern.terms] if isinstance(self.pattern, Composite) else [self.pattern]
         self.relations = tuple(term.resolved for term in terms)
         self.labels_read = _read_by_biases(self.pattern).union(*map(_read_by, self.relations))
@@ -433,6 +442,11 @@ class Attention(nn.Module):
                     found[selected] = assigned.members[width].repeat_interleave(again, dim=1)
                 if self.training:
                     self.losses[name] = learner.commitment(key, assigned.labels)
+        for name, redrawn in self.redrawn.items():
+            if name not in given:
+                sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
+                settings = dict(learner_at(self.pattern.resolved, name, sizes).settings)
+                found[name] = labels_of_heads(key, settings, self.heads, redrawn())
         for item in selections:
             if item.name not in self.indices:
                 continue

@@ -20,7 +20,7 @@ from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
 from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
-from patterndsl.learn.lsh import lsh_labels
+from patterndsl.learn.lsh import labels_of_heads, lsh_labels
 from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
@@ -573,10 +573,8 @@ class Program:
                 )
                 raise input_error("E505", message, f'pass inputs={{"{shape.name}": ...}}')
             hash_keys = lsh_labels if torch.compiler.is_compiling() else self._hash
-            label = hash_keys(key, **dict(shape.learner.settings))
-            kv_group = self.bound.num_heads // key.shape[1]
-            label = label if kv_group == 1 else label.repeat_interleave(kv_group, dim=1)
-            found[shape.name] = label if shape.rounds > 1 else label[:, :, 0]
+            settings, heads = dict(shape.learner.settings), self.bound.num_heads
+            found[shape.name] = labels_of_heads(key, settings, heads, hash_keys=hash_keys)
         return found
 
     @cached_property

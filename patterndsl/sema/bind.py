@@ -362,6 +362,18 @@ def _check_requirements(
         raise PatternError(found)
 
 
+def learner_at(resolved: Resolved, name: str, sizes: Sizes) -> BoundLearner:
+    """A label's learner at these sizes, parameters at their defaults. Raises PatternError (E4xx)."""
+    label = next(item for item in resolved.labels if item.name == name)
+    return _bound_learner(label, sizes, param_values(resolved, {}, sizes))
+
+
+def redraw_of(resolved: Resolved, label: LabelDeclaration) -> int:
+    """After how many calls in training directions are drawn anew, 0 for never."""
+    asked = dict(label.settings).get("redraw")
+    return 0 if asked is None else fixed_settings(resolved, replace(label, settings=(("redraw", asked),)))["redraw"]
+
+
 def fixed_settings(resolved: Resolved, label: LabelDeclaration) -> dict[str, int]:
     """The settings of a learner that has a state, the same for all lengths; parameters have their defaults.
 
@@ -372,7 +384,10 @@ def fixed_settings(resolved: Resolved, label: LabelDeclaration) -> dict[str, int
     for _, index in label.settings:
         if depends_on_length(index, resolved):
             message = f"`{label.name}` learns, and how many it tells apart depends on N"
-            raise error("E209", message, label.place, "give a number: a layer keeps its centroids for all lengths")
+            help = "give a number: a layer keeps its centroids for all lengths"
+            if label.learner == "lsh":
+                message, help = f"after how many calls `{label.name}` is drawn anew depends on N", "give a number"
+            raise error("E209", message, label.place, help)
     return {name: sized(index, some, values) for name, index in label.settings}
 
 

@@ -40,7 +40,7 @@ LEARNERS: dict[str, Learner] = {
         Learner(
             "lsh",
             "the direction among random ones that a key is nearest to (Reformer)",
-            (Setting("buckets", 2), Setting("rounds", 1, 1), Setting("seed", 0, 0)),
+            (Setting("buckets", 2), Setting("rounds", 1, 1), Setting("seed", 0, 0), Setting("redraw", 0, 0)),
             "token",
             "call",
         ),

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from patterndsl import InputError
+from patterndsl import InputError, PatternError
 from patterndsl.nn import Attention
 
 DIM, HEADS = 16, 2
 LAYERS = {
     "directions": "score: favor(8, redraw = 1)\nattend: causal",
     "every second": "score: favor(8, redraw = 2)\nattend: causal",
+    "hashes": "labels: {bucket: 'lsh(buckets = 4, redraw = 1)'}\nattend: causal & same(bucket)",
+    "rounds of hashes": "labels: {bucket: 'lsh(buckets = 4, rounds = 2, redraw = 2)'}\nattend: causal & same(bucket)",
     "labels": "labels: {bucket: 'kmeans(clusters = 3)'}\nattend: causal & same(bucket)",
     "members": "labels: {bucket: 'kmeans(clusters = 3)'}\nselect: {top: 'members(bucket, top = 5)'}\nattend: top",
 }
@@ -81,3 +83,28 @@ def test_a_call_that_nobody_remembers_is_refused() -> None:
     out: Any = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
     with pytest.raises(InputError, match=r"E505.*random state"):
         out.sum().backward()
+
+
+def test_hashes_are_drawn_anew_in_training_alone() -> None:
+    """Every second call; what was drawn follows from the seed and the number of calls."""
+    text = "labels: {{bucket: 'lsh(buckets = 4, seed = {})'}}\nattend: causal & same(bucket)"
+    redrawn = text.replace("seed = {}", "seed = 3, redraw = 2").format()
+    layer, x = layer_of(redrawn), torch.randn(2, 30, DIM, dtype=torch.float64)
+    fixed = [layer_of(text.format(seed)) for seed in (3, 4, 5)]
+    expected = [other(x) for other in fixed]
+    assert not torch.equal(expected[0], expected[1])
+    for turn in (0, 1, 1, 2):
+        torch.testing.assert_close(layer(x), expected[turn])
+    layer.eval()
+    other = layer_of(redrawn).eval()
+    other.load_state_dict(layer.state_dict())
+    for _ in range(3):
+        torch.testing.assert_close(layer(x), expected[2])
+        torch.testing.assert_close(other(x), expected[2])
+    with pytest.raises(InputError, match="label `bucket`|bucket"):
+        layer(x, inputs={"buckets": torch.zeros(30, dtype=torch.int64)})
+
+
+def test_how_often_is_a_number() -> None:
+    with pytest.raises(PatternError, match=r"E209.*after how many calls `bucket` is drawn anew depends on N"):
+        layer_of("labels: {bucket: 'lsh(buckets = 4, redraw = N)'}\nattend: same(bucket)")
