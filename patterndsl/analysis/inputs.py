@@ -15,6 +15,8 @@ from patterndsl.sema.bind import BoundSelection, InputShape
 
 MAX_SCORES = 1 << 26
 """Of random ones, that lists are drawn by; more are too many."""
+ROWS_AT_ONCE = 128
+"""Rows of lists that are drawn together, so that their scores stay in the cache."""
 
 
 def checked_inputs(
@@ -84,14 +86,28 @@ def _lists(selection: BoundSelection, routes: int, random: np.random.Generator) 
         return found.astype(np.int64)
     if selection.num_rows * selection.num_blocks > MAX_SCORES:
         return None
-    rows, blocks = np.arange(selection.num_rows)[:, None] + selection.first_row, np.arange(selection.num_blocks)[None]
+    found = np.full((selection.num_rows, selection.width), -1, dtype=np.int64)
+    for start in range(0, selection.num_rows, ROWS_AT_ONCE):
+        part = found[start : start + ROWS_AT_ONCE]
+        drawn = _drawn(selection, selection.first_row + start, len(part), random)
+        part[:, : drawn.shape[1]] = drawn
+    return found
+
+
+def _drawn(selection: BoundSelection, first_row: int, num_rows: int, random: np.random.Generator) -> Any:
+    """Of some rows: those of `always`, and of the candidates any; int64 [rows, at most width], -1 where there are
+    fewer."""
+    rows, blocks = np.arange(first_row, first_row + num_rows)[:, None], np.arange(selection.num_blocks)
     among, always = (
-        np.broadcast_to(np.asarray(member(part, Point(rows, blocks, 0, Lookup()))), (rows.size, blocks.size))
+        np.broadcast_to(np.asarray(member(part, Point(rows, blocks[None], 0, Lookup()))), (num_rows, len(blocks)))
         for part in (selection.among, selection.always)
     )
-    scores = np.where(always, 2.0, np.where(among, random.random((rows.size, blocks.size)), -1.0))
-    width = min(selection.width, blocks.size)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
-    found = np.full((rows.size, selection.width), -1, dtype=np.int64)
-    found[:, :width] = np.where(np.take_along_axis(scores, order, axis=1) >= 0, order, -1)
-    return found
+    stop = len(blocks) - int(np.argmax((among | always).any(0)[::-1])) if len(blocks) else 0  # none is listed behind
+    scores = random.random((num_rows, stop), dtype=np.float32)
+    scores[~among[:, :stop]] = -1.0
+    scores[always[:, :stop]] += 4.0
+    width = min(selection.width, stop)
+    order = np.broadcast_to(np.arange(stop), scores.shape)
+    if 0 < width < stop:
+        order = np.argpartition(scores, stop - width, axis=1)[:, stop - width :]
+    return np.where(np.take_along_axis(scores, order, axis=1) >= 0, order, -1)[:, :width]

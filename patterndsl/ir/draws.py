@@ -38,6 +38,9 @@ class NoInputs:
     def read(self, name: str, facet: Facet, index: object) -> object:
         raise AssertionError(f"input {name} is read where none can be")
 
+    def lists(self, node: object, row: object, key: object) -> object:
+        raise AssertionError("lists are read where none can be")
+
     def drawn(self, node: Random, head: object, q: Array) -> Iterable[Array]:
         return drawn_for(draw(node), q)
 
@@ -132,10 +135,12 @@ class DrawnCells:
         """Sorted codes of the cells of 2^q_level x 2^k_level positions that hold a pair."""
         level = self._levels.get((q_level, k_level))
         if level is None:
-            codes = np.sort((self._q >> q_level) * self._width + (self._k >> k_level))
-            level = codes[np.append(True, codes[1:] != codes[:-1])] if len(codes) else codes  # faster than np.unique
-            self._levels[q_level, k_level] = level
+            level = self._levels[q_level, k_level] = self._codes(q_level, k_level)
         return level
+
+    def _codes(self, q_level: int, k_level: int) -> Array:
+        codes = np.sort((self._q >> q_level) * self._width + (self._k >> k_level))
+        return codes[np.append(True, codes[1:] != codes[:-1])] if len(codes) else codes  # faster than np.unique
 
     def any_within(self, q_low: Array, q_high: Array, k_low: Array, k_high: Array) -> Array:
         """For boxes [q_low, q_high] x [k_low, k_high]: False only where no pair is inside; exact for single points.
@@ -157,6 +162,35 @@ class DrawnCells:
                     inside = (q >= 0) & (k >= 0) & (k < self._width)
                     found[here] |= (codes[place] == code) & inside
         return found
+
+
+class TableCells(DrawnCells):
+    """The same of a table of truths, bool [queries, keys], where so many pairs hold that their codes take long."""
+
+    def __init__(self, table: Array) -> None:
+        self._width = table.shape[1]
+        self._levels = {}
+        self._tables: dict[tuple[int, int], Array] = {(0, 0): table}
+
+    def _codes(self, q_level: int, k_level: int) -> Array:
+        rows, columns = np.nonzero(self._table(q_level, k_level))
+        return rows * self._width + columns
+
+    def _table(self, q_level: int, k_level: int) -> Array:
+        """Which cells hold a pair: two of the finer level are one, queries first, whose rows lie together."""
+        found = self._tables.get((q_level, k_level))
+        if found is None:
+            by_queries = q_level > k_level
+            finer = self._table(q_level - by_queries, k_level - (not by_queries))
+            found = _halved(finer) if by_queries else np.ascontiguousarray(_halved(finer.T).T)
+            self._tables[q_level, k_level] = found
+        return found
+
+
+def _halved(table: Array) -> Array:
+    """Two rows in one, the last alone where their number is odd."""
+    pairs = table[: len(table) // 2 * 2]
+    return np.concatenate([pairs[::2] | pairs[1::2], table[len(pairs) :]])
 
 
 def _cover_level(low: Array, high: Array) -> Array:

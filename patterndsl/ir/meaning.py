@@ -32,6 +32,9 @@ class Data(Protocol):
     def drawn(self, node: Random, head: Integers, q: Integers) -> Iterable[Integers]:
         """The keys drawn for query q of the node's frame, turn by turn; -1 where there are fewer, or q is outside."""
 
+    def lists(self, node: Listed, row: Integers, key: Integers) -> Truths:
+        """Whether a row lists a key; see `listed_by_reading`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -89,10 +92,15 @@ def _drawn(node: Random, point: Point) -> Truths:
 
 def _listed(node: Listed, point: Point) -> Truths:
     row, key = value(node.row, point), value(node.key, point)
+    return point.data.lists(node, row, key) & (row >= 0) & (key >= 0)
+
+
+def listed_by_reading(data: Data, node: Listed, row: Integers, key: Integers) -> Truths:
+    """Whether key is among what is listed for row, one after the other: without a reduction, so that it traces."""
     holds: Truths = False
     for turn in range(width_of(node)):
-        holds = holds | (point.data.read(node.name, "value", row * width_of(node) + turn) == key)
-    return holds & (row >= 0) & (key >= 0)
+        holds = holds | (data.read(node.name, "value", row * width_of(node) + turn) == key)
+    return holds
 
 
 def width_of(node: Listed) -> int:

@@ -15,13 +15,18 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from patterndsl.ir.draws import DrawnCells, draw, drawn_for
+from patterndsl.ir.draws import DrawnCells, TableCells, draw, drawn_for
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Interval, Verdict, of_single_pairs
-from patterndsl.ir.meaning import Integers, Truths, width_of
+from patterndsl.ir.meaning import Integers, Truths, listed_by_reading, width_of
 from patterndsl.ir.relation import Listed, Random
 
 Array: TypeAlias = Any
+
+FEW_LISTED = 16
+"""Lists up to that long are read one key after the other."""
+MAX_TRUTHS = 1 << 28
+"""Pairs of rows and keys that a table may have, a byte each."""
 
 
 def namespace(array: Array) -> Any:
@@ -114,6 +119,7 @@ class Lookup:
         self.xp: Any = namespace(np.zeros(0) if first is None else first)
         self.device: Any = None if first is None else array_api_compat.device(first)
         self._cells: dict[Random | str, DrawnCells] = {}
+        self._tables: dict[str, Array | None] = {}
 
     def integers(self, start: int, stop: int) -> Array:
         """int64 [start, stop) on the device."""
@@ -152,10 +158,38 @@ class Lookup:
             self._cells[node] = DrawnCells(draw(node))
         return self._any(self._cells[node], q, k)
 
+    def lists(self, node: Listed, row: Integers, key: Integers) -> Truths:
+        """By a table of truths where lists are long and the table is not too large."""
+        table = self._table_of(node)
+        if table is None:
+            return listed_by_reading(self, node, row, key)
+        row, key = np.asarray(row), np.asarray(key)
+        inside = (row >= 0) & (row < table.shape[0]) & (key >= 0) & (key < table.shape[1])
+        return inside & table[np.where(inside, row, 0), np.where(inside, key, 0)]
+
+    def _table_of(self, node: Listed) -> Array | None:
+        if node.name not in self._tables:
+            self._tables[node.name] = self._table(node)
+        return self._tables[node.name]
+
+    def _table(self, node: Listed) -> Array | None:
+        """bool [rows, keys]: which row lists which key; None where looking each up one after the other is as good."""
+        values, width = self.inputs[node.name].values, width_of(node)
+        if width <= FEW_LISTED or not isinstance(values, np.ndarray) or not values.size:
+            return None
+        lists = values.reshape(-1, width)
+        shape = (len(lists), int(lists.max()) + 1)
+        if shape[0] * shape[1] > MAX_TRUTHS:
+            return None
+        found = np.zeros((shape[0], shape[1] + 1), dtype=bool)
+        np.put_along_axis(found, lists, True, axis=1)  # -1, what is not listed, is the last place
+        return found[:, :-1]
+
     def listed(self, node: Listed, row: Interval, key: Interval) -> Verdict:
         if node.name not in self._cells:
-            table = _on_host(self.inputs[node.name].values).reshape(-1, max(1, width_of(node)))
-            self._cells[node.name] = DrawnCells(table)
+            table = self._table_of(node)
+            lists = _on_host(self.inputs[node.name].values).reshape(-1, max(1, width_of(node)))
+            self._cells[node.name] = DrawnCells(lists) if table is None else TableCells(table)
         return of_single_pairs(row, key, self._any(self._cells[node.name], row, key))
 
     def _any(self, cells: DrawnCells, q: Interval, k: Interval) -> Truths:

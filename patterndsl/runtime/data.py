@@ -15,7 +15,8 @@ from torch import Tensor
 from patterndsl.diagnostics import InputError, input_error, nearest
 from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
-from patterndsl.ir.relation import Random, Relation, at_head, depends_on, draws_in, indices, lists_in
+from patterndsl.ir.meaning import listed_by_reading
+from patterndsl.ir.relation import Listed, Random, Relation, at_head, depends_on, draws_in, indices, lists_in
 from patterndsl.sema.bind import Bound, InputShape
 
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -60,6 +61,9 @@ class DeviceData:
         row = q.clamp(0, num_q - 1)
         for turn in range(count):
             yield torch.where(inside, keys[0 if keys.shape[0] == 1 else head, row, turn], -1)
+
+    def lists(self, node: Listed, row: Any, key: Any) -> Any:
+        return listed_by_reading(self, node, row, key)
 
 
 def device_data(relation: Relation, num_heads: int, inputs: Inputs, device: torch.device) -> DeviceData:

@@ -93,5 +93,8 @@ class _NoData:
     def read(self, name: str, facet: str, index: Any) -> Any:
         raise AssertionError(f"a decay that reads `{name}`")
 
+    def lists(self, node: object, row: Any, key: Any) -> Any:
+        raise AssertionError("a decay that reads lists")
+
     def drawn(self, node: object, head: Any, q: Any) -> Any:
         raise AssertionError("a decay that draws keys")
