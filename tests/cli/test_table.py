@@ -13,22 +13,18 @@ from patterndsl.cli.table_command import Row
 from patterndsl.composite import Composite
 from patterndsl.loading import load
 from patterndsl.nn import Attention
-from patterndsl.survey import SURVEY
 from patterndsl.systems import parameters_added, system
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_committed_table_is_the_derived_one(tmp_path: Path) -> None:
+    """And each cell in which the survey has something else has its reason."""
     target = tmp_path / "systems.md"
     assert main(["table", "-o", str(target)]) == 0
-    assert target.read_text() == (EXAMPLES / "systems.md").read_text()
-
-
-def test_every_difference_from_the_survey_has_a_reason() -> None:
-    for entry in SURVEY:
-        row = Row(system(load(EXAMPLES / entry.spec), n=512, heads=8, dim=64), load(EXAMPLES / entry.spec), entry)
-        assert set(row.differing) <= entry.reasons.keys(), entry.name
+    text = target.read_text()
+    assert text == (EXAMPLES / "systems.md").read_text()
+    assert text.count("the survey has") == text.count("*") - 1 and "no reason known" not in text
 
 
 WITH_PARAMETERS = sorted(path for folder in ("sources", "roles") for path in (EXAMPLES / folder).glob("*.yaml"))

@@ -101,7 +101,7 @@ def test_hashes_are_drawn_anew_in_training_alone() -> None:
     for _ in range(3):
         torch.testing.assert_close(layer(x), expected[2])
         torch.testing.assert_close(other(x), expected[2])
-    with pytest.raises(InputError, match="label `bucket`|bucket"):
+    with pytest.raises(InputError, match="E501"):
         layer(x, inputs={"buckets": torch.zeros(30, dtype=torch.int64)})
 
 
