@@ -62,16 +62,19 @@ examples:
   patterndsl run 'causal & recent(1024)' -n 65536 --heads 4 --dtype bfloat16
   patterndsl run examples/bigbird.yaml -n 4096 --backward --device cuda
   patterndsl run 'causal & same(doc)' --declare 'doc=int[N]' -n 300 --input-values doc=0*100,1*200
+  patterndsl run examples/sources/native-sparse.yaml -n 4096 --backward
   patterndsl run plan.safetensors --input qkv.safetensors
 
 The output is compared with float64 attention straight from the predicate: every row where that is small, some rows
 otherwise. The error may be twice that of PyTorch's dense attention in the same dtype. Exit code 1 if it is larger.
+Keys of sources, gates, tables and projections of roles are made by an initialised layer.
 """,
     "bench": """
 examples:
   patterndsl bench 'causal & (recent(128) | strided(128))' -n 16384 --heads 4
   patterndsl bench examples/longformer.yaml --backward -o longformer.svg
   patterndsl bench examples/*.yaml -n 65536 --dtype bfloat16 --device cuda --backward -o h200.json
+  patterndsl bench examples/sources/*.yaml -n 4096
 
 Each pattern beside dense attention (causal where it is; on CUDA the best kernel) and FlexAttention (the better of
 blocks of 128 and 64): the same tensors, in turns, each checked against float64 first. A ratio is the median over rounds
@@ -113,7 +116,9 @@ Exit code: 0 proven, 1 refuted, 3 unknown.
 examples:
   patterndsl diff 'recent(8)' 'window(8, 0)' -n 32
   patterndsl diff examples/longformer.yaml 'window(4) | global(2)' --set w=4 --set g=2
+  patterndsl diff examples/sources/alibi.yaml causal        the same pairs, other scores
 
+Patterns with sources or branches are compared term by term. Labels and lists that are not given are drawn at random.
 Exit code: 0 where the two are equal at that length, 1 where they differ.
 """,
     "reach": """
@@ -131,6 +136,7 @@ not more, not less. --path shows where the content of K is after 0, 1, 2, ... la
 examples:
   patterndsl explain 'causal & (recent(256) | strided(256))' -n 65536 --heads 16
   patterndsl explain examples/longformer.yaml -n 65536 --heads 16 --device h100 --train
+  patterndsl explain examples/sources/pooled-past.yaml -n 4096      each term, the merge, and their sum
   patterndsl explain examples/axial.yaml -n 4096 --device machine.json --json
 
 Expected: what the cost model predicts, for one layer and one batch row. A rejected plan runs with compile(plan=NUMBER).
