@@ -6,6 +6,7 @@ score_mod. What it cannot say is said in words, and not run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -192,30 +193,47 @@ class _Softmax:
             if item.bias is None:
                 continue
             point = Point(q + self.q_start, k - item.start, head, item.data.at_row(batch))
-            bias = torch.as_tensor(real_value(item.bias, point, _Numbers(self.tables, head)), device=score.device)
-            inside = (k >= item.start) & (k < item.start + item.length)
-            score = score + torch.where(inside, bias, 0.0).to(score.dtype)
+            bias = real_value(item.bias, point, _Numbers(self.tables, head))
+            if len(self.segments) > 1:
+                inside = (k >= item.start) & (k < item.start + item.length)
+                bias = torch.where(inside, bias, 0.0)
+            score = score + bias
         return score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Numbers:
-    """Numbers of a bias at one pair, in float32; see `ir.real.Numbers`."""
+    """Numbers of a bias at one pair, in float32; see `ir.real.Numbers`. What has no position stays a number of
+    Python's, as the compiler of FlexAttention takes no tensors of constants."""
 
     tables: dict[str, Tensor]
     head: Tensor
 
-    def number(self, integers: Any) -> Tensor:
-        return torch.as_tensor(integers, device=self.head.device).to(torch.float32)
+    def number(self, integers: Any) -> Any:
+        return integers.to(torch.float32) if isinstance(integers, Tensor) else float(integers)
 
     def call(self, name: RealFunction, arguments: tuple[Any, ...]) -> Any:
-        wide = [torch.as_tensor(x, dtype=torch.float32, device=self.head.device) for x in arguments]
         if name in ("min", "max"):
-            return reduce(torch.minimum if name == "min" else torch.maximum, wide)
-        of_one = {"floor": torch.floor, "log": torch.log, "exp": torch.exp, "sqrt": torch.sqrt, "abs": torch.abs}
-        return of_one[name](wide[0])
+            return reduce(_least if name == "min" else _most, arguments)
+        (x,) = arguments
+        if name == "abs":
+            return abs(x)
+        return getattr(torch if isinstance(x, Tensor) else math, name)(x)
 
     def entry(self, table: str, at: Any) -> Tensor:
         numbers = self.tables[table]
-        place = torch.as_tensor(at, device=numbers.device).floor().long().clamp(0, numbers.shape[1] - 1)
+        last = numbers.shape[1] - 1
+        place = at.floor().long().clamp(0, last) if isinstance(at, Tensor) else min(max(math.floor(at), 0), last)
         return numbers[self.head, place]
+
+
+def _least(a: Any, b: Any) -> Any:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.minimum(a, b)
+    if isinstance(a, Tensor):
+        return a.clamp(max=b)
+    return b.clamp(max=a) if isinstance(b, Tensor) else min(a, b)
+
+
+def _most(a: Any, b: Any) -> Any:
+    return -_least(-a, -b)

@@ -255,3 +255,15 @@ def test_labels_of_a_whole_are_returned() -> None:
     assert labels["bucket"].shape == (1, 2, 12)
     again = program(query, key, value, sources=sources, inputs={"bucket": labels["bucket"] * 0})
     assert torch.equal(out, program(query, key, value, sources=sources)) and not torch.equal(out, again)
+
+
+def test_flex_attention_says_what_a_bias_says(said: Said) -> None:
+    """All functions of real numbers, of positions and of constants, of two sources; a cap beside them."""
+    text = (
+        "tables: {near: scalars(9)}\nsources: {rows: memory(3)}\nsoftcap: 3.0\nattend: {self: causal, rows: all}\n"
+        "bias: near[min(abs(q - k), 8)] + exp(-abs(q - k) / 8) - log(max(q - k + 9, 2, sqrt(2))) / 2 ** (head + 1)"
+        " + floor(sqrt(abs(k - q + 0.5))) * 0.1 + min(0.5, exp(1), q / 7)"
+    )
+    (pattern,) = said("bench", text, *SIZES, "--seconds", 0)["patterns"]
+    (found,) = (entry for entry in pattern["contest"]["entries"] if entry["label"] == "FlexAttention")
+    assert found["skipped"] is None and found["check"]["deviations"][0]["error"] < 1e-5
