@@ -41,6 +41,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "create_block_mask", lambda *_, **__: None)  # timed only
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 0.0)
     monkeypatch.setattr(contest, "TRIES", 1)
+    monkeypatch.setattr(contest, "FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(bench, "FLEX_BLOCKS", (128,))
 
 
 Said = Callable[..., Any]
