@@ -47,6 +47,7 @@ def _in_tiles(geometry: Geometry, shape: Sparse, lookup: Lookup) -> int | None:
     if len(partial) * tiles.q_block * tiles.kv_block * effort > MAX_COUNTED:
         return None
     kept = int((heights * widths)[tiles.is_full].sum())
+    orders = None if shape.orders is None else [order.positions() for order in shape.orders]
     step = max(1, CHUNK // (tiles.q_block * tiles.kv_block))
     for first in range(0, len(partial), step):
         some = partial[first : first + step]
@@ -54,5 +55,7 @@ def _in_tiles(geometry: Geometry, shape: Sparse, lookup: Lookup) -> int | None:
         k = (tiles.kv_blks[some] * tiles.kv_block)[:, None, None] + np.arange(tiles.kv_block)
         inside = (q < q_len) & (k < kv_len)
         q, k = np.minimum(q, q_len - 1), np.minimum(k, kv_len - 1)
+        if orders is not None:
+            q, k = orders[0][q], orders[1][k]
         kept += int((member(shape.relation, Point(q, k, 0, lookup)) & inside).sum())
     return kept

@@ -39,6 +39,8 @@ MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
 FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
+ORDERED = 1.08
+"""How much longer a tile takes on a GPU whose rows are loaded one by one, and not by an engine that copies tiles."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
 DRAWN = 0.7
@@ -202,7 +204,7 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int, is_fi
     )
     if machine.is_gpu:
         found = found + Cost(0.0, SUMMED * rows * q_rows)
-    return found + _copying(geometry, rows) + merging
+    return found + _copying(piece, machine, rows) + merging
 
 
 def _merging(piece: Piece, machine: Machine, rows: float) -> Cost:
@@ -232,7 +234,7 @@ def moved(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> M
     q_rows, k_rows = geometry.num_rows, geometry.num_groups * geometry.k.length
     forward, backward = 2 * q_rows + 2 * k_rows, 4 * q_rows + 4 * k_rows
     merged, added = 3 * q_rows, 3 * (q_rows + 2 * k_rows)
-    copied = 2 * _copied_rows(geometry)  # read and written
+    copied = 2 * _copied_rows(piece, machine)  # read and written
     return Moved(row * (forward + copied + merged), row * (backward + 2 * copied + added))
 
 
@@ -249,11 +251,12 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
     geometry = piece.geometry
     is_cut = machine.sparse_kernel == "triton"  # long rows and columns are, so that none is a tail
     num_drawn = sum(constant(node.count) for node in draws_in(shape.relation)) if machine.is_gpu else 0
+    rate = machine.sparse_rate / (ORDERED if is_cut and shape.orders is not None else 1.0)
 
     def seconds(tiles: Tiles) -> tuple[float, float]:
         """Of a full tile, and of all."""
         num_full = int(tiles.is_full.sum())
-        tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / machine.sparse_rate
+        tile = 4.0 * head_dim * tiles.q_block * tiles.kv_block / rate
         number = num_full + machine.partial * (tiles.num_tiles - num_full)
         if machine.is_gpu:
             number += DRAWN * num_drawn * (tiles.num_tiles - num_full)
@@ -273,7 +276,7 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
     rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
     if machine.sparse_kernel == "gathered":
         found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)
-    found = found + _copying(geometry, rows)
+    found = found + _copying(piece, machine, rows)
     return found + Cost(machine.sparse_call, machine.sparse_call)
 
 
@@ -283,15 +286,17 @@ def _by_keys(piece: Piece, machine: Machine, rows: float) -> Cost:
     return Cost(machine.sparse_call + 2.0 * pairs, 2.0 * machine.sparse_call + 4.0 * pairs)
 
 
-def _copying(geometry: Geometry, rows: float) -> Cost:
+def _copying(piece: Piece, machine: Machine, rows: float) -> Cost:
     """Of reading and writing what is copied, far from the order of memory. rows: seconds to read a position once."""
-    copied = 4.0 * rows * _copied_rows(geometry)
+    copied = 4.0 * rows * _copied_rows(piece, machine)
     return Cost(copied, 2.0 * copied)
 
 
-def _copied_rows(geometry: Geometry) -> int:
+def _copied_rows(piece: Piece, machine: Machine) -> int:
     """Positions of query, key and value that are copied since their order has no single stride, and of the output that
-    is put back."""
-    if len(geometry.q.axes) == len(geometry.k.axes) == 1:
+    is put back. Kernels of our own take positions in any order where they lie."""
+    geometry, shape = piece.geometry, piece.shape
+    is_ordered = isinstance(shape, Sparse) and shape.orders is not None and machine.sparse_kernel != "triton"
+    if len(geometry.q.axes) == len(geometry.k.axes) == 1 and not is_ordered:
         return 0
     return geometry.num_groups * (2 * geometry.q.length + 2 * geometry.k.length)

@@ -81,7 +81,7 @@ def cells(relation: Relation, sizes: Sizes, chain: Chain, *, narrow: bool = True
 
     Together the cells hold each pair of the relation once. relation: bound, of one head. Work: a few rewritings.
     """
-    digits = _Digits(chain)
+    digits = Digits(chain)
     q_span, k_span = (sizes.q_start, sizes.q_start + sizes.q_len), (0, sizes.kv_len)
     if q_span[0] == q_span[1] or not sizes.kv_len:
         return []
@@ -104,7 +104,7 @@ def cells(relation: Relation, sizes: Sizes, chain: Chain, *, narrow: bool = True
 
 def _cells(
     relation: Relation,
-    digits: _Digits,
+    digits: Digits,
     spans: tuple[Span, Span],
     groups: frozenset[int],
     boxes: Sequence[tuple[Span, ...]],
@@ -124,7 +124,7 @@ def _cells(
 
 
 @dataclass(frozen=True, slots=True)
-class _Digits:
+class Digits:
     """Digits from the lowest up: digit i is p // weight(i) % size(i), the top one without the modulo."""
 
     chain: Chain
@@ -145,20 +145,21 @@ class _Digits:
         for side, span in (("q", q_span), ("k", k_span)):
             total: Index = Const(0)
             for at in range(self.number):
-                digit = _digit(side, at)
-                total = arithmetic("+", total, arithmetic("*", digit, Const(self.weight(at))))
+                mine = digit(side, at)
+                total = arithmetic("+", total, arithmetic("*", mine, Const(self.weight(at))))
                 top = (span[0] // self.weight(at), (span[1] - 1) // self.weight(at))
-                ranges[digit] = top if at == self.number - 1 else (0, self.size(at) - 1)
+                ranges[mine] = top if at == self.number - 1 else (0, self.size(at) - 1)
             put[Var("q" if side == "q" else "k")] = total
         return Frame(put, ranges)
 
 
-def _digit(side: str, at: int) -> Param:
+def digit(side: str, at: int) -> Param:
+    """The symbol of a digit of queries or keys."""
     return Param(f"{side}.{at}")
 
 
 def _equal(at: int) -> Relation:
-    return Compare("==", _digit("k", at), _digit("q", at))
+    return Compare("==", digit("k", at), digit("q", at))
 
 
 UNBOUNDED: Span = (0, 1 << 62)
@@ -169,13 +170,13 @@ def _box(terms: Iterable[Relation], side: str, number: int) -> tuple[Span, ...]:
     box = [UNBOUNDED] * number
     for term in terms:
         for at in range(number):
-            digit, (start, stop) = _digit(side, at), box[at]
+            mine, (start, stop) = digit(side, at), box[at]
             match term:
-                case Compare("<=", left, Const(value)) if left == digit:
+                case Compare("<=", left, Const(value)) if left == mine:
                     box[at] = start, min(stop, value + 1)
-                case Compare("<=", Const(value), right) if right == digit:
+                case Compare("<=", Const(value), right) if right == mine:
                     box[at] = max(start, value), stop
-                case Compare("==", left, Const(value)) if left == digit:
+                case Compare("==", left, Const(value)) if left == mine:
                     box[at] = max(start, value), min(stop, value + 1)
     return tuple(box)
 
@@ -185,7 +186,7 @@ Parts: TypeAlias = tuple[tuple[Span, Span], ...]
 
 
 def _parts(
-    digits: _Digits, at: int, q: Span, k: Span, groups: frozenset[int], boxes: Sequence[tuple[Span, ...]]
+    digits: Digits, at: int, q: Span, k: Span, groups: frozenset[int], boxes: Sequence[tuple[Span, ...]]
 ) -> Iterator[Parts]:
     """Disjoint boxes of digits that cover positions [q) x [k), as far as they lie in the groups and `boxes`."""
     if at == digits.number - 1:
@@ -230,7 +231,7 @@ def _blocks(span: Span, size: int) -> Iterator[tuple[Span, Span]]:
         yield (0, stop % size), (last, last + 1)
 
 
-def _cell(relation: Relation, parts: Parts, digits: _Digits, groups: frozenset[int], q_start: int) -> Cell | None:
+def _cell(relation: Relation, parts: Parts, digits: Digits, groups: frozenset[int], q_start: int) -> Cell | None:
     group_axes: list[Axis] = []
     q_axes: list[Axis] = []
     k_axes: list[Axis] = []

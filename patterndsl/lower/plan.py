@@ -18,7 +18,9 @@ from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_
 from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle, Wanted, pieces, tiled
+from patterndsl.lower.order import Order
+from patterndsl.lower.patches import patches_of
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle, Wanted, in_order, pieces, tiled
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
@@ -290,7 +292,16 @@ class _Planner:
                 dense.append(self.laid_out(chain, parts, heads))
         if (dense or not is_alone) and self.num_tiles > SMALL:
             return dense
-        return dense + [self.laid_out(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
+        sparse = [self.laid_out(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
+        return dense + sparse + (list(self.patched(relation, heads)) if rest else [])
+
+    def patched(self, relation: Relation, heads: tuple[int, ...]) -> Iterator[Option]:
+        """The relation undivided, by patches of the grid that it is of."""
+        for patches in patches_of(relation, self.sizes, self.lookup):
+            for cell in self.unnarrowed(relation):
+                q, k = Order(patches, self.sizes.q_start, self.sizes.q_len), Order(patches, 0, self.sizes.kv_len)
+                piece = in_order(cell, (q, k), self.wanted)
+                yield self.option(patches.text, [pass_of(piece, heads, self.machine, self.head_dim)])
 
     def unnarrowed(self, relation: Relation) -> list[Cell]:
         """The relation as written, with rows that it leaves without keys: a block-sparse kernel passes over them for
@@ -389,8 +400,9 @@ def _shape_text(piece: Piece) -> str:
             return "masked"
         case Keys(keys):
             return f"{keys.shape[1]} keys of each query, one by one"
-        case Sparse(tiles):
-            return f"{tiles.num_tiles:,} tiles of {tiles.q_block} x {tiles.kv_block}"
+        case Sparse(tiles, orders=orders):
+            found = f"{tiles.num_tiles:,} tiles of {tiles.q_block} x {tiles.kv_block}"
+            return found if orders is None else f"{found} in {orders[0].patches.text}"
 
 
 def _groups_text(geometry: Geometry) -> str:

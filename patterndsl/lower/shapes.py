@@ -35,11 +35,14 @@ from patterndsl.lower.gather import Blocks, fitting_tiles
 from patterndsl.lower.geometry import Geometry, Integers
 from patterndsl.lower.layout import Cell, Span
 from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.order import Order, placed
 from patterndsl.lower.row import row_runs
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.parameters import Sizes
 
 Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+Orders: TypeAlias = tuple[Order, Order]
+"""Of queries and of keys."""
 
 MAX_PERIOD = 256
 """Rows after which a band repeats."""
@@ -82,16 +85,27 @@ class Masked:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
     """Tiles in local positions, the same for every group; `relation` decides the partial ones. finer: the same pairs by
-    smaller tiles, where a kernel takes these in inference alone and they save."""
+    smaller tiles, where a kernel takes these in inference alone and they save. orders: those of queries and keys that
+    the tiles are of, where these are taken in another order than their own; the relation is of positions all the
+    same."""
 
     tiles: Tiles
     relation: Relation
     finer: Tiles | None = None
+    orders: Orders | None = None
 
     @property
     def in_inference(self) -> Tiles:
         """The tiles of a forward pass that nobody trains with."""
         return self.tiles if self.finer is None else self.finer
+
+
+    def tiles_by(self, sizes: Sizes, q_block: int, kv_block: int) -> Tiles:
+        """The pairs by tiles of this size, found again where they are known by another."""
+        if (q_block, kv_block) == (self.tiles.q_block, self.tiles.kv_block):
+            return self.tiles
+        relation, lookup = (self.relation, Lookup()) if self.orders is None else placed(self.relation, *self.orders)
+        return find_tiles(relation, sizes, lookup, q_block, kv_block)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,9 +217,21 @@ def pieces(cell: Cell, lookup: Lookup, wanted: Wanted, *, sparse: bool) -> list[
         masked = sum((q[1] - q[0]) * (k[1] - k[0]) for q, k in strips)
         if masked < min(GATHERING * area, wanted.mask_pairs) and len(strips) <= MAX_STRIPS:
             return [Piece(geometry.narrowed(q, k), Masked(_mask(relation, q, k, lookup))) for q, k in strips]
+    return [Piece(geometry, Sparse(tiles, relation, _finer(tiles, relation, cell.sizes, lookup, wanted)))]
+
+
+def _finer(tiles: Tiles, relation: Relation, sizes: Sizes, lookup: Lookup, wanted: Wanted) -> Tiles | None:
     unit = (tiles.q_block, tiles.kv_block)
-    finer = fitting_tiles(relation, cell.sizes, lookup, (unit, *wanted.finer), wanted.saving) if wanted.finer else tiles
-    return [Piece(geometry, Sparse(tiles, relation, None if (finer.q_block, finer.kv_block) == unit else finer))]
+    finer = fitting_tiles(relation, sizes, lookup, (unit, *wanted.finer), wanted.saving) if wanted.finer else tiles
+    return None if (finer.q_block, finer.kv_block) == unit else finer
+
+
+def in_order(cell: Cell, orders: Orders, wanted: Wanted) -> Piece:
+    """A cell of all positions as tiles of these in another order. Work: O(live tiles)."""
+    relation, lookup = placed(cell.relation, *orders)
+    tiles = fitting_tiles(relation, cell.sizes, lookup, wanted.blocks, wanted.saving)
+    finer = _finer(tiles, relation, cell.sizes, lookup, wanted)
+    return Piece(cell.geometry, Sparse(tiles, cell.relation, finer, orders))
 
 
 LONGEST_TILED = 1024

@@ -7,7 +7,7 @@ at is not kept. What a file is, and whether it can be trusted, stands above.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, assert_never, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from patterndsl.ir import codec
 from patterndsl.lower.costs import Cost, Kernel
 from patterndsl.lower.geometry import Axis, Geometry, Side
+from patterndsl.lower.order import Order, Patches
 from patterndsl.lower.plan import Option, Pass, Plan
 from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Shape, Sparse, Triangle
 from patterndsl.lower.tiles import Tiles
@@ -95,9 +96,10 @@ def _written_shape(shape: Shape, arrays: Arrays) -> dict[str, Any]:
             return {"is": "masked", "mask": arrays.add(mask.astype(np.uint8))}
         case Keys(keys):
             return {"is": "keys", "keys": arrays.add(keys.astype(np.int64))}
-        case Sparse(tiles, relation, finer):
+        case Sparse(tiles, relation, finer, orders):
             kept = {"is": "sparse", "tiles": written_tiles(tiles, arrays), "relation": codec.written(relation)}
-            return kept if finer is None else {**kept, "finer": written_tiles(finer, arrays)}
+            more = {} if finer is None else {"finer": written_tiles(finer, arrays)}
+            return {**kept, **more, **({} if orders is None else {"orders": [asdict(order) for order in orders]})}
         case _:
             assert_never(shape)
 
@@ -135,6 +137,11 @@ def _read_side(data: Sequence[Any]) -> Side:
     return Side(start, _read_axes(axes))
 
 
+def _read_order(data: Mapping[str, Any]) -> Order:
+    patches = (tuple(data["patches"][name]) for name in ("chain", "sizes", "offsets"))
+    return Order(Patches(*patches), data["start"], data["length"])
+
+
 def _read_shape(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Shape:
     match data["is"]:
         case "full":
@@ -149,6 +156,7 @@ def _read_shape(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Shape:
             return Keys(arrays[data["keys"]].astype(np.int64))
         case "sparse":
             finer = read_tiles(data["finer"], arrays) if "finer" in data else None
-            return Sparse(read_tiles(data["tiles"], arrays), codec.read(data["relation"]), finer)
+            orders = tuple(map(_read_order, data["orders"])) if "orders" in data else None
+            return Sparse(read_tiles(data["tiles"], arrays), codec.read(data["relation"]), finer, orders)
         case other:
             raise ValueError(f"no shape {other}")

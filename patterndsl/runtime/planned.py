@@ -20,7 +20,7 @@ from torch import Tensor
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.geometry import Integers, whole
 from patterndsl.lower.plan import Pass
-from patterndsl.lower.shapes import Keys, Sparse
+from patterndsl.lower.shapes import Keys, Orders, Sparse
 from patterndsl.runtime.function import Run, attended, without_autocast
 from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.kernels.passes import KeysPass, ListedPass, Member, WholePass
@@ -157,18 +157,18 @@ def _has_backward(*tensors: Tensor) -> bool:
 
 
 def _joined(passes: Sequence[ReadyPass], device: torch.device) -> Iterator[ReadyPass]:
-    """The same, with one launch for all heads whose whole sequences are tiles: one for those that nothing comes before,
-    and one for the others, behind what these go on from. Heads that look up what they draw stay by themselves, as a
-    kernel would look it up for all."""
-    of_kind = dict[tuple[bool, ...], list[ReadyPass]]()
+    """The same, with one launch for all heads whose whole sequences are tiles, in each order of positions: one for those
+    that nothing comes before, and one for the others, behind what these go on from. Heads that look up what they draw
+    stay by themselves, as a kernel would look it up for all."""
+    of_kind = dict[tuple[tuple[bool, ...], Orders | None], list[ReadyPass]]()
     for ready in passes:
         if isinstance(ready.kernel, WholePass) and not ready.kernel.draws:
-            of_kind.setdefault(ready.is_first, []).append(ready)
+            of_kind.setdefault((ready.is_first, ready.kernel.orders), []).append(ready)
     for ready in passes:
         if not isinstance(ready.kernel, WholePass) or ready.kernel.draws:
             yield ready
             continue
-        kin = of_kind[ready.is_first]
+        kin = of_kind[ready.is_first, ready.kernel.orders]
         if ready is kin[0 if ready.is_first[0] else -1]:
             yield _as_one(kin, device)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -13,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
 from patterndsl.lower.geometry import Geometry
+from patterndsl.lower.order import Order
 from patterndsl.lower.shapes import Sparse
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime import flex, gathered
@@ -23,14 +25,63 @@ from patterndsl.runtime.views import Launch, OneLaunch, by_group, from_groups, i
 from patterndsl.sema.parameters import Sizes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ordered:
+    """Positions in another order. places: int64 [length], the position at each place; back: the place of each."""
+
+    places: Tensor
+    back: Tensor
+
+    @staticmethod
+    def of(order: Order, device: torch.device) -> Ordered:
+        positions = order.positions()
+        back = np.empty_like(positions)
+        back[positions] = np.arange(order.length)
+        return Ordered(torch.as_tensor(positions, device=device), torch.as_tensor(back, device=device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InOrder:
+    """What a kernel takes where tiles are of queries and keys in another order: copies in that order, put back after."""
+
+    q: Ordered
+    k: Ordered
+
+    @staticmethod
+    def of(shape: Sparse, device: torch.device) -> InOrder | None:
+        """None where positions stay as they lie."""
+        return None if shape.orders is None else InOrder(*(Ordered.of(order, device) for order in shape.orders))
+
+
+def _queries(orders: InOrder | None, x: Tensor) -> Tensor:
+    """[rows, 1, Tq, ...] as the kernel takes it."""
+    return x if orders is None else x.index_select(2, orders.q.places)
+
+
+def _keys(orders: InOrder | None, x: Tensor) -> Tensor:
+    return x if orders is None else x.index_select(2, orders.k.places)
+
+
+def _queries_back(orders: InOrder | None, x: Tensor) -> Tensor:
+    """The inverse of `_queries`."""
+    return x if orders is None else x.index_select(2, orders.q.back)
+
+
+def _keys_back(orders: InOrder | None, x: Tensor) -> Tensor:
+    return x if orders is None else x.index_select(2, orders.k.back)
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Membership in local positions."""
+    """Membership in local positions, of places where these are in another order."""
 
     relation: Relation
     data: DeviceData
+    orders: InOrder | None = None
 
     def __call__(self, q: Tensor, k: Tensor) -> Tensor:
+        if self.orders is not None:
+            q, k = self.orders.q.places[q], self.orders.k.places[k]
         return torch.as_tensor(member(self.relation, Point(q, k, 0, self.data)), device=q.device)
 
 
@@ -40,15 +91,17 @@ class GatheredPass(OneLaunch):
     def __init__(self, geometry: Geometry, shape: Sparse, device: torch.device) -> None:
         super().__init__(geometry)
         self.lists = gathered.block_lists(shape.tiles, device)
-        self.keep = Keep(shape.relation, device_data(shape.relation, 1, {}, device))
+        self.orders = InOrder.of(shape, device)
+        self.keep = Keep(shape.relation, device_data(shape.relation, 1, {}, device), self.orders)
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
     ) -> tuple[Tensor, Tensor, object]:
         """See `runtime.planned.Kernel`."""
-        q = _as_rows(launch.queries.grouped(query))
-        k, v = (_as_rows(launch.keys.grouped(x)) for x in (key, value))
-        out, lse = gathered.forward(q, k, v, self.lists, self.keep, scale)
+        q = _queries(self.orders, _as_rows(launch.queries.grouped(query)))
+        k, v = (_keys(self.orders, _as_rows(launch.keys.grouped(x))) for x in (key, value))
+        found = gathered.forward(q, k, v, self.lists, self.keep, scale)
+        out, lse = (_queries_back(self.orders, x) for x in found)
         rows = (query.shape[0] * query.shape[1], -1, launch.queries.side.length)
         return out.reshape(*rows, out.shape[-1]), lse.reshape(rows), None
 
@@ -57,10 +110,11 @@ class GatheredPass(OneLaunch):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `runtime.planned.Kernel`."""
         rows = (query, merged.out, merged.grad_out, merged.lse)
-        q, out, grad_out, lse = (_as_rows(launch.queries.grouped(x)) for x in rows)
-        k, v = (_as_rows(launch.keys.grouped(x)) for x in (key, value))
+        q, out, grad_out, lse = (_queries(self.orders, _as_rows(launch.queries.grouped(x))) for x in rows)
+        k, v = (_keys(self.orders, _as_rows(launch.keys.grouped(x))) for x in (key, value))
         delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
         found = gathered.backward(q, k, v, grad_out, lse, delta, self.lists, self.keep, scale)
+        found = (_queries_back(self.orders, found[0]), *(_keys_back(self.orders, x) for x in found[1:]))
         shape = (query.shape[0] * query.shape[1], -1)
         grad_q, grad_k, grad_v = (x.reshape(*shape, *x.shape[2:]) for x in found)
         return grad_q, grad_k, grad_v
@@ -78,6 +132,7 @@ class FlexPass(OneLaunch):
         super().__init__(geometry)
         self.shape = shape
         self.device = device
+        self.orders = InOrder.of(shape, device)
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
         self.attend = flex.compiled_flex()
 
@@ -107,7 +162,8 @@ class FlexPass(OneLaunch):
         return bool(tiles.is_full.all()) and not is_ragged
 
     def _keep(self) -> flex.MaskMod:
-        keep = Keep(self.shape.relation, device_data(self.shape.relation, 1, {}, self.device))
+        data = device_data(self.shape.relation, 1, {}, self.device)
+        keep = Keep(self.shape.relation, data, self.orders)
 
         def mod(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return keep(q_idx, kv_idx)
@@ -147,9 +203,11 @@ class FlexPass(OneLaunch):
         return from_groups(out, groups, query.shape[:2]), from_groups(lse, groups, query.shape[:2])
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]:
+        """Copies in another order are of PyTorch's operations, which have derivatives."""
+        q, k, v = _queries(self.orders, q), _keys(self.orders, k), _keys(self.orders, v)
         out, lse = flex.flex(self.attend, q, k, v, mask, scale=scale, want_lse=True)
         assert lse is not None
-        return out, lse
+        return _queries_back(self.orders, out), _queries_back(self.orders, lse)
 
     def backward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, saved: Any

@@ -48,14 +48,16 @@ def inside(piece: Piece, q_len: int, kv_len: int, lookup: Lookup) -> Any:
             query, turn = np.nonzero(listed >= 0)
             kept[query, listed[query, turn]] = True
             assert kept.sum() == len(query), "a key of a query stands there twice"
-        case Sparse(tiles, relation):
-            point = Point(np.arange(q_len)[:, None], np.arange(kv_len), 0, lookup)
-            holds = np.broadcast_to(member(relation, point), kept.shape)
+        case Sparse(tiles, relation, orders=orders):
+            q, k = (np.arange(q_len), np.arange(kv_len)) if orders is None else (order.positions() for order in orders)
+            assert sorted(q) == list(range(q_len)) and sorted(k) == list(range(kv_len)), "not an order of all positions"
+            holds = np.broadcast_to(member(relation, Point(q[:, None], k, 0, lookup)), kept.shape)
             for q_blk, kv_blk, is_full in zip(tiles.q_blks, tiles.kv_blks, tiles.is_full, strict=True):
                 rows = slice(q_blk * tiles.q_block, (q_blk + 1) * tiles.q_block)
                 keys = slice(kv_blk * tiles.kv_block, (kv_blk + 1) * tiles.kv_block)
                 kept[rows, keys] = True if is_full else holds[rows, keys]
             assert (kept == holds).all(), "a pair outside the live tiles"
+            kept[np.ix_(q, k)] = kept.copy()
     return kept
 
 

@@ -17,11 +17,10 @@ from torch import Tensor
 from patterndsl.ir.index import HEAD, Const
 from patterndsl.ir.relation import Relation, compare, conjunction, disjunction
 from patterndsl.lower.geometry import Geometry
-from patterndsl.lower.lookup import Lookup
+from patterndsl.lower import shapes
 from patterndsl.lower.shapes import Keys, Sparse
-from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.function import Run
-from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
+from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import NOBODY, WorkLists
 from patterndsl.runtime.merge import Merged
@@ -29,13 +28,6 @@ from patterndsl.runtime.views import Launch, OneLaunch, Places, with_unit_stride
 from patterndsl.sema.parameters import Sizes
 
 Into = tuple[Tensor, Tensor, Tensor]
-
-
-def _tiles(shape: Sparse, sizes: Sizes, q_block: int, kv_block: int) -> Tiles:
-    """The pairs by tiles of this size, found again where they are known by another."""
-    if (q_block, kv_block) == (shape.tiles.q_block, shape.tiles.kv_block):
-        return shape.tiles
-    return find_tiles(shape.relation, sizes, Lookup(), q_block, kv_block)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +38,18 @@ class Member:
     shape: Sparse
 
 
+def _orders(shape: Sparse, device: torch.device) -> Orders | None:
+    """Who stands at the places that the tiles are of, for all batch rows and heads."""
+    if shape.orders is None:
+        return None
+    rows = (torch.as_tensor(order.positions(), dtype=torch.int32, device=device) for order in shape.orders)
+    q, k = (row[None, None] for row in rows)
+    return Orders(q, k, is_full=True)
+
+
 class WholePass:
-    """Tiles of whole sequences, in one launch for all heads that have some, however many kinds of these there are."""
+    """Tiles of whole sequences, in one launch for all heads that have some, however many kinds of these there are. All
+    are of positions in one order."""
 
     def __init__(self, geometry: Geometry, members: Sequence[Member], device: torch.device) -> None:
         self.geometry, self.members, self.device = geometry, tuple(members), device
@@ -58,6 +60,11 @@ class WholePass:
     def gradient_launches(self, row_bytes: int) -> tuple[Launch, ...]:
         """See `runtime.planned.Kernel`."""
         return self.launches
+
+    @property
+    def orders(self) -> shapes.Orders | None:
+        """Those that the tiles are of."""
+        return self.members[0].shape.orders
 
     @property
     def draws(self) -> bool:
@@ -71,7 +78,8 @@ class WholePass:
         if len(relations) > 1:
             relations = [conjunction((_is_one_of(item.heads), item.shape.relation)) for item in self.members]
         relation = disjunction(relations)
-        return asked_of(relation, self.sizes, {}, draws_for(relation, 1, self.device))
+        orders = _orders(self.members[0].shape, self.device)
+        return asked_of(relation, self.sizes, {}, draws_for(relation, 1, self.device), orders)
 
     def lists(self, query: Tensor, key: Tensor) -> WorkLists:
         """The work for so many heads."""
@@ -79,7 +87,7 @@ class WholePass:
         if (heads, kv_group) not in self._lists:
             member_of = {head: at for at, member in enumerate(self.members) for head in member.heads}
             self._lists[heads, kv_group] = WorkLists(
-                lambda q, k: ([_tiles(member.shape, self.sizes, q, k) for member in self.members],),
+                lambda q, k: ([member.shape.tiles_by(self.sizes, q, k) for member in self.members],),
                 [member_of.get(head, NOBODY) for head in range(heads)],
                 kv_group,
                 key.shape[2],
@@ -131,18 +139,19 @@ class ListedPass(OneLaunch):
 
     def __init__(self, geometry: Geometry, shape: Sparse, num_heads: int, device: torch.device) -> None:
         super().__init__(geometry)
-        self.relation, self.device = shape.relation, device
+        self.shape, self.device = shape, device
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
         groups = [0] * geometry.num_groups  # as heads; heads are batch rows
         self.lists = WorkLists(
-            lambda q, k: ((_tiles(shape, self.sizes, q, k),),), groups, 1, geometry.k.length, device, num_heads
+            lambda q, k: ((shape.tiles_by(self.sizes, q, k),),), groups, 1, geometry.k.length, device, num_heads
         )
         self._of_heads = dict[tuple[int, int], WorkLists]()
 
     @cached_property
     def asked(self) -> Asked:
         """The predicate in local positions."""
-        return asked_of(self.relation, self.sizes, {}, draws_for(self.relation, 1, self.device))
+        relation, orders = self.shape.relation, _orders(self.shape, self.device)
+        return asked_of(relation, self.sizes, {}, draws_for(relation, 1, self.device), orders)
 
     def forward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, scale: float, train: bool
