@@ -297,10 +297,11 @@ class _Planner:
 
     def patched(self, relation: Relation, heads: tuple[int, ...]) -> Iterator[Option]:
         """The relation undivided, by patches of the grid that it is of."""
-        for patches in patches_of(relation, self.sizes, self.lookup):
-            for cell in self.unnarrowed(relation):
-                q, k = Order(patches, self.sizes.q_start, self.sizes.q_len), Order(patches, 0, self.sizes.kv_len)
-                piece = in_order(cell, (q, k), self.wanted)
+        sizes = self.sizes
+        for patches in patches_of(relation, sizes, self.lookup):
+            orders = Order(patches, sizes.q_start, sizes.q_len), Order(patches, 0, sizes.kv_len)
+            piece = in_order(relation, sizes, orders, self.wanted)
+            if piece.num_computed:
                 yield self.option(patches.text, [pass_of(piece, heads, self.machine, self.head_dim)])
 
     def unnarrowed(self, relation: Relation) -> list[Cell]:

@@ -32,7 +32,7 @@ from patterndsl.ir.relation import (
     subexpressions,
 )
 from patterndsl.lower.gather import Blocks, fitting_tiles
-from patterndsl.lower.geometry import Geometry, Integers
+from patterndsl.lower.geometry import Geometry, whole, Integers
 from patterndsl.lower.layout import Cell, Span
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.order import Order, placed
@@ -226,12 +226,14 @@ def _finer(tiles: Tiles, relation: Relation, sizes: Sizes, lookup: Lookup, wante
     return None if (finer.q_block, finer.kv_block) == unit else finer
 
 
-def in_order(cell: Cell, orders: Orders, wanted: Wanted) -> Piece:
-    """A cell of all positions as tiles of these in another order. Work: O(live tiles)."""
-    relation, lookup = placed(cell.relation, *orders)
-    tiles = fitting_tiles(relation, cell.sizes, lookup, wanted.blocks, wanted.saving)
-    finer = _finer(tiles, relation, cell.sizes, lookup, wanted)
-    return Piece(cell.geometry, Sparse(tiles, cell.relation, finer, orders))
+def in_order(relation: Relation, sizes: Sizes, orders: Orders, wanted: Wanted) -> Piece:
+    """A relation of absolute positions as tiles of all of these in another order. Work: O(live tiles)."""
+    frame = Frame({Q: arithmetic("+", Q, Const(sizes.q_start))}, {Q: (0, sizes.q_len - 1), K: (0, sizes.kv_len - 1)})
+    local, inside = frame.relation(relation), Sizes(sizes.q_len, sizes.kv_len, 0, sizes.q_len)
+    by_place, lookup = placed(local, *orders)
+    tiles = fitting_tiles(by_place, inside, lookup, wanted.blocks, wanted.saving)
+    finer = _finer(tiles, by_place, inside, lookup, wanted)
+    return Piece(whole(sizes.q_len, sizes.kv_len), Sparse(tiles, local, finer, orders))
 
 
 LONGEST_TILED = 1024
