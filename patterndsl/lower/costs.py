@@ -13,7 +13,6 @@ from typing import Literal, TypeAlias
 from patterndsl.ir.draws import constant
 from patterndsl.ir.relation import draws_in
 from patterndsl.lower.gather import GATHERED, SAVING, Blocks
-from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.shapes import (
     Band,
     Keys,

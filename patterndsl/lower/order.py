@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -22,8 +21,8 @@ from patterndsl.lower.lookup import Lookup
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """A grid cut into boxes. chain: ascending divisors of positions, whose digits are coordinates, the lowest first, the
-    last one without end. sizes: cells of a box along each; offsets: a coordinate at which one begins."""
+    """A grid cut into boxes. chain: ascending divisors of positions, whose digits are coordinates, the lowest first and
+    the last one without end. sizes: cells of a box along each; offsets: a coordinate at which one begins."""
 
     chain: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -74,13 +73,13 @@ def placed(relation: Relation, q: Order, k: Order) -> tuple[Relation, Lookup]:
     tables: dict[str, Integers] = {}
     sides: Sequence[tuple[Literal["q", "k"], Order]] = (("q", q), ("k", k))
     for side, order in sides:
-        symbol, total = (Q if side == "q" else K), Const(-order.start)
+        symbol = Q if side == "q" else K
+        total: Index = Const(-order.start)
         digits = digits_of(order.positions() + order.start, order.patches.chain)
-        parts = list[Index]()
         for at, (digit, weight) in enumerate(zip(digits, (1, *order.patches.chain), strict=True)):
             read = Read(f"{side}.{at}", "value", symbol)
             tables[read.name] = digit
             ranges[read] = int(digit.min(initial=0)), int(digit.max(initial=0))
-            parts.append(arithmetic("*", read, Const(weight)))
-        put[symbol] = reduce(lambda a, b: arithmetic("+", a, b), parts, total)
+            total = arithmetic("+", total, arithmetic("*", read, Const(weight)))
+        put[symbol] = total
     return Frame(put, ranges).relation(relation), Lookup(tables)

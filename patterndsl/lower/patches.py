@@ -1,4 +1,4 @@
-"""Which patches of a grid may make a relation dense? Boxes of about a tile's cells, ranked by the boxes that a query meets.
+"""Which patches of a grid may make a relation dense? Boxes of a tile's cells, ranked by how many they meet.
 
 The grid is what the relation divides positions by. The estimate looks at the keys of one query; how many tiles a patch
 really meets is found by a descent, for the few best.
@@ -74,9 +74,11 @@ def _divisors(relation: Relation) -> Iterator[int]:
 
 def _divided(index: Index) -> Iterator[int]:
     """Where the digits in an expression end: p // 4 % 8 has 4 and 32. A division of anything but a digit has none."""
-    if isinstance(index, Arithmetic) and isinstance(index.right, Const) and (scale := _scale(index.left)) is not None:
-        if index.op in ("//", "%"):
-            yield scale * index.right.value
+    match index:
+        case Arithmetic("//" | "%", left, Const(divisor)) if (scale := _scale(left)) is not None:
+            yield scale * divisor
+        case _:
+            pass
     for operand in operands(index):
         yield from _divided(operand)
 
@@ -181,7 +183,7 @@ def _windows(relation: Relation, sizes: Sizes, chain: Chain) -> dict[int, tuple[
             case Arithmetic("//", left, Const(unit)):
                 cut = plain.linear(left)
                 for at in range(digits.number):
-                    if cut.terms in (((digit(side, at), 1),) for side in ("q", "k")):
+                    if any(cut.terms == ((digit(side, at), 1),) for side in ("q", "k")):
                         found.setdefault(at, (-cut.constant % unit, unit))
             case _:
                 pass

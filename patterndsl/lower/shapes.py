@@ -32,7 +32,7 @@ from patterndsl.ir.relation import (
     subexpressions,
 )
 from patterndsl.lower.gather import Blocks, fitting_tiles
-from patterndsl.lower.geometry import Geometry, whole, Integers
+from patterndsl.lower.geometry import Geometry, Integers, whole
 from patterndsl.lower.layout import Cell, Span
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.order import Order, placed
@@ -98,7 +98,6 @@ class Sparse:
     def in_inference(self) -> Tiles:
         """The tiles of a forward pass that nobody trains with."""
         return self.tiles if self.finer is None else self.finer
-
 
     def tiles_by(self, sizes: Sizes, q_block: int, kv_block: int) -> Tiles:
         """The pairs by tiles of this size, found again where they are known by another."""

@@ -157,8 +157,8 @@ def _has_backward(*tensors: Tensor) -> bool:
 
 
 def _joined(passes: Sequence[ReadyPass], device: torch.device) -> Iterator[ReadyPass]:
-    """The same, with one launch for all heads whose whole sequences are tiles, in each order of positions: one for those
-    that nothing comes before, and one for the others, behind what these go on from. Heads that look up what they draw
+    """The same, with one launch for all heads whose whole sequences are tiles of one order: one for those that nothing
+    comes before, and one for the others, behind what these go on from. Heads that look up what they draw
     stay by themselves, as a kernel would look it up for all."""
     of_kind = dict[tuple[tuple[bool, ...], Orders | None], list[ReadyPass]]()
     for ready in passes:

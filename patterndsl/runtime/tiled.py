@@ -42,7 +42,7 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InOrder:
-    """What a kernel takes where tiles are of queries and keys in another order: copies in that order, put back after."""
+    """Where tiles are of queries and keys in another order: a kernel takes copies in that order, put back after."""
 
     q: Ordered
     k: Ordered

@@ -132,6 +132,24 @@ def test_drawn_keys_are_taken_one_by_one() -> None:
                 assert (held == member(bound.groups[group].relation, point)).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "n", "tiles"),
+    [
+        # a patch of 8 x 8 reaches one patch further each way
+        ("abs(q // 128 - k // 128) <= 6 & abs(q % 128 - k % 128) <= 6", 16_384, 46 * 46),
+        # windows are patches where both begin together
+        ("(q // 128 - 4) // 8 == (k // 128 - 4) // 8 & (q % 128 - 4) // 8 == (k % 128 - 4) // 8", 16_384, 260),
+    ],
+    ids=["neighbourhood", "moved windows"],
+)
+def test_a_grid_is_taken_in_patches_that_meet_few_tiles(text: str, n: int, tiles: int) -> None:
+    (options,) = planned(text, n, CUDA).options
+    (item,) = options[0].passes
+    assert isinstance(item.piece.shape, Sparse) and item.piece.shape.orders is not None
+    assert item.piece.shape.orders[0].patches.sizes == (8, 8)
+    assert item.piece.shape.tiles.num_tiles <= tiles
+
+
 def test_plans_are_the_same_twice() -> None:
     text = "causal & (recent(64) | strided(64)) | blocks(32, random(2))"
     first, second = (planned(text, 2000) for _ in range(2))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from patterndsl.ir.index import HEAD, Const
 from patterndsl.ir.relation import Relation, compare, conjunction, disjunction
-from patterndsl.lower.geometry import Geometry
 from patterndsl.lower import shapes
+from patterndsl.lower.geometry import Geometry
 from patterndsl.lower.shapes import Keys, Sparse
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of, draws_for
