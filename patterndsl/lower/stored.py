@@ -17,7 +17,7 @@ from patterndsl.lower.costs import Cost, Kernel
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.order import Order, Patches
 from patterndsl.lower.plan import Option, Pass, Plan
-from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Shape, Sparse, Triangle
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Orders, Piece, Shape, Sparse, Triangle
 from patterndsl.lower.tiles import Tiles
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -137,6 +137,11 @@ def _read_side(data: Sequence[Any]) -> Side:
     return Side(start, _read_axes(axes))
 
 
+def _read_orders(data: Sequence[Mapping[str, Any]]) -> Orders:
+    q, k = map(_read_order, data)
+    return q, k
+
+
 def _read_order(data: Mapping[str, Any]) -> Order:
     patches = (tuple(data["patches"][name]) for name in ("chain", "sizes", "offsets"))
     return Order(Patches(*patches), data["start"], data["length"])
@@ -156,7 +161,7 @@ def _read_shape(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Shape:
             return Keys(arrays[data["keys"]].astype(np.int64))
         case "sparse":
             finer = read_tiles(data["finer"], arrays) if "finer" in data else None
-            orders = tuple(map(_read_order, data["orders"])) if "orders" in data else None
+            orders = _read_orders(data["orders"]) if "orders" in data else None
             return Sparse(read_tiles(data["tiles"], arrays), codec.read(data["relation"]), finer, orders)
         case other:
             raise ValueError(f"no shape {other}")

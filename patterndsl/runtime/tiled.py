@@ -114,9 +114,9 @@ class GatheredPass(OneLaunch):
         k, v = (_keys(self.orders, _as_rows(launch.keys.grouped(x))) for x in (key, value))
         delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
         found = gathered.backward(q, k, v, grad_out, lse, delta, self.lists, self.keep, scale)
-        found = (_queries_back(self.orders, found[0]), *(_keys_back(self.orders, x) for x in found[1:]))
+        back = _queries_back(self.orders, found[0]), *(_keys_back(self.orders, x) for x in found[1:])
         shape = (query.shape[0] * query.shape[1], -1)
-        grad_q, grad_k, grad_v = (x.reshape(*shape, *x.shape[2:]) for x in found)
+        grad_q, grad_k, grad_v = (x.reshape(*shape, *x.shape[2:]) for x in back)
         return grad_q, grad_k, grad_v
 
 

@@ -79,7 +79,8 @@ def check(
 ) -> None:
     """Every plan with patches: output, lse and gradients against the textbook's."""
     pattern = patterndsl.parse(text)
-    program = pattern.compile(**sizes, heads=heads)
+    n, q_len, kv_len, q_start = (sizes.get(name) for name in ("n", "q_len", "kv_len", "q_start"))
+    program = pattern.compile(n, q_len=q_len, kv_len=kv_len, q_start=q_start or 0, heads=heads)
     bound, keep = program.bound, program.mask().expand(heads, -1, -1)
     made = plan(bound, Lookup(), machine)
     tried = 0
@@ -90,15 +91,15 @@ def check(
         tried += 1
         passes = [item for option in options for item in option.passes]
         torch.manual_seed(choice)
-        q_len, kv_len = bound.sizes.q_len, bound.sizes.kv_len
-        query = torch.randn(batch, heads, q_len, 8, dtype=dtype, requires_grad=True)
+        lengths = bound.sizes.q_len, bound.sizes.kv_len
+        query = torch.randn(batch, heads, lengths[0], 8, dtype=dtype, requires_grad=True)
         key, value = (
-            torch.randn(batch, heads // kv_group, kv_len, 8, dtype=dtype, requires_grad=True) for _ in range(2)
+            torch.randn(batch, heads // kv_group, lengths[1], 8, dtype=dtype, requires_grad=True) for _ in range(2)
         )
         weight = torch.randn(query.shape, dtype=dtype)
-        out, lse = Planned(passes, torch.device("cpu"), (q_len, kv_len))(query, key, value, 8**-0.5)
-        shared = (x.repeat_interleave(kv_group, dim=1) for x in (key, value))
-        expected, expected_lse = attend(query, *shared, keep)
+        out, lse = Planned(passes, torch.device("cpu"), lengths)(query, key, value, 8**-0.5)
+        shared_key, shared_value = (x.repeat_interleave(kv_group, dim=1) for x in (key, value))
+        expected, expected_lse = attend(query, shared_key, shared_value, keep)
         close(out, expected)
         close(lse, expected_lse)
         tensors = (query, key, value)
