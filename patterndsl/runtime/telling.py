@@ -19,7 +19,7 @@ from patterndsl.runtime.kernels.asked import Asked, asked_of
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.told_lists import States, ToldLists
 from patterndsl.runtime.parts import folded, has_heads
-from patterndsl.runtime.told import states
+from patterndsl.runtime.told import Most, most_live, states
 from patterndsl.sema.bind import Bound
 
 
@@ -32,6 +32,7 @@ class Telling:
         found = listings_of(bound)
         assert found is not None
         self.listings = found
+        self._bounds = dict[tuple[Relation, tuple[int, int]], Most]()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both. Work:
@@ -61,31 +62,37 @@ class Telling:
 
     def _lists(self, query: Tensor, key: Tensor, given: Inputs) -> ToldLists:
         kv_group = query.shape[1] // key.shape[1]
-        return ToldLists(partial(self._tell, given, query.shape[0]), query.shape[0], query.shape[1], kv_group)
+        return ToldLists(partial(self._tell, given), query.shape[0], query.shape[1], kv_group)
 
-    def _tell(self, given: Inputs, batch: int, q_block: int, kv_block: int) -> States:
+    def _tell(self, given: Inputs, q_block: int, kv_block: int) -> States:
         """The states of tiles, for all heads alike or for each."""
-        groups = self.bound.groups
-        if not has_heads(given) and len(groups) == 1:
-            return self._states(groups[0].relation, given, (q_block, kv_block))
-        of_heads = dict[int, States]()
+        groups, blocks = self.bound.groups, (q_block, kv_block)
+        by_head = has_heads(given)
+        if not by_head and len(groups) == 1:
+            live, full = (x[:, None] for x in self._states(groups[0].relation, given, blocks))
+            most = self._most(groups[0].relation, blocks)
+            return States(live, full, most.in_all * live.shape[0], most.in_row)
+        rows = max([1, *(values.shape[0] for values in given.values() if values.dim() > 1)])
+        of_heads, bounds = dict[int, tuple[Tensor, Tensor]](), dict[int, Most]()
         for group in groups:
-            if has_heads(given):
-                rows = max(values.shape[0] for values in given.values() if values.dim() > 1)
-                mine = folded(given, group.heads, rows)
-                live, full = self._states(group.relation, mine, (q_block, kv_block))
-                by_head = (x.view(-1, len(group.heads), *x.shape[2:]) for x in (live, full))
-                lives, fulls = (x.unbind(1) for x in by_head)
-                of_heads |= {head: States(lives[at], fulls[at]) for at, head in enumerate(group.heads)}
-            else:
-                live, full = (x[:, 0] for x in self._states(group.relation, given, (q_block, kv_block)))
-                of_heads |= dict.fromkeys(group.heads, States(live, full))
-        rows = max(len(found.live) for found in of_heads.values())
+            number = len(group.heads) if by_head else 1
+            mine = folded(given, group.heads, rows) if by_head else given
+            found = self._states(group.relation, mine, blocks)
+            lives, fulls = (x.expand(rows * number, -1, -1).view(rows, number, *x.shape[1:]) for x in found)
+            for at, head in enumerate(group.heads):
+                of_heads[head] = lives[:, at % number], fulls[:, at % number]
+                bounds[head] = self._most(group.relation, blocks)
         ordered = [of_heads[head] for head in range(self.bound.num_heads)]
-        live, full = (torch.stack([x.expand(rows, -1, -1) for x in part], 1) for part in zip(*ordered, strict=True))
-        return States(live, full)
+        live, full = (torch.stack(part, 1) for part in zip(*ordered, strict=True))
+        total = sum(most.in_all for most in bounds.values())
+        longest = max(most.in_row for most in bounds.values())
+        return States(live, full, rows * total, longest)
 
-    def _states(self, relation: Relation, given: Inputs, blocks: tuple[int, int]) -> States:
-        """[rows, 1, q tiles, kv tiles]."""
-        live, full = states(relation, self.bound.sizes, given, blocks, self.device, self.listings)
-        return States(live[:, None], full[:, None])
+    def _states(self, relation: Relation, given: Inputs, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return states(relation, self.bound.sizes, given, blocks, self.device, self.listings)
+
+    def _most(self, relation: Relation, blocks: tuple[int, int]) -> Most:
+        """Found once."""
+        if (relation, blocks) not in self._bounds:
+            self._bounds[relation, blocks] = most_live(relation, self.bound.sizes, blocks, self.listings)
+        return self._bounds[relation, blocks]

@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Box, Interval, Verdict, verdict
-from patterndsl.ir.relation import NOTHING, Listed, Random, Relation, inputs_read
-from patterndsl.lower.hulls import Lists, is_told
+from patterndsl.ir.relation import NOTHING, And, Listed, Or, Random, Relation, inputs_read
+from patterndsl.lower.hulls import Lists, hull_of, is_told
 from patterndsl.lower.listings import Listing
 from patterndsl.runtime.data import Inputs, facet_of
 from patterndsl.sema.parameters import Sizes
@@ -179,6 +179,39 @@ def states(
     shape = (rows, -(-sizes.q_len // blocks[0]), -(-sizes.kv_len // blocks[1]))
     certain, possible = (torch.as_tensor(x, device=device).expand(shape) for x in found)
     return possible, certain & q.is_whole & k.is_whole
+
+
+class Most(NamedTuple):
+    """How many tiles can be live at most, whatever is given: of all of a batch row, and of a row of tiles."""
+
+    in_all: int
+    in_row: int
+
+
+def most_live(relation: Relation, sizes: Sizes, blocks: tuple[int, int], listings: Mapping[str, Listing]) -> Most:
+    """Of what `states` finds. On the host, O(nodes x tiles)."""
+    live, _ = states(hull_of(relation, None), sizes, {}, blocks, torch.device("cpu"))
+    bounds = [Most(int(live.sum()), int(live.sum(2).max()))]
+    match relation:
+        case And(terms):
+            asked = [term for term in terms if isinstance(term, Listed | Or)]
+            bounds += [most_live(term, sizes, blocks, listings) for term in asked]
+        case Or(terms):
+            found = [most_live(term, sizes, blocks, listings) for term in terms]
+            bounds.append(Most(sum(most.in_all for most in found), sum(most.in_row for most in found)))
+        case Listed(name):
+            bounds.append(_most_listed(listings[name], sizes, blocks))
+    return Most(min(most.in_all for most in bounds), min(most.in_row for most in bounds))
+
+
+def _most_listed(listing: Listing, sizes: Sizes, blocks: tuple[int, int]) -> Most:
+    """By how many tiles a listed block touches, and how many lists a row of tiles."""
+    sides = (listing.per, blocks[0]), (listing.of, blocks[1]), (blocks[0], listing.per)
+    down, across, lists = (-(-size // other) + 1 for size, other in sides)
+    if listing.holds_tiles(blocks, sizes.q_start):
+        down, across, lists = listing.per // blocks[0], listing.of // blocks[1], 1
+    num_rows = -(-(sizes.q_start + sizes.q_len) // listing.per) - listing.first_row
+    return Most(num_rows * listing.width * down * across, lists * listing.width * across)
 
 
 def _bits(table: Tensor, num_blocks: int) -> Tensor:

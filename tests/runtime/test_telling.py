@@ -22,9 +22,9 @@ from patterndsl.lower import listings as listings_module
 from patterndsl.lower.listings import can_tell, listings_of
 from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels import told_lists
-from patterndsl.runtime.kernels.told_lists import work_of_states
+from patterndsl.runtime.kernels.told_lists import States, work_of_states
 from patterndsl.runtime.telling import Telling
-from patterndsl.runtime.told import states
+from patterndsl.runtime.told import most_live, states
 from patterndsl.sema.bind import Bound
 from tests.strategies import many
 
@@ -98,12 +98,13 @@ def test_each_live_tile_is_in_one_piece(
         torch.manual_seed(seed)
         live = torch.rand(rows, some, owners, width) < torch.rand(rows, some, owners, 1) ** 3
         full = live & (torch.rand(live.shape) < 0.5)
-        work = work_of_states(live, full, heads, batch)
+        told = States(live, full, int(live.sum()) + seed, int(live.sum(-1).max()) + seed % 2)
+        work = work_of_states(told, heads, batch)
         assert work.is_shared == (rows == 1)
         parts, found = dict[int, list[int]](), dict[tuple[int, int, int], list[tuple[int, list[int]]]]()
         for row, head, owner, start, stop, slot in work.pieces.tolist():
             entries = work.entries[start:stop].tolist()
-            if slot == work.num_slots - 1:
+            if work.num_slots and slot == work.num_slots - 1:
                 assert not entries
                 continue
             found.setdefault((row, head, owner), []).append((slot, entries))
@@ -147,6 +148,9 @@ def test_tiles_hold_what_is_told(text: str, blocks: tuple[int, int], q_start: in
     flat = {name: x.long().flatten() for name, x in inputs.items()}
     for group in program.bound.groups:
         live, full = states(group.relation, program.bound.sizes, flat, blocks, torch.device("cpu"), listings)
+        most = most_live(group.relation, program.bound.sizes, blocks, listings)
+        assert live.sum((1, 2)).max() <= most.in_all
+        assert live.sum(2).max() <= most.in_row
         mask = masks[group.heads[0]]
         short = (-mask.shape[0] % blocks[0], -mask.shape[1] % blocks[1])
         tiles = torch.nn.functional.pad(mask, (0, short[1], 0, short[0]))

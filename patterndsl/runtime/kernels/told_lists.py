@@ -7,7 +7,8 @@ there are fewer pieces than there is room for, the others do nothing: they leave
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,15 +20,17 @@ from patterndsl.runtime.kernels.work import PARTS, SHORTEST, Work
 
 class States(NamedTuple):
     """Of tiles [rows, heads or 1, q tiles, kv tiles]: whether one may have a pair, and whether it has all of its pairs
-    and reaches over no end."""
+    and reaches over no end. most: how many can be live at most; longest: in a row of tiles."""
 
     live: Tensor
     full: Tensor
+    most: int
+    longest: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToldLists:
-    """The work over the tiles of a call, as `WorkLists` has it.
+    """The work over the tiles of a call, as `WorkLists` has it; made when it is asked for and kept.
 
     tell: the states of tiles of so many queries by so many keys; rows: one where all batch rows agree. batch, heads: of
     the queries, of which kv_group share a head of keys.
@@ -37,16 +40,25 @@ class ToldLists:
     batch: int
     heads: int
     kv_group: int
+    _made: dict[tuple[int, int, bool], Work] = field(default_factory=dict)
 
     def rows(self, blocks: Blocks) -> Work:
         """Lists of keys for each block of queries."""
-        return work_of_states(*self.tell(blocks.q_block, blocks.kv_block), self.heads, self.batch)
+        known = blocks.q_block, blocks.kv_block, False
+        if known not in self._made:
+            self._made[known] = work_of_states(self.tell(blocks.q_block, blocks.kv_block), self.heads, self.batch)
+        return self._made[known]
 
     def columns(self, blocks: Blocks) -> Work:
         """Lists of queries for each block of keys, through all query heads that share it."""
-        kv_heads = self.heads // self.kv_group
-        live, full = (self._by_key(x) for x in self.tell(blocks.q_block, blocks.kv_block))
-        return work_of_states(live, full, kv_heads, self.batch)
+        known = blocks.q_block, blocks.kv_block, True
+        if known not in self._made:
+            told = self.tell(blocks.q_block, blocks.kv_block)
+            live, full = (self._by_key(x) for x in told[:2])
+            most = told.most * (self.kv_group if told.live.shape[1] == 1 else 1)
+            turned = States(live, full, most, live.shape[3])
+            self._made[known] = work_of_states(turned, self.heads // self.kv_group, self.batch)
+        return self._made[known]
 
     def _by_key(self, states: Tensor) -> Tensor:
         """[rows, heads of keys or 1, kv tiles, heads of a group * q tiles]."""
@@ -57,14 +69,18 @@ class ToldLists:
         return grouped.permute(0, 1, 4, 2, 3).flatten(3)
 
 
-def work_of_states(live: Tensor, full: Tensor, heads: int, batch: int) -> Work:
-    """The work of a launch over `heads` heads. live, full: bool [rows, heads or 1, owners, entries], see `States`; one
-    row stands for all of a batch. Work and memory: O(rows owners entries)."""
-    rows, some, owners, width = live.shape
-    counts = live.sum(-1)
-    entries = _entries(live, full)
-    first = torch.arange(0, entries.numel(), width + 1, device=live.device).view(rows, some, owners)
+def work_of_states(told: States, heads: int, batch: int) -> Work:
+    """The work of a launch over `heads` heads; of states [rows, heads or 1, owners, entries] one row stands for all of
+    a batch. Work: O(rows owners entries); memory beside the states: O(most)."""
+    rows, _, owners, _ = told.live.shape
+    counts = told.live.sum(-1)
+    first = counts.flatten().cumsum(0).view_as(counts) - counts
     count, begin = (x.expand(rows, heads, owners).flatten() for x in (counts, first))
+    if told.longest <= 2 * SHORTEST:  # none is cut
+        pieces = _whole(rows, heads, owners, count.device).clone()
+        pieces[:, 3] = begin
+        pieces[:, 4] = begin + count
+        return Work(pieces, _entries(told), pieces.new_empty(0, 5), 0, rows == 1)
     copies = batch if rows == 1 else 1
     most = 2 * PARTS // copies + 2  # slots: a list is cut where it is more than twice as long as a part
     longest = (count.sum() * copies // PARTS).clamp(min=SHORTEST)
@@ -75,7 +91,7 @@ def work_of_states(live: Tensor, full: Tensor, heads: int, batch: int) -> Work:
 
     # pieces
     ends = parts.cumsum(0)
-    piece = torch.arange(len(parts) + most, device=live.device)
+    piece = torch.arange(len(parts) + most, device=count.device)
     found = torch.searchsorted(ends, piece, right=True)
     there = found < len(parts)
     owner = found.clamp(max=len(parts) - 1)
@@ -89,21 +105,26 @@ def work_of_states(live: Tensor, full: Tensor, heads: int, batch: int) -> Work:
     order = (lengths + 1).log2().ceil().argsort(descending=True, stable=True)
 
     # joints: those that there are not are of a block behind the last
-    joint = torch.arange(1, most // 3 + 1, device=live.device)  # of three parts at least
+    joint = torch.arange(1, most // 3 + 1, device=count.device)  # of three parts at least
     found = torch.searchsorted(is_cut.cumsum(0), joint)
     there, owner = found < len(parts), found.clamp(max=len(parts) - 1)
     row, head, block = _placed(owner, heads, owners)
     joints = torch.stack([row, head, block.where(there, owners), first_slot[owner], parts[owner] * there], 1)
-    return Work(pieces[order].int(), entries, joints.int(), most + 1, rows == 1)
+    return Work(pieces[order].int(), _entries(told), joints.int(), most + 1, rows == 1)
 
 
-def _entries(live: Tensor, full: Tensor) -> Tensor:
-    """int32 [rows * heads * owners * (entries + 1)]: the live ones of each owner come first, in order."""
-    width = live.shape[-1]
-    number = torch.arange(width, dtype=torch.int32, device=live.device)
-    place = (live.cumsum(-1, dtype=torch.int32) - 1).where(live, width)
-    entries = torch.empty(*live.shape[:-1], width + 1, dtype=torch.int32, device=live.device)
-    return entries.scatter_(-1, place.long(), 2 * number + ~full).flatten()
+def _entries(told: States) -> Tensor:
+    """int32 [most]: the live ones of all owners, one after the other."""
+    place = torch.nonzero_static(told.live.flatten(), size=told.most, fill_value=0).flatten()
+    return (2 * (place % told.live.shape[-1]) + ~told.full.flatten()[place]).int()
+
+
+@lru_cache(maxsize=64)
+def _whole(rows: int, heads: int, owners: int, device: torch.device) -> Tensor:
+    """Pieces of lists that are not cut, but for where their entries lie."""
+    owner = torch.arange(rows * heads * owners, device=device)
+    none = torch.zeros_like(owner)
+    return torch.stack([*_placed(owner, heads, owners), none, none, none - 1], 1).int()
 
 
 def _placed(owner: Tensor, heads: int, owners: int) -> tuple[Tensor, Tensor, Tensor]:
