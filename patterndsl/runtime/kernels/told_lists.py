@@ -72,7 +72,7 @@ class ToldLists:
 def work_of_states(told: States, heads: int, batch: int) -> Work:
     """The work of a launch over `heads` heads; of states [rows, heads or 1, owners, entries] one row stands for all of
     a batch. Work: O(rows owners entries); memory beside the states: O(most)."""
-    rows, _, owners, _ = told.live.shape
+    rows, some, owners, _ = told.live.shape
     counts = told.live.sum(-1)
     first = counts.flatten().cumsum(0).view_as(counts) - counts
     count, begin = (x.expand(rows, heads, owners).flatten() for x in (counts, first))
@@ -82,8 +82,11 @@ def work_of_states(told: States, heads: int, batch: int) -> Work:
         pieces[:, 4] = begin + count
         return Work(pieces, _entries(told), pieces.new_empty(0, 5), 0, rows == 1)
     copies = batch if rows == 1 else 1
-    most = 2 * PARTS // copies + 2  # slots: a list is cut where it is more than twice as long as a part
-    longest = (count.sum() * copies // PARTS).clamp(min=SHORTEST)
+    longest = (-(-count.sum() * copies // PARTS)).clamp(min=SHORTEST)
+    # slots: a list is cut where it is more than twice as long as a part, so at most half as many lists as parts, each
+    # of which has one that is not full
+    whole = min(-(-PARTS // copies), told.most * heads // some // SHORTEST)
+    most = whole + whole // 2 + 2
     parts = torch.where(count > 2 * longest, -(-count // longest), 1)
     is_cut = parts > 1
     slots = parts * is_cut
