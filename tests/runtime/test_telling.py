@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from patterndsl.lower import listings as listings_module
 from patterndsl.lower.listings import can_tell, listings_of
 from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels import told_lists
-from patterndsl.runtime.kernels.told_lists import States, work_of_states
+from patterndsl.runtime.kernels.told_lists import States, Turned, work_of_states
 from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.told import most_live, states
 from patterndsl.sema.bind import Bound
@@ -87,19 +88,23 @@ def inputs_of(bound: Bound, *outer: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("rows", "some", "heads", "batch"), [(1, 1, 3, 2), (2, 1, 3, 2), (2, 3, 3, 2), (1, 1, 1, 1)])
+@pytest.mark.parametrize("how", ["steps", pytest.param("kernels", marks=runs)])
 def test_each_live_tile_is_in_one_piece(
-    monkeypatch: pytest.MonkeyPatch, rows: int, some: int, heads: int, batch: int
+    monkeypatch: pytest.MonkeyPatch, how: str, rows: int, some: int, heads: int, batch: int
 ) -> None:
     """Long lists are cut in parts that follow each other, and what has no work leaves its part where nobody reads."""
     monkeypatch.setattr(told_lists, "PARTS", 64)
     monkeypatch.setattr(told_lists, "SHORTEST", 2)
-    owners, width, num_cut = 7, 29, 0
-    for seed in range(30):
+    make = work_of_states if how == "steps" else kernels_of_lists()
+    owners, width, num_cut = 7, 69, 0
+    for seed in range(30 if how == "steps" else 4):
         torch.manual_seed(seed)
-        live = torch.rand(rows, some, owners, width) < torch.rand(rows, some, owners, 1) ** 3
-        full = live & (torch.rand(live.shape) < 0.5)
+        live = (
+            torch.rand(rows, some, owners, width, device=DEVICE) < torch.rand(rows, some, owners, 1, device=DEVICE) ** 3
+        )
+        full = live & (torch.rand(live.shape, device=DEVICE) < 0.5)
         told = States(live, full, int(live.sum()) + seed, int(live.sum(-1).max()) + seed % 2)
-        work = work_of_states(told, heads, batch)
+        work = make(told, Turned.by_query(told), heads, batch)
         assert work.is_shared == (rows == 1)
         parts, found = dict[int, list[int]](), dict[tuple[int, int, int], list[tuple[int, list[int]]]]()
         for row, head, owner, start, stop, slot in work.pieces.tolist():
@@ -129,6 +134,27 @@ def test_each_live_tile_is_in_one_piece(
                     else:
                         assert mine == [(-1, expected)]
     assert num_cut
+
+
+@runs
+@pytest.mark.parametrize(("heads", "kv_group"), [(1, 1), (1, 2), (4, 1), (4, 2)])
+def test_kernels_turn_lists_as_steps_do(heads: int, kv_group: int) -> None:
+    """Those of blocks of keys, through the heads that share these: the same entries, in the same order."""
+    torch.manual_seed(0)
+    live = torch.rand(2, heads, 5, 37, device=DEVICE) < 0.4
+    told = States(live, live & (torch.rand(live.shape, device=DEVICE) < 0.5), int(live.sum()) + 3, 37)
+    turned = Turned.by_key(told, kv_group)
+    found, expected = (make(told, turned, 4 // kv_group, 2) for make in (kernels_of_lists(), work_of_states))
+    number = int(live.sum()) * (kv_group if heads == 1 else 1)
+    assert torch.equal(found.entries[:number], expected.entries[:number])
+    assert sorted(found.pieces.tolist()) == sorted(expected.pieces.tolist())
+    assert found.joints.tolist() == expected.joints.tolist()
+
+
+def kernels_of_lists() -> Any:
+    from patterndsl.runtime.kernels.told_kernels import work_of
+
+    return work_of
 
 
 @many(1)
@@ -169,6 +195,7 @@ def test_tiles_hold_what_is_told(text: str, blocks: tuple[int, int], q_start: in
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's, where there is no GPU, cut into few parts."""
     monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
+    monkeypatch.setattr(told_lists, "has_list_kernels", lambda _: True)
     monkeypatch.setattr(told_lists, "PARTS", 4)
     monkeypatch.setattr(told_lists, "SHORTEST", 1)
 
@@ -252,7 +279,17 @@ def test_more_tiles_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
 def test_in_the_interpreter() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "programs or selected", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "kernels or programs or selected",
+            __file__,
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,6 +25,65 @@ class States(NamedTuple):
     full: Tensor
     most: int
     longest: int
+
+
+class Turned(NamedTuple):
+    """How lists are read of states: `some` lists for each row, of `owners` owners with `width` entries each, in groups
+    of `inner`. strides: of a list, an owner, an entry and a group. most, longest: entries of all lists, and of one, at
+    most."""
+
+    rows: int
+    some: int
+    owners: int
+    width: int
+    inner: int
+    strides: tuple[int, int, int, int]
+    most: int
+    longest: int
+
+    @staticmethod
+    def by_query(told: States) -> Turned:
+        """Keys of each block of queries."""
+        rows, some, num_q, num_kv = told.live.shape
+        strides = (num_q * num_kv, num_kv, 1, 0)
+        return Turned(rows, some, num_q, num_kv, num_kv, strides, told.most, told.longest)
+
+    @staticmethod
+    def by_key(told: States, kv_group: int) -> Turned:
+        """Queries of each block of keys, through so many heads that share it."""
+        rows, heads, num_q, num_kv = told.live.shape
+        size, width = num_q * num_kv, kv_group * num_q
+        if heads == 1:
+            return Turned(rows, 1, num_kv, width, num_q, (size, 1, num_kv, 0), told.most * kv_group, width)
+        strides = (kv_group * size, 1, num_kv, size)
+        return Turned(rows, heads // kv_group, num_kv, width, num_q, strides, told.most, width)
+
+    def of(self, states: Tensor) -> Tensor:
+        """bool [rows, some, owners, width] of states."""
+        of_list, of_owner, of_entry, of_group = self.strides
+        size = (self.rows * self.some, self.owners, self.width // max(1, self.inner), self.inner)
+        seen = states.contiguous().as_strided(size, (of_list, of_owner, of_group, of_entry))
+        return seen.reshape(self.rows, self.some, self.owners, self.width)
+
+
+class Room(NamedTuple):
+    """For how many parts of lists that are cut there is room, and for how many such lists; none where none is cut.
+    parts, shortest: see `work`."""
+
+    slots: int
+    joints: int
+    parts: int
+    shortest: int
+
+
+def room_of(turned: Turned, heads: int, copies: int) -> Room:
+    """A list is cut where it is more than twice as long as a part, so at most half as many lists as parts, each of
+    which has one that is not full."""
+    if turned.longest <= 2 * SHORTEST:
+        return Room(0, 0, PARTS, SHORTEST)
+    whole = min(-(-PARTS // copies), turned.most * heads // turned.some // SHORTEST)
+    slots = whole + whole // 2 + 2
+    return Room(slots, slots // 3, PARTS, SHORTEST)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +104,8 @@ class ToldLists:
         """Lists of keys for each block of queries."""
         known = blocks.q_block, blocks.kv_block, False
         if known not in self._made:
-            self._made[known] = work_of_states(self.tell(blocks.q_block, blocks.kv_block), self.heads, self.batch)
+            told = self.tell(blocks.q_block, blocks.kv_block)
+            self._made[known] = _work(told, Turned.by_query(told), self.heads, self.batch)
         return self._made[known]
 
     def columns(self, blocks: Blocks) -> Work:
@@ -54,39 +113,39 @@ class ToldLists:
         known = blocks.q_block, blocks.kv_block, True
         if known not in self._made:
             told = self.tell(blocks.q_block, blocks.kv_block)
-            live, full = (self._by_key(x) for x in told[:2])
-            most = told.most * (self.kv_group if told.live.shape[1] == 1 else 1)
-            turned = States(live, full, most, live.shape[3])
-            self._made[known] = work_of_states(turned, self.heads // self.kv_group, self.batch)
+            turned = Turned.by_key(told, self.kv_group)
+            self._made[known] = _work(told, turned, self.heads // self.kv_group, self.batch)
         return self._made[known]
 
-    def _by_key(self, states: Tensor) -> Tensor:
-        """[rows, heads of keys or 1, kv tiles, heads of a group * q tiles]."""
-        rows, heads, num_q, num_kv = states.shape
-        if heads == 1:
-            return states.mT.repeat(1, 1, 1, self.kv_group)
-        grouped = states.view(rows, -1, self.kv_group, num_q, num_kv)
-        return grouped.permute(0, 1, 4, 2, 3).flatten(3)
+
+def _work(told: States, turned: Turned, heads: int, batch: int) -> Work:
+    if has_list_kernels(told.live.device):
+        from patterndsl.runtime.kernels.told_kernels import work_of
+
+        return work_of(told, turned, heads, batch)
+    return work_of_states(told, turned, heads, batch)
 
 
-def work_of_states(told: States, heads: int, batch: int) -> Work:
-    """The work of a launch over `heads` heads; of states [rows, heads or 1, owners, entries] one row stands for all of
-    a batch. Work: O(rows owners entries); memory beside the states: O(most)."""
-    rows, some, owners, _ = told.live.shape
-    counts = told.live.sum(-1)
+def has_list_kernels(device: torch.device) -> bool:
+    """Whether lists are made by kernels: PyTorch's steps take longer than what they do."""
+    return device.type == "cuda"
+
+
+def work_of_states(told: States, turned: Turned, heads: int, batch: int) -> Work:
+    """The work of a launch over `heads` heads, of which one row stands for all of a batch: what kernels are compared
+    with. Work: O(lists owners entries); memory beside the states: O(most)."""
+    live, full = turned.of(told.live), turned.of(told.full)
+    rows, _, owners, _ = live.shape
+    counts = live.sum(-1)
     first = counts.flatten().cumsum(0).view_as(counts) - counts
     count, begin = (x.expand(rows, heads, owners).flatten() for x in (counts, first))
-    if told.longest <= 2 * SHORTEST:  # none is cut
-        pieces = _whole(rows, heads, owners, count.device).clone()
-        pieces[:, 3] = begin
-        pieces[:, 4] = begin + count
-        return Work(pieces, _entries(told), pieces.new_empty(0, 5), 0, rows == 1)
     copies = batch if rows == 1 else 1
-    longest = (-(-count.sum() * copies // PARTS)).clamp(min=SHORTEST)
-    # slots: a list is cut where it is more than twice as long as a part, so at most half as many lists as parts, each
-    # of which has one that is not full
-    whole = min(-(-PARTS // copies), told.most * heads // some // SHORTEST)
-    most = whole + whole // 2 + 2
+    most, num_joints, num_parts, shortest = room_of(turned, heads, copies)
+    if not most:  # none is cut
+        owner = torch.arange(len(count), device=count.device)
+        pieces = torch.stack([*_placed(owner, heads, owners), begin, begin + count, owner * 0 - 1], 1).int()
+        return Work(pieces, _entries(live, full, turned), pieces.new_empty(0, 5), 0, rows == 1)
+    longest = (-(-count.sum() * copies // num_parts)).clamp(min=shortest)
     parts = torch.where(count > 2 * longest, -(-count // longest), 1)
     is_cut = parts > 1
     slots = parts * is_cut
@@ -108,26 +167,18 @@ def work_of_states(told: States, heads: int, batch: int) -> Work:
     order = (lengths + 1).log2().ceil().argsort(descending=True, stable=True)
 
     # joints: those that there are not are of a block behind the last
-    joint = torch.arange(1, most // 3 + 1, device=count.device)  # of three parts at least
+    joint = torch.arange(1, num_joints + 1, device=count.device)
     found = torch.searchsorted(is_cut.cumsum(0), joint)
     there, owner = found < len(parts), found.clamp(max=len(parts) - 1)
     row, head, block = _placed(owner, heads, owners)
     joints = torch.stack([row, head, block.where(there, owners), first_slot[owner], parts[owner] * there], 1)
-    return Work(pieces[order].int(), _entries(told), joints.int(), most + 1, rows == 1)
+    return Work(pieces[order].int(), _entries(live, full, turned), joints.int(), most + 1, rows == 1)
 
 
-def _entries(told: States) -> Tensor:
+def _entries(live: Tensor, full: Tensor, turned: Turned) -> Tensor:
     """int32 [most]: the live ones of all owners, one after the other."""
-    place = torch.nonzero_static(told.live.flatten(), size=told.most, fill_value=0).flatten()
-    return (2 * (place % told.live.shape[-1]) + ~told.full.flatten()[place]).int()
-
-
-@lru_cache(maxsize=64)
-def _whole(rows: int, heads: int, owners: int, device: torch.device) -> Tensor:
-    """Pieces of lists that are not cut, but for where their entries lie."""
-    owner = torch.arange(rows * heads * owners, device=device)
-    none = torch.zeros_like(owner)
-    return torch.stack([*_placed(owner, heads, owners), none, none, none - 1], 1).int()
+    place = torch.nonzero_static(live.flatten(), size=turned.most, fill_value=0).flatten()
+    return (2 * (place % turned.width) + ~full.flatten()[place]).int()
 
 
 def _placed(owner: Tensor, heads: int, owners: int) -> tuple[Tensor, Tensor, Tensor]:
