@@ -145,7 +145,7 @@ Expected: what the cost model predicts, for one layer and one batch row. A rejec
     "calibrate": """
 examples:
   patterndsl calibrate                            two CPU cores take half a minute
-  patterndsl calibrate --device cuda
+  patterndsl calibrate --device cuda              minutes, the first time: it tries the blocks of kernels, too
   patterndsl calibrate -o machine.json            for `patterndsl explain --device machine.json`
 
 Without -o the constants are stored for this user, in $XDG_CONFIG_HOME or ~/.config, and plans on this device are made

@@ -1,14 +1,15 @@
-"""`patterndsl calibrate`: how fast is this machine at what plans are made of?"""
+"""`patterndsl calibrate`: how fast is this machine at what plans are made of, and on which blocks are its kernels?"""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from patterndsl.cli.output import progress, say, say_json, table
 from patterndsl.diagnostics import error
 from patterndsl.files import refuse_existing
+from patterndsl.lower.blocks import CANDIDATES, Pipeline, Tuned
 from patterndsl.lower.costs import Machine, built_in
 from patterndsl.lower.machine import Calibration, storage, store, write_calibration
 
@@ -71,6 +72,10 @@ def _say(found: Calibration, path: Path | None, others: float, *, is_stored: boo
         rows.append([f"  {name}", f"{mine:.3g}", f"{theirs:.3g}", unit, f"{mine / theirs:.2f}x"])
     say(table(rows, (1, 2, 4)))
     say("")
+    if found.tuned:
+        say("kernels in half precision, and the blocks on which they were fastest")
+        say(table([_tuned_row(item) for item in found.tuned], ()))
+        say("")
     if others:
         say(f"others kept {others:.1f} cores busy meanwhile: measure again when the machine is idle")
     if path is None:
@@ -78,6 +83,14 @@ def _say(found: Calibration, path: Path | None, others: float, *, is_stored: boo
         return
     said = "plans on this device are made with them" if is_stored else f"patterndsl explain --device {path} takes them"
     say(f"written to {path}; {said}")
+
+
+def _tuned_row(item: Tuned) -> list[str]:
+    use, blocks = item.use, item.blocks
+    is_usual = blocks == CANDIDATES[use.role, use.head_dim][0]
+    numbers = ", ".join(f"{name} {number}" for name, number in asdict(blocks).items() if number is not None)
+    kernel = "Hopper's kernel" if isinstance(blocks, Pipeline) else "Triton"
+    return [f"  {use.role}", f"{use.head_dim}", f"{use.length} lists", kernel, numbers, "as usual" * is_usual]
 
 
 def _data(found: Calibration) -> dict[str, object]:
@@ -88,4 +101,5 @@ def _data(found: Calibration) -> dict[str, object]:
         "threads": found.threads,
         "measured": {field.name: getattr(found.machine, field.name) for field in fields(Machine)},
         "built_in": {field.name: getattr(usual, field.name) for field in fields(Machine)},
+        "tuned": [asdict(item) for item in found.tuned],
     }

@@ -20,31 +20,35 @@ from typing import Any, get_args
 
 from patterndsl.diagnostics import PatternError, error, nearest
 from patterndsl.files import write_atomically
+from patterndsl.lower.blocks import Tuned, tuned_from
 from patterndsl.lower.costs import CPU, CUDA, Kernel, Machine, built_in
 
-FORMAT = 2
-"""Of the file; it changes where the constants of a machine do."""
+FORMAT = 3
+"""Of the file; it changes where what it holds does."""
 NAMED = {machine.name: machine for machine in (CPU, CUDA)}
 MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Constants as they were measured. device: its name; torch: PyTorch's version; threads: of the measurement."""
+    """Constants as they were measured. device: its name; torch: PyTorch's version; threads: of the measurement;
+    tuned: blocks of generated kernels that were fastest."""
 
     machine: Machine
     device_type: str
     device: str
     torch: str
     threads: int
+    tuned: tuple[Tuned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """The machine that plans are made for, and in words where its constants come from."""
+    """The machine that plans are made for, in words where its constants come from, and what was tuned with them."""
 
     machine: Machine
     source: str
+    tuned: tuple[Tuned, ...] = ()
 
 
 def device_type_of(machine: Machine) -> str:
@@ -72,7 +76,7 @@ def constants_of(device_type: str, device: str | None) -> Constants:
     misfit = _misfit(found, device_type, device)
     if misfit:
         return Constants(usual, f"built-in constants: those of {path} are {misfit}")
-    return Constants(found.machine, f"measured with torch {found.torch}, {path}")
+    return Constants(found.machine, f"measured with torch {found.torch}, {path}", found.tuned)
 
 
 def _option(device_type: str) -> str:
@@ -204,7 +208,8 @@ def read_calibration(data: object) -> Calibration:
     texts = all(isinstance(text, str) and text for text in (device_type, device, torch))
     if not texts or device_type not in ("cpu", "cuda") or not _is_count(threads):
         raise ValueError("what it was measured with is not said")
-    return Calibration(_machine(data["machine"], device_type), device_type, device, torch, threads)
+    tuned = tuple(tuned_from(item) for item in data["tuned"])
+    return Calibration(_machine(data["machine"], device_type), device_type, device, torch, threads, tuned)
 
 
 def _machine(data: Mapping[str, Any], device_type: str) -> Machine:

@@ -1,4 +1,5 @@
-"""How fast is a device at what plans are made of? Each constant of `lower.costs.Machine`, measured by its own kernel.
+"""How fast is a device at what plans are made of? Each constant of `lower.costs.Machine`, measured by its own kernel,
+and on a GPU the blocks on which generated kernels are fastest (`kernels.tuning`).
 
 A kernel runs a piece that shows one constant, and the cost model is solved for it; what the model says of the rest of
 that piece is taken off. Rates are of heads of 64, calls are of a pass in a plan. Nothing is stored here.
@@ -9,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from patterndsl.ir.index import Const, K, Q, arithmetic
 from patterndsl.ir.relation import EVERYTHING, Compare, Relation, conjunction
+from patterndsl.lower.blocks import Tuned
 from patterndsl.lower.costs import BACKWARD, NO_COST, Machine, built_in, kernel_of
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.lookup import Lookup
@@ -60,8 +63,8 @@ WINDOW, TILE = 256, 64
 
 
 def calibrate(device: torch.device, *, on_event: OnEvent | None = None) -> Calibration:
-    """The constants of a device, and what they were measured with. Takes some seconds, on CUDA with the compiling of
-    FlexAttention up to a minute; other work on the device is measured too, so let there be none.
+    """The constants of a device, what its kernels were tuned to, and what was measured with. Takes some seconds, on
+    CUDA, where kernels are compiled, some minutes; other work on the device is measured too, so let there be none.
     """
     device_type = "cuda" if device.type == "cuda" else "cpu"
     found = _Measurement(device, built_in(device_type), SETTINGS[device_type])
@@ -81,9 +84,20 @@ def calibrate(device: torch.device, *, on_event: OnEvent | None = None) -> Calib
             step()
     if on_event is not None:
         on_event("measuring", len(steps), len(steps))
+        tuned = _tuned(device, on_event)
     name = device_name(device)
     machine = replace(found.machine, name=name)
-    return Calibration(machine, device_type, name, torch_version() or torch.__version__, torch.get_num_threads())
+    torch_is = torch_version() or torch.__version__
+    return Calibration(machine, device_type, name, torch_is, torch.get_num_threads(), tuned)
+
+
+def _tuned(device: torch.device, on_event: OnEvent | None) -> tuple[Tuned, ...]:
+    """Blocks of generated kernels, where there are some."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return ()
+    from patterndsl.runtime.kernels.tuning import tune
+
+    return tune(device, on_event=on_event)
 
 
 @dataclass

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from patterndsl.diagnostics import PatternError
 from patterndsl.lower import machine as machines
+from patterndsl.lower.blocks import CANDIDATES, Length, Tuned, Use
 from patterndsl.lower.costs import CPU, CUDA
 from patterndsl.lower.machine import (
     FORMAT,
@@ -28,7 +30,12 @@ from patterndsl.lower.machine import (
 )
 
 MEASURED = replace(CPU, name="mine", dense_rate=1e11, blocks=((64, 64), (64, 2)))
-HERE = Calibration(MEASURED, "cpu", cpu_name(), torch_version(), 2)
+TUNED = tuple(
+    Tuned(Use(role, dim, length), blocks)
+    for ((role, dim), candidates), length in zip(CANDIDATES.items(), cycle(get_args(Length)), strict=False)
+    for blocks in candidates
+)
+HERE = Calibration(MEASURED, "cpu", cpu_name(), torch_version(), 2, TUNED)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +53,7 @@ def test_what_is_stored_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = store(HERE)
     assert path == tmp_path / "config" / "patterndsl" / "machine-cpu.json" == stored_path("cpu")
     assert calibration_from(path) == HERE
+    assert constants_of("cpu", cpu_name()).tuned == TUNED
     assert machine_from(path) == machine_of("cpu", cpu_name()) == MEASURED
     assert str(path) in constants_of("cpu", cpu_name()).source
 
@@ -95,6 +103,10 @@ def with_constant(name: str, value: object) -> dict[str, Any]:
     return GOOD | {"machine": GOOD["machine"] | {name: value}}
 
 
+def with_tuned(name: str, value: object) -> dict[str, Any]:
+    return GOOD | {"tuned": [GOOD["tuned"][0] | {name: value}]}
+
+
 BROKEN: dict[str, object] = {
     "a list": [],
     "no format": without("format"),
@@ -116,6 +128,13 @@ BROKEN: dict[str, object] = {
     "a block of nothing": with_constant("blocks", [[64, 0]]),
     "a block of one side": with_constant("blocks", [[64]]),
     "units below one": with_constant("units", 0),
+    "nothing tuned": without("tuned"),
+    "blocks that nobody tries": with_tuned("blocks", {"q_block": 3}),
+    "blocks of another kernel": with_tuned("blocks", asdict(CANDIDATES["keys", 64][0])),
+    "a kernel that there is not": with_tuned("use", {"role": "sideways", "head_dim": 64, "length": "short"}),
+    "lists of another length": with_tuned("use", {"role": "forward", "head_dim": 64, "length": "endless"}),
+    "a width for no kernel": with_tuned("use", {"role": "forward", "head_dim": 65, "length": "short"}),
+    "a list for a width": with_tuned("use", {"role": "forward", "head_dim": [64], "length": "short"}),
 }
 
 

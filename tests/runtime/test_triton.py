@@ -28,8 +28,8 @@ from patterndsl.lower.plan import Pass, passes_of
 from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.shapes import Keys
 from patterndsl.runtime import ops
-from patterndsl.runtime.kernels.calls import shapes_of
 from patterndsl.runtime.kernels.predicate import predicate_of
+from patterndsl.runtime.kernels.shapes import usual_shapes
 from patterndsl.runtime.planned import Planned
 from tests.strategies import Case, cases, many
 
@@ -202,7 +202,7 @@ def test_long_lists_are_cut() -> None:
     tensors = [torch.randn(1, 1, length, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     pattern = patterndsl.parse("q < 3 | k == 1 & q < N - 40")
     program = pattern.compile(length, device=DEVICE, backend="triton")
-    work = program.kernels.lists(1, {}).rows(shapes_of(*tensors[::2]).forward)
+    work = program.kernels.lists(1, {}).rows(usual_shapes(torch.float32, 16).forward)
     assert work.num_joints == 1
     assert work.num_slots == 3
     assert_close(everything(pattern, "triton", tensors), everything(pattern, "oracle", tensors), torch.float32)

@@ -94,7 +94,7 @@ class Kernels:
             return self.find(q_block, kv_block, given)
 
         group_of = range(self.bound.num_heads) if has_heads(given) else self._group_of
-        return WorkLists(find, group_of, kv_group, self.bound.sizes.kv_len, self.device)
+        return WorkLists(find, group_of, kv_group, self.bound.sizes.kv_len, self.device, is_kept=not given)
 
     @cached_property
     def _group_of(self) -> Sequence[int]:

@@ -74,7 +74,9 @@ def query_kernel(
             k_places = k_first + tl.arange(0, kv_block)
             q_at = (q_rows + q_start)[:, None]
             kept = keep(q_at, k_rows[None, :], q_places[:, None], k_places[None, :], head, row, numbers, tables)
-            weights = tl.where(kept & (k_rows >= 0)[None, :], weights, 0.0)
+            if not even:
+                kept = kept & (k_rows >= 0)[None, :]
+            weights = tl.where(kept, weights, 0.0)
         grad_scores = (weights * (from_values - sums[:, None])).to(k.dtype)
         acc = tl.dot(grad_scores, k, acc, input_precision=precision)
     acc *= scale

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.lists import WorkLists
-from patterndsl.runtime.kernels.shapes import Blocks, Shapes, shapes_for
+from patterndsl.runtime.kernels.shapes import shapes_for
 from patterndsl.runtime.kernels.told_lists import ToldLists
 from patterndsl.runtime.kernels.work import Work
 
@@ -32,7 +33,8 @@ def forward(
     from patterndsl.runtime.kernels import launch
 
     query, scale = positive(query, scale)
-    blocks = shapes_of(query, value).forward
+    ordered = asked.orders is not None
+    blocks = shapes_for(lists, query, key, value, into and into[0], ordered=ordered).forward
     return launch.forward(query, key, value, lists.rows(blocks), blocks, asked, scale, into, goes_on=goes_on)
 
 
@@ -55,7 +57,7 @@ def gradients(
     those of queries, and those of keys and values, are added to what is there."""
     from patterndsl.runtime.kernels.launch import gradient_of_queries, gradients_of_keys
 
-    shapes = shapes_of(query, value)
+    shapes = shapes_for(lists, query, key, value, ordered=asked.orders is not None)
     rows = lists.rows(shapes.queries)
     tensors, into_query, into_keys = (query, key, value), into and into[0], into and into[1:]
     grad_query, delta = gradient_of_queries(
@@ -79,11 +81,6 @@ def _columns(lists: WorkLists | ToldLists, asked: Asked, blocks: Blocks) -> Iter
         return
     for turn in range(lists.kv_group):
         yield lists.columns_of(blocks, turn)
-
-
-def shapes_of(query: Tensor, value: Tensor) -> Shapes:
-    """The blocks for such tensors."""
-    return shapes_for(query.dtype, max(query.shape[3], value.shape[3]))
 
 
 def positive(query: Tensor, scale: float) -> tuple[Tensor, float]:

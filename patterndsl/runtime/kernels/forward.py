@@ -1,7 +1,8 @@
 """The forward kernels: attention over lists of tiles, and the merge of rows that were cut into pieces.
 
 A piece of work is a row of `pieces`: batch row, head, block of queries, its entries [begin, stop), and the slot where a
-part of a row leaves its result, -1 where it is a whole one. An entry is 2 * (block of keys) + (1 where it is masked).
+part of a row leaves its result, -1 where it is a whole one; two more numbers are for `hopper`. An entry is
+2 * (block of keys) + (1 where it is masked).
 Grid: (pieces, batch rows that share them). Scores are in units of log2 in loops, log-sum-exps natural in memory.
 """
 
@@ -68,7 +69,9 @@ def attend_kernel(
             k_places = k_first + tl.arange(0, kv_block)
             q_at = (q_rows + q_start)[:, None]
             kept = keep(q_at, k_rows[None, :], q_places[:, None], k_places[None, :], head, row, numbers, tables)
-            scores = tl.where(kept & (k_rows >= 0)[None, :], scores, -float("inf"))
+            if not even:
+                kept = kept & (k_rows >= 0)[None, :]
+            scores = tl.where(kept, scores, -float("inf"))
         higher = tl.maximum(top, tl.max(scores, 1) * steps)
         shift = tl.where(higher == -float("inf"), 0.0, higher)
         weights = tl.exp2(scores * steps - shift[:, None])

@@ -23,6 +23,16 @@ def floor_mod(x, y):
 
 
 @triton.jit
+def inside(x, stop):
+    """0 <= x and x < stop, for 0 <= stop < 2^31: what is negative is large as an unsigned number."""
+    if x.dtype == tl.int64:
+        unsigned = x.to(tl.uint64)
+    else:
+        unsigned = x.to(tl.uint32)
+    return unsigned < stop
+
+
+@triton.jit
 def integer_root(x):
     """floor(sqrt(x)) for 0 <= x < 2^62, bit by bit."""
     wide = x.to(tl.int64)

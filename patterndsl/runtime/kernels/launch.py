@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +11,10 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from patterndsl.lower.blocks import ROWS, Blocks, Pipeline
 from patterndsl.runtime.kernels.asked import Asked, Orders
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
-from patterndsl.runtime.kernels.shapes import Blocks
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.views import make_room, with_unit_stride
 
@@ -32,7 +32,7 @@ def forward(
     key: Tensor,
     value: Tensor,
     work: Work,
-    blocks: Blocks,
+    blocks: Blocks | Pipeline,
     asked: Asked,
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
@@ -47,28 +47,21 @@ def forward(
     """
     query, key, value = map(with_unit_stride, (query, key, value))
     batch, heads, q_len, dim = query.shape
-    value_dim, kv_len = value.shape[3], key.shape[2]
+    value_dim = value.shape[3]
     if into is None:
         out, lse = _like(query, value_dim), torch.empty((batch, heads, q_len), dtype=torch.float32, device=query.device)
     else:
         out, lse = into
-    rows, (dim_padded, padded) = _rows(work, batch), padded_widths(dim, value_dim)
-    slots = rows * work.num_slots * blocks.q_block
+    rows, (_, padded) = _rows(work, batch), padded_widths(dim, value_dim)
+    q_block = blocks.q_block if isinstance(blocks, Blocks) else ROWS
+    slots = rows * work.num_slots * q_block
     part_out, part_lse = _floats(lse, slots * padded), _floats(lse, slots)
-    q_block, kv_block = blocks.q_block, blocks.kv_block
-    sides = _sides(asked.orders, work, q_len, kv_len)
-    blocks_of = (query, q_block, dim_padded), (key, kv_block, dim_padded), (value, kv_block, padded)
-    seen = _seen(*blocks_of, ordered=sides.ordered)
-    attend_kernel[(work.num_pieces, rows)](
-        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, *sides.orders,
-        asked.numbers, asked.tables,
-        *strides_of(query, key, value, out), *lse.stride(), *sides.strides,
-        *sides.numbers, asked.q_start, work.num_slots, scale,
-        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=dim_padded, value_padded=padded, q_block=q_block, kv_block=kv_block,
-        even=sides.key.is_whole(kv_block), described=seen.described, ordered=sides.ordered, goes_on=goes_on,
-        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
-    )  # fmt: skip
+    sides = _sides(asked.orders, work, q_len, key.shape[2])
+    asks = query, key, value, out, lse, part_out, part_lse, work, rows, asked, scale
+    if isinstance(blocks, Pipeline):
+        _forward_on_hopper(*asks, blocks, goes_on=goes_on)
+    else:
+        _forward(*asks, blocks, sides, goes_on=goes_on)
     if work.num_joints:
         merge_kernel[(work.num_joints * q_block, rows)](
             part_out, part_lse, out, lse, work.joints, sides.query.order, *strides_of(out), *lse.stride(),
@@ -77,6 +70,78 @@ def forward(
             goes_on=goes_on, num_warps=2,
         )  # fmt: skip
     return out, lse
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    part_out: Tensor,
+    part_lse: Tensor,
+    work: Work,
+    rows: int,
+    asked: Asked,
+    scale: float,
+    blocks: Blocks,
+    sides: _Sides,
+    *,
+    goes_on: bool,
+) -> None:
+    """Whole lists into out and lse, parts of lists into their slots."""
+    heads, dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
+    padded, value_padded = padded_widths(dim, value_dim)
+    q_block, kv_block = blocks.q_block, blocks.kv_block
+    blocks_of = (query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)
+    seen = _seen(*blocks_of, ordered=sides.ordered)
+    attend_kernel[(work.num_pieces, rows)](
+        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, *sides.orders,
+        asked.numbers, asked.tables,
+        *strides_of(query, key, value, out), *lse.stride(), *sides.strides,
+        *sides.numbers, asked.q_start, work.num_slots, scale,
+        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
+        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
+        even=sides.key.is_whole(kv_block), described=seen.described, ordered=sides.ordered, goes_on=goes_on,
+        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
+    )  # fmt: skip
+
+
+def _forward_on_hopper(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    part_out: Tensor,
+    part_lse: Tensor,
+    work: Work,
+    rows: int,
+    asked: Asked,
+    scale: float,
+    blocks: Pipeline,
+    *,
+    goes_on: bool,
+) -> None:
+    """The same; the tensors can be described."""
+    from patterndsl.runtime.kernels import hopper
+
+    q_len, dim = query.shape[2:]
+    seen = _seen(
+        *((query, ROWS, dim), (key, blocks.kv_block, dim), (value, blocks.kv_block, dim), (out, ROWS, dim)),
+        make=hopper.descriptor,
+    )
+    assert seen.described, "who chooses this kernel looks at its tensors"
+    processors = torch.cuda.get_device_properties(query.device).multi_processor_count
+    programs = min(work.num_pieces * rows, blocks.programs * processors)
+    hopper.attend_kernel[(programs,)](
+        *seen.tensors, lse, out, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
+        *strides_of(out), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
+        query.shape[1] // key.shape[1], scale,
+        keep=asked.keep, kv_block=blocks.kv_block, dim=dim, consumers=blocks.consumers, ring=blocks.ring,
+        ahead=blocks.ahead, even=key.shape[2] % blocks.kv_block == 0, goes_on=goes_on, registers=blocks.of_consumers,
+        num_warps=4, maxnreg=blocks.registers,
+    )  # fmt: skip
 
 
 def gradient_of_queries(
@@ -264,48 +329,59 @@ class _Seen(NamedTuple):
     described: bool
 
 
-_KNOWN: dict[object, list[TensorDescriptor] | None] = {}
+_KNOWN: dict[object, list[Any] | None] = {}
 """Descriptors of tensors of some forms, without these; None where some cannot be described. Making them takes as long
 as the launch itself."""
 
 
-def _seen(*tensors: tuple[Tensor, int, int], ordered: bool) -> _Seen:
-    """Tensors with the rows and channels of their blocks. ordered: whether rows of a block lie apart."""
+def _seen(
+    *tensors: tuple[Tensor, int, int], ordered: bool = False, make: Callable[..., Any] = TensorDescriptor
+) -> _Seen:
+    """Tensors with the rows and channels of their blocks. ordered: whether rows of a block lie apart. make: of a
+    tensor, its sizes and strides, and a block."""
     if ordered:
         return _Seen([x for x, _, _ in tensors], False)
-    form = tuple((x.shape, x.stride(), x.dtype, x.data_ptr() % 16, block, width) for x, block, width in tensors)
-    asked = (tensors[0][0].device, form)
+    form = make, *((x.shape, x.stride(), x.dtype, x.data_ptr() % 16, block, width) for x, block, width in tensors)
+    asked = tensors[0][0].device, *form
     if asked not in _KNOWN:
         make_room(_KNOWN)
-        fit = all(_can_be_described(x, width) for x, _, width in tensors)
-        _KNOWN[asked] = [_described(x, block) for x, block, _ in tensors] if fit else None
+        fit = all(can_be_described(x, width) for x, _, width in tensors)
+        _KNOWN[asked] = [_described(x, block, make) for x, block, _ in tensors] if fit else None
     known = _KNOWN[asked]
     if known is None:
         return _Seen([x for x, _, _ in tensors], False)
     return _Seen([_of(like, x) for like, (x, _, _) in zip(known, tensors, strict=True)], True)
 
 
-def _of(like: TensorDescriptor, x: Tensor) -> TensorDescriptor:
+def _of(like: Any, x: Tensor) -> Any:
     """The descriptor of another tensor of the same form."""
-    found = object.__new__(TensorDescriptor)  # not checked again, which takes long
+    found = object.__new__(type(like))  # not checked again, which takes long
     found.__dict__.update(like.__dict__, base=x)
     return found
 
 
-def _can_be_described(x: Tensor, width: int) -> bool:
+def can_be_described(x: Tensor, width: int) -> bool:
     """Whether the copying engine of Hopper and later takes it: it wants starts and steps of whole 16 bytes."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9:
-        return False
-    size = x.element_size()
-    steps = (step * size for length, step in zip(x.shape[:3], x.stride()[:3], strict=True) if length > 1)
-    return x.shape[3] == width and x.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+    return x.data_ptr() % 16 == 0 and _has_engine(x.device) and _takes(x.shape, x.stride(), x.element_size(), width)
 
 
-def _described(x: Tensor, block: int) -> TensorDescriptor:
+@cache
+def _has_engine(device: torch.device) -> bool:
+    """The interpreter has one, too."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@lru_cache(maxsize=4096)
+def _takes(shape: tuple[int, ...], strides: tuple[int, ...], size: int, width: int) -> bool:
+    steps = (step * size for length, step in zip(shape[:3], strides[:3], strict=True) if length > 1)
+    return shape[3] == width and strides[3] == 1 and all(step > 0 and step % 16 == 0 for step in steps)
+
+
+def _described(x: Tensor, block: int, make: Callable[..., Any]) -> Any:
     width = x.shape[3]
     # the step of a dimension of one is never taken, and may be anything: one that is allowed
     strides = [step if length > 1 else width for length, step in zip(x.shape, x.stride(), strict=True)]
-    found = TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
+    found = make(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
     found.base = None  # what is remembered keeps no tensor
     return found
 

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import torch
 
+from patterndsl.lower.blocks import ROWS, Blocks, Length, Pipeline
 from patterndsl.lower.tiles import Tiles
-from patterndsl.runtime.kernels.shapes import Blocks
-from patterndsl.runtime.kernels.work import Lists, Work, lists_of, transposed, work_of
+from patterndsl.runtime.kernels.work import Lists, Work, lists_of, shared_lists_of, transposed, work_of
 
 Found: TypeAlias = Sequence[Sequence[Tiles]]
 """Tiles of each batch row, or of one for all: those of heads or of groups of heads."""
 
 
+SQUARE = Blocks(ROWS, ROWS, 4, 1)
+LONG = 32
+"""Square tiles of a list, from which on it is long."""
 NOBODY = -1
 """The place of tiles of a head that has none."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class WorkLists:
     """The work over some tiles, made when it is asked for and kept.
 
     find: the tiles of so many queries by so many keys. group_of: for each head the place of its tiles, in every batch
     row, or NOBODY. kv_group: query heads that share a head of keys. copies: about how many batch rows share one row's
-    tiles.
+    tiles. is_kept: whether they serve further calls.
     """
 
     find: Callable[[int, int], Found]
@@ -36,33 +39,43 @@ class WorkLists:
     kv_len: int
     device: torch.device
     copies: int = 1
+    is_kept: bool = True
     _made: dict[tuple[object, ...], Work] = field(default_factory=dict)
 
-    def rows(self, blocks: Blocks) -> Work:
-        """Lists of keys for each block of queries."""
-        return self._kept(blocks, self._rows, "rows")
+    def rows(self, blocks: Blocks | Pipeline) -> Work:
+        """Lists of keys for each block of queries, or for each group of blocks that read keys together."""
+        if isinstance(blocks, Blocks):
+            return self._kept(blocks, "rows", partial(self._rows, lists_of))
+        lists = partial(shared_lists_of, sharers=blocks.consumers, kv_block=blocks.kv_block)
+        return self._kept(blocks, "shared", partial(self._rows, lists))
+
+    @cached_property
+    def length(self) -> Length:
+        """Of the lists of keys by square tiles, on average."""
+        return "long" if self.rows(SQUARE).mean_length > LONG else "short"
 
     def columns(self, blocks: Blocks) -> Work:
         """Lists of queries for each block of keys."""
-        return self._kept(blocks, self._columns, "columns")
+        return self._kept(blocks, "columns", self._columns)
 
     def columns_of(self, blocks: Blocks, turn: int) -> Work:
         """The same through one query head of each group alone, the `turn`-th. Heads of keys that have none are in the
         lists all the same, where another turn has some."""
-        return self._kept(blocks, partial(self._columns, turn=turn), turn)
+        return self._kept(blocks, turn, partial(self._columns, turn=turn))
 
-    def _kept(self, blocks: Blocks, make: Callable[[Found], Work], kind: object) -> Work:
+    def _kept(self, blocks: Blocks | Pipeline, kind: object, make: Callable[[Found], Work]) -> Work:
         known = blocks.q_block, blocks.kv_block, kind
         if known not in self._made:
-            self._made[known] = make(self.find(blocks.q_block, blocks.kv_block))
+            tile = (blocks.q_block, blocks.kv_block) if isinstance(blocks, Blocks) else (ROWS, ROWS)
+            self._made[known] = make(self.find(*tile))
         return self._made[known]
 
-    def _rows(self, found: Found) -> Work:
+    def _rows(self, lists_of_tiles: Callable[[Tiles, int, torch.device], Lists], found: Found) -> Work:
         lists = list[tuple[Lists, Sequence[tuple[int, int]]]]()
         for row, groups in enumerate(found):
             for at, tiles in enumerate(groups):
                 places = [(row, head) for head, group in enumerate(self.group_of) if group == at]
-                lists.append((lists_of(tiles, self.kv_len, self.device), places))
+                lists.append((lists_of_tiles(tiles, self.kv_len, self.device), places))
         return work_of(lists, is_shared=len(found) == 1, copies=self.copies)
 
     def _columns(self, found: Found, turn: int | None = None) -> Work:

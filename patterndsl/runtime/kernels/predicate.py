@@ -6,7 +6,7 @@ kernel. Divisors stay in the text: division by a known number is a multiplicatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias, assert_never
@@ -26,6 +26,7 @@ from patterndsl.ir.relation import (
     Or,
     Random,
     Relation,
+    depends_on,
     indices,
     substitute_index,
 )
@@ -40,8 +41,9 @@ Table: TypeAlias = tuple[str, Facet] | Random
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """Membership as source. text: of a function keep(q, k, q_place, k_place, head, row, numbers, tables), of positions
-    and of the places where these stand.
+    """Membership as source. text: of a function keep(q, k, q_place, k_place, head, row, numbers, tables), of columns and
+    rows of positions and of the places where these stand; what it returns is narrower than a tile where it depends on
+    one of both alone.
 
     numbers: the constants, first in the argument of that name; behind them come those of each table, see
     `launch.arguments`. tables: what is looked up, in order.
@@ -60,8 +62,9 @@ def predicate_of(relation: Relation, sizes: Sizes, placed_by: str | None = None)
     result = writer.relation(relation)
     wide = any(_is_large(index, writer.box) for index in indices(relation))
     first = [f"    {name} = {name}.to(tl.int64)" for name in ("q", "k", "q_place", "k_place")] if wide else []
-    # what does not depend on the key may be narrower than a tile, and a constant has no type at all
-    body = [*first, *writer.lines, f"    return ({result}) & (k >= 0)"]
+    if not (depends_on(relation, "q") or depends_on(relation, "k")):
+        result = f"({result}) & (k >= 0)"  # a constant has no type at all
+    body = [*first, *writer.lines, f"    return {result}"]
     text = "\n".join(["@triton.jit", "def keep(q, k, q_place, k_place, head, row, numbers, tables):", *body, ""])
     base = len(writer.numbers)
     for place in range(NUMBERS_OF_TABLE * len(writer.tables)):
@@ -138,7 +141,7 @@ class _Writer:
             case Holds(read):
                 return f"{self.index(read)} > 0"
             case And(terms):
-                return " & ".join(f"({self.relation(term)})" for term in terms)
+                return " & ".join(f"({term})" for term in self.all_of(terms))
             case Or(terms):
                 return " | ".join(f"({self.relation(term)})" for term in terms)
             case Not(term):
@@ -153,6 +156,19 @@ class _Writer:
                 return f"listed({table}, {length}, {row} * row + {head} * head, {at}, {key}, {width_of(relation)})"
             case _:
                 assert_never(relation)
+
+    def all_of(self, terms: Sequence[Relation]) -> Iterator[str]:
+        """Each term; both bounds of a number, 0 <= x and x < stop, are one comparison of unsigned numbers."""
+        stops = dict(found for term in terms if (found := _stop_of(term)) is not None)
+        both = {index: stop for index, stop in stops.items() if Compare("<=", Const(0), index) in terms}
+        for term in terms:
+            match term:
+                case Compare("<=", Const(0), index) if index in both:
+                    yield f"inside({self.index(index)}, {self.index(Const(both[index]))})"
+                case Compare(_, index, _) if _stop_of(term) == (index, both.get(index)):
+                    pass
+                case _:
+                    yield self.relation(term)
 
     def table(self, table: Table) -> tuple[str, str, str, str]:
         """A table, its length, and the strides of batch rows and heads."""
@@ -213,6 +229,16 @@ class _Writer:
                 return f"read({table}, {length}, {row} * row + {head} * head, {self.index(at)})"
             case _:
                 assert_never(index)
+
+
+def _stop_of(term: Relation) -> tuple[Index, int] | None:
+    """x and stop of a term x < stop whose stop is small and not negative."""
+    match term:
+        case Compare("<", index, Const(stop)) if 0 <= stop <= MAX_SMALL:
+            return index, stop
+        case Compare("<=", index, Const(last)) if 0 <= last < MAX_SMALL:
+            return index, last + 1
+    return None
 
 
 def _divided(op: str, x: str, divisor: int, is_positive: bool) -> str:

@@ -1,37 +1,85 @@
-"""Which blocks do kernels work on? Small ones: many programs on a processor hide each other's waiting."""
+"""On which blocks do kernels work, and which forward kernel is it? The one place that chooses, without measuring.
+
+What was tuned on a device is taken there, where it takes the tensors; else small blocks of Triton's kernels, which take
+all of them: many programs on a processor hide each other's waiting.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from patterndsl.lower.blocks import CANDIDATES, Blocks, Pipeline, Role, Tuned, Use
+from patterndsl.runtime.constants import constants_for
+from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.kernels.told_lists import ToldLists
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Queries and keys of a tile, warps of a program, and tiles that are loaded ahead. registers: at most so many in a
-    thread, where one program more then fits on a processor; None leaves it to the compiler."""
-
-    q_block: int
-    kv_block: int
-    warps: int
-    stages: int
-    registers: int | None = None
+HALVES = (torch.bfloat16, torch.float16)
+HOPPER = (9, 0)
+LEAST_TRITON = (3, 6)
+"""With the dialect of Hopper's kernel."""
+FEWEST = 256
+"""Pieces of work below which the large ones of Hopper's kernel leave processors idle: about two for each."""
+BUILT_IN: tuple[Tuned, ...] = ()
+"""Measured on an H100, with `LEAST_TRITON`: for that Triton, on every Hopper."""
 
 
 class Shapes(NamedTuple):
     """Of the forward kernel, of the gradient of queries, and of that of keys and values."""
 
-    forward: Blocks
+    forward: Blocks | Pipeline
     queries: Blocks
     keys: Blocks
 
 
+def shapes_for(
+    lists: WorkLists | ToldLists,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor | None = None,
+    *,
+    ordered: bool = False,
+) -> Shapes:
+    """The blocks for such lists and tensors. out: where the output will be written, where that is given. ordered:
+    whether tiles are of places that have an order.
+
+    Lists that are made for one call are made once, for the usual blocks.
+    """
+    usual = usual_shapes(query.dtype, max(query.shape[3], value.shape[3]))
+    if (
+        ordered
+        or isinstance(lists, ToldLists)
+        or not lists.is_kept
+        or query.dtype not in HALVES
+        or query.shape[3] != value.shape[3]
+    ):
+        return usual
+    tuned = tuned_on(query.device)
+    if not tuned:
+        return usual
+    dim, length = query.shape[3], lists.length
+    forward, queries, keys = (
+        tuned.get(Use(role, dim, length), blocks) for role, blocks in zip(ROLES, usual, strict=True)
+    )
+    if isinstance(forward, Pipeline):
+        given = query, key, value, *(() if out is None else (out,))
+        if not suits_hopper(*given) or num_pieces(lists, forward, query) < FEWEST:
+            forward = usual.forward
+    assert isinstance(queries, Blocks) and isinstance(keys, Blocks), "the kernel of Hopper goes forward"
+    return Shapes(forward, queries, keys)
+
+
+ROLES: tuple[Role, Role, Role] = ("forward", "queries", "keys")
+
+
 @cache
-def shapes_for(dtype: torch.dtype, head_dim: int) -> Shapes:
-    """The blocks for tensors of this dtype and the larger of both widths of heads.
+def usual_shapes(dtype: torch.dtype, head_dim: int) -> Shapes:
+    """The blocks of Triton's kernels for tensors of this dtype and the larger of both widths of heads.
 
     Measured on an H100 at 65,536 positions, with a window. Float32 is multiplied without matrix units.
     """
@@ -39,8 +87,51 @@ def shapes_for(dtype: torch.dtype, head_dim: int) -> Shapes:
         size = 32 if head_dim <= 128 else 16
         small = Blocks(size, size, 4, 1)
         return Shapes(small, small, small)
-    if head_dim <= 64:
-        return Shapes(Blocks(64, 64, 4, 2, 96), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2, 128))
-    if head_dim <= 128:
-        return Shapes(Blocks(64, 64, 4, 1), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2))
-    return Shapes(Blocks(64, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1))
+    if head_dim > 128:
+        return Shapes(Blocks(64, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1))
+    forward, queries, keys = (CANDIDATES[role, 64 if head_dim <= 64 else 128][0] for role in ROLES)
+    assert isinstance(queries, Blocks) and isinstance(keys, Blocks), "the kernel of Hopper goes forward"
+    return Shapes(forward, queries, keys)
+
+
+@cache
+def tuned_on(device: torch.device) -> dict[Use, Blocks | Pipeline]:
+    """What was tuned on a device, by a calibration or by us. Read once in a process."""
+    if device.type != "cuda":
+        return {}
+    known = BUILT_IN if has_hopper_kernel(device) and _triton_version() == LEAST_TRITON else ()
+    return {item.use: item.blocks for item in (*known, *constants_for(device).tuned)}
+
+
+def suits_hopper(*tensors: Tensor) -> bool:
+    """Whether the kernel of Hopper takes such tensors [.., .., .., width]."""
+    from patterndsl.runtime.kernels.launch import can_be_described
+
+    dtype, width = tensors[0].dtype, tensors[0].shape[3]
+    return (
+        dtype in HALVES
+        and width in (64, 128)
+        and has_hopper_kernel(tensors[0].device)
+        and all(x.numel() and can_be_described(x, width) for x in tensors)
+    )
+
+
+def num_pieces(lists: WorkLists, blocks: Blocks | Pipeline, query: Tensor) -> int:
+    """Of a launch for such queries."""
+    work = lists.rows(blocks)
+    return work.num_pieces * (query.shape[0] if work.is_shared else 1)
+
+
+@cache
+def has_hopper_kernel(device: torch.device) -> bool:
+    """Whether it is a Hopper, and Triton has the dialect of its kernel as it is written."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != HOPPER:
+        return False
+    return _triton_version() >= LEAST_TRITON and find_spec("triton.experimental.gluon") is not None
+
+
+def _triton_version() -> tuple[int, int]:
+    import triton  # whose distribution has other names, too
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patterndsl.runtime.kernels.shapes import Blocks
+from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.work import PARTS, SHORTEST, Work
 
 

@@ -16,6 +16,8 @@ from patterndsl.lower.tiles import Tiles
 
 SHORTEST = 16
 """Entries that a part of a cut list has at least."""
+LONG = 4
+"""Times the mean, from which on a list is too long for sharers to wait for each other."""
 PARTS = 2048
 """All work is cut as if into so many equal parts: a list of more than two of them is cut. Some sixteen for each
 processor of a large GPU, and a constant, so that results are the same on all of them."""
@@ -23,18 +25,27 @@ processor of a large GPU, and a constant, so that results are the same on all of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lists:
-    """The entries of all owners of one head, in order of owners. counts: int64 [num_owners], entries: int32 [sum]."""
+    """The entries of all owners of one head, in order of owners. counts: int64 [num_owners], entries: int32 [sum].
+
+    An owner is a block; or of so many `sharers`, which read its entries together, each with a block of its own. blocks:
+    int64 [num_owners], the first of them. is_alone: bool [num_owners], where the sharers have one block and each some
+    of the entries.
+    """
 
     counts: Tensor
     entries: Tensor
+    blocks: Tensor
+    is_alone: Tensor
+    sharers: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """What the programs of a launch do.
 
-    pieces: int32 [num_pieces, 6], entries: int32, joints: int32 [num_joints, 5], as `forward` reads them; num_slots:
+    pieces: int32 [num_pieces, 6], or 8 of shared lists, entries: int32, joints: int32 [num_joints, 5], as `forward` reads them; num_slots:
     parts of cut lists, of one batch row where rows share them. is_shared: whether all batch rows do the same.
+    mean_length: entries of a list, as it was before it was cut.
     """
 
     pieces: Tensor
@@ -42,6 +53,7 @@ class Work:
     joints: Tensor
     num_slots: int
     is_shared: bool
+    mean_length: float = 0.0
 
     @property
     def num_pieces(self) -> int:
@@ -57,7 +69,47 @@ def lists_of(tiles: Tiles, kv_len: int, device: torch.device) -> Lists:
     q_blks, kv_blks, is_full = _parts(tiles, device)
     if kv_len % tiles.kv_block:
         is_full = is_full & (kv_blks != tiles.num_kv_blocks - 1)
-    return Lists(torch.bincount(q_blks, minlength=tiles.num_q_blocks), _entries(kv_blks, is_full))
+    return _of_blocks(torch.bincount(q_blks, minlength=tiles.num_q_blocks), _entries(kv_blks, is_full))
+
+
+def shared_lists_of(tiles: Tiles, kv_len: int, device: torch.device, sharers: int, kv_block: int) -> Lists:
+    """The same for blocks of queries that follow each other and share blocks of keys, which may be of several tiles.
+
+    An entry is the block of keys, four bits that say which of the sharers need it, and four that say for which of them
+    it is masked. A block with many more keys than others has all sharers for itself, which take turns.
+    """
+    q_blks, kv_blks, is_full = _parts(tiles, device)
+    if kv_len % tiles.kv_block:
+        is_full = is_full & (kv_blks != tiles.num_kv_blocks - 1)
+    width = kv_block // tiles.kv_block
+    num_groups, num_blocks = -(-tiles.num_q_blocks // sharers), -(-tiles.num_kv_blocks // width)
+    lengths = torch.bincount(q_blks, minlength=tiles.num_q_blocks)
+    long = (lengths > LONG * max(SHORTEST, len(q_blks) // max(1, tiles.num_q_blocks))).nonzero().flatten()
+    owner_of = torch.arange(tiles.num_q_blocks, device=device) // sharers
+    owner_of[long] = num_groups + torch.arange(len(long), device=device)
+    num_owners = num_groups + len(long)
+    cells, cell = torch.unique(owner_of[q_blks] * num_blocks + kv_blks // width, return_inverse=True)
+    owners, is_alone = cells // num_blocks, torch.arange(num_owners, device=device) >= num_groups
+    counts = torch.bincount(owners, minlength=num_owners)
+    turns = torch.arange(len(cells), device=device) - (counts.cumsum(0) - counts)[owners]
+    sharer = torch.where(is_alone[owners[cell]], turns[cell], q_blks) % sharers
+    live, full = (
+        torch.zeros(len(cells) * sharers, dtype=torch.int64, device=device)
+        .index_add_(0, cell * sharers + sharer, number)
+        .view(-1, sharers)
+        for number in (torch.ones_like(cell), is_full.long())
+    )
+    bits = 1 << torch.arange(sharers, device=device)
+    needed, masked = ((which * bits).sum(1) for which in (live > 0, (live > 0) & (full < width)))
+    entries = (cells % num_blocks << 8 | needed << 4 | masked).to(torch.int32)
+    blocks = torch.cat([sharers * torch.arange(num_groups, device=device), long])
+    return Lists(counts, entries, blocks, is_alone, sharers)
+
+
+def _of_blocks(counts: Tensor, entries: Tensor) -> Lists:
+    """Lists of all blocks, each for itself."""
+    blocks = torch.arange(len(counts), device=counts.device)
+    return Lists(counts, entries, blocks, blocks < 0)
 
 
 def transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.device) -> Lists:
@@ -73,7 +125,7 @@ def transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.devic
     )
     order = kv_blks.argsort(stable=True)
     entries = _entries(blocks, torch.cat([none.bool(), *(part[2] for part in parts)]))[order]
-    return Lists(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
+    return _of_blocks(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
 
 
 def _parts(tiles: Tiles, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +142,13 @@ def _entries(blocks: Tensor, is_full: Tensor) -> Tensor:
 def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shared: bool, copies: int = 1) -> Work:
     """The work of a launch. lists: with the (batch row, head) that have each; is_shared: all rows do as row 0, and
     there are about `copies` of them."""
-    total = copies * sum(len(found.entries) * len(places) for found, places in lists)
-    longest = max(SHORTEST, total // PARTS)
+    num_entries = sum(len(found.entries) * len(places) for found, places in lists)
+    num_lists = sum(len(found.counts) * len(places) for found, places in lists)
+    sharers = lists[0][0].sharers if lists else 1  # whose pieces are so many times larger
+    longest = max(SHORTEST, copies * num_entries * sharers // PARTS)
     pieces, joints, num_slots, base = list[Tensor](), list[Tensor](), 0, 0
     for found, places in lists:
-        cut, cut_joints, slots = _cut(found.counts, longest)
+        cut, cut_joints, slots = _cut(found, longest)
         cut[:, 1:3] += base
         base += len(found.entries)
         for row, head in places:
@@ -111,23 +165,37 @@ def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shar
         torch.cat(joints).to(torch.int32).contiguous(),
         num_slots,
         is_shared,
+        num_entries / max(1, num_lists),
     )
 
 
-def _cut(counts: Tensor, longest: int) -> tuple[Tensor, Tensor, int]:
-    """Pieces [.., (owner, begin, stop, slot)] of one head's lists, joints [.., (owner, first slot, slots)], and the
-    number of slots."""
-    parts = torch.where(counts > 2 * longest, -(-counts // longest), 1)
-    owners = torch.arange(len(counts), device=counts.device).repeat_interleave(parts)
-    turns = torch.arange(len(owners), device=counts.device) - (parts.cumsum(0) - parts)[owners]
-    starts = (counts.cumsum(0) - counts)[owners]
-    begin, stop = (starts + counts[owners] * turn // parts[owners] for turn in (turns, turns + 1))
-    is_cut = parts[owners] > 1
-    slots = torch.where(is_cut, is_cut.cumsum(0) - 1, -1)
-    joined = (parts > 1).nonzero().flatten()
-    num_parts = parts[joined]
-    joints = torch.stack([joined, num_parts.cumsum(0) - num_parts, num_parts], 1)
-    return torch.stack([owners, begin, stop, slots], 1), joints, int(is_cut.sum())
+def _cut(lists: Lists, longest: int) -> tuple[Tensor, Tensor, int]:
+    """Pieces [.., (block, begin, stop, slot; steps of blocks and of slots from sharer to sharer)] of one head's lists,
+    joints [.., (block, first slot, slots)], and the number of slots."""
+    counts, device, sharers = lists.counts, lists.counts.device, lists.sharers
+    at_most = torch.where(lists.is_alone, sharers * longest, longest)
+    parts = torch.where(counts > 2 * at_most, -(-counts // at_most), 1)
+    is_cut = (parts > 1) | lists.is_alone
+    slots = torch.where(is_cut, sharers * parts, 0)
+    first_slots = slots.cumsum(0) - slots
+    owners = torch.arange(len(counts), device=device).repeat_interleave(parts)
+    turns = torch.arange(len(owners), device=device) - (parts.cumsum(0) - parts)[owners]
+    starts, mine = (counts.cumsum(0) - counts)[owners], parts[owners]
+    begin, stop = (starts + counts[owners] * turn // mine for turn in (turns, turns + 1))
+    # parts of a block lie next to each other, whoever of the sharers leaves them
+    is_alone = lists.is_alone[owners]
+    slot = torch.where(is_cut[owners], first_slots[owners] + turns * torch.where(is_alone, sharers, 1), -1)
+    steps = (~is_alone).long(), torch.where(is_alone, 1, mine)
+    pieces = torch.stack([lists.blocks[owners], begin, stop, slot, *(steps if sharers > 1 else ())], 1)
+    together, alone = ((is_cut & which).nonzero().flatten() for which in (~lists.is_alone, lists.is_alone))
+    joints = [
+        torch.stack([lists.blocks[together] + at, first_slots[together] + at * parts[together], parts[together]], 1)
+        for at in range(sharers)
+    ]
+    of_many = torch.cat(joints)
+    of_many = of_many[~torch.isin(of_many[:, 0], lists.blocks[alone])]
+    of_one = torch.stack([lists.blocks[alone], first_slots[alone], slots[alone]], 1)
+    return pieces, torch.cat([of_many, of_one]), int(slots.sum())
 
 
 def _placed(items: Tensor, row: int, head: int, slot_at: int, first_slot: int) -> Tensor:

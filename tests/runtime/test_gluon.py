@@ -1,0 +1,324 @@
+"""The forward kernel of Hopper beside float64 and dense attention; which blocks kernels take, and how they are tuned.
+
+Gluon has no interpreter: without such a GPU only lists and choices are looked at.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import patterndsl
+from patterndsl import Pattern
+from patterndsl.lower.blocks import CANDIDATES, Blocks, Pipeline, Use
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.runtime.kernels import shapes, work
+from patterndsl.runtime.kernels.asked import asked_of
+from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.kernels.shapes import has_hopper_kernel, shapes_for, usual_shapes
+from patterndsl.runtime.kernels.work import shared_lists_of, work_of
+from patterndsl.sema.parameters import Sizes
+from tests.strategies import Case, cases, many
+
+HAS_HOPPER = torch.cuda.is_available() and has_hopper_kernel(torch.device("cuda", 0))
+PIPELINES = {
+    f"{dim}, {blocks.consumers} x {blocks.kv_block}": (dim, blocks)
+    for dim in (64, 128)
+    for blocks in CANDIDATES["forward", dim]
+    if isinstance(blocks, Pipeline)
+}
+"""What a calibration may take, and the width of heads that it is for."""
+SIDE = 16
+CPU = torch.device("cpu")
+SHARED = 227 << 10
+"""Bytes of shared memory that a program of Hopper may have."""
+
+
+# ---- lists
+
+
+@given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3, 4)), width=st.sampled_from((1, 2)))
+@many(0.5)
+def test_pieces_have_all_tiles(seed: int, sharers: int, width: int) -> None:
+    """As the kernel reads them: each block of queries and block of keys with a tile once, masked but where all of it is
+    kept. Blocks whose parts are joined have all of these in slots of their own; no other leaves any."""
+    draw = random.Random(seed)
+    num_q_blocks, num_kv_blocks, ragged = draw.randint(1, 9), draw.randint(1, 30), draw.randrange(SIDE)
+    shares = [draw.choice((0.0, 0.1, 1.0)) for _ in range(num_q_blocks)]
+    kept = {
+        (q_blk, kv_blk): draw.random() < 0.5
+        for q_blk in range(num_q_blocks)
+        for kv_blk in range(num_kv_blocks)
+        if draw.random() < shares[q_blk]
+    }
+    q_blks, kv_blks = (torch.tensor([tile[side] for tile in kept], dtype=torch.int64) for side in (0, 1))
+    is_full = torch.tensor(list(kept.values()), dtype=torch.bool)
+    tiles = Tiles(SIDE, SIDE, num_q_blocks, num_kv_blocks, q_blks, kv_blks, is_full, 0)
+    kv_len = num_kv_blocks * SIDE - ragged
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "SHORTEST", draw.choice((1, 3, 100)))
+        lists = shared_lists_of(tiles, kv_len, CPU, sharers, width * SIDE)
+        done = work_of([(lists, [(0, 0)])], is_shared=True)
+    joints = {block: range(first, first + number) for _, _, block, first, number in done.joints.tolist()}
+    found, left = dict[tuple[int, int], bool](), list[int]()
+    for _, _, block, begin, stop, slot, step, slot_step in done.pieces.tolist():
+        for sharer in range(sharers):
+            q_blk, mine = block + step * sharer, slot + slot_step * sharer
+            entries = [entry for entry in done.entries[begin:stop].tolist() if entry >> (4 + sharer) & 1]
+            assert not found.keys() & {(q_blk, entry >> 8) for entry in entries}
+            found |= {(q_blk, entry >> 8): bool(entry >> sharer & 1) for entry in entries}
+            left += [mine] if slot >= 0 else []
+            if entries:
+                assert mine in joints[q_blk] if slot >= 0 else q_blk not in joints
+
+    def is_kept(q_blk: int, kv_blk: int) -> bool:
+        parts = range(kv_blk * width, (kv_blk + 1) * width)
+        return all(kept.get((q_blk, part), False) and (part + 1) * SIDE <= kv_len for part in parts)
+
+    assert found == {(q_blk, kv_blk // width): not is_kept(q_blk, kv_blk // width) for q_blk, kv_blk in kept}
+    assert sorted(left) == list(range(done.num_slots))
+    assert len({slot for mine in joints.values() for slot in mine}) == sum(map(len, joints.values()))
+
+
+# ---- choices
+
+
+def some_lists(*, is_kept: bool = True, num_tiles: int = 1) -> WorkLists:
+    at = torch.arange(num_tiles)
+    tiles = Tiles(64, 64, 1, num_tiles, 0 * at, at, at >= 0, 0)
+    return WorkLists(lambda *_: ((tiles,),), [0], 1, 64 * num_tiles, CPU, is_kept=is_kept)
+
+
+TUNED = {Use("forward", 64, "short"): Blocks(64, 64, 4, 3), Use("keys", 64, "long"): Blocks(64, 64, 4, 2)}
+
+
+def test_what_was_tuned_is_taken_for_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "tuned_on", lambda _: TUNED)
+    usual = usual_shapes(torch.bfloat16, 64)
+    x = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16)
+    short, long = (shapes_for(some_lists(num_tiles=num), x, x, x) for num in (8, 100))
+    assert short == usual._replace(forward=TUNED[Use("forward", 64, "short")])
+    assert long == usual._replace(keys=TUNED[Use("keys", 64, "long")])
+
+
+@pytest.mark.parametrize(
+    ("is_kept", "dtype", "dim", "value_dim"),
+    [
+        (False, torch.bfloat16, 64, 64),
+        (True, torch.float32, 64, 64),
+        (True, torch.float16, 32, 32),
+        (True, torch.float16, 64, 32),
+    ],
+)
+def test_other_uses_are_as_usual(
+    is_kept: bool, dtype: torch.dtype, dim: int, value_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "tuned_on", lambda _: TUNED)
+    query, value = torch.ones(1, 1, 64, dim, dtype=dtype), torch.ones(1, 1, 64, value_dim, dtype=dtype)
+    assert shapes_for(some_lists(is_kept=is_kept), query, query, value) == usual_shapes(dtype, max(dim, value_dim))
+
+
+def test_tensors_that_the_kernel_of_hopper_does_not_take_have_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, and where copies by description are not possible."""
+    (_, pipeline), *_ = PIPELINES.values()
+    monkeypatch.setattr(shapes, "tuned_on", lambda _: {Use("forward", 64, "short"): pipeline})
+    usual = usual_shapes(torch.bfloat16, 64)
+    x, apart = torch.ones(2, 1, 1, 64, 72, dtype=torch.bfloat16)[..., :64], torch.ones(1, 1, 64, 65).bfloat16()[..., 1:]
+    assert shapes_for(some_lists(), x[0], x[0], x[0]) == usual
+    monkeypatch.setattr(shapes, "has_hopper_kernel", lambda _: True)
+    assert shapes_for(some_lists(), x[0], x[0], x[0]) == usual, "too little work for it"
+    monkeypatch.setattr(shapes, "FEWEST", 1)
+    assert shapes_for(some_lists(), x[0], x[0], x[0]).forward == pipeline
+    assert shapes_for(some_lists(), x[0], x[0], x[0], x[1]).forward == pipeline
+    assert shapes_for(some_lists(), x[0], apart, x[0]) == usual
+    assert shapes_for(some_lists(), x[0], x[0], x[0], apart) == usual
+
+
+# ---- tuning
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wrong", "taken"),
+    [
+        ([1.0, 0.9, 0.5], (), 2),
+        ([1.0, 0.98, 0.99], (), 0),  # as fast as the usual one
+        ([1.0, 0.9, 0.5], (2,), 1),
+        ([1.0, 0.9, 0.5], (1, 2), 0),
+    ],
+)
+def test_the_fastest_of_those_that_are_right(
+    seconds: list[float], wrong: tuple[int, ...], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = pytest.importorskip("patterndsl.runtime.kernels.tuning")
+    use = Use("queries", 64, "short")
+    candidates = CANDIDATES["queries", 64]
+
+    def call(blocks: Any) -> tuple[Tensor, ...]:
+        at = candidates.index(blocks)
+        if at == 2 and at in wrong:
+            raise RuntimeError("it cannot be compiled")
+        return (torch.full((3,), 2.0 if at in wrong else 1.0),)
+
+    def step_seconds(steps: list[Any], *_: object) -> list[list[float]]:
+        mine = [seconds[candidates.index(step.args[0])] for step in steps]
+        return [[2 * each for each in mine], mine]
+
+    monkeypatch.setattr(tuning, "call_of", lambda *_: call)
+    monkeypatch.setattr(tuning, "step_seconds", step_seconds)
+    assert tuning.fastest(use, CPU) == candidates[taken]
+
+
+# ---- the kernel
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it runs")
+@pytest.mark.parametrize(("dim", "pipeline"), [PIPELINES["64, 4 x 64"], PIPELINES["128, 3 x 64"]], ids=["64", "128"])
+def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For Hopper, through the launch, and into the shared memory that is there."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    from patterndsl.runtime.kernels import hopper, launch
+
+    class Hopper:
+        """What compiling asks of a driver."""
+
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+        get_current_device = get_current_stream = staticmethod(lambda *_: 0)
+
+    class Warming:
+        """The kernel, which is compiled where it would be launched."""
+
+        def __init__(self, kernel: Any) -> None:
+            self.kernel, self.made = kernel, list[Any]()
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *given, **named: self.made.append(self.kernel.warmup(*given, grid=grid, **named))
+
+    kernel = Warming(hopper.attend_kernel)
+    monkeypatch.setattr(hopper, "attend_kernel", kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    relation, sizes = patterndsl.parse("recent(100) | k < 3").bind(300).relation, Sizes(300, 300, 0, 300)
+    lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0, 0], 2, 300, CPU)
+    monkeypatch.setattr(driver, "_active", Hopper())
+    query, key, out = (torch.ones(1, heads, 300, dim, dtype=torch.bfloat16) for heads in (2, 1, 2))
+    asked, into = asked_of(relation, sizes, {}, {}), (out, torch.ones(1, 2, 300))
+    launch.forward(query, key, key, lists.rows(pipeline), pipeline, asked, 0.1, into, goes_on=True)
+    (made,) = kernel.made
+    assert made.metadata.shared <= SHARED
+
+
+on_hopper = pytest.mark.skipif(not HAS_HOPPER, reason="needs a Hopper GPU")
+
+
+@pytest.fixture(params=list(PIPELINES.values()), ids=list(PIPELINES))
+def dim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The width of heads for which the kernel of Hopper now runs, on each of its blocks in turn."""
+    width, pipeline = request.param
+    tuned = {Use("forward", width, length): pipeline for length in ("short", "long")}
+    monkeypatch.setattr(shapes, "FEWEST", 1)
+    monkeypatch.setattr(shapes, "tuned_on", lambda _: tuned)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # new tensors are NaN: what is left out shows
+    yield width
+    torch.use_deterministic_algorithms(False)
+
+
+def dense(pattern: Pattern, tensors: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Output and lse from all pairs, in some dtype."""
+    query, key, value = tensors
+    keep = pattern.compile(query.shape[2], heads=query.shape[1], device="cuda").mask()
+    q, k, v = (x.to(dtype) for x in (query, key, value))
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~keep, -torch.inf)
+    lse = scores.logsumexp(-1)
+    return (scores - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp() @ v, lse
+
+
+def assert_right(pattern: Pattern, tensors: list[Tensor], found: tuple[Tensor, Tensor]) -> None:
+    """Within twice the error of dense attention in the same dtype, or a rounding of the largest number."""
+    (out, lse), (truth, truth_lse) = found, dense(pattern, tensors, torch.float64)
+    beside, _ = dense(pattern, tensors, tensors[0].dtype)
+    step = torch.finfo(out.dtype).eps * truth.abs().max()
+    assert (out - truth).abs().max() <= torch.maximum(2 * (beside - truth).abs().max(), step)
+    live = truth_lse.isfinite()
+    assert torch.equal(lse.isfinite(), live)
+    torch.testing.assert_close(lse[live], truth_lse[live].float(), rtol=1e-4, atol=1e-4)
+
+
+PATTERNS = {
+    "band and sinks": ("causal & (recent(300) | first(3))", 1000, "triton"),
+    "empty rows": ("q >= 600 & k < 20 | (q - k) % 24 == 5 & causal", 1001, "triton"),
+    "passes that go on": ("causal & (recent(64) | strided(40))", 1000, "planned"),
+    "rows and columns": ("grid: {row: 25, col: 40}\nattend: q.row == k.row | q.col == k.col\n", 1000, "planned"),
+    "lists that are cut": ("window(60) | global(70)", 4100, "triton"),
+    "heads of their own": ("blocks(32, random(2, seed = head) | window(1))", 777, "triton"),
+    "all pairs": ("all", 700, "triton"),
+    "no pairs": ("none", 65, "triton"),
+    "few positions": ("causal", 1, "triton"),
+}
+
+
+@pytest.mark.cuda
+@on_hopper
+@pytest.mark.parametrize(("text", "length", "backend"), PATTERNS.values(), ids=PATTERNS)
+def test_equals_dense_attention(text: str, length: int, backend: str, dim: int) -> None:
+    """Two heads of queries for each of keys, and the same bits twice."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if length % 2 == 0 else torch.float16
+    pattern = patterndsl.parse(text)
+    tensors = [torch.randn(2, heads, length, dim, device="cuda", dtype=dtype) for heads in (4, 2, 2)]
+    program = pattern.compile(length, heads=4, device="cuda", backend=backend)
+    first, second = (program(*tensors, return_lse=True) for _ in range(2))
+    assert_right(pattern, tensors, first)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.cuda
+@on_hopper
+def test_positions_outside_heads(dim: int) -> None:
+    """[B, T, H, D] transposed, as layers have it."""
+    torch.manual_seed(0)
+    pattern = patterndsl.parse("recent(100)")
+    tensors = [torch.randn(2, 500, 4, dim, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
+    program = pattern.compile(500, heads=4, device="cuda", backend="triton")
+    assert_right(pattern, tensors, program(*tensors, return_lse=True))
+
+
+@pytest.mark.cuda
+@on_hopper
+@given(case=cases(max_length=300, max_heads=2))
+@many(0.1)
+def test_random_patterns(case: Case) -> None:
+    """Also those with inputs, which Triton's kernel has; by turns of width and blocks."""
+    torch.manual_seed(0)
+    pattern, sizes = case.pattern(), case.lengths
+    for width, pipeline in PIPELINES.values():
+        tensors = [
+            torch.randn(1, case.heads, length, width, device="cuda", dtype=torch.bfloat16)
+            for length in (sizes.q_len, sizes.kv_len, sizes.kv_len)
+        ]
+        results = []
+        for blocks in (pipeline, CANDIDATES["forward", width][0]):
+            with pytest.MonkeyPatch.context() as patch:
+                tuned = {Use("forward", width, "short"): blocks, Use("forward", width, "long"): blocks}
+                patch.setattr(shapes, "FEWEST", 1)
+                patch.setattr(shapes, "tuned_on", lambda _, tuned=tuned: tuned)
+                keywords = {**case.keywords, "heads": case.heads, "layer": case.layer, "device": "cuda"}
+                program = pattern.compile(case.sizes.get("n"), **keywords, backend="triton")
+                inputs = {
+                    shape.name: torch.tensor(case.inputs[shape.name], device="cuda") for shape in program.bound.inputs
+                }
+                results.append(program(*tensors, inputs=inputs, return_lse=True))
+        (out, lse), (other, other_lse) = results
+        torch.testing.assert_close(out, other, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(lse, other_lse, rtol=1e-4, atol=1e-4)
