@@ -1,8 +1,7 @@
 """The forward kernels: attention over lists of tiles, and the merge of rows that were cut into pieces.
 
 A piece of work is a row of `pieces`: batch row, head, block of queries, its entries [begin, stop), and the slot where a
-part of a row leaves its result, -1 where it is a whole one; two more numbers are for `hopper`. An entry is
-2 * (block of keys) + (1 where it is masked).
+part of a row leaves its result, -1 where it is a whole one. An entry is 2 * (block of keys) + (1 where it is masked).
 Grid: (pieces, batch rows that share them). Scores are in units of log2 in loops, log-sum-exps natural in memory.
 """
 

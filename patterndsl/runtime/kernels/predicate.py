@@ -41,9 +41,8 @@ Table: TypeAlias = tuple[str, Facet] | Random
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """Membership as source. text: of a function keep(q, k, q_place, k_place, head, row, numbers, tables), of columns and
-    rows of positions and of the places where these stand; what it returns is narrower than a tile where it depends on
-    one of both alone.
+    """Membership as source. text: of a function keep(q, k, q_place, k_place, head, row, numbers, tables), of positions
+    and of the places where these stand; what it returns is narrower than a tile where it depends on one side alone.
 
     numbers: the constants, first in the argument of that name; behind them come those of each table, see
     `launch.arguments`. tables: what is looked up, in order.

@@ -51,13 +51,9 @@ def shapes_for(
     Lists that are made for one call are made once, for the usual blocks.
     """
     usual = usual_shapes(query.dtype, max(query.shape[3], value.shape[3]))
-    if (
-        ordered
-        or isinstance(lists, ToldLists)
-        or not lists.is_kept
-        or query.dtype not in HALVES
-        or query.shape[3] != value.shape[3]
-    ):
+    if ordered or isinstance(lists, ToldLists) or not lists.is_kept:
+        return usual
+    if query.dtype not in HALVES or query.shape[3] != value.shape[3]:
         return usual
     tuned = tuned_on(query.device)
     if not tuned:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patterndsl.lower.blocks import Blocks
+from patterndsl.lower.blocks import Blocks, Pipeline
 from patterndsl.runtime.kernels.work import PARTS, SHORTEST, Work
 
 
@@ -100,8 +100,9 @@ class ToldLists:
     kv_group: int
     _made: dict[tuple[int, int, bool], Work] = field(default_factory=dict)
 
-    def rows(self, blocks: Blocks) -> Work:
+    def rows(self, blocks: Blocks | Pipeline) -> Work:
         """Lists of keys for each block of queries."""
+        assert isinstance(blocks, Blocks), "such lists are for Triton's kernels"
         known = blocks.q_block, blocks.kv_block, False
         if known not in self._made:
             told = self.tell(blocks.q_block, blocks.kv_block)

@@ -43,8 +43,9 @@ class Lists:
 class Work:
     """What the programs of a launch do.
 
-    pieces: int32 [num_pieces, 6], or 8 of shared lists, entries: int32, joints: int32 [num_joints, 5], as `forward` reads them; num_slots:
-    parts of cut lists, of one batch row where rows share them. is_shared: whether all batch rows do the same.
+    pieces: int32 [num_pieces, 6], or 8 of shared lists, entries: int32, joints: int32 [num_joints, 5], as `forward`
+    reads them; num_slots: parts of cut lists, of one batch row where rows share them. is_shared: whether all batch rows
+    do the same.
     mean_length: entries of a list, as it was before it was cut.
     """
 
