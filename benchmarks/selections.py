@@ -16,6 +16,8 @@ import argparse
 import json
 import platform
 import statistics
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -95,16 +97,16 @@ def flex_documents(n: int, device: torch.device) -> Run:
     return run
 
 
-def contests(n: int, heads: int, device: torch.device) -> dict[str, dict[str, Run]]:
+def contest(name: str, n: int, heads: int, device: torch.device) -> dict[str, Run]:
     """Who computes the same, by what; dense attention is beside each selection."""
+    if name == "documents":
+        return {"ours": documents(n, heads, device), "flex": flex_documents(n, device)}
     kernels = {"dense flash": SDPBackend.FLASH_ATTENTION}
     if device.type == "cuda":
         kernels["dense cudnn"] = SDPBackend.CUDNN_ATTENTION
-    found = dict[str, dict[str, Run]]()
-    for name, spec in SELECTIONS.items():
-        rivals = {who: dense(kernel, is_causal="causal" in spec) for who, kernel in kernels.items()}
-        found[name] = {"ours": selecting(spec, n, heads, device), **rivals}
-    return found | {"documents": {"ours": documents(n, heads, device), "flex": flex_documents(n, device)}}
+    spec = SELECTIONS[name]
+    rivals = {who: dense(kernel, is_causal="causal" in spec) for who, kernel in kernels.items()}
+    return {"ours": selecting(spec, n, heads, device), **rivals}
 
 
 def check(run: Run, tensors: tuple[Tensor, ...], rows: int = 8) -> None:
@@ -152,9 +154,8 @@ def main() -> None:
         torch.manual_seed(0)
         shape = (1, heads, n, DIM)
         tensors = tuple(torch.randn(shape, device=device, dtype=getattr(torch, arguments.dtype)) for _ in range(3))
-        for name, runs in contests(n, heads, device).items():
-            if name not in arguments.only:
-                continue
+        for name in arguments.only:
+            runs = contest(name, n, heads, device)
             row: dict[str, Any] = {"n": n, "pattern": name}
             if name in SELECTIONS:
                 check(runs["ours"], tensors)
@@ -163,7 +164,10 @@ def main() -> None:
             for who, run in list(runs.items()):
                 try:
                     for backward in kinds:
+                        start = time.perf_counter()
                         measured(run, tensors, backward)
+                        what = f"{name}, N = {n}, {who}{', with backward' * backward}"
+                        print(f"{what}: first call {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
                         _, peak = measured(run, tensors, backward)
                         row[f"{who} {'training' if backward else 'forward'} bytes"] = peak
                 except RuntimeError as failed:

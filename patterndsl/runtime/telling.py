@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from patterndsl.ir.relation import Relation
+from patterndsl.ir.relation import And, Listed, Relation, conjunction
 from patterndsl.lower.listings import listings_of
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.kernels.asked import Asked, asked_of
 from patterndsl.runtime.kernels.calls import forward, gradients
+from patterndsl.runtime.kernels.shapes import usual_shapes
 from patterndsl.runtime.kernels.told_lists import States, ToldLists
 from patterndsl.runtime.parts import folded, has_heads
 from patterndsl.runtime.told import Most, most_live, states
@@ -37,7 +38,7 @@ class Telling:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both. Work:
         O(q tiles x kv tiles) beside the pairs of live tiles."""
-        lists, asked = self._lists(query, key, given), self._asked(given)
+        lists, asked = self._lists(query, key, given), self._asked(query, value, given)
         run = Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale))
         return attended(query, key, value, run)
 
@@ -54,11 +55,21 @@ class Telling:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Those of query, key and value, from what a forward pass gave."""
-        lists, asked = self._lists(query, key, given), self._asked(given)
+        lists, asked = self._lists(query, key, given), self._asked(query, value, given)
         return gradients(lists, asked, scale, query, key, value, out, lse, grad_out, grad_lse)
 
-    def _asked(self, given: Inputs) -> Asked:
-        return asked_of(self.bound.relation, self.bound.sizes, given, {})
+    def _asked(self, query: Tensor, value: Tensor, given: Inputs) -> Asked:
+        """What pairs of live tiles are asked: not whether they are listed, where no tile reaches out of a block."""
+        relation, sizes = self.bound.relation, self.bound.sizes
+        tiles = usual_shapes(query.dtype, max(query.shape[3], value.shape[3]))
+        parts = relation.terms if isinstance(relation, And) else (relation,)
+
+        def is_told(part: Relation) -> bool:
+            return isinstance(part, Listed) and all(
+                self.listings[part.name].holds_tiles((tile.q_block, tile.kv_block), sizes.q_start) for tile in tiles
+            )
+
+        return asked_of(conjunction(part for part in parts if not is_told(part)), sizes, given, {})
 
     def _lists(self, query: Tensor, key: Tensor, given: Inputs) -> ToldLists:
         kv_group = query.shape[1] // key.shape[1]
@@ -73,6 +84,11 @@ class Telling:
             most = self._most(groups[0].relation, blocks)
             return States(live, full, most.in_all * live.shape[0], most.in_row)
         rows = max([1, *(values.shape[0] for values in given.values() if values.dim() > 1)])
+        if len(groups) == 1:
+            found = self._states(groups[0].relation, folded(given, groups[0].heads, rows), blocks)
+            live, full = (x.view(rows, -1, *x.shape[1:]) for x in found)
+            most = self._most(groups[0].relation, blocks)
+            return States(live, full, most.in_all * rows * live.shape[1], most.in_row)
         of_heads, bounds = dict[int, tuple[Tensor, Tensor]](), dict[int, Most]()
         for group in groups:
             number = len(group.heads) if by_head else 1

@@ -50,6 +50,7 @@ PATTERNS = {
     "tables": f'{DOC[:-2]}, span: "int[]"}}\nattend: abs(q - k) < span[q.doc]',
     "kinds of heads": f"{DOC}attend: head == 0 & causal & same(doc) | head == 1 & q < 40 & recent(9)",
     "blocks": BLOCKS % 32 + "attend: causal & top",
+    "blocks of whole tiles": "select: {top: 'given(1, of = blocks(64), per = blocks(64))'}\nattend: causal & top",
     "blocks in tiles": "select: {top: 'given(2, of = blocks(20), per = blocks(24))'}\nattend: top | q == k",
     "blocks by head": BLOCKS % 16 + "attend: head % 2 == 0 & top | recent(7)",
     "blocks and documents": BLOCKS[:-1] % 32 + f"\n{DOC}attend: (causal & top | recent(5)) & same(doc)",
