@@ -2,6 +2,7 @@
 
     python benchmarks/kernel_scores_gpu.py              # bfloat16, 16 heads of 64, N = 16,384 and 65,536
     python benchmarks/kernel_scores_gpu.py --tune       # other warps and segments of our kernels, nothing else
+    python benchmarks/kernel_scores_gpu.py --draw       # measures nothing: the picture of what the file holds
 
 Each call makes its features: those of elu inside our kernels, by PyTorch before flash-linear-attention's, which takes
 [B, T, H, D] and is given that. Rows of one comparison compute the same, but for an epsilon:
@@ -16,7 +17,7 @@ Each call makes its features: those of elu inside our kernels, by PyTorch before
 "plain" is the twin of our kernels in PyTorch. Everything is checked at 2,048 tokens against float64 first, outputs and
 gradients: ours to twice the error of the plain twin and a hundredth of the largest number. Forward, and forward and
 backward, in turns in one run, by events of the device; ratios are of medians. Writes
-benchmarks/results/kernel_scores_cuda.json.
+benchmarks/results/kernel_scores_cuda.json and its picture, kernel_scores_cuda.svg.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from patterndsl.runtime.measure import step_seconds
 from patterndsl.score import fused, fused_logs
 from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention
+from patterndsl.show import bars
+from patterndsl.show.palette import Tone
 
 ROOT = Path(__file__).parents[1]
 DIM, FEATURES, LAYER, LAYERS = 64, 256, 3, 24
@@ -278,6 +281,35 @@ def versions() -> dict[str, str]:
     return found
 
 
+# ---- the picture
+
+DRAWN = {"sums": "linear, not normalised", "elu": "elu", "favor": "favor(256)"}
+RIVALS: dict[str, tuple[Tone, str]] = {
+    "fla": ("second", "flash-linear-attention"),
+    "performer": ("mixed", "performer-pytorch"),
+    "dense": ("both", "causal SDPA, which is another attention"),
+}
+
+
+def chart(data: dict[str, Any]) -> bars.Chart:
+    """The ratios of the longest sequences, at which performer-pytorch may not fit."""
+    row, panels = data["rows"][-1], []
+    for measure, title in (("forward", "Forward"), ("training", "Forward and backward")):
+        groups = []
+        for kind, name in DRAWN.items():
+            found = []
+            for who, (tone, _) in RIVALS.items():
+                theirs = row.get(f"{who} {measure} ms" if who == "dense" else f"{kind}, {who} {measure} ms")
+                if theirs is not None:
+                    found.append(bars.Bar(tone, theirs / row[f"{kind} {measure} ms"], f"{theirs:.3g} ms"))
+            groups.append(bars.Group(name, f"patterndsl {row[f'{kind} {measure} ms']:.3g} ms", tuple(found)))
+        panels.append(bars.Panel(title, tuple(groups)))
+    sizes = f"N {row['n']:,}, {data['heads']} heads of {data['head_dim']}, {data['dtype']}; {data['device']}"
+    lines = (sizes, f"PyTorch {data['versions']['torch']}, Triton {data['versions']['triton']}; medians in turns")
+    legend = tuple((tone, label) for tone, label in RIVALS.values())
+    return bars.Chart("Causal sums: how many times as long others take", lines, "patterndsl", legend, tuple(panels))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, nargs="*", default=[16_384, 65_536])
@@ -288,9 +320,14 @@ def main() -> None:
         "--limit", type=int, default=24 << 30, help="bytes that performer-pytorch may hold for its sums"
     )
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--draw", action="store_true", help="measure nothing; draw what the file holds")
     parser.add_argument("--only", help="kinds, by commas: sums, lightning, elu, favor, dense")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "kernel_scores_cuda.json")
     arguments = parser.parse_args()
+    picture = arguments.out.with_suffix(".svg")
+    if arguments.draw:
+        picture.write_bytes(bars.svg(chart(json.loads(arguments.out.read_text()))))
+        return
     dtype = getattr(torch, arguments.dtype)
     if arguments.tune:
         tuned(arguments.n[-1], arguments.heads, dtype, arguments.repeats)
@@ -314,6 +351,7 @@ def main() -> None:
         "rows": rows,
     }
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+    picture.write_bytes(bars.svg(chart(found)))
 
 
 if __name__ == "__main__":
