@@ -218,8 +218,9 @@ def explanation(
         )
     why = None
     is_told = device_type == "cuda" and can_tell(bound) and (is_by_rule or backend == "masked")
-    ordered = ordered_hulls(bound, machine) if backend == "masked" and device_type == "cuda" and not is_told else None
-    found = hulls(bound, machine) if backend == "masked" and ordered is None else ordered
+    has_hulls = backend == "masked" and not is_told
+    ordered = ordered_hulls(bound, machine) if has_hulls and device_type == "cuda" else None
+    found = hulls(bound, machine) if has_hulls and ordered is None else ordered
     if found is not None:
         groups = tuple(_masked_groups(bound, found, machine, head_dim))
     if bound.inputs and not groups:

@@ -147,6 +147,13 @@ def test_a_pattern_with_inputs_has_no_plan_and_says_what_runs() -> None:
     assert pattern.compile(100, backend="planned").explain().runs.startswith("nothing")
 
 
+def test_tiles_that_a_call_tells_have_no_plan() -> None:
+    found = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"}).explain(65_536, device="h100")
+    assert "generated kernels on tiles that each call tells" in found.runs
+    assert not found.groups
+    assert found.no_plan is not None and "`doc`" in found.no_plan
+
+
 def test_kernels_run_in_the_orders_of_inputs() -> None:
     pattern = patterndsl.parse("labels: {b: given}\nattend: causal & chunks(b, 64, 1)")
     found = pattern.explain(65_536, device="h100")
