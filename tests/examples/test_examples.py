@@ -21,6 +21,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SYSTEMS = {
     "axial",
     "bigbird",
+    "bigbird-etc",
     "blockwise",
     "etc",
     "gemma",
@@ -221,6 +222,15 @@ def etc(n, q, *, g, r):
     return {at if kind == "global" else g + at for kind, at in keys}
 
 
+def bigbird_etc(n, q, *, b, g, w):
+    """Auxiliary tokens, and long ones in blocks that are numbered from 0 by themselves."""
+    keys = set(range(g))
+    for k in range(g, n):
+        if q < g or abs((q - g) // b - (k - g) // b) <= w:
+            keys.add(k)
+    return keys
+
+
 def mistral(n, q, *, w):
     return range(max(0, q - w + 1), q + 1)
 
@@ -357,6 +367,10 @@ CASES = [
         for n, w, dilation, heads in ((64, 4, [1, 1, 2, 4], 6), (61, 7, [1, 2, 3, 5], 4), (65, 3, [9, 1, 1, 70], 1))
     ),
     *(Case("etc", etc, n, {"g": g, "r": r}) for n, g, r in ((46, 6, 5), (64, 0, 3), (65, 9, 0), (63, 1, 100))),
+    *(
+        Case("bigbird-etc", bigbird_etc, n, {"b": b, "g": g, "w": w})
+        for n, b, g, w in ((46, 4, 6, 1), (64, 8, 0, 1), (65, 7, 9, 2), (63, 1, 5, 0), (30, 40, 3, 1))
+    ),
     *(Case("mistral", mistral, n, {"w": w}) for n, w in ((64, 16), (65, 1), (61, 7), (10, 100))),
     *(
         Case("streaming-sinks", streaming_sinks, n, {"s": s, "w": w})
@@ -408,6 +422,14 @@ def test_equals_the_written_out_index_set(case):
         given = {name: value for name, value in {**also, "head": head}.items() if name in named}
         expected = [sorted(case.attends(case.n, q, **case.params, **given)) for q in range(case.n)]
         assert [row.nonzero().flatten().tolist() for row in keep[head]] == expected
+
+
+def test_bigbird_etc_has_as_many_pairs_as_its_paper_says():
+    """Auxiliary rows and columns, and of n blocks (3 n - 2) pairs of neighbours."""
+    for b, g, blocks in ((4, 6, 5), (8, 16, 9), (1, 3, 20)):
+        n = g + b * blocks
+        report = load("bigbird-etc").with_params(b=b, g=g).report(n)
+        assert report.pairs.value == n * g + (n - g) * g + (3 * blocks - 2) * b**2
 
 
 def test_every_example_has_a_case():
