@@ -8,7 +8,7 @@ DEV := $(VENV)/.patterndsl-dev
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench wheel-test clean distclean
+.PHONY: help demo test gpu-test lint format bench wheel-test clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(RUNTIME) ## install, then check, draw and run one pattern
 # One thread per worker: the workers already fill the cores.
 test: lint ## install, then linters, types, import rules and all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 16 --dist worksteal
+
+gpu-test: $(DEV) ## the tests that need a GPU, where there is one
+	$(BIN)/pytest -m cuda -n 8
 
 lint: $(DEV) ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
