@@ -160,7 +160,7 @@ def test_transformer_xl(name: str, lengths: list[int]) -> None:
 def test_sums_over_all_pairs_are_as_exact_as_dense_ones(seed: int) -> None:
     """In float32 what is learned for all keys alike: its gradient is small beside what it is a sum of."""
     n, width = 600, 64
-    program = patterndsl.parse("tables: {r: sinusoids}\nbias: r[q - k]\nattend: causal").compile(n, heads=2)
+    program: Any = patterndsl.parse("tables: {r: sinusoids}\nbias: r[q - k]\nattend: causal").compile(n, heads=2)
     torch.manual_seed(seed)
     shapes = ((1, 2, n, width),) * 3 + ((2, width, width), (2, width), (2, width))
     leaves = [torch.randn(shape, dtype=torch.float64) * (1.0 if len(shape) == 4 else 0.1) for shape in shapes]
