@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 import patterndsl
 from patterndsl.cli import main
@@ -205,6 +206,23 @@ def test_a_difference_names_what_only_one_has(capsys: pytest.CaptureFixture[str]
     assert main(["diff", str(EXAMPLES / "sources" / "alibi.yaml"), "causal", "-n", "9"]) == 1
     out = capsys.readouterr().out
     assert "the two are equal: Proven" in out and "beside pairs they differ in their scores" in out
+
+
+def test_the_one_relation_of_a_pattern_is_compared_with_that_of_the_sequence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["diff", PARTS, "recent(6)", "-n", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "of self\nthe two are equal: Proven" in out and "of rows: only the first has it" in out
+    assert main(["diff", "causal", str(EXAMPLES / "sources" / "native-sparse.yaml"), "-n", "20"]) == 1
+    assert "of self: only the first has it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("causal", "-n", 0), (str(EXAMPLES / "sources" / "native-sparse.yaml"), "-n", 1)])
+def test_what_has_no_pairs_is_raced(words: tuple[object, ...], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "create_block_mask", create_block_mask)
+    (pattern,) = said("bench", *words, "--backward", "--seconds", 0)["patterns"]
+    assert "no pairs" in pattern["preparation"]["skipped"]
 
 
 @pytest.mark.parametrize(
