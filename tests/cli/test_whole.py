@@ -162,6 +162,16 @@ def test_a_wrong_result_fails(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["bench", PARTS, *map(str, SIZES), "--seconds", "0"]) == 1
 
 
+def test_a_bias_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "attend: causal\nbias: log(q - k - 1)\n", *map(str, SIZES)]) == 1
+    assert "FAILED, a score is no finite number, in float64 too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sizes", [("-n", 0), ("--q-len", 3, "--kv-len", 0), ("--q-len", 0, "--kv-len", 3)])
+def test_scores_of_nothing_have_gradients(sizes: tuple[object, ...], said: Said) -> None:
+    assert said("run", "attend: all\nbias: k - q\n", *sizes, "--heads", 2, "--backward")["check"]["passed"]
+
+
 def test_rows_are_sampled_where_there_are_many(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "ALL_ROWS_PAIRS", 100)
     monkeypatch.setattr(trial, "PAIRS_AT_ONCE", 500)
