@@ -154,7 +154,11 @@ def _verdict(found: Check) -> str:
     word, ansi = "passed", "32"
     if not found.passed:
         is_nan = any(math.isnan(item.dense_error) for item in found.deviations)
-        why = "a score is no finite number, in float64 too" if is_nan else "more than twice dense SDPA's error"
+        why = (
+            "float64 too has NaN: a tensor or score is no finite number"
+            if is_nan
+            else "more than twice dense SDPA's error"
+        )
         word, ansi = f"FAILED, {why}", "1;31"
     return f"\x1b[{ansi}m{word}\x1b[0m" if shows_color(sys.stdout) else word
 

@@ -164,7 +164,7 @@ def test_a_wrong_result_fails(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_a_bias_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "attend: causal\nbias: log(q - k - 1)\n", *map(str, SIZES)]) == 1
-    assert "FAILED, a score is no finite number, in float64 too" in capsys.readouterr().out
+    assert "FAILED, float64 too has NaN" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sizes", [("-n", 0), ("--q-len", 3, "--kv-len", 0), ("--q-len", 0, "--kv-len", 3)])
@@ -248,6 +248,7 @@ def test_what_has_no_pairs_is_raced(words: tuple[object, ...], said: Said, monke
         ("diff examples/learned/topics-and-strides.yaml causal", 1, "input `topic` is missing"),
         ("bench examples/sources/alibi.yaml -n 9 --term slf", 2, "there is no term `slf`"),
         ("explain examples/sources/native-sparse.yaml", 2, "no length is given"),
+        ("bench examples/sources/alibi.yaml -n 9 -o {path.parent}/none/x.svg", 1, "there is no folder"),
     ],
 )
 def test_what_cannot_be_asked(
