@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.output import picture_format, say, say_json, shows_unicode, width
 from patterndsl.cli.prove_command import fixed_params, other_of
-from patterndsl.cli.specs import inputs_of, pattern_of
+from patterndsl.cli.specs import inputs_of, of_term, pattern_of
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import error
 from patterndsl.files import write_atomically
@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     first = pattern_of(arguments.spec, arguments)
     second = other_of(arguments.other, arguments, first)
+    if isinstance(second, Composite):
+        second = of_term(second, arguments.term)
     ours, theirs = _terms(first), _terms(second)
     if ours.keys() != theirs.keys():
         ours, theirs = _named(ours), _named(theirs)

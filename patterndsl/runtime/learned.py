@@ -112,7 +112,9 @@ def check_gates(gates: Mapping[str, object], query: Tensor) -> None:
 def check_names(
     pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]
 ) -> None:
-    """Raises InputError (E501) where names are missing or unknown."""
+    """Raises InputError (E501) where names are missing or unknown, or there are none."""
+    if not isinstance(given, Mapping):
+        raise input_error("E501", f"{what}s is {type(given).__name__}", f"give {what}s by name: {', '.join(known)}")
     for name in given:
         if name not in known:
             near = nearest(str(name), known)
@@ -122,7 +124,7 @@ def check_names(
         if what != "source":
             shape = {"gate": "[B, H, Tq]", "score": "[B, H, Tq, Tk]", "table": "[H, size]"}[what]
             help = f"give {what}s={{{name!r}: {shape}}}, or use patterndsl.nn.Attention, which makes them"
-            raise input_error("E501", f"{what} `{name}` is missing", help)
+            raise input_error("E501", f"{what} `{name}` is missing" if name else f"{what}s are missing", help)
         declared = next(item for item in pattern.resolved.sources if item.name == name)
         help = f"give sources={{{name!r}: (key, value)}}, or use patterndsl.nn.Attention, which makes them"
         if declared.kind in ("recall", "compress"):

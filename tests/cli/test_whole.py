@@ -228,6 +228,13 @@ def test_the_one_relation_of_a_pattern_is_compared_with_that_of_the_sequence(
     assert "of self: only the first has it" in capsys.readouterr().out
 
 
+def test_a_term_is_compared_with_the_same_term(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["diff", *[str(EXAMPLES / "sources" / "sinkhorn.yaml")] * 2, "-n", "70", "-o", str(tmp_path / "x.png")]
+    assert main(words) == 2
+    assert "add --term self" in capsys.readouterr().err
+    assert main([*words, "--term", "self"]) == 0 and (tmp_path / "x.png").exists()
+
+
 @pytest.mark.parametrize("words", [("causal", "-n", 0), (str(EXAMPLES / "sources" / "native-sparse.yaml"), "-n", 1)])
 def test_what_has_no_pairs_is_raced(words: tuple[object, ...], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "create_block_mask", create_block_mask)

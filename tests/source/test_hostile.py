@@ -227,6 +227,9 @@ def test_sources_of_a_program_are_pairs_and_terms_have_names() -> None:
     for wrong in (None, x, (x,), (x, None), (x[0], x[0])):
         with pytest.raises(InputError, match="E503"):
             program(x, x, x, sources={"m": wrong})
+    for kind in ("sources", "gates", "tables", "scores"):
+        with pytest.raises(InputError, match=f"E501.*{kind} is int"):
+            program(x, x, x, **{"sources": {"m": (x, x)}, kind: 3})
     with pytest.raises(InputError, match=r"E505.*\n.*self, m"):
         program.program("n", 2)
     for head_dim in (0, "64"):
