@@ -171,6 +171,7 @@ def _step(part: Part, machine: Machine, head_dim: int) -> Step:
 
 
 def _is_partly_known(step: Step) -> bool:
+    """Whether its plan is."""
     return step.explanation is not None and step.explanation.is_partly_known
 
 
