@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,6 +138,10 @@ class Cache:
             store = Store(kv_heads, holding(relations, n), self.batch, self.max_queries, page, (like[0], like[1]))
             q_heads = tuple(kv_head * kv_group + at for kv_head in kv_heads for at in range(kv_group))
             yield _Part(store, q_heads, relations[0] if len(members) == 1 else bound.relation, bound)
+
+    def __copy__(self) -> Cache:
+        # places that two caches write to would be of neither
+        return copy.deepcopy(self)
 
     def __repr__(self) -> str:
         shape = f"batch={self.batch}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

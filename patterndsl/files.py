@@ -30,9 +30,14 @@ def write_atomically(
         raise _refused(shown, target, failed) from None
 
 
-def refuse_existing(path: str | PathLike[str]) -> None:
-    """Raises PatternError (E602) where the file is there: for a command that would work long before it writes."""
-    _refuse_existing(str(path), Path(path), "--force")
+def refuse_unwritable(path: str | PathLike[str], *, overwrite: bool) -> None:
+    """For a command that would work long before it writes. Raises PatternError (E602) where the file is there, unless
+    overwrite, and where its folder is not."""
+    shown, target = str(path), Path(os.path.realpath(path))
+    if not overwrite:
+        _refuse_existing(shown, target, "--force")
+    if not target.parent.exists():
+        raise _no_folder(shown, target.parent)
 
 
 def _refuse_existing(shown: str, target: Path, switch: str) -> None:
@@ -74,9 +79,13 @@ def _exists(shown: str, switch: str) -> PatternError:
     return error("E602", f"{shown} exists already", None, f"choose another name, or overwrite it: {switch}")
 
 
+def _no_folder(shown: str, folder: Path) -> PatternError:
+    return error("E602", f"cannot write {shown}: there is no folder {folder}", None, f"make it: mkdir -p {folder}")
+
+
 def _refused(shown: str, target: Path, failed: OSError) -> PatternError:
     folder = target.parent
     if not folder.exists():
-        return error("E602", f"cannot write {shown}: there is no folder {folder}", None, f"make it: mkdir -p {folder}")
+        return _no_folder(shown, folder)
     help = "choose a folder that you may write to" if isinstance(failed, PermissionError) else "choose another place"
     return error("E602", f"cannot write {shown}: {failed.strerror or failed}", None, help)

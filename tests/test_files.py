@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from patterndsl.diagnostics import PatternError
-from patterndsl.files import refuse_existing, write_atomically
+from patterndsl.files import refuse_unwritable, write_atomically
 
 
 def test_writes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_refuses_an_existing_file(tmp_path: Path) -> None:
     with pytest.raises(PatternError, match=r"error\[E602\]: .*a.bin exists already\n.*overwrite it: overwrite=True$"):
         write_atomically(path, b"new")
     with pytest.raises(PatternError, match=r"E602(?s:.*)overwrite it: --force$"):
-        refuse_existing(path)
+        refuse_unwritable(path, overwrite=False)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
 

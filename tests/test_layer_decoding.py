@@ -129,8 +129,8 @@ def test_a_prompt_runs_by_the_layers_backend(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def copied(cache: patterndsl.Cache, how: str) -> patterndsl.Cache:
-    if how == "deepcopy":
-        return copy.deepcopy(cache)
+    if how in ("copy", "deepcopy"):
+        return copy.copy(cache) if how == "copy" else copy.deepcopy(cache)
     if how == "pickle":
         return pickle.loads(pickle.dumps(cache))
     file = io.BytesIO()
@@ -140,7 +140,7 @@ def copied(cache: patterndsl.Cache, how: str) -> patterndsl.Cache:
     return found
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("how", ["copy", "deepcopy", "pickle", "torch.save"])
 def test_a_copy_of_a_cache_goes_on_by_itself(how: str) -> None:
     torch.manual_seed(0)
     text = "causal & (recent(5) | k % 6 == 0 | first(2)) & same(doc)"

@@ -148,6 +148,11 @@ class Explanation:
         """Bytes of the same."""
         return sum((group.chosen(self.train).moved for group in self.groups), NOTHING_MOVED)
 
+    @property
+    def is_partly_known(self) -> bool:
+        """Whether something runs whose length only a call's inputs say, which no figure has in it."""
+        return any(group.chosen(self.train).runs for group in self.groups)
+
     def to_dict(self) -> dict[str, object]:
         """For JSON; predictions are seconds and bytes, Expected."""
         return {
@@ -181,7 +186,8 @@ class Explanation:
         for group in self.groups:
             found.extend(_group_lines(group, self.train, len(self.groups) > 1))
         if len(self.groups) > 1:
-            found.append(f"all heads: {_predicted(self.cost, self.moved)}")
+            but = ", but what is not predicted" if self.is_partly_known else ""
+            found.append(f"all heads{but}: {_predicted(self.cost, self.moved)}")
         return found
 
     def __str__(self) -> str:
@@ -312,6 +318,8 @@ def _masked_groups(bound: Bound, found: Sequence[Hull], machine: Machine, head_d
                     f"runs of equal `{hull.order}`, {'causal' if hull.runs == 'causal' else 'every pair'}, "
                     "as long as a call's inputs make them: not predicted"
                 )
+            if hull.in_call:
+                runs.append("tiles of which a call's inputs tell that there can be pairs: not predicted")
             if hull.lists is not None:
                 runs.append(
                     f"{_listed_text(hull.lists)}, at most {num_listed(hull, bound.sizes):,} pairs: not predicted"

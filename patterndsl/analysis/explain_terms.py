@@ -171,9 +171,8 @@ def _step(part: Part, machine: Machine, head_dim: int) -> Step:
 
 
 def _is_partly_known(step: Step) -> bool:
-    """Whether a plan has runs whose length only a call's inputs say."""
-    made = step.explanation
-    return made is not None and any(group.chosen(made.train).runs for group in made.groups)
+    """Whether its plan is."""
+    return step.explanation is not None and step.explanation.is_partly_known
 
 
 def _scored(bound: Bound, machine: Machine, head_dim: int) -> tuple[Cost, Moved]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from patterndsl.cli.output import progress, say, say_json, table
 from patterndsl.diagnostics import error
-from patterndsl.files import refuse_existing
+from patterndsl.files import refuse_unwritable
 from patterndsl.lower.blocks import CANDIDATES, Pipeline, Tuned
 from patterndsl.lower.costs import Machine, built_in
 from patterndsl.lower.machine import Calibration, storage, store, write_calibration
@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path is not None:
         if path.suffix != ".json":
             raise error("E701", f"constants cannot be {path}", None, "end it with .json")
-        if not arguments.force:
-            refuse_existing(path)
+        refuse_unwritable(path, overwrite=arguments.force)
     with progress() as on_event:
         from patterndsl.runtime.arguments import checked_device
         from patterndsl.runtime.calibrate import calibrate

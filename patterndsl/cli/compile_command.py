@@ -8,7 +8,7 @@ import os
 from patterndsl.cli.output import say
 from patterndsl.cli.specs import pattern_of, single, sizes_of
 from patterndsl.diagnostics import error
-from patterndsl.files import refuse_existing
+from patterndsl.files import refuse_unwritable
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,8 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.lower().endswith(".safetensors"):
         help = f"write -o {os.path.splitext(path)[0]}.safetensors"
         raise error("E701", f"a plan is a .safetensors file, not {path}", None, help)
-    if not arguments.force:
-        refuse_existing(path)
+    refuse_unwritable(path, overwrite=arguments.force)
     pattern = single(pattern_of(arguments.spec, arguments))
     sizes = sizes_of(arguments, None)
     bound = pattern.bind(**sizes)

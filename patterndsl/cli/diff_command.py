@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.output import picture_format, say, say_json, shows_unicode, width
 from patterndsl.cli.prove_command import fixed_params, other_of
-from patterndsl.cli.specs import inputs_of, pattern_of
+from patterndsl.cli.specs import inputs_of, of_term, pattern_of
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import error
 from patterndsl.files import write_atomically
 from patterndsl.pattern import Pattern
 from patterndsl.sema.model import ScoreDeclaration
+from patterndsl.syntax.tree import OWN_KEYS
 
 if TYPE_CHECKING:
     from patterndsl.analysis.difference import Difference
@@ -45,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     first = pattern_of(arguments.spec, arguments)
     second = other_of(arguments.other, arguments, first)
+    if isinstance(second, Composite):
+        second = of_term(second, arguments.term)
     ours, theirs = _terms(first), _terms(second)
+    if ours.keys() != theirs.keys():
+        ours, theirs = _named(ours), _named(theirs)
     if suffix is not None and (len(ours), ours.keys()) != (1, theirs.keys()):
         raise error("E701", "a picture is of one term of both patterns", None, f"add --term {next(iter(ours))}")
     found = {name: _compared(ours[name], theirs[name], arguments) for name in ours if name in theirs}
@@ -91,6 +96,11 @@ def _terms(pattern: Pattern) -> dict[str, Pattern]:
     if not isinstance(pattern, Composite):
         return {"": pattern}
     return {"": pattern.whole} if pattern.whole else {term.name: term.pattern for term in pattern.written}
+
+
+def _named(terms: dict[str, Pattern]) -> dict[str, Pattern]:
+    """The same beside terms with names, where keys of the sequence alone are those of `self`."""
+    return {name or OWN_KEYS: pattern for name, pattern in terms.items()}
 
 
 def _compared(first: Pattern, second: Pattern, arguments: argparse.Namespace) -> _Compared | tuple[int, int]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from patterndsl.diagnostics import Diagnostic, error, render
-from patterndsl.files import refuse_existing
+from patterndsl.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -39,14 +39,13 @@ def say_json(data: object) -> None:
 
 
 def picture_format(arguments: argparse.Namespace, formats: Sequence[str]) -> str | None:
-    """The output's suffix. Raises PatternError (E701) on another one, (E602) where the file is there already."""
+    """The output's suffix. Raises PatternError (E701) on another one, (E602) where it cannot be written."""
     if arguments.output is None:
         return None
     suffix: str = os.path.splitext(arguments.output)[1].lower()
     if suffix not in formats:
         raise error("E701", f"a picture cannot be {arguments.output}", None, f"end it with {', '.join(formats)}")
-    if not arguments.force:
-        refuse_existing(arguments.output)
+    refuse_unwritable(arguments.output, overwrite=arguments.force)
     return suffix
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.calls import call_of
@@ -150,7 +151,15 @@ def _pairs(found: Check) -> str:
 def _verdict(found: Check) -> str:
     import sys
 
-    word, ansi = ("passed", "32") if found.passed else ("FAILED, more than twice dense SDPA's error", "1;31")
+    word, ansi = "passed", "32"
+    if not found.passed:
+        is_nan = any(math.isnan(item.dense_error) for item in found.deviations)
+        why = (
+            "float64 too has NaN: a tensor or score is no finite number"
+            if is_nan
+            else "more than twice dense SDPA's error"
+        )
+        word, ansi = f"FAILED, {why}", "1;31"
     return f"\x1b[{ansi}m{word}\x1b[0m" if shows_color(sys.stdout) else word
 
 

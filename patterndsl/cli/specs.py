@@ -34,12 +34,12 @@ def pattern_of(spec: str, arguments: argparse.Namespace) -> Pattern:
         _check_used(params, spec, arguments)
         grid = {name: _param_number(text) for name, text in _pairs("--grid", _axes(arguments.grid)).items()}
         found = parse(spec, params, grid or None, _pairs("--declare", arguments.declare) or None)
-        return _of_term(found, arguments.term)
+        return of_term(found, arguments.term)
     for option, given in (("--grid", arguments.grid), ("--declare", arguments.declare)):
         if given:
             raise error("E701", f"{option} is for expressions; {spec} is a file", None, f"change it in {spec}")
     pattern = load(spec)
-    return _of_term(pattern.with_params(**params) if params else pattern, arguments.term)
+    return of_term(pattern.with_params(**params) if params else pattern, arguments.term)
 
 
 def single(pattern: Pattern) -> Pattern:
@@ -60,7 +60,7 @@ def other_single(pattern: Pattern) -> Pattern:
     return pattern
 
 
-def _of_term(pattern: Pattern, name: str | None) -> Pattern:
+def of_term(pattern: Pattern, name: str | None) -> Pattern:
     """One term of a pattern by its name. Raises PatternError (E701) where there is none."""
     if name is None:
         return pattern

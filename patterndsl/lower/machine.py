@@ -72,7 +72,8 @@ def constants_of(device_type: str, device: str | None) -> Constants:
     try:
         found = calibration_from(path)
     except PatternError:
-        return Constants(usual, f"built-in constants: {path} is damaged; measure again: patterndsl calibrate")
+        cure = f"patterndsl calibrate{_option(device_type)}"
+        return Constants(usual, f"built-in constants: {path} is damaged, or of another version; measure again: {cure}")
     misfit = _misfit(found, device_type, device)
     if misfit:
         return Constants(usual, f"built-in constants: those of {path} are {misfit}")

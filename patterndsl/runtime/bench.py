@@ -285,6 +285,8 @@ def _preparation(program: Program, inputs: Inputs | None, planning: float, on_ev
     num_heads = bound.num_heads if len(bound.groups) > 1 else None
     pairs = (num_heads or 1) * bound.sizes.q_len * bound.sizes.kv_len
     limit = MASK_PAIRS.get(device.type, 0)
+    if not pairs:
+        return Preparation(None, "it takes no mask of no pairs", ours, planning)
     if pairs > limit:
         return Preparation(None, f"{pairs:,} pairs are more than the {limit:,} that it is timed for", ours, planning)
     if on_event:

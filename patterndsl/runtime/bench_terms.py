@@ -54,6 +54,9 @@ def flex_of_terms(
         if made.num_pairs > limit:
             why = f"create_block_mask would look at {made.num_pairs:,} pairs, above the limit of {limit:,}"
             return Contestant("FlexAttention", (), skipped=why), None
+        if made.num_pairs == 0:
+            of = f"branch `{name}`" if name else "the pattern"
+            return Contestant("FlexAttention", (), skipped=f"it takes no mask of no pairs, and {of} has none"), None
         calls.append((name, made, made.block_mask()))
     building = time.perf_counter() - began
     compiled = [flex.compiled_flex() for _ in calls]

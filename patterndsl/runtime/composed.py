@@ -29,7 +29,7 @@ from patterndsl.runtime.scored import as_table, relation_of, tables_read
 from patterndsl.runtime.scored_term import ScoredTerm
 from patterndsl.runtime.summed import At, Features, summed
 from patterndsl.sema.bind import InputShape, bind
-from patterndsl.sema.parameters import Sizes
+from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted
 from patterndsl.source.sequence import Keys
 from patterndsl.syntax.tree import OWN_KEYS
 
@@ -70,8 +70,11 @@ class CompositeProgram:
         return self.sizes.kv_len if term.source == OWN_KEYS else self.pattern.num_keys(term.source, self.sizes.total)
 
     def term(self, name: str) -> Term:
-        """The term of a name."""
-        return next(term for term in self.pattern.terms if term.name == name)
+        """The term of a name. Raises InputError (E505) where there is none."""
+        named = {term.name: term for term in self.pattern.terms}
+        if name not in named:
+            raise input_error("E505", f"there is no term {name!r}", f"the terms are {', '.join(named)}")
+        return named[name]
 
     def program(self, name: str, num_keys: int) -> Program:
         """The program of a term for so many keys of its source."""
@@ -141,7 +144,7 @@ class CompositeProgram:
 
     def explain(self, *, head_dim: int = 64, train: bool = False, on_event: OnEvent | None = None) -> WholeExplanation:
         """The passes of each term, how their results meet, and what all should take; see `Program.explain`."""
-        pattern, parts = self.pattern, []
+        pattern, parts, head_dim = self.pattern, [], counted("head_dim", head_dim, 1, MAX_SIZE)
         for term in pattern.terms_at(self.layer):
             branch, program = pattern.branches[term.branch], self._usual(term)
             is_planned = branch.runs == "planned"

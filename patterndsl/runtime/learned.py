@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import Tensor
 
@@ -73,7 +73,8 @@ def learned_of(pattern: Composite, tensors: Mapping[Path, Tensor]) -> Learned:
 
 
 def check_learned(pattern: Composite, learned: Learned) -> None:
-    """Raises InputError (E501) where something that is learned is missing or unknown."""
+    """Raises InputError: E501 where something that is learned is missing or unknown, E503 on a source's keys that are
+    no pair of tensors."""
     branches = pattern.branches
     declared = [item.name for item in pattern.resolved.sources]
     gated = list(branches) if pattern.combine == "gate" else []
@@ -81,9 +82,18 @@ def check_learned(pattern: Composite, learned: Learned) -> None:
     known = [item.name for item in pattern.resolved.tables]
     read = {name for branch in branches.values() for name in tables_read(branch.bias)}
     check_names(pattern, "source", learned.sources, declared, {term.source for term in pattern.terms} - {OWN_KEYS})
+    for name, keys in learned.sources.items():
+        _check_pair(name, keys)
     check_names(pattern, "gate", learned.gates, gated, set(gated))
     check_names(pattern, "score", learned.scores, made, set(made))
     check_names(pattern, "table", learned.tables, known, read)
+
+
+def _check_pair(name: str, keys: object) -> None:
+    is_pair = isinstance(keys, tuple | list) and len(keys) == 2 and all(isinstance(x, Tensor) for x in keys)
+    if not is_pair or any(x.dim() != 4 for x in cast("Sequence[Tensor]", keys)):
+        help = f"give sources={{{name!r}: (key, value)}}, tensors [B, Hkv, T, D]"
+        raise input_error("E503", f"source `{name}` is no pair of such tensors", help)
 
 
 def check_gates(gates: Mapping[str, object], query: Tensor) -> None:
@@ -102,7 +112,9 @@ def check_gates(gates: Mapping[str, object], query: Tensor) -> None:
 def check_names(
     pattern: Composite, what: str, given: Mapping[str, object], known: Sequence[str], wanted: set[str]
 ) -> None:
-    """Raises InputError (E501) where names are missing or unknown."""
+    """Raises InputError (E501) where names are missing or unknown, or there are none."""
+    if not isinstance(given, Mapping):
+        raise input_error("E501", f"{what}s is {type(given).__name__}", f"give {what}s by name: {', '.join(known)}")
     for name in given:
         if name not in known:
             near = nearest(str(name), known)
@@ -112,7 +124,7 @@ def check_names(
         if what != "source":
             shape = {"gate": "[B, H, Tq]", "score": "[B, H, Tq, Tk]", "table": "[H, size]"}[what]
             help = f"give {what}s={{{name!r}: {shape}}}, or use patterndsl.nn.Attention, which makes them"
-            raise input_error("E501", f"{what} `{name}` is missing", help)
+            raise input_error("E501", f"{what} `{name}` is missing" if name else f"{what}s are missing", help)
         declared = next(item for item in pattern.resolved.sources if item.name == name)
         help = f"give sources={{{name!r}: (key, value)}}, or use patterndsl.nn.Attention, which makes them"
         if declared.kind in ("recall", "compress"):

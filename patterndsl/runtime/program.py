@@ -60,7 +60,7 @@ from patterndsl.runtime.planned import Planned, is_finite
 from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
-from patterndsl.sema.parameters import Sizes, integer
+from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted, integer
 
 MAX_GATHERED = 1 << 28
 
@@ -634,6 +634,7 @@ class Program:
         `str()` shows the plan for inference, or the one for training; `to_dict()` is all of it for JSON. head_dim: of
         the predictions; the plan itself is the one that runs, made for heads of 64.
         """
+        head_dim = counted("head_dim", head_dim, 1, MAX_SIZE)
         if "plan" not in self.__dict__ and not self.bound.inputs:
             self.plan = self._made_plan(on_event)
         title = " ".join(self.text.rpartition("\nattend: ")[2].split())  # a spec ends with its expression

@@ -255,8 +255,10 @@ class _One:
             )
             start = stop
         if not found:
-            empty = query.new_zeros((*query.shape[:3], value.shape[-1]))
-            return empty, query.new_full(query.shape[:3], -torch.inf)
+            # zeros that depend on the tensors, and on no number of them: a gradient is 0 and not missing
+            reached = sum(x[..., :0].sum() for x in (query, key, value))
+            empty = query.new_zeros((*query.shape[:3], value.shape[-1])) + reached
+            return empty, query.new_full(query.shape[:3], -torch.inf) + reached
         outs, lses = zip(*found, strict=True)
         return torch.cat(outs, 2)[:, :, : query.shape[2]], torch.cat(lses, 2)[:, :, : query.shape[2]]
 

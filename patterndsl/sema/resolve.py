@@ -256,6 +256,9 @@ class _Resolver(Expander):
             case "integer":
                 number = self.constant(value, scope, f"{what} must be")
                 label = f"{setting.name} of {kind.name}"
+                if isinstance(number, Const) and number.value < setting.least:  # before it divides anything
+                    message = f"`{label}` is {number.value}, and must be at least {setting.least}"
+                    raise self.report("E402", message, value.place, f"give {setting.least} or more")
                 self.require(Requirement("minimum", label, number, Const(setting.least), value.place))
                 return number
             case "real":

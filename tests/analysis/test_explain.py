@@ -250,6 +250,13 @@ def test_runs_are_shown_without_figures() -> None:
     assert "runs of equal `doc`, causal" in str(found) and "nothing runs" not in str(found)
 
 
+def test_tiles_that_a_call_tells_beside_lists_are_shown_without_figures() -> None:
+    found = patterndsl.load("examples/selected/selected-documents.yaml").explain(4096, heads=4, device="h100")
+    assert len(found.groups) == 2 and all(group.ways[0].runs for group in found.groups)
+    assert "tiles of which a call's inputs tell" in str(found) and "nothing runs" not in str(found)
+    assert "all heads, but what is not predicted: " in str(found)
+
+
 def test_masked_says_what_it_refuses() -> None:
     pattern = patterndsl.parse("causal & q.doc < k.doc", inputs={"doc": "int[N]"})
     found = pattern.compile(8192, backend="masked").explain()

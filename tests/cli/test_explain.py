@@ -118,6 +118,8 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_work(
     monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: pytest.fail("it was measured"))
     assert main(["calibrate"]) == 1
     assert "E602" in capsys.readouterr().err
+    assert main(["calibrate", "-o", str(tmp_path / "none" / "mine.json")]) == 1
+    assert "mkdir -p" in capsys.readouterr().err
 
 
 @pytest.mark.cuda

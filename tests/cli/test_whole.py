@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 import patterndsl
 from patterndsl.cli import main
@@ -161,6 +162,16 @@ def test_a_wrong_result_fails(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["bench", PARTS, *map(str, SIZES), "--seconds", "0"]) == 1
 
 
+def test_a_bias_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "attend: causal\nbias: log(q - k - 1)\n", *map(str, SIZES)]) == 1
+    assert "FAILED, float64 too has NaN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sizes", [("-n", 0), ("--q-len", 3, "--kv-len", 0), ("--q-len", 0, "--kv-len", 3)])
+def test_scores_of_nothing_have_gradients(sizes: tuple[object, ...], said: Said) -> None:
+    assert said("run", "attend: all\nbias: k - q\n", *sizes, "--heads", 2, "--backward")["check"]["passed"]
+
+
 def test_rows_are_sampled_where_there_are_many(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "ALL_ROWS_PAIRS", 100)
     monkeypatch.setattr(trial, "PAIRS_AT_ONCE", 500)
@@ -207,6 +218,30 @@ def test_a_difference_names_what_only_one_has(capsys: pytest.CaptureFixture[str]
     assert "the two are equal: Proven" in out and "beside pairs they differ in their scores" in out
 
 
+def test_the_one_relation_of_a_pattern_is_compared_with_that_of_the_sequence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["diff", PARTS, "recent(6)", "-n", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "of self\nthe two are equal: Proven" in out and "of rows: only the first has it" in out
+    assert main(["diff", "causal", str(EXAMPLES / "sources" / "native-sparse.yaml"), "-n", "20"]) == 1
+    assert "of self: only the first has it" in capsys.readouterr().out
+
+
+def test_a_term_is_compared_with_the_same_term(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["diff", *[str(EXAMPLES / "sources" / "sinkhorn.yaml")] * 2, "-n", "70", "-o", str(tmp_path / "x.png")]
+    assert main(words) == 2
+    assert "add --term self" in capsys.readouterr().err
+    assert main([*words, "--term", "self"]) == 0 and (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("words", [("causal", "-n", 0), (str(EXAMPLES / "sources" / "native-sparse.yaml"), "-n", 1)])
+def test_what_has_no_pairs_is_raced(words: tuple[object, ...], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "create_block_mask", create_block_mask)
+    (pattern,) = said("bench", *words, "--backward", "--seconds", 0)["patterns"]
+    assert "no pairs" in pattern["preparation"]["skipped"]
+
+
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
@@ -220,6 +255,7 @@ def test_a_difference_names_what_only_one_has(capsys: pytest.CaptureFixture[str]
         ("diff examples/learned/topics-and-strides.yaml causal", 1, "input `topic` is missing"),
         ("bench examples/sources/alibi.yaml -n 9 --term slf", 2, "there is no term `slf`"),
         ("explain examples/sources/native-sparse.yaml", 2, "no length is given"),
+        ("bench examples/sources/alibi.yaml -n 9 -o {path.parent}/none/x.svg", 1, "there is no folder"),
     ],
 )
 def test_what_cannot_be_asked(

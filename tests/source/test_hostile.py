@@ -219,3 +219,27 @@ def test_a_mean_is_of_the_branches_that_take_part_in_a_layer(layer: int, parts: 
     outputs = [torch.nn.functional.scaled_dot_product_attention(query, key, value, keep[name]) for name in parts]
     found = patterndsl.parse(text).compile(6, heads=HEADS, layer=layer)(query, key, value)
     torch.testing.assert_close(found, sum(outputs[1:], outputs[0]) / len(outputs), rtol=0, atol=1e-9)
+
+
+def test_sources_of_a_program_are_pairs_and_terms_have_names() -> None:
+    program: Any = patterndsl.parse("sources: {m: memory(2)}\nattend: {self: causal, m: all}").compile(6, heads=HEADS)
+    x = torch.zeros(1, HEADS, 6, 4)
+    for wrong in (None, x, (x,), (x, None), (x[0], x[0])):
+        with pytest.raises(InputError, match="E503"):
+            program(x, x, x, sources={"m": wrong})
+    for kind in ("sources", "gates", "tables", "scores"):
+        with pytest.raises(InputError, match=f"E501.*{kind} is int"):
+            program(x, x, x, **{"sources": {"m": (x, x)}, kind: 3})
+    with pytest.raises(InputError, match=r"E505.*\n.*self, m"):
+        program.program("n", 2)
+    for head_dim in (0, "64"):
+        with pytest.raises(InputError, match="E406"):
+            program.explain(head_dim=head_dim)
+    with pytest.raises(InputError, match="E406"):
+        patterndsl.parse("causal").compile(6).explain(head_dim=0)
+
+
+@pytest.mark.parametrize("maker", ["pool(0)", "pool(4, stride = 0)", "memory(0)", "'project(0, 8)'"])
+def test_settings_that_are_too_small_are_told_and_not_what_they_divide(maker: str) -> None:
+    with pytest.raises(patterndsl.PatternError, match=r"E402.* is 0, and must be at least 1"):
+        patterndsl.parse(f"sources:\n  m: {maker}\nattend: {{self: all, m: all}}")
