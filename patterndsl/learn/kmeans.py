@@ -76,15 +76,17 @@ class KMeans(nn.Module):
         return self.assigned(key, (top,)).members[top]
 
     def _unit(self, key: Tensor) -> Tensor:
-        return normalize(key.detach().to(self.centroids.dtype), dim=-1)
+        """Directions; 0 for keys with NaN or infinity, which are nearest to no centroid and move none."""
+        unit = normalize(key.detach().to(self.centroids.dtype), dim=-1)
+        return unit.where(unit.isfinite().all(-1, keepdim=True), 0.0)
 
     @torch.no_grad()
     def update(self, key: Tensor, keep: Tensor | None = None, labels: Tensor | None = None) -> None:
         """A training step: counts and sums of what each centroid is nearest to, decayed; a centroid is its mean.
 
-        keep: bool [B, T], False for padding, which moves nothing. labels: of these keys, if they are known. Counts are
-        smoothed by 1e-5 (Laplace), so a centroid without keys stays where it is. The first step starts from keys of the
-        batch, evenly spaced.
+        keep: bool [B, T], False for padding, which moves nothing; keys with NaN or infinity do not either. labels: of
+        these keys, if they are known. Counts are smoothed by 1e-5 (Laplace), so a centroid without keys stays where it
+        is. The first step starts from keys of the batch, evenly spaced.
         """
         with torch.autocast(key.device.type, enabled=False):
             unit = self._unit(key)

@@ -240,6 +240,21 @@ def test_centroids_are_running_means() -> None:
         torch.testing.assert_close(learner.centroids[head], torch.stack(centroids), rtol=0, atol=1e-12)
 
 
+def test_what_is_no_number_moves_no_centroid() -> None:
+    torch.manual_seed(0)
+    key = torch.randn(2, 2, 9, 8)
+    key[0, 1, 0, 3], key[1, 0, 4] = torch.nan, torch.inf
+    learner, zero = KMeans(2, 8, 3), key.clone()
+    zero[0, 1, 0], zero[1, 0, 4] = 0, 0
+    other = KMeans(2, 8, 3)
+    for step in (learner, other):
+        for _ in range(2):
+            step.update(key if step is learner else zero)
+    assert learner.centroids.isfinite().all()
+    assert torch.equal(learner.centroids, other.centroids)
+    assert torch.equal(learner.members(key, 2), other.members(zero, 2))
+
+
 def test_a_layer_learns_its_clusters_in_training_alone() -> None:
     torch.manual_seed(0)
     layer = Attention("labels: {c: kmeans(clusters = 4)}\nattend: causal & (same(c) | recent(4))", 32, 4, kv_heads=2)
