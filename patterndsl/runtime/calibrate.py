@@ -84,7 +84,7 @@ def calibrate(device: torch.device, *, on_event: OnEvent | None = None) -> Calib
             step()
     if on_event is not None:
         on_event("measuring", len(steps), len(steps))
-        tuned = _tuned(device, on_event)
+    tuned = _tuned(device, on_event)
     name = device_name(device)
     machine = replace(found.machine, name=name)
     torch_is = torch_version() or torch.__version__

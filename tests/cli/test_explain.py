@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from patterndsl.cli import main
+from patterndsl.lower.costs import CPU
 from patterndsl.lower.machine import stored_path
 from patterndsl.runtime import calibrate, measure
 from patterndsl.runtime.calibrate import Setting
@@ -129,6 +131,13 @@ def test_a_gpu_is_measured(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     data = json.loads(said("calibrate", "--device", "cuda", "--json"))
     assert data["device"] == torch.cuda.get_device_name() and data["measured"]["sparse_kernel"] == "triton"
     assert f"measured with torch {torch.__version__}" in said(*WORDS, "--device", "cuda")
+
+
+def test_nobody_has_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in ("dense", "short", "few", "masked", "merging", "calls", "sparse"):
+        monkeypatch.setattr(calibrate._Measurement, step, lambda _: None)
+    found = calibrate.calibrate(torch.device("cpu"))
+    assert found.tuned == () and found.machine == replace(CPU, name=found.device)
 
 
 def test_each_step_of_a_measurement_is_said() -> None:
