@@ -1,6 +1,6 @@
 """On which blocks do generated kernels work? What a calibration found fastest, for each use, as plain data.
 
-Kernels read it when they run and never measure: see `runtime.kernels.choice`. What is built in stands there too.
+Kernels read it when they run and never measure: see `runtime.kernels.shapes`. What is built in stands there too.
 """
 
 from __future__ import annotations

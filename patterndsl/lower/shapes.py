@@ -1,7 +1,8 @@
 """What does a cell look like inside? Everything, a triangle, a band, a small mask, a few keys here and there, or tiles.
 
-The first four run as dense attention on views, the last one as block-sparse attention. What is said is exact: a shape
-is taken only where the relation is that, by its normal form or by a descent that finds no pair to tell them apart.
+The first four run as dense attention on views, keys one by one, tiles as block-sparse attention. What is said is exact:
+a shape is taken only where the relation is that, by its normal form or by a descent that finds no pair to tell them
+apart.
 """
 
 from __future__ import annotations
