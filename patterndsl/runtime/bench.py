@@ -104,7 +104,7 @@ def compare(
         preparation = _preparation(program, inputs, planning, on_event)
         found.append(flex_attention(program, tensors, inputs))
     if rivals.masked_memory:
-        found += masked(program, tensors, inputs, backward)
+        found += masked(program, tensors, backward)
     result = contest((*found, *others), tensors, backward=backward, limits=limits, on_event=on_event)
     return Comparison(program.text, program.backend, result, preparation)
 
@@ -177,7 +177,7 @@ def _dense_variants(truth: Program, attend: Attend, tensors: Tensors) -> tuple[V
     )
 
 
-def masked(program: Program, tensors: Tensors, inputs: Inputs | None, backward: bool) -> list[Contestant]:
+def masked(program: Program, tensors: Tensors, backward: bool) -> list[Contestant]:
     """SDPA with the pattern as a mask, for its memory: empty where there is none, or it is out of reach."""
     sizes, bound = program.bound.sizes, program.bound
     if isinstance(bound.relation, Everything) or (bound.relation == Compare("<=", K, Q) and _is_square(program)):

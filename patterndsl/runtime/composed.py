@@ -298,7 +298,7 @@ def combined(
             settings, decay = pattern.score_settings(name), pattern.decay(name, query.shape[1], call.asked.layer)
             features = Features(branch.score.name, settings, learned.directions.get(name), decay)
             before, at = learned.sums.get(name), At(call.sizes, call.asked.layer)
-            outputs[name], after = summed(branch, features, query, keys, at, call.inputs, before)
+            outputs[name], after = summed(features, query, keys, at, call.inputs, before)
             if after is not None:
                 learned.after[name] = after
             continue

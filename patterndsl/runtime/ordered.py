@@ -140,7 +140,7 @@ class Ordered:
 
     def _launches(self, query: Tensor, key: Tensor, given: Inputs) -> Sequence[tuple[WorkLists, Asked]]:
         orders = {name: order_of(given[name]) for name in {item.order for item in self.ready} if name is not None}
-        read = {table for item in self.ready for table in item.predicate.tables if not isinstance(table, Random)}
+        read = {table for item in self.ready for table in item.predicate.facets}
         facets = {(name, facet): _facet(name, facet, given, orders) for name, facet in read}
         of_name = {name: Orders(order, order, True) for name, order in orders.items()}
         kv_group = query.shape[1] // key.shape[1]

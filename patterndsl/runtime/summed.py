@@ -27,7 +27,7 @@ from patterndsl.sema.parameters import Sizes
 from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
-    from patterndsl.terms import Branch, Term
+    from patterndsl.terms import Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,6 @@ def _directions(number: int, head_dim: int, is_orthogonal: bool, seed: int) -> T
 
 
 def summed(
-    branch: Branch,
     features: Features,
     query: Tensor,
     keys: Sequence[tuple[Term, Keys]],

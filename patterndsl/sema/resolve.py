@@ -210,7 +210,7 @@ class _Resolver(Expander):
             raise self.report("E208", f"`{declared.name}` is a key of branches", declared.place, "choose another name")
         name = self.called(expr, SOURCES, "kind of source", "keys come from a source", "the sources are")
         kind = SOURCES[name]
-        given = self.source_settings(kind, expr, scope)
+        given = self.source_settings(kind, expr)
         known = {setting.name: setting for setting in kind.settings}
         settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())
         if kind.name == "compress":
@@ -220,7 +220,7 @@ class _Resolver(Expander):
         self.sources[declared.name] = SourceDeclaration(declared.name, kind.name, settings, declared.place)
         return Const(0)
 
-    def source_settings(self, kind: SourceKind | ScoreKind, expr: ast.Expr, scope: Scope) -> dict[str, ast.Expr]:
+    def source_settings(self, kind: SourceKind | ScoreKind, expr: ast.Expr) -> dict[str, ast.Expr]:
         """The expression of each setting, those left out by their defaults."""
         names = tuple(setting.name for setting in kind.settings)
         given: dict[str, ast.Expr] = {}
@@ -316,7 +316,7 @@ class _Resolver(Expander):
         if kind.kind == "synthesized" and set(makers) <= {"product"}:
             help = f"write synthesize(dense, length = 4096); there are {', '.join(MAKERS)}"
             raise self.report("E204", "`synthesize` needs to be told who makes scores up", expr.place, help)
-        given = self.source_settings(kind, expr, scope)
+        given = self.source_settings(kind, expr)
         known = {setting.name: setting for setting in kind.settings}
         factors = {name: given.pop(name) for name in tuple(given) if known[name].takes == "factor"}
         settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())

@@ -61,24 +61,18 @@ def asked_of(
     given: Inputs,
     draws: Mapping[Random, Tensor],
     orders: Orders | None = None,
-    placed_by: str | None = None,
 ) -> Asked:
-    """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length].
-    placed_by: the input whose ranks are the places of these orders, see `predicate_of`."""
-    predicate = predicate_of(relation, sizes, placed_by)
-    return asked_by(predicate, sizes, facets_asked(predicate, given), draws, orders)
-
-
-def facets_asked(predicate: Predicate, given: Inputs) -> Facets:
-    """What it looks up of inputs."""
-    read = (table for table in predicate.tables if not isinstance(table, Random))
-    return {(name, facet): facet_of(given[name], facet) for name, facet in read}
+    """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length]."""
+    predicate = predicate_of(relation, sizes)
+    facets = {(name, facet): facet_of(given[name], facet) for name, facet in predicate.facets}
+    return asked_by(predicate, sizes, facets, draws, orders)
 
 
 def asked_by(
     predicate: Predicate, sizes: Sizes, facets: Facets, draws: Mapping[Random, Tensor], orders: Orders | None = None
 ) -> Asked:
-    """A predicate with what it looks up."""
+    """A predicate with what it looks up: of inputs as `data.facet_of` has it, of draws as `draws_for`. orders: whose
+    places those are that a predicate asks for by a rank, see `predicate_of`."""
     from patterndsl.runtime.kernels.source import function_of
 
     numbers, tables = list(predicate.numbers), list[Tensor]()

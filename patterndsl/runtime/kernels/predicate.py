@@ -45,12 +45,17 @@ class Predicate:
     and of the places where these stand; what it returns is narrower than a tile where it depends on one side alone.
 
     numbers: the constants, first in the argument of that name; behind them come those of each table, see
-    `launch.arguments`. tables: what is looked up, in order.
+    `asked.asked_by`. tables: what is looked up, in order.
     """
 
     text: str
     numbers: tuple[int, ...]
     tables: tuple[Table, ...]
+
+    @property
+    def facets(self) -> tuple[tuple[str, Facet], ...]:
+        """What is looked up of inputs."""
+        return tuple(table for table in self.tables if not isinstance(table, Random))
 
 
 @lru_cache(maxsize=256)
@@ -266,8 +271,3 @@ _FUNCTIONS: dict[str, Callable[[list[str]], str]] = {
     "isqrt": lambda arguments: f"integer_root({arguments[0]})",
     "log2": lambda arguments: f"integer_log2({arguments[0]})",
 }
-
-
-def draws_in(predicate: Predicate) -> Iterator[Random]:
-    """What the predicate draws."""
-    return (table for table in predicate.tables if isinstance(table, Random))
