@@ -26,10 +26,11 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels import work
-from patterndsl.runtime.kernels.asked import Asked, Orders, asked_of
+from patterndsl.runtime.kernels.asked import Asked, Orders, asked_by
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.hashing import hashed
 from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.kernels.predicate import predicate_of
 from patterndsl.runtime.ordered import Ordered
 from patterndsl.sema.parameters import Sizes
 
@@ -142,7 +143,7 @@ def test_launches_in_orders(
         tables = Orders(
             random_orders(rows, orders, q_len, number_q), random_orders(rows, orders, kv_len, number_k), not holes
         )
-        launches.append(asked_of(relation, sizes, {}, {}, tables, "b"))
+        launches.append(asked_by(predicate_of(relation, sizes, "b"), sizes, {}, {}, tables))
         q_place, k_place = place_of(tables.query, q_len)[..., None], place_of(tables.key, kv_len)[..., None, :]
         back = q_place // size - k_place // size
         counts += (back >= 0) & (back <= 1) & rest
