@@ -202,9 +202,10 @@ class CompositeProgram:
         gates: where branches are gated, a weight for each branch by name, [B, H, Tq] or what broadcasts to it. scores:
         of branches that synthesize, [B or 1, H, Tq, Tk], by name, "" for the only one. tables: what biases look up,
         [H, size], or [H, size, D] of vectors. roles: what each role has of its own, {"globals": {"query": tensor}}, see
-        `runtime.projected`. A row without keys in a branch gets 0 from it, and -inf as its
-        log-sum-exp. Raises InputError: E501 on what is missing or unknown, E505 where several branches, or one that
-        knows no single scores, are asked for a log-sum-exp.
+        `runtime.projected`. return_labels: with the inputs of the call, labels and selections among them, as the last
+        that is returned. A row without keys in a branch gets 0 from it, and -inf as its log-sum-exp. Raises InputError:
+        E501 on what is missing or unknown, E502 on inputs and gates, E503 on tensors that do not fit, E505 where
+        several branches, or one that knows no single scores, are asked for a log-sum-exp.
         """
         learned = Learned(sources or {}, gates or {}, scores or {}, tables or {}, roles={} if roles is None else roles)
         if return_labels:

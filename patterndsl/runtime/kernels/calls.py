@@ -29,7 +29,8 @@ def forward(
     *,
     goes_on: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Output and lse. into: where they are written; goes_on: whether they are merged with what is there."""
+    """Output and lse, as `launch.forward` has them. into: where they are written; goes_on: whether they are merged with
+    what is there. scale: any number."""
     from patterndsl.runtime.kernels import launch
 
     query, scale = positive(query, scale)

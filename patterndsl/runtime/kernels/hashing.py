@@ -18,7 +18,7 @@ MOST_CHANNELS = 128
 
 
 def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
-    """`lsh_labels` of key [B, H, T, D], in the narrowest integers that hold them; [B, H, rounds, T]."""
+    """`lsh_labels` of key [B, H, T, D], in int16 or int32: [B, H, rounds, T]. Without gradient."""
     sizes = factors_of(buckets)
     dtype = torch.int16 if buckets <= 1 << 15 else torch.int32
     batch, heads, length, dim = key.shape

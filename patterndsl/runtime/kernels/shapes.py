@@ -35,6 +35,9 @@ patterns that were tried but one. Sinks beside a window, with heads of 64, took 
 are scattered."""
 
 
+ROLES: tuple[Role, Role, Role] = ("forward", "queries", "keys")
+
+
 class Shapes(NamedTuple):
     """Of the forward kernel, of the gradient of queries, and of that of keys and values."""
 
@@ -75,9 +78,6 @@ def shapes_for(
             forward = usual.forward
     assert isinstance(queries, Blocks) and isinstance(keys, Blocks), "the kernel of Hopper goes forward"
     return Shapes(forward, queries, keys)
-
-
-ROLES: tuple[Role, Role, Role] = ("forward", "queries", "keys")
 
 
 @cache
