@@ -67,6 +67,8 @@ Attend = Callable[[Tensors], Tensor]
 
 
 def pattern_of(text: str) -> Pattern:
+    if text == PATTERNS["neighborhood-2d"]:
+        return patterndsl.load(ROOT / text).with_params(kernel=13)
     return patterndsl.load(ROOT / text) if text.endswith(".yaml") else patterndsl.parse(text)
 
 
