@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def check(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def attended(leaves: tuple[Tensor, ...], kind: Elementwise | None, normalise: bool, **options: object) -> Tensor:
+def attended(leaves: tuple[Tensor, ...], kind: Elementwise | None, normalise: bool, **options: Any) -> Tensor:
     phi: Elementwise = "linear" if kind is None else kind
     return kernel_attention(
         *leaves,
@@ -64,7 +65,7 @@ def attended(leaves: tuple[Tensor, ...], kind: Elementwise | None, normalise: bo
         phi=phi,
         decay=DECAY,
         normalise=normalise,
-        **options,  # type: ignore[arg-type]
+        **options,
     )[0]
 
 

@@ -12,7 +12,7 @@ import patterndsl
 from patterndsl.lower.lookup import Lookup
 from patterndsl.show.cells import Caption, Cells, caption, find_cells
 from patterndsl.show.image import image_cell, merged_runs, png, scene, svg
-from patterndsl.show.palette import LIGHT
+from patterndsl.show.palette import LIGHT, Tone
 from patterndsl.show.quadtree import EMPTY, FULL, PARTIAL
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -32,9 +32,10 @@ def test_png_pixels_are_the_cells(cell: int, n: int) -> None:
     assert image.size == (plan.width, plan.height)
     middles = plan.pixel // 2 + plan.pixel * np.arange(len(cells.states))
     seen = np.asarray(image)[plan.top + middles][:, plan.left + middles]
-    for state, tone in ((EMPTY, "empty"), (PARTIAL, "partial"), (FULL, "full")):
+    tones: dict[int, Tone] = {EMPTY: "empty", PARTIAL: "partial", FULL: "full"}
+    for state, tone in tones.items():
         expected = (cells.states == state)[..., None] & np.ones(3, dtype=bool)
-        color = np.array(ImageColor.getrgb(LIGHT[tone]))  # type: ignore[index]
+        color = np.array(ImageColor.getrgb(LIGHT[tone]))
         assert (np.abs(seen.astype(int) - color)[expected] <= 2).all(), tone
 
 

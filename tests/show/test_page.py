@@ -34,7 +34,7 @@ def unpacked(group: dict[str, Any]) -> list[Any]:
     levels, offset = [], 0
     for count in group["counts"]:
         planes = flat[offset : offset + 16 * count].reshape(4, 4, count).astype(np.int64)
-        levels.append(sum(planes[:, byte] << (8 * byte) for byte in range(4)).T)  # type: ignore[union-attr]
+        levels.append((planes << 8 * np.arange(4)[:, None]).sum(1).T)
         offset += 16 * count
     assert offset == len(flat)
     return levels

@@ -545,8 +545,9 @@ def test_wrong_tensors(roles: Any, message: str) -> None:
         roles = {"globals": {what: words.get((what, x), x) for what, x in roles["globals"].items()}}
     with pytest.raises(PatternError, match=message):
         patterndsl.attention(query, key, value, pattern, roles=roles)
+    program: Any = pattern.compile(9, heads=HEADS)
     with pytest.raises(PatternError, match=message):
-        pattern.compile(9, heads=HEADS)(query, key, value, roles=roles)  # type: ignore[call-overload]
+        program(query, key, value, roles=roles)
 
 
 def test_roles_are_of_patterns_that_declare_some() -> None:
