@@ -89,8 +89,8 @@ def decode_kernel(
         is_older = (rank >= 0) & (rank < num_older)
         last = tl.load(lasting + rank, mask=is_older, other=-1)
         k_places = tl.where(is_ring, tl.where(place < ring, newest, -1), last)
-        q_at, k_at = places[:, None], k_places[None, :]
-        kept = keep(q_at, k_at, q_at, k_at, head[:, None], row, numbers, tables)
+        q_place, k_place = places[:, None], k_places[None, :]
+        kept = keep(q_place, k_place, q_place, k_place, head[:, None], row, numbers, tables)
         kept = kept & (k_places >= 0)[None, :] & is_row[:, None]
         needed = tl.max(kept.to(tl.int32), 0) > 0
         if skips:
