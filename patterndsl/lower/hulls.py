@@ -135,6 +135,64 @@ def ordered_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     return tuple(sorted(found, key=lambda hull: len(hull.heads), reverse=True))
 
 
+FEWEST_TOGETHER = 16
+"""Queries and keys of the smallest tiles: where as many queries list blocks together, tiles of positions hold them; of
+fewer keys in a block, no tile is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHulls:
+    """Hulls of lists that kernels take with slots for queries, see `runtime.slotted`, and of what is beside them."""
+
+    listed: tuple[Hull, ...]
+    beside: tuple[Hull, ...]
+
+
+def slot_hulls(bound: Bound, machine: Machine) -> SlotHulls | None:
+    """Hulls of routes, and of blocks of `FEWEST_TOGETHER` keys or more that fewer queries list; and of other terms,
+    whatever the fallback.
+
+    None where nothing is listed so; where something is listed in another way, or by a route that another term leaves
+    out, which would be asked pair by pair; where other terms compute too much; and where a mean has any.
+    """
+    if not any(shape.selection is not None for shape in bound.inputs):
+        return None
+    if bound.merge == "set":
+        found = list(_tiled(replace(bound, fallback=None), machine, in_call=False))
+    else:
+        found = []
+        for group in bound.groups:
+            terms, listed = apart(group.relation, bound)
+            for lists, rest in listed.items():
+                relation = listed_relation(lists, rest, bound)
+                found.append(Hull(group.heads, None, (), relation, (Said(EVERYTHING, rest),), lists=lists))
+            for term in terms:
+                alone = HeadGroup(term, group.heads)
+                part = replace(bound, relation=term, groups=(alone,), merge="set", fallback=None)
+                found.extend(_tiled(part, machine, in_call=False))
+    listed_hulls, beside = (
+        tuple(hull for hull in found if (hull.lists is None) == is_other) for is_other in (False, True)
+    )
+    if not listed_hulls or not all(_has_slots(hull, bound) for hull in listed_hulls):
+        return None
+    asked = {node.name for hull in beside for node in lists_in(hull.relation)}
+    if asked or (beside and bound.merge == "mean"):
+        return None
+    unordered = [hull for hull in beside if hull.order is None and inputs_read(hull.relation)]
+    if _share(beside, bound, SMALL_ON_GPU) > MAX_SHARE or _share(unordered, bound, SMALL) > MAX_SHARE:
+        return None
+    return SlotHulls(listed_hulls, tuple(sorted(beside, key=lambda hull: len(hull.heads), reverse=True)))
+
+
+def _has_slots(hull: Hull, bound: Bound) -> bool:
+    """Whether the lists of a hull are taken so, and no more is asked of any route."""
+    assert hull.lists is not None
+    routes = {name for item in bound.inputs if item.selection and item.selection.label for name in item.names}
+    if any(node.name in routes for node in lists_in(hull.said[0].rest)):
+        return False
+    return hull.lists.is_route or hull.lists.per < FEWEST_TOGETHER <= hull.lists.of
+
+
 def _summands(bound: Bound) -> Iterator[Bound]:
     """The pattern, or each term of a multiset, as one relation."""
     if bound.merge == "set":
@@ -416,4 +474,15 @@ def _placed(index: Index, order: str | None) -> Index | None:
             return None
 
 
-__all__ = ["Hull", "Lists", "apart", "hull_of", "hulls", "is_told", "listed_relation", "num_listed", "ordered_hulls"]
+__all__ = [
+    "Hull",
+    "Lists",
+    "apart",
+    "hull_of",
+    "hulls",
+    "is_told",
+    "listed_relation",
+    "num_listed",
+    "ordered_hulls",
+    "slot_hulls",
+]

@@ -124,11 +124,17 @@ def place_of(order: Tensor) -> Tensor:
 
 
 def checked_inputs(
-    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None, *, wide: bool = True
+    bound: Bound,
+    inputs: Inputs | None,
+    device: torch.device,
+    batch: int | None = None,
+    *,
+    wide: bool = True,
+    once: bool = True,
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
     label of several rounds by the name of each, lists row by row, each key of a row once. wide: False leaves values in
-    the integers that they came in.
+    the integers that they came in; once: False leaves lists as they came, those of all routes in one.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -147,6 +153,9 @@ def checked_inputs(
     found = dict[str, Tensor]()
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
+        if shape.selection is not None and not once:
+            found[name] = values.flatten(-2)
+            continue
         values = values.to(torch.int64) if wide or shape.selection is not None else values
         if shape.selection is not None:
             values = _each_once(values, shape.selection.num_blocks)

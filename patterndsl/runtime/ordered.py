@@ -75,8 +75,12 @@ class Ordered:
 
         Memory beyond these: what orders take, a number for each place of each round.
         """
+        return attended(query, key, value, self.run(query, key, given, scale))
+
+    def run(self, query: Tensor, key: Tensor, given: Inputs, scale: float) -> Run:
+        """How it is attended in one call."""
         call = _Call(self._launches(query, key, given), scale)
-        return attended(query, key, value, Run("masked", partial(self._results, call), partial(self._gradients, call)))
+        return Run("masked", partial(self._results, call), partial(self._gradients, call))
 
     def gradients(
         self,

@@ -25,7 +25,7 @@ from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
-from patterndsl.lower.hulls import Hull, hulls, ordered_hulls
+from patterndsl.lower.hulls import Hull, hulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants
@@ -57,6 +57,7 @@ from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
+from patterndsl.runtime.slotted import Slotted
 from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
@@ -472,9 +473,10 @@ class Program:
 
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
         """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
-        order is asked for."""
-        narrow, found = isinstance(self.on_kernels(query, key, value), Ordered), self._with_found(query, key, inputs)
-        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=not narrow)
+        order is asked for, and lists as they came where queries have slots."""
+        on_kernels, found = self.on_kernels(query, key, value), self._with_found(query, key, inputs)
+        wide, once = not isinstance(on_kernels, Ordered), not isinstance(on_kernels, Slotted)
+        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=wide, once=once)
 
     def run(
         self,
@@ -678,15 +680,15 @@ class Program:
             return Placed(self.hulls, self.bound, self.device)
         return Masked(self.hulls, self.bound.num_heads, self.bound.sizes, self.device)
 
-    def on_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | Telling | None:
-        """What runs these tensors in the place of all else where kernels take positions in the orders of a call, or
-        tiles that a call tells."""
+    def on_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | Telling | Slotted | None:
+        """What runs these tensors in the place of all else where kernels take positions in the orders of a call, tiles
+        that a call tells, or what it lists."""
         if self._on_kernels is None or leaves("triton", self.device.type, _call(query, key, value)) is not None:
             return None
         return self._on_kernels
 
     @cached_property
-    def _on_kernels(self) -> Ordered | Telling | None:
+    def _on_kernels(self) -> Ordered | Telling | Slotted | None:
         fallback = self.bound.fallback
         if self._asked not in ("auto", "masked") or not has_kernels(self.device):
             return None
@@ -694,6 +696,9 @@ class Program:
             return Telling(self.bound, self.device)
         if fallback is not None and not is_own_key(fallback):
             return None
+        listed = slot_hulls(self.bound, self.constants.machine)
+        if listed is not None:
+            return Slotted(listed, self.bound, self.device)
         found = ordered_hulls(self.bound, self.constants.machine)
         return None if found is None else Ordered(found, self.bound, self.device)
 

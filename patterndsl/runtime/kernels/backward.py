@@ -11,7 +11,11 @@ import triton
 import triton.language as tl
 
 from patterndsl.runtime.kernels.rows import (
+    APART,
+    BY_SLOT,
     LOG2E,
+    PLAIN_KEYS,
+    by_place,
     head_offset,
     load_norm,
     load_numbers,
@@ -51,18 +55,21 @@ def query_kernel(
     q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, False, ordered)
     q = load_tile(query, qb, qh, ql, row, head, first, q_rows, q_block, dim, padded, False, described)
     do = load_tile(grad_out, gb, gh, gl, row, head, first, q_rows, q_block, value_dim, value_padded, False, described)
-    o = load_tile(out, ob, oh, ol, row, head, first, q_rows, q_block, value_dim, value_padded, False, described)
+    told = by_place(q_rows, q_places, (APART & ordered) != 0)
+    into = by_place(q_rows, q_places, (BY_SLOT & ordered) != 0)
+    of_keys: tl.constexpr = ordered and (PLAIN_KEYS & ordered) == 0
+    o = load_tile(out, ob, oh, ol, row, head, first, told, q_block, value_dim, value_padded, False, described)
     sums = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if has_grad_lse:
-        sums -= load_numbers(grad_lse, lb, lh, ll, row, head, q_rows, 0.0, False)
-    norm = load_norm(lse, lb, lh, ll, row, head, q_rows, False)
-    store_numbers(delta, lb, lh, ll, row, head, q_rows, sums)  # parts of a row store the same
+        sums -= load_numbers(grad_lse, lb, lh, ll, row, head, told, 0.0, False)
+    norm = load_norm(lse, lb, lh, ll, row, head, told, False)
+    store_numbers(delta, lb, lh, ll, row, head, told, sums)  # parts of a row store the same, and so do its slots
     steps = scale * LOG2E
     acc = tl.zeros([q_block, padded], tl.float32)
     for at in tl.range(begin, stop, num_stages=stages):
         entry = tl.load(entries + at)
         k_first = (entry >> 1) * kv_block
-        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, even, ordered)
+        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, even, of_keys)
         k = load_tile(key, kb, kh, kl, row, kv_head, k_first, k_rows, kv_block, dim, padded, even, described)
         v = load_tile(
             value, vb, vh, vl, row, kv_head, k_first, k_rows, kv_block, value_dim, value_padded, even, described
@@ -85,8 +92,8 @@ def query_kernel(
         store_part(part, place, acc, q_block, padded)
     else:
         if adds:
-            acc += load_tile(grad_query, db, dh, dl, row, head, first, q_rows, q_block, dim, padded, False, False)
-        store_tile(grad_query, db, dh, dl, row, head, q_rows, acc, dim, padded)
+            acc += load_tile(grad_query, db, dh, dl, row, head, first, into, q_block, dim, padded, False, False)
+        store_tile(grad_query, db, dh, dl, row, head, into, acc, dim, padded)
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "numbers", "num_q_blocks", "turn"])
@@ -110,7 +117,9 @@ def key_kernel(
     stop = tl.load(piece + 4)
     slot = tl.load(piece + 5)
     k_places = first + tl.arange(0, kv_block)
-    k_rows = load_rows(k_order, kob, koh, row, kv_head * kv_group + turn, first, kv_len, kv_block, False, ordered)
+    of_keys: tl.constexpr = ordered and (PLAIN_KEYS & ordered) == 0
+    k_rows = load_rows(k_order, kob, koh, row, kv_head * kv_group + turn, first, kv_len, kv_block, False, of_keys)
+    into = by_place(k_rows, k_places, of_keys and (BY_SLOT & ordered) != 0)
     k = load_tile(key, kb, kh, kl, row, kv_head, first, k_rows, kv_block, dim, padded, False, described)
     v = load_tile(value, vb, vh, vl, row, kv_head, first, k_rows, kv_block, value_dim, value_padded, False, described)
     steps = scale * LOG2E
@@ -126,7 +135,8 @@ def key_kernel(
         q_first = block * q_block
         q_rows = load_rows(q_order, qob, qoh, row, head, q_first, q_len, q_block, even, ordered)
         q = load_tile(query, qb, qh, ql, row, head, q_first, q_rows, q_block, dim, padded, even, described)
-        norm = load_norm(lse, lb, lh, ll, row, head, q_rows, even)
+        told = by_place(q_rows, q_first + tl.arange(0, q_block), (APART & ordered) != 0)
+        norm = load_norm(lse, lb, lh, ll, row, head, told, even)
         scores = tl.dot(k, tl.trans(q), input_precision=precision)
         weights = tl.exp2(scores * steps - norm[None, :])
         if (entry & 1) != 0:
@@ -139,7 +149,7 @@ def key_kernel(
         )
         from_values = tl.dot(v, tl.trans(do), input_precision=precision)
         acc_value = tl.dot(weights.to(do.dtype), do, acc_value, input_precision=precision)
-        sums = load_numbers(delta, lb, lh, ll, row, head, q_rows, 0.0, even)
+        sums = load_numbers(delta, lb, lh, ll, row, head, told, 0.0, even)
         grad_scores = (weights * (from_values - sums[None, :])).to(q.dtype)
         acc_key = tl.dot(grad_scores, q, acc_key, input_precision=precision)
     acc_key *= scale
@@ -149,12 +159,12 @@ def key_kernel(
         store_part(part_value, place, acc_value, kv_block, value_padded)
     else:
         if adds:
-            acc_key += load_tile(grad_key, db, dh, dl, row, kv_head, first, k_rows, kv_block, dim, padded, False, False)
+            acc_key += load_tile(grad_key, db, dh, dl, row, kv_head, first, into, kv_block, dim, padded, False, False)
             acc_value += load_tile(
-                grad_value, eb, eh, el, row, kv_head, first, k_rows, kv_block, value_dim, value_padded, False, False
+                grad_value, eb, eh, el, row, kv_head, first, into, kv_block, value_dim, value_padded, False, False
             )
-        store_tile(grad_key, db, dh, dl, row, kv_head, k_rows, acc_key, dim, padded)
-        store_tile(grad_value, eb, eh, el, row, kv_head, k_rows, acc_value, value_dim, value_padded)
+        store_tile(grad_key, db, dh, dl, row, kv_head, into, acc_key, dim, padded)
+        store_tile(grad_value, eb, eh, el, row, kv_head, into, acc_value, value_dim, value_padded)
 
 
 @triton.jit(do_not_specialize=["length", "num_slots", "turn"])

@@ -11,8 +11,11 @@ import triton
 import triton.language as tl
 
 from patterndsl.runtime.kernels.rows import (
+    BY_SLOT,
     LN2,
     LOG2E,
+    PLAIN_KEYS,
+    by_place,
     head_offset,
     load_numbers,
     load_rows,
@@ -35,8 +38,8 @@ def attend_kernel(
     precision: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Output and lse of each piece. q_len, kv_len: places of queries and of keys; even: whether every block of keys is
-    whole; described: what query, key and value are, and ordered: whether places have an order, see `rows`; goes_on:
-    whether softmaxes begin with what is in out and lse."""
+    whole; described: what query, key and value are, and ordered: what orders places have, see `rows`; goes_on: whether
+    softmaxes begin with what is in out and lse."""
     piece = pieces + tl.program_id(0) * 6
     row = tl.load(piece) + tl.program_id(1)
     head = tl.load(piece + 1)
@@ -48,6 +51,8 @@ def attend_kernel(
     q_places = first + tl.arange(0, q_block)
     q_rows = load_rows(q_order, qob, qoh, row, head, first, q_len, q_block, False, ordered)
     q = load_tile(query, qb, qh, ql, row, head, first, q_rows, q_block, dim, padded, False, described)
+    into = by_place(q_rows, q_places, (BY_SLOT & ordered) != 0)
+    of_keys: tl.constexpr = ordered and (PLAIN_KEYS & ordered) == 0
     steps = scale * LOG2E
     top = tl.full([q_block], -float("inf"), tl.float32)
     total = tl.zeros([q_block], tl.float32)
@@ -61,7 +66,7 @@ def attend_kernel(
     for at in tl.range(begin, stop, num_stages=stages):
         entry = tl.load(entries + at)
         k_first = (entry >> 1) * kv_block
-        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, even, ordered)
+        k_rows = load_rows(k_order, kob, koh, row, head, k_first, kv_len, kv_block, even, of_keys)
         k = load_tile(key, kb, kh, kl, row, kv_head, k_first, k_rows, kv_block, dim, padded, even, described)
         scores = tl.dot(q, tl.trans(k), input_precision=precision)
         if (entry & 1) != 0:
@@ -90,8 +95,8 @@ def attend_kernel(
         store_part(part_out, place, acc, q_block, value_padded)
         tl.store(part_lse + place * q_block + tl.arange(0, q_block), found)
     else:
-        store_tile(out, ob, oh, ol, row, head, q_rows, acc, value_dim, value_padded)
-        store_numbers(lse, lb, lh, ll, row, head, q_rows, found)
+        store_tile(out, ob, oh, ol, row, head, into, acc, value_dim, value_padded)
+        store_numbers(lse, lb, lh, ll, row, head, into, found)
 
 
 @triton.jit(do_not_specialize=["length", "num_slots"])

@@ -78,3 +78,19 @@ def listed(table, length, first, row, key, width: tl.constexpr):
     for turn in tl.static_range(width):
         found |= read(table, length, first, row * width + turn) == key
     return found & (row >= 0) & (key >= 0)
+
+
+@triton.jit
+def is_first(bits, words, row_stride, head_stride, row, head, q, k, route):
+    """Whether no route before `route` has both positions. bits: of each position so many words, in which bit r % 32 of
+    word r // 32 says whether it is in route r; nothing is said of positions below 0."""
+    first = bits + row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride
+    route = route.to(tl.int32)
+    one = route * 0 + 1
+    both = ((q + k) * 0).to(tl.int32)
+    for word in range(words):
+        before = tl.where(word < route // 32, -1, tl.where(word == route // 32, (one << (route % 32)) - 1, 0))
+        of_q = tl.load(first + q.to(tl.int64) * words + word, mask=q >= 0, other=0)
+        of_k = tl.load(first + k.to(tl.int64) * words + word, mask=k >= 0, other=0)
+        both |= of_q & of_k & before
+    return both == 0

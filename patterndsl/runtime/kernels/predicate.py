@@ -7,7 +7,7 @@ kernel. Divisors stay in the text: division by a known number is a multiplicatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeAlias, assert_never
 
@@ -74,6 +74,16 @@ def predicate_of(relation: Relation, sizes: Sizes, placed_by: str | None = None)
     for place in range(NUMBERS_OF_TABLE * len(writer.tables)):
         text = text.replace(_Writer.later(place), f"numbers[{base + place}]")
     return Predicate(text, tuple(writer.numbers), tuple(writer.tables))
+
+
+def of_first_routes(predicate: Predicate, width: int) -> Predicate:
+    """The same, of a pair in the first route alone that has both of it. Places are those of routes of so many members.
+    Another table is looked up behind all others, of as many numbers as they have each: see `functions.is_first`."""
+    body, _, result = predicate.text.rpartition("    return ")
+    table, number = len(predicate.tables), len(predicate.numbers) + NUMBERS_OF_TABLE * len(predicate.tables)
+    asked = ", ".join((f"tables[{table}]", *(f"numbers[{number + turn}]" for turn in range(NUMBERS_OF_TABLE))))
+    text = f"{body}    return ({result.strip()}) & is_first({asked}, row, head, q, k, q_place // {width})\n"
+    return replace(predicate, text=text)
 
 
 NUMBERS_OF_TABLE = 3

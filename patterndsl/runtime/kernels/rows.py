@@ -4,7 +4,9 @@ A tile is some rows of a tensor, which lie `stride` apart. Channels lie next to 
 to a power of two. Where a GPU has an engine that copies tiles by a description of the tensor, that is left to it.
 
 A launch may have orders, of its queries and of its keys: tables int32 [batch rows, heads, places] of the row that
-stands at each place, -1 where nobody does. Tiles are of places, and each row is read and written where it lies.
+stands at each place, -1 where nobody does. Tiles are of places, and each row is read and written where it lies. Where
+rows stand at several places, each of which has a result of its own, places are called slots, and results are written
+where the slots are.
 """
 
 from __future__ import annotations
@@ -14,6 +16,14 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+# what `ordered` says, added up; True says that there are orders, and no more
+ORDERED = tl.constexpr(1)
+BY_SLOT = tl.constexpr(2)  # results are those of slots
+APART = tl.constexpr(
+    4
+)  # so are the output, lse and delta that gradients follow from: each slot is a softmax of its own
+PLAIN_KEYS = tl.constexpr(8)  # keys stand where they lie, and have a result each
 
 
 @triton.jit
@@ -32,6 +42,14 @@ def load_rows(
             rows = tl.load(at, mask=rows < count, other=-1)
     elif not even:
         rows = tl.where(rows < count, rows, -1)
+    return rows
+
+
+@triton.jit
+def by_place(rows, places, slots: tl.constexpr):
+    """Where numbers of some rows lie: where these do, or where their places are; -1 where nobody stands."""
+    if slots:
+        rows = tl.where(rows >= 0, places, -1)
     return rows
 
 

@@ -17,7 +17,10 @@ _NAMES = {
     "tl": tl,
     **{
         name: getattr(functions, name)
-        for name in ("floor_div", "floor_mod", "inside", "integer_root", "integer_log2", "read", "drawn", "listed")
+        for name in (
+            *("floor_div", "floor_mod", "inside", "integer_root", "integer_log2", "read", "drawn", "listed"),
+            "is_first",
+        )
     },
 }
 

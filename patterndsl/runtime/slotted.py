@@ -1,0 +1,286 @@
+"""How do routes, and blocks that each query lists, run on a GPU? On generated kernels, with a slot for each appearance.
+
+A query stands in a slot for each route that it is in, or for each block of keys that it lists: so slots are dense tiles
+of queries that meet the same keys. Keys are reached where they lie. The results of a query's slots are joined by one
+kernel, as one softmax or as their mean, and windows beside them are launched before, whose results that goes on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from patterndsl.ir.index import Const, K, Q, Read, arithmetic
+from patterndsl.ir.relation import EVERYTHING, And, Random, Relation, compare, conjunction
+from patterndsl.lower.blocks import Blocks, Pipeline
+from patterndsl.lower.hulls import CAUSAL, Hull, Lists, SlotHulls
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import find_tiles
+from patterndsl.runtime.data import Inputs, facet_of
+from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.kernels.asked import Asked, asked_by, draws_for
+from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
+from patterndsl.runtime.kernels.predicate import Predicate, of_first_routes, predicate_of
+from patterndsl.runtime.kernels.shapes import Shapes, usual_shapes
+from patterndsl.runtime.kernels.slots import Pass, Results, Sure
+from patterndsl.runtime.kernels.work import Work
+from patterndsl.runtime.ordered import Ordered
+from patterndsl.sema.bind import Bound
+from patterndsl.sema.parameters import Sizes
+
+SMALLEST = 16
+"""Keys of a tile."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ready:
+    """Lists made ready: by the name of their table, what a pair must be besides being listed, and what is drawn for it.
+
+    mixed: the same predicate where a tile is of several routes; sure: where it holds of all pairs of a block. mine:
+    bool [heads, 1], the heads that have these lists, None where all do. work: of routes, by how many heads share keys.
+    """
+
+    name: str
+    lists: Lists
+    predicate: Predicate
+    mixed: Predicate
+    sure: Sure
+    places: Relation
+    heads: tuple[int, ...]
+    mine: Tensor | None
+    draws: Mapping[Random, Tensor]
+    work: dict[int, WorkLists]
+
+
+class Slotted:
+    """The lists of a pattern made ready for a GPU; call it with tensors and checked inputs.
+
+    Inputs may differ from row to row and from head to head; lists are as they came. A fallback can only be that of each
+    query to its own key.
+    """
+
+    def __init__(self, hulls: SlotHulls, bound: Bound, device: torch.device) -> None:
+        self.bound, self.device = bound, device
+        self.ready = tuple(_ready(hull, bound, device) for hull in hulls.listed)
+        self.beside = Ordered(hulls.beside, replace(bound, fallback=None), device) if hulls.beside else None
+        self.is_mean = bound.merge == "mean"
+        self.or_own_key = bound.fallback is not None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; of a mean the lse is the log of
+        how many softmaxes have keys. Differentiable, in both where it is one softmax.
+
+        Memory beyond these: a query, a key and a value, or the gradients of these, for each slot.
+        """
+        call = _Call(self, query, key, value, given, scale)
+        return attended(query, key, value, Run("masked", call.results, call.gradients))
+
+    def gradients(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        given: Inputs,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of query, key and value, from what a forward pass gave. What slots of a mean gave, and which rows had
+        no keys, it must find again."""
+        call = _Call(self, query, key, value, given, scale)
+        if self.is_mean or self.or_own_key:
+            call.results(query, key, value)
+        return call.gradients(query, key, value, out, lse, grad_out, grad_lse)
+
+    def passes(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs) -> list[Pass]:
+        """Who stands in the slots of each of the lists, and what they meet."""
+        kv_group = query.shape[1] // key.shape[1]
+        found = list[Pass]()
+        for item in self.ready:
+            shapes = _shapes(item.lists, query.dtype, max(query.shape[3], value.shape[3]))
+            table = self._table(item, given)
+            make = self._routes if item.lists.is_route else self._blocks
+            found.append(make(item, table, shapes, kv_group, given))
+        return found
+
+    def _routes(self, item: _Ready, table: Tensor, shapes: Shapes, kv_group: int, given: Inputs) -> Pass:
+        from patterndsl.runtime.kernels.slot_tables import routed, routes_of
+
+        width, sizes = item.lists.width, self.bound.sizes
+        slots, key = routed(table, width, sizes)
+        tiles = {size for blocks in shapes for size in (blocks.q_block, blocks.kv_block)}
+        is_mixed = any(width % size for size in tiles)
+        asked = self._asked(item.mixed if is_mixed else item.predicate, item, given)
+        if item.lists.once:
+            bits = routes_of(key, width, sizes.kv_len)
+            steps = (step if size > 1 else 0 for size, step in zip(bits.shape[:2], bits.stride()[:2], strict=True))
+            asked = replace(
+                asked, tables=(*asked.tables, bits), numbers=(*asked.numbers, bits.shape[3], *steps)
+            )  # fmt: skip
+        lists = self._work(item, key.shape[2], kv_group)
+
+        def columns(turn: int) -> Work:
+            return lists.columns(shapes.keys) if kv_group == 1 else lists.columns_of(shapes.keys, turn)
+
+        return Pass(slots, key, True, asked, shapes, lists.rows(shapes.forward), columns)
+
+    def _work(self, item: _Ready, number: int, kv_group: int) -> WorkLists:
+        """The work over the tiles of all routes, found once."""
+        if kv_group not in item.work:
+
+            def find(q_block: int, kv_block: int) -> Found:
+                tiles = find_tiles(item.places, Sizes(number, number, 0, number), Lookup(), q_block, kv_block)
+                return ((replace(tiles, is_full=tiles.is_full & False),),)  # places may be empty
+
+            group_of = [0 if head in item.heads else NOBODY for head in range(self.bound.num_heads)]
+            item.work[kv_group] = WorkLists(find, group_of, kv_group, number, self.device)
+        return item.work[kv_group]
+
+    def _blocks(self, item: _Ready, table: Tensor, shapes: Shapes, kv_group: int, given: Inputs) -> Pass:
+        from patterndsl.runtime.kernels.slot_tables import turned
+
+        sizes, heads, tile = self.bound.sizes, self.bound.num_heads, shapes.forward.q_block
+        found = turned(table, item.lists, sizes, item.sure, heads, tile, shapes.keys.kv_block)
+        asked = self._asked(item.predicate, item, given)
+        columns = partial(found.columns, kv_group, shapes.keys.q_block)
+        return Pass(found.slots, found.keys.order, False, asked, shapes, found.rows, lambda _: columns())
+
+    def _asked(self, predicate: Predicate, item: _Ready, given: Inputs) -> Asked:
+        facets = {(name, facet): facet_of(given[name], facet) for name, facet in predicate.facets}
+        return asked_by(predicate, self.bound.sizes, facets, item.draws)
+
+    def _table(self, item: _Ready, given: Inputs) -> Tensor:
+        """Lists [rows or 1, heads or 1, length], as they came or route by route; of heads that have none, -1."""
+        names = (item.name,) if item.name in given else item.lists.names
+        table = torch.cat([given[name] for name in names], -1) if len(names) > 1 else given[names[0]]
+        table = _by_list(table)
+        return table if item.mine is None else table.where(item.mine, -1)
+
+
+class _Call:
+    """One call of it. parts: what the slots of each pass gave, kept where gradients need it; alone: rows without keys
+    that attended their own, once it is known."""
+
+    def __init__(
+        self, slotted: Slotted, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float
+    ) -> None:
+        self.slotted, self.scale = slotted, scale
+        self.passes = slotted.passes(query, key, value, given)
+        self.beside = None if slotted.beside is None else slotted.beside.run(query, key, given, scale)
+        self.parts = list[Results]()
+        self.alone: Tensor | None = None
+
+    def results(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        from patterndsl.runtime.kernels.slot_passes import attend, join
+
+        is_mean, goes_on = self.slotted.is_mean, self.beside is not None
+        if self.beside is None:
+            out = torch.empty((*query.shape[:3], value.shape[3]), dtype=query.dtype, device=query.device)
+            lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+        else:
+            out, lse = self.beside.forward(query, key, value)
+        self.parts.clear()
+        for item in self.passes:
+            part = attend(item, query, key, value, self.scale)
+            join(item, part, (out, lse), mean=is_mean, goes_on=goes_on)
+            goes_on = True
+            if is_mean:
+                self.parts.append(part)
+        if self.slotted.or_own_key:
+            from patterndsl.runtime.kernels.own import attend_own
+
+            self.alone = attend_own(query, key, value, out, lse, self.scale)
+        return out, lse
+
+    def gradients(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from patterndsl.runtime.kernels.slot_passes import gradients, shares
+
+        is_mean, adds = self.slotted.is_mean, self.beside is not None
+        tensors = query, key, value
+        if self.beside is None:
+            of_query, of_key, of_value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors)
+            found = of_query, of_key, of_value
+        else:
+            found = self.beside.gradients(*tensors, out, lse, grad_out, grad_lse)
+        for turn, item in enumerate(self.passes):
+            told, of_lse = (out, lse), grad_lse
+            if is_mean:
+                part = shares(item, self.parts[turn], lse)
+                told, of_lse = (part.out, part.lse), None  # a mean has no lse
+            gradients(item, *tensors, *told, grad_out, of_lse, self.scale, found, apart=is_mean, adds=adds)
+            adds = True
+        if self.alone is not None:
+            from patterndsl.runtime.kernels.own import add_own_gradients
+
+            add_own_gradients(query, key, self.alone, grad_out, grad_lse, found, self.scale)
+        return found
+
+
+def _ready(hull: Hull, bound: Bound, device: torch.device) -> _Ready:
+    lists, rest, sizes = hull.lists, hull.said[0].rest, bound.sizes
+    assert lists is not None
+    name = next(shape.name for shape in bound.inputs if shape.names == lists.names)
+    mine = None
+    if len(hull.heads) < bound.num_heads:
+        mine = torch.tensor([head in hull.heads for head in range(bound.num_heads)], device=device)[:, None]
+    asked = set(rest.terms if isinstance(rest, And) else (rest,))
+    # places of a route and those of the same route, in which positions ascend
+    width, placed = Const(lists.width), (Read(lists.names[0], "rank", Q), Read(lists.names[0], "rank", K))
+    together, of_places = (
+        compare("==", *(arithmetic("//", place, width) for place in pair)) for pair in (placed, (Q, K))
+    )
+    predicate = predicate_of(rest, sizes)
+    mixed = predicate_of(conjunction((together, rest)), sizes, lists.names[0]) if lists.is_route else predicate
+    if lists.is_route and lists.once:
+        predicate, mixed = (of_first_routes(item, lists.width) for item in (predicate, mixed))
+    return _Ready(
+        name,
+        lists,
+        predicate,
+        mixed,
+        "always" if rest == EVERYTHING else "behind" if rest == CAUSAL else "never",
+        conjunction((of_places, *(asked & {CAUSAL}))),
+        hull.heads,
+        mine,
+        draws_for(rest, 1, device),
+        {},
+    )
+
+
+def _shapes(lists: Lists, dtype: torch.dtype, head_dim: int) -> Shapes:
+    """Blocks of one size for results and gradients of queries, as slots are put in tiles once; keys of a listed block
+    fill their tiles."""
+    usual = usual_shapes(dtype, head_dim)
+    queries, keys = usual.queries, usual.keys
+    forward = usual.forward if _size(usual.forward) == _size(queries) else queries
+    assert isinstance(forward, Blocks)
+    kv_block = queries.kv_block
+    if not lists.is_route:
+        kv_block = min(kv_block, max(SMALLEST, 1 << (lists.of - 1).bit_length()))
+    return Shapes(*(replace(blocks, kv_block=kv_block) for blocks in (forward, queries, keys)))
+
+
+def _size(blocks: Blocks | Pipeline) -> tuple[int, int | None]:
+    return blocks.q_block, blocks.kv_block
+
+
+def _by_list(table: Tensor) -> Tensor:
+    """[rows or 1, heads or 1, length] of lists [length], [batch, length] or [batch, heads, length]."""
+    if table.stride(-1) != 1:
+        table = table.contiguous()
+    return table.view(1, 1, -1) if table.dim() == 1 else table.unsqueeze(1) if table.dim() == 2 else table
