@@ -195,6 +195,7 @@ def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytes
     from triton.runtime.driver import driver
 
     from patterndsl.runtime.kernels import hopper, launch
+    from patterndsl.runtime.kernels.launcher import Launcher
 
     class Hopper:
         """What compiling asks of a driver."""
@@ -212,7 +213,7 @@ def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytes
             return lambda *given, **named: self.made.append(self.kernel.warmup(*given, grid=grid, **named))
 
     kernel = Warming(hopper.attend_kernel)
-    monkeypatch.setattr(hopper, "attend_kernel", kernel)
+    monkeypatch.setattr(hopper, "attend", Launcher(kernel))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
     relation, sizes = patterndsl.parse("recent(100) | k < 3").bind(300).relation, Sizes(300, 300, 0, 300)
     lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0, 0], 2, 300, CPU)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from patterndsl.learn.lsh import directions_of, factors_of, lsh_labels
 from patterndsl.runtime.kernels.hash_kernels import hash_kernel
 from patterndsl.runtime.kernels.launch import strides_of
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.views import with_unit_stride
 
 BLOCK = 64
 MOST_DIRECTIONS = 64
 """Of one rotation; more are left to the plain twin, as wider heads are."""
 MOST_CHANNELS = 128
+
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+
+_hash = Launcher(hash_kernel)
 
 
 def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
@@ -31,10 +35,20 @@ def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
         directions_of((heads, rounds, dim, number), seed, turn, key.device, torch.float32)
         for turn, number in enumerate(numbers)
     ]
-    padded = [max(16, triton.next_power_of_2(width)) for width in (dim, numbers[0], numbers[-1])]
-    hash_kernel[(triton.cdiv(length, BLOCK), heads, batch)](
-        key, tables[0], tables[-1], label, *strides_of(key), length, rounds,
-        dim=dim, padded=padded[0], first_number=numbers[0], second_number=numbers[1] if len(numbers) > 1 else 0,
-        first_padded=padded[1], second_padded=padded[2], block=BLOCK, num_warps=4, num_stages=1,
+    _hash(
+        (-(-length // BLOCK), heads, batch),
+        (key, tables[0], tables[-1], label),
+        (*strides_of(key), length, rounds),
+        {
+            "dim": dim, "padded": _padded(dim), "first_number": numbers[0],
+            "second_number": numbers[1] if len(numbers) > 1 else 0, "first_padded": _padded(numbers[0]),
+            "second_padded": _padded(numbers[-1]), "block": BLOCK,
+        },
+        OPTIONS,
     )  # fmt: skip
     return label
+
+
+def _padded(width: int) -> int:
+    """A power of two that matrix units take."""
+    return max(16, 1 << (width - 1).bit_length())
