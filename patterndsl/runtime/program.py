@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from os import PathLike
 from typing import Any, Literal, NamedTuple, overload
 
@@ -23,7 +23,7 @@ from patterndsl.ir.relation import Relation
 from patterndsl.learn.lsh import labels_of_heads, lsh_labels
 from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
-from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
+from patterndsl.lower.fallback import FALLBACK, Call, Rule, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.hulls import Hull, hulls, ordered_hulls
 from patterndsl.lower.listings import can_tell
@@ -608,7 +608,7 @@ class Program:
         says_itself = self.backend == "flex" and not self._chosen_by_rule  # what it refuses
         if self.backend not in ("flex", "planned", "masked", "triton") or says_itself:
             return self.backend
-        rule = leaves(self.backend, self.device.type, _call(query, key, value))
+        rule = _left_by(self.backend, self.device.type, query, key, value)
         if rule is not None:
             if self._chosen_by_rule:
                 return rule.to
@@ -681,7 +681,7 @@ class Program:
     def on_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | Telling | None:
         """What runs these tensors in the place of all else where kernels take positions in the orders of a call, or
         tiles that a call tells."""
-        if self._on_kernels is None or leaves("triton", self.device.type, _call(query, key, value)) is not None:
+        if self._on_kernels is None or _left_by("triton", self.device.type, query, key, value) is not None:
             return None
         return self._on_kernels
 
@@ -795,9 +795,17 @@ def _wide(labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: label.to(torch.int64) for name, label in labels.items()}
 
 
-def _call(query: Tensor, key: Tensor, value: Tensor) -> Call:
-    is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
-    return Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
+def _left_by(backend: str, device_type: str, query: Tensor, key: Tensor, value: Tensor) -> Rule | None:
+    """The rule by which the backend leaves a call to another one."""
+    is_empty = not (query.numel() and key.numel() and value.numel())
+    return _rule(backend, device_type, query.dtype, query.shape[-1], value.shape[-1], is_empty)
+
+
+@lru_cache(maxsize=256)
+def _rule(
+    backend: str, device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, is_empty: bool
+) -> Rule | None:
+    return leaves(backend, device_type, Call(str(dtype).removeprefix("torch."), head_dim, value_dim, is_empty))
 
 
 def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:

@@ -46,13 +46,13 @@ class Launcher:
         if not self._is_compiled:
             self.kernel[grid](*arguments, **constants, **options)
             return
-        known = (
+        known = (  # for tensors Triton asks for the type, and whether starts are of whole 16 bytes
             triton.runtime.driver.active.get_current_device(),
             *integers,
             *constants.values(),
             *options.values(),
-            *[_form(x) for x in tensors],
-            *(() if asked is None else (*asked.numbers, *[_form(x) for x in asked.tables])),
+            *[(x.dtype, x.data_ptr() % 16) if isinstance(x, Tensor) else x.form for x in tensors],
+            *(() if asked is None else (*asked.numbers, *[(x.dtype, x.data_ptr() % 16) for x in asked.tables])),
         )
         compiled = self._compiled.get(known)
         if compiled is not None:
@@ -64,11 +64,6 @@ class Launcher:
             if len(self._compiled) >= MOST:
                 self._compiled.clear()
             self._compiled[known] = compiled
-
-
-def _form(x: Any) -> object:
-    """What Triton compiles for: the type, and whether starts are of whole 16 bytes."""
-    return (x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else x.form
 
 
 def _is_known_by_form() -> bool:
