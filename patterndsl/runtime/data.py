@@ -5,7 +5,7 @@ Operations on tensors only, without synchronisation and without reductions, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -124,11 +124,11 @@ def place_of(order: Tensor) -> Tensor:
 
 
 def checked_inputs(
-    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None, *, wide: bool = True
+    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None, narrow: Container[str] = ()
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
-    label of several rounds by the name of each, lists row by row, each key of a row once. wide: False leaves values in
-    the integers that they came in.
+    label of several rounds by the name of each, lists row by row, each key of a row once. narrow: those whose values
+    are left in the integers that they came in.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -147,7 +147,7 @@ def checked_inputs(
     found = dict[str, Tensor]()
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
-        values = values.to(torch.int64) if wide or shape.selection is not None else values
+        values = values if name in narrow else values.to(torch.int64)
         if shape.selection is not None:
             values = _each_once(values, shape.selection.num_blocks)
         if shape.rounds > 1:

@@ -27,6 +27,9 @@ from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
 from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
 from patterndsl.sema.bind import Bound
 
+MOST_COUNTED = 2048
+"""Labels up to which keys are sorted by counting: what is counted is then no more than two numbers for each key."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Where:
@@ -61,8 +64,9 @@ class _Call:
 class Ordered:
     """The hulls of a pattern made ready for a GPU; call it with tensors and checked inputs.
 
-    Inputs may differ from row to row and from head to head. hulls: those of all heads first. A fallback can only be
-    that of each query to its own key.
+    Inputs may differ from row to row and from head to head. They are int64 but for labels that the call has found: of
+    these is known how many there are. hulls: those of all heads first. A fallback can only be that of each query to its
+    own key.
     """
 
     def __init__(self, hulls: Sequence[Hull], bound: Bound, device: torch.device) -> None:
@@ -71,6 +75,7 @@ class Ordered:
         self.ready = tuple(_ready(hull, bound, device, lists) for hull in hulls)
         self.orders = tuple(dict.fromkeys(item.order for item in self.ready if item.order is not None))
         self.tables = tuple(dict.fromkeys(table for item in self.ready for table in item.predicate.facets))
+        self.labels = _numbers_of_labels(bound)
         self.is_begun = len(hulls[0].heads) < bound.num_heads  # whether there must be results to go on from
         self.or_own_key = bound.fallback is not None
 
@@ -143,7 +148,7 @@ class Ordered:
     # ---- what a call's inputs say
 
     def _launches(self, query: Tensor, key: Tensor, given: Inputs) -> Sequence[tuple[WorkLists, Asked]]:
-        orders = {name: order_of(given[name]) for name in self.orders}
+        orders = {name: self._order(name, given[name]) for name in self.orders}
         facets = {(name, facet): _facet(name, facet, given, orders) for name, facet in self.tables}
         of_name = {name: Orders(order, order, True) for name, order in orders.items()}
         kv_group, sizes = query.shape[1] // key.shape[1], self.bound.sizes
@@ -156,6 +161,14 @@ class Ordered:
             )
             for item in self.ready
         ]
+
+    def _order(self, name: str, values: Tensor) -> Tensor:
+        """`order_of` an input, by counting where that is possible."""
+        if values.dtype == torch.int64 or name not in self.labels:
+            return order_of(values)
+        from patterndsl.runtime.kernels.sorting import order_by_label
+
+        return order_by_label(values if values.dim() == 3 else values.unsqueeze(1), self.labels[name])
 
     def _lists_of(self, item: _Ready, kv_group: int) -> WorkLists:
         if kv_group not in item.lists:
@@ -181,6 +194,13 @@ def _ready(hull: Hull, bound: Bound, device: torch.device, lists: dict[_Where, d
         draws_for(hull.relation, 1, device),
         lists.setdefault(where, {}),
     )
+
+
+def _numbers_of_labels(bound: Bound) -> dict[str, int]:
+    """How many labels there can be, of those that calls find and that are few enough to be counted."""
+    learned = [(shape, shape.learner) for shape in bound.inputs if shape.learner and shape.found_by == "call"]
+    numbers = {name: learner.setting("buckets", 0) for shape, learner in learned for name in shape.names}
+    return {name: number for name, number in numbers.items() if 0 < number <= MOST_COUNTED}
 
 
 def order_of(values: Tensor) -> Tensor:

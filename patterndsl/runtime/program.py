@@ -471,10 +471,12 @@ class Program:
         return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
 
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
-        """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
-        order is asked for."""
-        narrow, found = isinstance(self.on_kernels(query, key, value), Ordered), self._with_found(query, key, inputs)
-        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=not narrow)
+        """The inputs of a call, checked, with what learners and selectors find; the labels among these in narrow
+        integers where only their order is asked for, see `Ordered`."""
+        found, narrow = self._with_found(query, key, inputs), list[str]()
+        if found is not None and found is not inputs and isinstance(self.on_kernels(query, key, value), Ordered):
+            narrow = [name for name in found if inputs is None or name not in inputs]
+        return checked_inputs(self.bound, found, self.device, query.shape[0], narrow)
 
     def run(
         self,
