@@ -170,34 +170,37 @@ def _checked_input(
 ) -> Tensor:
     """[..., length], [..., rounds, length] of several rounds, [..., rows, width] of lists; without a dimension for
     heads where all have the same."""
-    kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
-    inner = ", ".join("any length" if size is None else str(size) for size in shape.inner)
-    form = f"{kind} tensor [{inner}], [batch, {inner}] or [batch, heads, {inner}]"
     if values is None:
-        how = f'pass inputs={{"{shape.name}": ...}}, {form}'
+        how = f'pass inputs={{"{shape.name}": ...}}, {_form_of(shape)}'
         if shape.found_by == "layer":
             how = f"use patterndsl.nn.Attention, which learns it, or {how}"
         elif shape.found_by == "call":
             how = f"it is found in a call, or {how}"
         raise input_error("E501", f"input `{shape.name}` is missing", how)
     if not isinstance(values, Tensor):
-        raise _misfit(shape, f"is {type(values).__name__}", form)
+        raise _misfit(shape, f"is {type(values).__name__}")
     allowed = (torch.bool,) if shape.dtype == "bool" else INTEGER_DTYPES
     if values.dtype not in allowed:
-        raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}", form)
+        raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}")
     outer, last = values.dim() - len(shape.inner), values.shape[-len(shape.inner) :]
     if not 0 <= outer <= 2 or any(size not in (None, found) for size, found in zip(shape.inner, last, strict=False)):
-        raise _misfit(shape, f"has shape {list(values.shape)}", form)
+        raise _misfit(shape, f"has shape {list(values.shape)}")
     if outer == 2 and values.shape[1] not in (1, num_heads):
-        raise _misfit(shape, f"has {values.shape[1]} heads for {num_heads}", form)
+        raise _misfit(shape, f"has {values.shape[1]} heads for {num_heads}")
     if outer >= 1 and batch is not None and values.shape[0] not in (1, batch):
-        raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}", form)
+        raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}")
     if values.device != device:
-        raise _misfit(
-            shape, f"is on {values.device}, the tensors on {device}", f"{form} on {device}: {shape.name}.to('{device}')"
-        )
+        problem = f"is on {values.device}, the tensors on {device}"
+        raise _misfit(shape, problem, f" on {device}: {shape.name}.to('{device}')")
     return values.squeeze(1) if outer == 2 and values.shape[1] == 1 else values
 
 
-def _misfit(shape: InputShape, problem: str, form: str) -> InputError:
-    return input_error("E502", f"input `{shape.name}` {problem}", f"give {form}")
+def _form_of(shape: InputShape) -> str:
+    """What its values are, in words."""
+    kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
+    inner = ", ".join("any length" if size is None else str(size) for size in shape.inner)
+    return f"{kind} tensor [{inner}], [batch, {inner}] or [batch, heads, {inner}]"
+
+
+def _misfit(shape: InputShape, problem: str, where: str = "") -> InputError:
+    return input_error("E502", f"input `{shape.name}` {problem}", f"give {_form_of(shape)}{where}")
