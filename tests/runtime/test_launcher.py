@@ -15,7 +15,10 @@ pytest.importorskip("triton")
 
 import triton
 
-from patterndsl.runtime.kernels import own
+import patterndsl
+from patterndsl.lower import hulls
+from patterndsl.runtime import program as program_module
+from patterndsl.runtime.kernels import launch, own
 from patterndsl.runtime.kernels.hashing import hashed
 from tests.compiling import Compiler
 
@@ -115,3 +118,20 @@ def test_triton_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [name for _, name, *_ in launches(recorder, lambda: hashed(key, buckets=6, rounds=2, seed=0))] == [
             "hash_kernel"
         ]
+
+
+def test_a_call_of_hashed_labels_is_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them compile, and Triton is asked for none of them twice."""
+    monkeypatch.setattr(launch, "is_interpreted", lambda: True)  # so that tensors of the CPU get there
+    monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
+    monkeypatch.setattr(hulls, "BLOCK", 16)
+    text = "labels: {b: 'lsh(buckets = 8)'}\nfallback: q == k\nattend: causal & chunks(b, 64, 1) & q != k"
+    tensors = [torch.randn(1, 2, 512, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    forward = ["hash_kernel", "count_kernel", "begin_kernel", "place_kernel", "attend_kernel", "attend_own_kernel"]
+    backward = ["query_kernel", "key_kernel", "own_gradients_kernel"]
+    with recording() as recorder:
+        program = patterndsl.parse(text).compile(512, heads=2)
+        for _ in range(2):
+            found = launches(recorder, lambda: program(*tensors).sum().backward())
+            assert [name for _, name, *_ in found] == forward + backward
+            monkeypatch.setattr(triton.JITFunction, "run", None)
