@@ -24,7 +24,7 @@ CHUNK = 16
 
 TWO_WARPS = {"num_warps": 2}
 
-_attend, _merge = Launcher(attend_kernel), Launcher(merge_kernel)
+_attend, merge = Launcher(attend_kernel), Launcher(merge_kernel)
 _of_queries, _of_keys, _sum = Launcher(query_kernel), Launcher(key_kernel), Launcher(sum_kernel)
 
 
@@ -69,7 +69,7 @@ def forward(
     else:
         _forward(*asks, blocks, sides, goes_on=goes_on)
     if work.num_joints:
-        _merge(
+        merge(
             (work.num_joints * q_block, rows, 1),
             (part_out, part_lse, out, lse, work.joints, sides.query.order),
             (*strides_of(out), *lse.stride(), *sides.query.strides, sides.query.number, work.num_slots),
@@ -434,12 +434,15 @@ def _rows(work: Work, batch: int) -> int:
 
 def strides_of(*tensors: Tensor) -> Sequence[int]:
     """Of batch rows, heads and positions."""
-    return [step for x in tensors for step in x.stride()[:3]]
+    found = list[int]()
+    for x in tensors:
+        found += x.stride()[:3]
+    return found
 
 
 def _like(x: Tensor, width: int) -> Tensor:
     """A tensor [B, H, T, width] that lies in memory as x does, heads inside positions or around them."""
-    if x.shape[3] == width and not x.is_contiguous() and x.transpose(1, 2).is_contiguous():
+    if x.shape[3] == width and (x.is_contiguous() or x.transpose(1, 2).is_contiguous()):
         return torch.empty_like(x)
     return torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device)
 

@@ -46,8 +46,10 @@ class Launcher:
         if not self._is_compiled:
             self.kernel[grid](*arguments, **constants, **options)
             return
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
         known = (  # for tensors Triton asks for the type, and whether starts are of whole 16 bytes
-            triton.runtime.driver.active.get_current_device(),
+            device,
             *integers,
             *constants.values(),
             *options.values(),
@@ -56,16 +58,12 @@ class Launcher:
         )
         compiled = self._compiled.get(known)
         if compiled is not None:
-            compiled[grid](*arguments, *constants.values())
+            compiled[grid](*arguments, *constants.values(), stream=driver.get_current_stream(device))
             return
         compiled = self.kernel[grid](*arguments, **constants, **options)
-        if compiled is not None and _is_known_by_form():
+        # compilers for AMD look at the size of tensors, too
+        if compiled is not None and driver.get_current_target().backend == "cuda":
             assert list(constants) == self.kernel.arg_names[len(arguments) :], "constants are passed on by their order"
             if len(self._compiled) >= MOST:
                 self._compiled.clear()
             self._compiled[known] = compiled
-
-
-def _is_known_by_form() -> bool:
-    """Whether that is all: compilers for AMD look at the size of tensors, too."""
-    return bool(triton.runtime.driver.active.get_current_target().backend == "cuda")

@@ -12,14 +12,17 @@ from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.decode import decode_kernel
-from patterndsl.runtime.kernels.forward import merge_kernel
-from patterndsl.runtime.kernels.launch import CHUNK, padded_widths, precision_of
+from patterndsl.runtime.kernels.launch import CHUNK, TWO_WARPS, merge, padded_widths, precision_of, strides_of
+from patterndsl.runtime.kernels.launcher import Launcher
 
 PROGRAMS = 1024
 """Pages are split until there are about so many programs: some for each processor of a large GPU, and a constant, so
 that results are the same on all of them."""
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
+FOUR_WARPS = {"num_warps": 4}
+
+_decode = Launcher(decode_kernel)
 
 
 def attend(store: Store, step: Newest, asked: Asked) -> tuple[Tensor, Tensor]:
@@ -59,22 +62,35 @@ def _attend_rows(
     padded, value_padded = padded_widths(dim, value_dim)
     parts = batch * heads * splits * q_block if splits > 1 else 0
     part_out, part_lse = query.new_empty(parts * value_padded, dtype=torch.float32), lse.new_empty(parts)
-    decode_kernel[(splits, heads, batch)](
-        query, store.keys, store.values, out, lse, part_out, part_lse,
-        store.table, store.lengths, store.older, store.lasting, store.heads, asked.numbers, asked.tables,
-        *query.stride()[:3], *out.stride()[:3], *lse.stride(),
-        heads, store.table.shape[1], pages.ring, pages.ring_pages, first, num_rows, step.back, splits, scale,
-        keep=asked.keep, kv_group=step.kv_group, q_len=step.query.shape[2], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=q_block, rows=pages.page,
-        skips=pages.holding.kind == "growing", is_cut=splits > 1, precision=precision_of(query), num_warps=4,
+    _decode(
+        (splits, heads, batch),
+        (
+            query, store.keys, store.values, out, lse, part_out, part_lse,
+            store.table, store.lengths, store.older, store.lasting, store.heads,
+        ),
+        (
+            *strides_of(query, out), *lse.stride(),
+            heads, store.table.shape[1], pages.ring, pages.ring_pages, first, num_rows, step.back, splits,
+        ),
+        {
+            "keep": asked.keep, "kv_group": step.kv_group, "q_len": step.query.shape[2], "dim": dim,
+            "value_dim": value_dim, "padded": padded, "value_padded": value_padded, "q_block": q_block,
+            "rows": pages.page, "skips": pages.holding.kind == "growing", "is_cut": splits > 1,
+            "precision": precision_of(query),
+        },
+        FOUR_WARPS, asked=asked, scale=scale,
     )  # fmt: skip
     if splits > 1:
         joints = _joints(batch, heads, splits, query.device)
-        merge_kernel[(batch * heads * q_block, 1)](
-            part_out, part_lse, out[:, :, first:], lse[:, :, first:], joints, joints, *out.stride()[:3], *lse.stride(),
-            0, 0, num_rows, 0,
-            value_dim=value_dim, value_padded=value_padded, q_block=q_block, chunk=CHUNK, ordered=False,
-            goes_on=False, num_warps=2,
+        merge(
+            (batch * heads * q_block, 1, 1),
+            (part_out, part_lse, out[:, :, first:], lse[:, :, first:], joints, joints),
+            (*strides_of(out), *lse.stride(), 0, 0, num_rows, 0),
+            {
+                "value_dim": value_dim, "value_padded": value_padded, "q_block": q_block, "chunk": CHUNK,
+                "ordered": False, "goes_on": False,
+            },
+            TWO_WARPS,
         )  # fmt: skip
 
 
