@@ -150,11 +150,14 @@ def checked_inputs(
         values = values if name in narrow else values.to(torch.int64)
         if shape.selection is not None:
             values = _each_once(values, shape.selection.num_blocks)
-        if shape.rounds > 1:
-            found.update(zip(shape.names, values.unbind(-2), strict=True))
-        else:
-            found[name] = values if shape.selection is None else values.flatten(-2)
+            values = values if shape.rounds > 1 else values.flatten(-2)
+        found |= by_round(shape, values)
     return found
+
+
+def by_round(shape: InputShape, values: Tensor) -> dict[str, Tensor]:
+    """The values of an input as the relation reads them: those of several rounds by the name of each."""
+    return {shape.name: values} if shape.rounds == 1 else dict(zip(shape.names, values.unbind(-2), strict=True))
 
 
 def _each_once(lists: Tensor, num_blocks: int) -> Tensor:

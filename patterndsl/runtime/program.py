@@ -46,7 +46,7 @@ from patterndsl.runtime.arguments import (
     checked_scale,
 )
 from patterndsl.runtime.constants import constants_for, given_constants
-from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
+from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
 from patterndsl.runtime.kernels.attention import Kernels, check_can_run, has_kernels
@@ -473,10 +473,19 @@ class Program:
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
         """The inputs of a call, checked, with what learners and selectors find; the labels among these in narrow
         integers where only their order is asked for, see `Ordered`."""
+        is_ordered = isinstance(self.on_kernels(query, key, value), Ordered)
+        if is_ordered and inputs is None and self._finds_all:  # and what we found needs no check
+            labels = self._labels(key, self.bound.inputs)
+            return {name: x for shape in self.bound.inputs for name, x in by_round(shape, labels[shape.name]).items()}
         found, narrow = self._with_found(query, key, inputs), list[str]()
-        if found is not None and found is not inputs and isinstance(self.on_kernels(query, key, value), Ordered):
+        if is_ordered and found is not None and found is not inputs:
             narrow = [name for name in found if inputs is None or name not in inputs]
         return checked_inputs(self.bound, found, self.device, query.shape[0], narrow)
+
+    @cached_property
+    def _finds_all(self) -> bool:
+        """Whether a call finds all that the pattern reads, from its keys."""
+        return all(shape.learner is not None and shape.found_by == "call" for shape in self.bound.inputs)
 
     def run(
         self,

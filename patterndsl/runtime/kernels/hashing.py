@@ -22,14 +22,17 @@ _hash = Launcher(hash_kernel)
 
 
 def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
-    """`lsh_labels` of key [B, H, T, D], in int16 or int32: [B, H, rounds, T]. Without gradient."""
+    """`lsh_labels` of key [B, H, T, D], in int16 or int32: [B, H, rounds, T], or [B, H, T] of one round. Without
+    gradient."""
     sizes = factors_of(buckets)
     dtype = torch.int16 if buckets <= 1 << 15 else torch.int32
     batch, heads, length, dim = key.shape
     if max(sizes) > 2 * MOST_DIRECTIONS or dim > MOST_CHANNELS or key.dtype == torch.float64 or not key.numel():
-        return lsh_labels(key, buckets=buckets, rounds=rounds, seed=seed).to(dtype)
-    key = with_unit_stride(key.detach())
-    label = torch.empty((batch, heads, rounds, length), dtype=dtype, device=key.device)
+        label = lsh_labels(key, buckets=buckets, rounds=rounds, seed=seed).to(dtype)
+        return label if rounds > 1 else label[:, :, 0]
+    key = with_unit_stride(key)
+    size = (batch, heads, rounds, length) if rounds > 1 else (batch, heads, length)
+    label = torch.empty(size, dtype=dtype, device=key.device)
     numbers = [size // 2 for size in sizes]
     tables = [
         directions_of((heads, rounds, dim, number), seed, turn, key.device, torch.float32)

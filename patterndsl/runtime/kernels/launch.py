@@ -189,7 +189,7 @@ def gradient_of_queries(
     query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
-    delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
+    delta = numbers_beside(lse, torch.float32)
     grad_query = _like(query, dim) if into is None else into
     rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
     part = _floats(lse, rows * work.num_slots * blocks.q_block * padded)
@@ -442,9 +442,17 @@ def strides_of(*tensors: Tensor) -> Sequence[int]:
 
 def _like(x: Tensor, width: int) -> Tensor:
     """A tensor [B, H, T, width] that lies in memory as x does, heads inside positions or around them."""
-    if x.shape[3] == width and (x.is_contiguous() or x.transpose(1, 2).is_contiguous()):
+    if x.shape[3] == width and not x.is_contiguous() and x.transpose(1, 2).is_contiguous():
         return torch.empty_like(x)
     return torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device)
+
+
+def numbers_beside(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for as many numbers, each where x has one. Most are next to each other, which takes no other operator than
+    all else does: to call one for the first time after other work takes the host longer than ten times more."""
+    if x.is_contiguous():
+        return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
 
 
 def as_laid_out(x: Tensor, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patterndsl.runtime.kernels.launch import as_laid_out, padded_widths, strides_of
+from patterndsl.runtime.kernels.launch import as_laid_out, numbers_beside, padded_widths, strides_of
 from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.own_kernels import attend_own_kernel, own_gradients_kernel
 from patterndsl.runtime.views import with_unit_stride
@@ -22,7 +22,7 @@ def attend_own(query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tens
     batch, heads, length, dim = query.shape
     value_dim = value.shape[3]
     padded, value_padded = padded_widths(dim, value_dim)
-    alone = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.int8, device=lse.device)
+    alone = numbers_beside(lse, torch.int8)
     _attend(
         (-(-length // BLOCK), heads, batch),
         (query, key, value, out, lse, alone),

@@ -25,8 +25,10 @@ def order_by_label(label: Tensor, labels: int) -> Tensor:
     label = with_unit_stride(label)
     batch, heads, length = label.shape
     number, padded = -(-length // BLOCK), max(16, 1 << (labels - 1).bit_length())
-    counts = torch.empty((batch, heads, padded, number), dtype=torch.int32, device=label.device)
-    lower, order = torch.empty_like(counts), counts.new_empty(batch, heads, length)
+    counts, lower, order = (
+        torch.empty(size, dtype=torch.int32, device=label.device)
+        for size in ((batch, heads, padded, number), (batch, heads, padded, number), (batch, heads, length))
+    )
     grid, steps, constants = (number, heads, batch), (*label.stride()[:2], length), {"labels": padded, "block": BLOCK}
     _count(grid, (label, counts, lower), steps, constants)
     _begin((batch * heads, 1, 1), (counts,), (padded * number,), {"chunk": CHUNK})
