@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import patterndsl
 from patterndsl.lower import hulls
@@ -120,18 +121,35 @@ def test_triton_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
 
-def test_a_call_of_hashed_labels_is_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them compile, and Triton is asked for none of them twice."""
+HASHED = "labels: {b: 'lsh(buckets = 8)'}\nfallback: q == k\nattend: causal & chunks(b, 64, 1) & q != k"
+CALLS = {
+    "hashed labels": (
+        HASHED,
+        "auto",
+        ["hash_kernel", "count_kernel", "begin_kernel", "place_kernel", "attend_kernel", "attend_own_kernel"],
+        ["query_kernel", "key_kernel", "own_gradients_kernel"],
+    ),
+    "described tensors": ("recent(40)", "triton", ["attend_kernel"], ["query_kernel", "key_kernel"]),
+}
+
+
+@pytest.mark.parametrize(("text", "backend", "forward", "backward"), CALLS.values(), ids=CALLS)
+def test_a_call_is_few_launches(
+    text: str, backend: str, forward: list[str], backward: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them compile, and Triton is asked for none of them twice, wherever tensors then lie."""
     monkeypatch.setattr(launch, "is_interpreted", lambda: True)  # so that tensors of the CPU get there
     monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
     monkeypatch.setattr(hulls, "BLOCK", 16)
-    text = "labels: {b: 'lsh(buckets = 8)'}\nfallback: q == k\nattend: causal & chunks(b, 64, 1) & q != k"
-    tensors = [torch.randn(1, 2, 512, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-    forward = ["hash_kernel", "count_kernel", "begin_kernel", "place_kernel", "attend_kernel", "attend_own_kernel"]
-    backward = ["query_kernel", "key_kernel", "own_gradients_kernel"]
     with recording() as recorder:
-        program = patterndsl.parse(text).compile(512, heads=2)
+        program, found = patterndsl.parse(text).compile(512, heads=2, backend=backend), list[Any]()
         for _ in range(2):
-            found = launches(recorder, lambda: program(*tensors).sum().backward())
-            assert [name for _, name, *_ in found] == forward + backward
+            tensors = [torch.randn(1, 2, 512, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+            found.append(launches(recorder, lambda: program(*tensors).sum().backward()))  # noqa: B023 - called at once
+            assert [name for _, name, *_ in found[-1]] == forward + backward
             monkeypatch.setattr(triton.JITFunction, "run", None)
+    first, second = ([hash for hash, *_ in launched] for launched in found)
+    assert first == second
+    descriptors = [x for _, name, _, given in found[1] for x in given if isinstance(x, TensorDescriptor)]
+    assert bool(descriptors) == (backend == "triton")
+    assert all(any(x.base.data_ptr() == tensor.data_ptr() for tensor in tensors) for x in descriptors[:3])
