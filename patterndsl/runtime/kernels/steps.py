@@ -12,7 +12,7 @@ from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.decode import decode_kernel, merge_splits_kernel
 from patterndsl.runtime.kernels.launch import padded_widths, precision_of
 
-PROGRAMS = 1024
+PROGRAMS = 512
 """Pages are split until there are about so many programs: some for each processor of a large GPU, and a constant, so
 that results are the same on all of them."""
 MOST_AT_ONCE = 64
