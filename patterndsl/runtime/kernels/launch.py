@@ -24,7 +24,7 @@ CHUNK = 16
 
 TWO_WARPS = {"num_warps": 2}
 
-_attend, merge = Launcher(attend_kernel), Launcher(merge_kernel)
+_attend, _merge = Launcher(attend_kernel), Launcher(merge_kernel)
 _of_queries, _of_keys, _sum = Launcher(query_kernel), Launcher(key_kernel), Launcher(sum_kernel)
 
 
@@ -69,7 +69,7 @@ def forward(
     else:
         _forward(*asks, blocks, sides, goes_on=goes_on)
     if work.num_joints:
-        merge(
+        _merge(
             (work.num_joints * q_block, rows, 1),
             (part_out, part_lse, out, lse, work.joints, sides.query.order),
             (*strides_of(out), *lse.stride(), *sides.query.strides, sides.query.number, work.num_slots),

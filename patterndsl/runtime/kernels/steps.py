@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -11,18 +9,20 @@ from patterndsl.runtime.decoding.gathered import Newest
 from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.calls import positive
-from patterndsl.runtime.kernels.decode import decode_kernel
-from patterndsl.runtime.kernels.launch import CHUNK, TWO_WARPS, merge, padded_widths, precision_of, strides_of
+from patterndsl.runtime.kernels.decode import decode_kernel, merge_splits_kernel
+from patterndsl.runtime.kernels.launch import padded_widths, precision_of, strides_of
 from patterndsl.runtime.kernels.launcher import Launcher
 
-PROGRAMS = 1024
+PROGRAMS = 512
 """Pages are split until there are about so many programs: some for each processor of a large GPU, and a constant, so
 that results are the same on all of them."""
+MOST_AT_ONCE = 64
+"""Splits whose results are read at once."""
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
 FOUR_WARPS = {"num_warps": 4}
 
-_decode = Launcher(decode_kernel)
+_decode, _merge = Launcher(decode_kernel), Launcher(merge_splits_kernel)
 
 
 def attend(store: Store, step: Newest, asked: Asked) -> tuple[Tensor, Tensor]:
@@ -58,9 +58,9 @@ def _attend_rows(
     batch, heads, _, dim = query.shape
     value_dim = out.shape[3]
     q_block = max(16, 1 << (num_rows - 1).bit_length())
-    splits = max(1, min(-(-PROGRAMS // (batch * heads)), pages.most_blocks))
+    splits = _num_splits(pages.most_blocks, batch * heads)
     padded, value_padded = padded_widths(dim, value_dim)
-    parts = batch * heads * splits * q_block if splits > 1 else 0
+    parts = batch * heads * splits * num_rows if splits > 1 else 0
     part_out, part_lse = query.new_empty(parts * value_padded, dtype=torch.float32), lse.new_empty(parts)
     _decode(
         (splits, heads, batch),
@@ -81,22 +81,19 @@ def _attend_rows(
         FOUR_WARPS, asked=asked, scale=scale,
     )  # fmt: skip
     if splits > 1:
-        joints = _joints(batch, heads, splits, query.device)
-        merge(
-            (batch * heads * q_block, 1, 1),
-            (part_out, part_lse, out[:, :, first:], lse[:, :, first:], joints, joints),
-            (*strides_of(out), *lse.stride(), 0, 0, num_rows, 0),
+        _merge(
+            (num_rows, heads, batch),
+            (part_out, part_lse, out, lse),
+            (*strides_of(out), *lse.stride(), first, splits),
             {
-                "value_dim": value_dim, "value_padded": value_padded, "q_block": q_block, "chunk": CHUNK,
-                "ordered": False, "goes_on": False,
+                "value_dim": value_dim, "value_padded": value_padded,
+                "block": min(MOST_AT_ONCE, 1 << (splits - 1).bit_length()),
             },
-            TWO_WARPS,
+            FOUR_WARPS,
         )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
-def _joints(batch: int, heads: int, splits: int, device: torch.device) -> Tensor:
-    """What `merge_kernel` joins: the splits of each tile."""
-    at = torch.arange(batch * heads, device=device)
-    none, all_of_it = torch.zeros_like(at), torch.full_like(at, splits)
-    return torch.stack([at // heads, at % heads, none, at * splits, all_of_it], 1).to(torch.int32)
+def _num_splits(num_pages: int, tiles: int) -> int:
+    """Into how many splits so many pages are cut, for each of so many tiles: all as long, but for the last one."""
+    wanted = max(1, min(-(-PROGRAMS // tiles), num_pages))
+    return -(-num_pages // -(-num_pages // wanted)) if num_pages else 1
