@@ -21,7 +21,6 @@ from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
 from patterndsl.learn.lsh import labels_of_heads, lsh_labels
-from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
@@ -45,6 +44,7 @@ from patterndsl.runtime.arguments import (
     checked_positions,
     checked_scale,
 )
+from patterndsl.runtime.chosen import topk_on
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
@@ -58,7 +58,6 @@ from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
 from patterndsl.runtime.telling import Telling
-from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
 from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted, integer
 
@@ -474,7 +473,10 @@ class Program:
         """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
         order is asked for."""
         narrow, found = isinstance(self.on_kernels(query, key, value), Ordered), self._with_found(query, key, inputs)
-        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=not narrow)
+        named = inputs if isinstance(inputs, Mapping) else {}
+        chosen_here = [x.name for x in self.bound.found if x.selection is not None and x.name not in named]
+        batch = query.shape[0]
+        return checked_inputs(self.bound, found, self.device, batch, wide=not narrow, ordered=chosen_here)
 
     def run(
         self,
@@ -552,15 +554,8 @@ class Program:
         found = dict[str, Tensor]()
         for shape in shapes:
             if shape.selection is not None and shape.found_by == "call":
-                is_eager = self.device.type == "cpu" or not is_short(query, shape.selection)
-                listing = topk_lists if is_eager or torch.compiler.is_compiling() else self._listing
-                found[shape.name] = listing(query, key, shape.selection, self.bound.sizes.q_start)
+                found[shape.name] = topk_on(self.device)(query, key, shape.selection, self.bound.sizes.q_start)
         return found
-
-    @cached_property
-    def _listing(self) -> Callable[..., Tensor]:
-        """Compiled for a GPU, where launching its many small steps takes longer than they do."""
-        return compiled(topk_lists)
 
     def _labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         found = dict[str, Tensor]()
