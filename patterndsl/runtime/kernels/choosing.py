@@ -33,12 +33,12 @@ DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> Tensor:
     """What the plain twin lists, but for the rounding of scores. Without gradient. Work: O(num_rows num_blocks D)."""
-    if not _takes(query, selection) or not (query.numel() and key.numel()):
+    if not _takes(selection, query, key):
         return topk.topk_lists(query, key, selection, q_start)
     batch, q_heads, _, dim = query.shape
     kv_heads = key.shape[1]
     query, key = (with_unit_stride(x.detach()) for x in (query, key))
-    rows, most, least = _pooled(query, key, selection, q_start)
+    rows, most, least = pooled_blocks(query, key, selection, q_start)
     kv_group = q_heads // kv_heads
     match selection.heads:
         case "each":
@@ -63,7 +63,7 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
 
 def highest(scores: Tensor, selection: BoundSelection, first_row: int) -> Tensor:
     """The same of scores that are made already; see the plain twin. Work: O(scores)."""
-    if not _takes(scores, selection) or not scores.numel():
+    if not _takes(selection, scores):
         return topk.highest(scores, selection, first_row)
     scores = with_unit_stride(scores.detach())
     batch, heads, num_rows, num_blocks = scores.shape
@@ -78,15 +78,15 @@ def highest(scores: Tensor, selection: BoundSelection, first_row: int) -> Tensor
     return lists
 
 
-def _takes(x: Tensor, selection: BoundSelection) -> bool:
+def _takes(selection: BoundSelection, *tensors: Tensor) -> bool:
     """Whether the kernels are for these. Traced by torch.compile or transformed by torch.func, tensors have no memory
     that they could read."""
     if torch.compiler.is_compiling() or cast("Any", torch._C)._are_functorch_transforms_active():
         return False
-    return x.dtype in DTYPES and selection.width <= MOST_WIDTH
+    return selection.width <= MOST_WIDTH and all(x.dtype in DTYPES and x.numel() for x in tensors)
 
 
-def _pooled(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> tuple[Tensor, Tensor, Tensor]:
+def pooled_blocks(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows [B, Hq, num_rows, D], and of blocks of keys [B, Hkv, num_blocks, D] the means, twice, or what is most and
     what is least: float32, or as they came where a block is one position."""
     per, of, by_bounds = selection.per, selection.of, selection.by == "max"

@@ -68,7 +68,7 @@ def _pool_bounds(
     x, into, row_stride, head_stride, stride, turn, heads, length, size, num_blocks, apart,
     at_once: tl.constexpr, positions: tl.constexpr, dim: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """The greatest and, `apart` numbers behind it, the least of each channel; what is no number is both."""
+    """The greatest and, `apart` numbers behind it, the least of each channel; what is no number is the greatest."""
     tiles = tl.cdiv(num_blocks, at_once)
     list_of = turn // tiles
     blocks = (turn % tiles) * at_once + tl.arange(0, at_once)
@@ -83,7 +83,7 @@ def _pool_bounds(
         strange = tl.maximum(strange, tl.max((tile != tile).to(tl.int32), 1))
     first = list_of * num_blocks
     _store_blocks(into, first, blocks, num_blocks, tl.where(strange > 0, float("nan"), most), dim, padded)
-    _store_blocks(into + apart, first, blocks, num_blocks, tl.where(strange > 0, float("nan"), least), dim, padded)
+    _store_blocks(into + apart, first, blocks, num_blocks, least, dim, padded)
 
 
 @triton.jit(
