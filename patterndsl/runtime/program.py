@@ -21,7 +21,6 @@ from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
 from patterndsl.learn.lsh import labels_of_heads, lsh_labels
-from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, Rule, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
@@ -45,6 +44,7 @@ from patterndsl.runtime.arguments import (
     checked_positions,
     checked_scale,
 )
+from patterndsl.runtime.chosen import topk_on
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
@@ -58,7 +58,6 @@ from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
 from patterndsl.runtime.telling import Telling
-from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
 from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted, integer
 
@@ -477,10 +476,16 @@ class Program:
         if is_ordered and inputs is None and self._finds_all:  # and what we found needs no check
             labels = self._labels(key, self.bound.inputs)
             return {name: x for shape in self.bound.inputs for name, x in by_round(shape, labels[shape.name]).items()}
-        found, narrow = self._with_found(query, key, inputs), list[str]()
-        if is_ordered and found is not None and found is not inputs:
-            narrow = [name for name in found if inputs is None or name not in inputs]
-        return checked_inputs(self.bound, found, self.device, query.shape[0], narrow)
+        found, named = self._with_found(query, key, inputs), inputs if isinstance(inputs, Mapping) else {}
+        ours = [shape for shape in self.bound.found if shape.name not in named]
+        return checked_inputs(
+            self.bound,
+            found,
+            self.device,
+            query.shape[0],
+            narrow=[shape.name for shape in ours if is_ordered and shape.selection is None],
+            ordered=[shape.name for shape in ours if shape.selection is not None],
+        )
 
     @cached_property
     def _finds_all(self) -> bool:
@@ -563,15 +568,8 @@ class Program:
         found = dict[str, Tensor]()
         for shape in shapes:
             if shape.selection is not None and shape.found_by == "call":
-                is_eager = self.device.type == "cpu" or not is_short(query, shape.selection)
-                listing = topk_lists if is_eager or torch.compiler.is_compiling() else self._listing
-                found[shape.name] = listing(query, key, shape.selection, self.bound.sizes.q_start)
+                found[shape.name] = topk_on(self.device)(query, key, shape.selection, self.bound.sizes.q_start)
         return found
-
-    @cached_property
-    def _listing(self) -> Callable[..., Tensor]:
-        """Compiled for a GPU, where launching its many small steps takes longer than they do."""
-        return compiled(topk_lists)
 
     def _labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         found = dict[str, Tensor]()

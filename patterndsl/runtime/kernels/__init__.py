@@ -6,5 +6,6 @@ patterns so, `passes` pieces of plans, `steps` decodes.
 
 Modules with kernels, or that launch them, import Triton, and are imported when one runs: `launch` with `forward`,
 `backward`, `source`, `functions` and `rows`, and `hopper` where `shapes` chooses it; `keys` of single keys, `own` of a
-query's own, `hashing` of labels, `told_kernels` of lists, `decode`; and `tuning` for a calibration alone.
+query's own, `hashing` of labels, `choosing` of blocks, `told_kernels` of lists, `decode`; and `tuning` for a
+calibration alone.
 """

@@ -25,9 +25,11 @@ _NAMES = {
 @lru_cache(maxsize=1024)
 def function_of(text: str) -> Any:
     """The function `keep` of a source text. Triton reads functions from their files, so it is put where files are
-    looked up."""
-    name = f"<patterndsl predicate {sha256(text.encode()).hexdigest()[:16]}>"
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    looked up; and it knows them by name, so that where a kernel calls two of them each has a name of its own."""
+    digest = sha256(text.encode()).hexdigest()[:16]
+    file, name = f"<patterndsl predicate {digest}>", f"keep_{digest}"
+    text = text.replace("def keep(", f"def {name}(", 1)
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     space: dict[str, Any] = {**_NAMES, "__name__": __name__}
-    exec(compile(text, name, "exec"), space)
-    return space["keep"]
+    exec(compile(text, file, "exec"), space)
+    return space[name]
