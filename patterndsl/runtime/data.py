@@ -124,11 +124,17 @@ def place_of(order: Tensor) -> Tensor:
 
 
 def checked_inputs(
-    bound: Bound, inputs: Inputs | None, device: torch.device, batch: int | None = None, *, wide: bool = True
+    bound: Bound,
+    inputs: Inputs | None,
+    device: torch.device,
+    batch: int | None = None,
+    *,
+    wide: bool = True,
+    once: bool = True,
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
     label of several rounds by the name of each, lists row by row, each key of a row once. wide: False leaves values in
-    the integers that they came in.
+    the integers that they came in; once: False leaves lists as they came, for who counts nothing in them.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -148,7 +154,7 @@ def checked_inputs(
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
         values = values.to(torch.int64) if wide or shape.selection is not None else values
-        if shape.selection is not None:
+        if shape.selection is not None and once:
             values = _each_once(values, shape.selection.num_blocks)
         if shape.rounds > 1:
             found.update(zip(shape.names, values.unbind(-2), strict=True))

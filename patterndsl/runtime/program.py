@@ -472,9 +472,10 @@ class Program:
 
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
         """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
-        order is asked for."""
-        narrow, found = isinstance(self.on_kernels(query, key, value), Ordered), self._with_found(query, key, inputs)
-        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=not narrow)
+        order is asked for, and lists as they came where tiles are told."""
+        on_kernels, found = self.on_kernels(query, key, value), self._with_found(query, key, inputs)
+        wide, once = not isinstance(on_kernels, Ordered), not isinstance(on_kernels, Telling)
+        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=wide, once=once)
 
     def run(
         self,

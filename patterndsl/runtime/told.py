@@ -218,7 +218,7 @@ def _bits(table: Tensor, num_blocks: int) -> Tensor:
     """Which blocks each row of a table [rows, num_rows, width] lists, bool [rows, num_rows, num_blocks + 1], of which
     the last says nothing."""
     bits = torch.zeros(*table.shape[:2], num_blocks + 1, dtype=torch.bool, device=table.device)
-    return bits.scatter(2, table.where(table >= 0, num_blocks), True)
+    return bits.scatter(2, table.where((table >= 0) & (table < num_blocks), num_blocks), True)
 
 
 def listed(lists: Lists, table: Tensor, sizes: Sizes, block: int) -> Tensor:

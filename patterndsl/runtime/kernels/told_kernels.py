@@ -60,8 +60,9 @@ def _range_kernel(
     mine = tl.program_id(0) * size
     at = mine + tl.arange(0, size)
     if is_first:  # where there are fewer values than leaves the last one is there again
-        place = tl.program_id(1).to(tl.int64) * length + tl.minimum(at, length - 1)
-        least = tl.load(table + place, mask=(at >= 0) & (length > 0), other=-1).to(tl.int64)
+        place = tl.minimum(at, length - 1)
+        mine_of = table + tl.program_id(1).to(tl.int64) * length
+        least = tl.load(mine_of + place, mask=place >= 0, other=-1).to(tl.int64)
         most = least
         tl.store(tree + nodes + at, least)
         tl.store(tree + half + nodes + at, most)
