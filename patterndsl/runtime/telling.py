@@ -173,7 +173,7 @@ class Telling:
             found = states(group.relation, sizes, mine, blocks, self.device, self.listings)
             for into, of in zip((live, full), found, strict=True):
                 each = len(heads) if call.by_head and of.shape[0] > extent.rows else 1
-                into[:, list(heads)] = of.view(-1, each, *of.shape[1:])
+                into[:, list(heads)] = of.view(of.shape[0] // each, each, *of.shape[1:])
         return States(live, full, extent)
 
 

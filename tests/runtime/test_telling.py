@@ -213,6 +213,18 @@ def test_kernels_tell_as_steps_do(
 
 
 @runs
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("length", [0, 1, 3, 70])
+@pytest.mark.parametrize("sizes", [(5, 0), (1, 1), (33, 64)])
+def test_kernels_tell_short_inputs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], length: int) -> None:
+    """Tables that end before positions do, and no keys at all."""
+    monkeypatch.setattr(telling_module, "has_list_kernels", lambda _: True)
+    text = 'inputs: {doc: "int[]"}\nattend: doc[k] > 1 | doc[q] == doc[k - 1]'
+    bound = patterndsl.parse(text).bind(q_len=sizes[0], kv_len=sizes[1], heads=HEADS)
+    assert_kernels_tell(bound, {"doc": torch.arange(length, device=DEVICE)}, (16, 16), batch=1, kv_group=1)
+
+
+@runs
 @many(0.5)
 @given(case=cases(max_length=60), blocks=st.sampled_from([(16, 16), (8, 16), (32, 8)]))
 def test_kernels_tell_any_relation(case: Case, blocks: tuple[int, int]) -> None:

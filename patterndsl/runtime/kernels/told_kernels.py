@@ -98,8 +98,8 @@ def bounds_of(
     """Bounds of tiles, int64 [2, size], and two counters int32 [2] that are 0."""
     bounds = torch.empty((2, size), dtype=torch.int64, device=device)
     counters = torch.empty(2, dtype=torch.int32, device=device)
-    widest = max((job.size for job in jobs), default=1)
-    _bounds_kernel[(triton.cdiv(max((job.cells for job in jobs), default=1), TILES),)](
+    widest, most = max([1, *(job.size for job in jobs)]), max([1, *(job.cells for job in jobs)])
+    _bounds_kernel[(triton.cdiv(most, TILES),)](
         tuple(tables[job.name, job.facet] for job in jobs), bounds, counters,
         tuple(number for job in jobs for number in job[2:]), size,
         num_jobs=len(jobs), size=triton.next_power_of_2(widest), tiles=TILES,

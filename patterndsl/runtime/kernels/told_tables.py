@@ -88,9 +88,10 @@ def tables_of(
                 start, stop = (sizes.q_start, sizes.q_start + sizes.q_len) if side == "q" else (0, sizes.kv_len)
                 size = blocks[0 if side == "q" else 1]
                 each = -(-(stop - start) // size)
-                job = TileJob(name, facet, tiles_end, rows * heads * each, each, length, start, stop, size)
+                cells = rows * heads * each
+                job = TileJob(name, facet, tiles_end, cells, max(1, each), length, start, stop, size)
                 tile_jobs.append(job)
-                tiles_end += job.cells
+                tiles_end += cells
                 steps.append((job.first, *_steps(rows, heads, each), 0, 0, 0))
             case OfRanges(name, facet):
                 leaves = 1 << max(0, length - 1).bit_length()
