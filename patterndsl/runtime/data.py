@@ -130,12 +130,12 @@ def checked_inputs(
     batch: int | None = None,
     *,
     narrow: Container[str] = (),
-    ordered: Container[str] = (),
+    unchanged: Container[str] = (),
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
     label of several rounds by the name of each, lists row by row, each key of a row once. narrow: those whose values
-    are left in the integers that they came in. ordered: lists that hold what there is, each once and in ascending
-    order.
+    are left in the integers that they came in. unchanged: lists that stay as they came, as they hold what there is,
+    each once and in ascending order, or for who does not mind.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -156,7 +156,7 @@ def checked_inputs(
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
         values = values if name in narrow else values.to(torch.int64)
         if shape.selection is not None:
-            values = values if name in ordered else _each_once(values, shape.selection.num_blocks)
+            values = values if name in unchanged else _each_once(values, shape.selection.num_blocks)
             values = values if shape.rounds > 1 else values.flatten(-2)
         found |= by_round(shape, values)
     return found

@@ -472,19 +472,20 @@ class Program:
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
         """The inputs of a call, checked, with what learners and selectors find; the labels among these in narrow
         integers where only their order is asked for, see `Ordered`."""
-        is_ordered = isinstance(self.on_kernels(query, key, value), Ordered)
+        on_kernels = self.on_kernels(query, key, value)
+        is_ordered, is_told = isinstance(on_kernels, Ordered), isinstance(on_kernels, Telling)
         if is_ordered and inputs is None and self._finds_all:  # and what we found needs no check
             labels = self._labels(key, self.bound.inputs)
             return {name: x for shape in self.bound.inputs for name, x in by_round(shape, labels[shape.name]).items()}
         found, named = self._with_found(query, key, inputs), inputs if isinstance(inputs, Mapping) else {}
-        ours = [shape for shape in self.bound.found if shape.name not in named]
+        ours = [shape for shape in self.bound.inputs if is_told or shape.name not in named]
         return checked_inputs(
             self.bound,
             found,
             self.device,
             query.shape[0],
             narrow=[shape.name for shape in ours if is_ordered and shape.selection is None],
-            ordered=[shape.name for shape in ours if shape.selection is not None],
+            unchanged=[shape.name for shape in ours if shape.selection is not None],
         )
 
     @cached_property
