@@ -40,7 +40,7 @@ class Compiler:
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return -1  # of which there is none, so that no other launch finds what was compiled here
 
     def get_current_stream(self, _: int) -> int:
         return 0

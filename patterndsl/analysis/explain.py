@@ -306,6 +306,9 @@ def _group(
     return GroupWays(heads, tuple(ways), places[0], places[1])
 
 
+RUNS = {"causal": "causal", "full": "every pair", "masked": "masked"}
+
+
 def _masked_groups(bound: Bound, found: Sequence[Hull], machine: Machine, head_dim: int) -> Iterator[GroupWays]:
     """The passes of hulls. How many of their pairs are kept, only a call's inputs say."""
     for group in bound.groups:
@@ -315,8 +318,8 @@ def _masked_groups(bound: Bound, found: Sequence[Hull], machine: Machine, head_d
                 continue
             if hull.runs is not None:
                 runs.append(
-                    f"runs of equal `{hull.order}`, {'causal' if hull.runs == 'causal' else 'every pair'}, "
-                    "as long as a call's inputs make them: not predicted"
+                    f"runs of equal `{hull.order}`, {RUNS[hull.runs]}, as long as a call's inputs make them: not "
+                    "predicted"
                 )
             if hull.in_call:
                 runs.append("tiles of which a call's inputs tell that there can be pairs: not predicted")

@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from patterndsl.ir.draws import NoInputs
 from patterndsl.ir.meaning import Point, member
-from patterndsl.learn.topk import best, pooled
+from patterndsl.learn.topk import Choose, best, highest, pooled
 from patterndsl.sema.bind import BoundSelection
 
 SAMPLED = 64
@@ -33,16 +33,18 @@ class Index(nn.Module):
         self.key_projection = nn.Linear(dim, head_dim, bias=False)
         self.weight_projection = nn.Linear(dim, heads, bias=False)
 
-    def forward(self, x: Tensor, context: Tensor, selection: BoundSelection, q_start: int) -> Tensor:
-        """int64 [B, 1, rows, width], as `learn.topk` lists them; x: [B, Tq, dim], context: [B, Tk, dim]. Without
-        gradient. Work: O(rows blocks heads head_dim)."""
+    def forward(
+        self, x: Tensor, context: Tensor, selection: BoundSelection, q_start: int, choose: Choose = highest
+    ) -> Tensor:
+        """int64 [B, 1, rows, width], as `learn.topk` lists them; x: [B, Tq, dim], context: [B, Tk, dim]. choose: as
+        `best` has it. Without gradient. Work: O(rows blocks heads head_dim)."""
         with torch.no_grad():
             query, weight, key = self._projected(x, context, selection, q_start)
 
             def scores(at: slice) -> Tensor:
                 return self._scores(query[:, at], weight[:, at], key)[:, None]
 
-            return best(scores, selection, x.shape[0] * self.heads, x.device)
+            return best(scores, selection, x.shape[0] * self.heads, x.device, choose)
 
     def loss(
         self,

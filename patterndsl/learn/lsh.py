@@ -49,12 +49,13 @@ def labels_of_heads(
 ) -> Tensor:
     """The labels of key [B, Hkv, T, D] for query heads: int64 [B, heads, T], of several rounds [B, heads, rounds, T].
 
-    turn: how often the directions were drawn anew. hash_keys: `lsh_labels`, or what does the same.
+    turn: how often the directions were drawn anew. hash_keys: `lsh_labels`, or what does the same, for one round
+    without a dimension for rounds.
     """
     rounds, kv_group = settings["rounds"], heads // key.shape[1]
     label = (hash_keys or lsh_labels)(key, buckets=settings["buckets"], rounds=rounds, seed=settings["seed"] + turn)
     label = label if kv_group == 1 else label.repeat_interleave(kv_group, dim=1)
-    return label if rounds > 1 else label[:, :, 0]
+    return label[:, :, 0] if rounds == 1 and label.dim() == 4 else label
 
 
 class Redrawn(nn.Module):

@@ -23,13 +23,15 @@ MAX_SCORES = 1 << 25
 
 Scores: TypeAlias = Callable[[slice], Tensor]
 """[B, H, rows, num_blocks] of some rows."""
+Choose: TypeAlias = Callable[[Tensor, BoundSelection, int], Tensor]
+"""What `highest` does."""
 
 
 def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> Tensor:
-    """int64 [B, Hq or 1, num_rows, width] of query [B, Hq, Tq, D], key [B, Hkv, Tk, D]: blocks of keys in no order,
-    -1 for none where a row has fewer candidates; one list for all heads where they share it.
+    """int64 [B, Hq or 1, num_rows, width] of query [B, Hq, Tq, D], key [B, Hkv, Tk, D]: blocks of keys in
+    ascending order, and before them -1 where a row has fewer candidates; one list for all heads where they share it.
 
-    Blocks of `always` come first, then the highest scores; NaN is the lowest. Which of equal scores is listed may
+    Blocks of `always` are chosen first, then the highest scores; NaN is the lowest. Which of equal scores is listed may
     differ from device to device. Without gradient; no scores of all rows are held. Work: O(num_rows num_blocks D).
     """
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
@@ -67,36 +69,34 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
         return found.repeat_interleave(kv_group, dim=1) if selection.heads == "group" else found
 
 
-MOST_STRIPS = 4
-"""Of scores, that a compiled function takes one after the other."""
-
-
-def is_short(query: Tensor, selection: BoundSelection) -> bool:
-    """Whether the scores are few enough for one compiled function."""
-    num_scores = query.shape[0] * query.shape[1] * selection.num_rows * selection.num_blocks
-    return num_scores <= MOST_STRIPS * MAX_SCORES
-
-
-def best(scores: Scores, selection: BoundSelection, num_heads: int, device: torch.device) -> Tensor:
-    """The lists of `topk_lists` from scores, strip by strip. num_heads: of all batch rows, that scores are made for."""
-    strips = []
+def highest(scores: Tensor, selection: BoundSelection, first_row: int) -> Tensor:
+    """int64 [B, H, rows, width] of scores [B, H, rows, num_blocks], which it writes over: as `topk_lists` has them.
+    first_row: the number of the first of these rows."""
     width = min(selection.width, selection.num_blocks)
+    rows = torch.arange(first_row, first_row + scores.shape[2], device=scores.device)[:, None]
+    blocks = torch.arange(selection.num_blocks, device=scores.device)
+    among, always = (_held(part, rows, blocks) for part in (selection.among, selection.always))
+    scores.masked_fill_(scores.isnan(), torch.finfo(scores.dtype).min)  # above what is no candidate
+    scores.masked_fill_(~among, -torch.inf).masked_fill_(always, torch.inf)
+    value, block = scores.topk(width, sorted=False)
+    lists = block.masked_fill(value == -torch.inf, -1).sort(-1).values
+    missing = selection.width - width
+    return torch.nn.functional.pad(lists, (missing, 0), value=-1) if missing else lists
+
+
+def best(
+    scores: Scores, selection: BoundSelection, num_heads: int, device: torch.device, choose: Choose = highest
+) -> Tensor:
+    """The lists of `topk_lists` from scores, strip by strip. num_heads: of all batch rows, that scores are made for.
+    choose: `highest`, or what does the same."""
     at_once = max(1, MAX_SCORES // max(1, num_heads * selection.num_blocks))
-    blocks = torch.arange(selection.num_blocks, device=device)
+    strips = []
     for start in range(0, selection.num_rows, at_once):
         at = slice(start, min(start + at_once, selection.num_rows))
-        rows = torch.arange(at.start, at.stop, device=device)[:, None] + selection.first_row
-        among, always = (_held(part, rows, blocks) for part in (selection.among, selection.always))
-        found = scores(at)
-        found.masked_fill_(found.isnan(), torch.finfo(found.dtype).min)  # above what is no candidate
-        found.masked_fill_(~among, -torch.inf).masked_fill_(always, torch.inf)
-        value, block = found.topk(width, sorted=False)
-        strips.append(block.masked_fill(value == -torch.inf, -1))
+        strips.append(choose(scores(at), selection, selection.first_row + start))
     if not strips:  # no queries
         return torch.full((*scores(slice(0, 0)).shape[:3], selection.width), -1, device=device)
-    lists = torch.cat(strips, dim=2)
-    missing = selection.width - width
-    return torch.nn.functional.pad(lists, (0, missing), value=-1) if missing else lists
+    return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
 
 
 def _held(relation: Relation, rows: Tensor, blocks: Tensor) -> Tensor:

@@ -82,10 +82,11 @@ class Hull:
     placed, None for their own; the relation is of positions in any case. said: the same, term by term, in the words of
     the order as far as they go; of hulls on the CPU it is one term, whose places the passes hold exactly.
 
-    runs: the relation is that of positions with one value of `order`, all of them or causally. Runs of equal values in
-    that order are then dense, and no pass is needed. lists: pairs are where each call lists them, and there no pass is
-    needed either; `rest` of said[0] is what they must be besides. in_call: nor where tiles are told from all tiles in
-    each call; with lists, `relation` is what there is beside them, for the same kernel.
+    runs: the relation is that of positions with one value of `order`, all of them or causally, or, "masked", those of
+    which said[0].rest holds besides. Runs of equal values in that order are then dense, and no pass is needed.
+    lists: pairs are where each call lists them, and there no pass is needed either; `rest` of said[0] is what they must
+    be besides. in_call: nor where tiles are told from all tiles in each call; with lists, `relation` is what there is
+    beside them, for the same kernel.
     """
 
     heads: tuple[int, ...]
@@ -93,7 +94,7 @@ class Hull:
     passes: tuple[Pass, ...]
     relation: Relation
     said: tuple[Said, ...]
-    runs: Literal["full", "causal"] | None = None
+    runs: Literal["full", "causal", "masked"] | None = None
     lists: Lists | None = None
     in_call: bool = False
 
@@ -106,7 +107,7 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     """
     found = _tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
     if found is None or _share(found, bound, SMALL_ON_GPU if machine.is_gpu else SMALL) > MAX_SHARE:
-        return None
+        return None if machine.is_gpu else _in_runs(bound)
     return found
 
 
@@ -379,6 +380,31 @@ def _runs(term: Relation, before: Sequence[Relation], heads: tuple[int, ...], si
     return None if found is None else Hull(heads, found[0], (), part, (), found[1])
 
 
+def _in_runs(bound: Bound) -> tuple[Hull, ...] | None:
+    """Runs of the input whose equal values all of a pattern asks for, and what else it asks as a mask; None where it
+    asks for none. How long runs are a call says: one run alone is dense attention."""
+    if bound.sizes.q_start or bound.sizes.q_len != bound.sizes.kv_len:
+        return None
+    found = list[Hull]()
+    for group in bound.groups:
+        parts = group.relation.terms if isinstance(group.relation, And) else (group.relation,)
+        name = next((name for part in parts if (name := _shared(part)) is not None), None)
+        if name is None or not is_told(group.relation):
+            return None
+        rest = conjunction(part for part in parts if _shared(part) != name)
+        found.append(Hull(group.heads, name, (), group.relation, (Said(EVERYTHING, rest),), "masked"))
+    return tuple(found)
+
+
+def _shared(relation: Relation) -> str | None:
+    """The input of which the relation says that both positions have one value."""
+    match relation:
+        case Compare("==", Read(name, "value", first), Read(other, "value", second)) if name == other:
+            return name if {first, second} == {Q, K} else None
+        case _:
+            return None
+
+
 def _rest(term: Relation, before: Sequence[Relation], order: str | None) -> Relation:
     """What the term says beyond its hull in an order, and that terms before it have no part in it."""
     said = (part for part in (term.terms if isinstance(term, And) else (term,)) if not _is_exact(part, order))
@@ -404,11 +430,8 @@ def _runs_of(relation: Relation, sizes: Sizes) -> tuple[str, Literal["full", "ca
     is_causal = CAUSAL in parts
     if len(parts - {CAUSAL}) != 1 or sizes.q_start or sizes.q_len != sizes.kv_len:
         return None
-    match next(iter(parts - {CAUSAL})):
-        case Compare("==", Read(name, "value", first), Read(other, "value", second)) if name == other:
-            return (name, "causal" if is_causal else "full") if {first, second} == {Q, K} else None
-        case _:
-            return None
+    name = _shared(next(iter(parts - {CAUSAL})))
+    return None if name is None else (name, "causal" if is_causal else "full")
 
 
 CAUSAL = Compare("<=", K, Q)

@@ -14,7 +14,8 @@ from patterndsl.sema.bind import Bound
 BLOCK = 64
 """Queries and keys of a tile, about."""
 MAX_CELLS = 1 << 25
-"""Tiles, live or not, of all heads that differ, up to which they are told: some hundred megabytes of lists."""
+"""Tiles, live or not, of all heads that differ, up to which they are told: some hundred megabytes of lists, where all
+of them are live."""
 FEWEST = 16
 """Queries, and keys, that are listed together at least: of fewer, a tile would be asked pair by pair."""
 

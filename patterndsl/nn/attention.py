@@ -33,6 +33,7 @@ from patterndsl.nn.scores import (
 )
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
+from patterndsl.runtime.chosen import highest_on
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.ops import Call as Asked
@@ -452,7 +453,7 @@ class Attention(nn.Module):
                 continue
             index = cast("Index", self.indices[item.name])
             selection = bound(item.name)
-            found[item.name] = index(x, source, selection, q_start)
+            found[item.name] = index(x, source, selection, q_start, highest_on(x.device))
             if self.training:
                 keys = key.repeat_interleave(again, dim=1) if again > 1 else key
                 attended = (query.detach(), keys.detach(), self.head_dim**-0.5 if scale is None else scale)

@@ -5,7 +5,7 @@ Operations on tensors only, without synchronisation and without reductions, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -129,12 +129,14 @@ def checked_inputs(
     device: torch.device,
     batch: int | None = None,
     *,
-    wide: bool = True,
-    once: bool = True,
+    narrow: Container[str] = (),
+    unchanged: Container[str] = (),
+    whole: Container[str] = (),
 ) -> dict[str, Tensor]:
     """The inputs that the pattern reads, as int64 [length], [batch, length] or [batch, heads, length] on the device; a
-    label of several rounds by the name of each, lists row by row, each key of a row once. wide: False leaves values in
-    the integers that they came in; once: False leaves lists as they came, those of all routes in one.
+    label of several rounds by the name of each, lists row by row, each key of a row once. narrow: those whose values
+    are left in the integers that they came in. unchanged: lists that stay as they came, as they hold what there is,
+    each once and in ascending order, or for who does not mind; whole: those that stay so, of all routes in one.
 
     Raises InputError (E501) on missing or unknown ones and (E502) on a wrong shape, dtype or device.
     """
@@ -153,17 +155,20 @@ def checked_inputs(
     found = dict[str, Tensor]()
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
-        if shape.selection is not None and not once:
+        if name in whole:
             found[name] = values.flatten(-2)
             continue
-        values = values.to(torch.int64) if wide or shape.selection is not None else values
+        values = values if name in narrow else values.to(torch.int64)
         if shape.selection is not None:
-            values = _each_once(values, shape.selection.num_blocks)
-        if shape.rounds > 1:
-            found.update(zip(shape.names, values.unbind(-2), strict=True))
-        else:
-            found[name] = values if shape.selection is None else values.flatten(-2)
+            values = values if name in unchanged else _each_once(values, shape.selection.num_blocks)
+            values = values if shape.rounds > 1 else values.flatten(-2)
+        found |= by_round(shape, values)
     return found
+
+
+def by_round(shape: InputShape, values: Tensor) -> dict[str, Tensor]:
+    """The values of an input as the relation reads them: those of several rounds by the name of each."""
+    return {shape.name: values} if shape.rounds == 1 else dict(zip(shape.names, values.unbind(-2), strict=True))
 
 
 def _each_once(lists: Tensor, num_blocks: int) -> Tensor:
@@ -179,34 +184,37 @@ def _checked_input(
 ) -> Tensor:
     """[..., length], [..., rounds, length] of several rounds, [..., rows, width] of lists; without a dimension for
     heads where all have the same."""
-    kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
-    inner = ", ".join("any length" if size is None else str(size) for size in shape.inner)
-    form = f"{kind} tensor [{inner}], [batch, {inner}] or [batch, heads, {inner}]"
     if values is None:
-        how = f'pass inputs={{"{shape.name}": ...}}, {form}'
+        how = f'pass inputs={{"{shape.name}": ...}}, {_form_of(shape)}'
         if shape.found_by == "layer":
             how = f"use patterndsl.nn.Attention, which learns it, or {how}"
         elif shape.found_by == "call":
             how = f"it is found in a call, or {how}"
         raise input_error("E501", f"input `{shape.name}` is missing", how)
     if not isinstance(values, Tensor):
-        raise _misfit(shape, f"is {type(values).__name__}", form)
+        raise _misfit(shape, f"is {type(values).__name__}")
     allowed = (torch.bool,) if shape.dtype == "bool" else INTEGER_DTYPES
     if values.dtype not in allowed:
-        raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}", form)
+        raise _misfit(shape, f"has dtype {str(values.dtype).removeprefix('torch.')}")
     outer, last = values.dim() - len(shape.inner), values.shape[-len(shape.inner) :]
     if not 0 <= outer <= 2 or any(size not in (None, found) for size, found in zip(shape.inner, last, strict=False)):
-        raise _misfit(shape, f"has shape {list(values.shape)}", form)
+        raise _misfit(shape, f"has shape {list(values.shape)}")
     if outer == 2 and values.shape[1] not in (1, num_heads):
-        raise _misfit(shape, f"has {values.shape[1]} heads for {num_heads}", form)
+        raise _misfit(shape, f"has {values.shape[1]} heads for {num_heads}")
     if outer >= 1 and batch is not None and values.shape[0] not in (1, batch):
-        raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}", form)
+        raise _misfit(shape, f"has {values.shape[0]} rows for a batch of {batch}")
     if values.device != device:
-        raise _misfit(
-            shape, f"is on {values.device}, the tensors on {device}", f"{form} on {device}: {shape.name}.to('{device}')"
-        )
+        problem = f"is on {values.device}, the tensors on {device}"
+        raise _misfit(shape, problem, f" on {device}: {shape.name}.to('{device}')")
     return values.squeeze(1) if outer == 2 and values.shape[1] == 1 else values
 
 
-def _misfit(shape: InputShape, problem: str, form: str) -> InputError:
-    return input_error("E502", f"input `{shape.name}` {problem}", f"give {form}")
+def _form_of(shape: InputShape) -> str:
+    """What its values are, in words."""
+    kind = {"int": "an integer", "bool": "a bool"}[shape.dtype]
+    inner = ", ".join("any length" if size is None else str(size) for size in shape.inner)
+    return f"{kind} tensor [{inner}], [batch, {inner}] or [batch, heads, {inner}]"
+
+
+def _misfit(shape: InputShape, problem: str, where: str = "") -> InputError:
+    return input_error("E502", f"input `{shape.name}` {problem}", f"give {_form_of(shape)}{where}")

@@ -1,7 +1,7 @@
 """How does attention that knows its own gradients join autograd? As one function of query, key and value.
 
-Gradients are a function of their own, so that asking for second ones is understood and refused. The form with
-`setup_context` is what torch.func needs.
+Where gradients are differentiated, they are a function of their own, so that asking for second ones is understood and
+refused. The form with `setup_context` is what torch.func needs, and takes PyTorch longer: it is for torch.func alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -35,17 +34,24 @@ class Run:
 
 def attended(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Output and lse of a run, differentiable once in both. What it computes in float32 stays so under autocast."""
-    with without_autocast(query.device.type):
-        if _is_watched(query, key, value):
-            return _attend(query, key, value, run)
-        return run.forward(query, key, value)
+    if is_autocast_on(query.device.type):
+        with autocast(query.device.type, enabled=False):
+            return attended(query, key, value, run)
+    if _is_transformed():
+        return _attend_transformed(query, key, value, run)
+    if _is_watched(query, key, value):
+        return _attend(query, key, value, run)
+    return run.forward(query, key, value)
+
+
+_is_transformed: Callable[[], bool] = cast("Any", torch._C)._are_functorch_transforms_active
+"""Whether torch.func is at work."""
 
 
 def _is_watched(*tensors: Tensor) -> bool:
     """Whether anybody asks for derivatives, in whatever mode. To be a function of autograd takes as long as a small
     kernel."""
-    is_transformed = cast("bool", cast("Any", torch._C)._are_functorch_transforms_active())
-    if is_transformed or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
@@ -57,21 +63,18 @@ def without_autocast(kind: str) -> AbstractContextManager[object]:
 
 class _Attend(Function):
     @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        return run.forward(query, key, value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, ctx.run = inputs
-        ctx.set_materialize_grads(False)  # most callers use no lse, and its gradient costs
-        ctx.save_for_backward(query, key, value, *output)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+        results = run.forward(query, key, value)
+        _keep(ctx, (query, key, value), run, results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        grad_out = torch.zeros_like(saved[3]) if grad_out is None else grad_out
+        tensors = ctx.saved_tensors
+        grad_out = torch.zeros_like(tensors[3]) if grad_out is None else grad_out
+        differentiate = _differentiate if torch.is_grad_enabled() or _is_transformed() else _gradients
         with without_autocast(grad_out.device.type):  # backward() may be called where autocast is on
-            grads = _differentiate(*saved, grad_out, grad_lse, ctx.run)
+            grads = differentiate(*tensors, grad_out, grad_lse, ctx.run)
         return *grads, None
 
     @staticmethod
@@ -83,11 +86,32 @@ class _Attend(Function):
         raise no_forward_mode(ctx.run.backend)
 
 
+def _keep(ctx: Any, tensors: tuple[Tensor, ...], run: Run, results: tuple[Tensor, Tensor]) -> None:
+    ctx.run = run
+    ctx.set_materialize_grads(False)  # most callers use no lse, and its gradient costs
+    ctx.save_for_backward(*tensors, *results)
+
+
+class _AttendTransformed(_Attend):
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return run.forward(query, key, value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, run = inputs
+        _keep(ctx, tuple(tensors), run, output)
+
+
+def _gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, run = arguments
+    return cast("Run", run).gradients(*tensors)
+
+
 class _Differentiate(Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *tensors, run = arguments
-        return cast("Run", run).gradients(*tensors)
+        return _gradients(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -102,10 +126,7 @@ class _Differentiate(Function):
         raise no_vmap()
 
 
-# torch asks for the signature in each call, which takes longer than a small kernel where it is not at hand
-cast("Any", _Attend.forward).__signature__ = signature(_Attend.forward)
-cast("Any", _Differentiate.forward).__signature__ = signature(_Differentiate.forward)
-
 # torch declares `apply` without types
 _attend: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
+_attend_transformed: Callable[..., tuple[Tensor, Tensor]] = _AttendTransformed.apply
 _differentiate: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Differentiate.apply

@@ -41,7 +41,7 @@ MASK_PAIRS = 1 << 21
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A part of a hull's tiles. q_places [groups, length, 1], k_places [groups, 1, length]: where they lie, counted
-    from the first query and from key 0; None for a run of equal values, which is not masked. kept: bool [length of q,
+    from the first query and from key 0; None for a run of equal values that is not masked. kept: bool [length of q,
     length of k], pairs of every group that are the hull's; None for all. is_first: no call before has its queries."""
 
     launch: Launch
@@ -82,7 +82,7 @@ class Masked:
 
 
 def _ready(hull: Hull, num_heads: int, q_len: int, device: torch.device) -> _Ready:
-    rest = EVERYTHING if hull.runs else hull.said[0].rest
+    rest = hull.said[0].rest if hull.said else EVERYTHING
     seen = np.zeros(q_len, dtype=np.bool_)
     return _Ready(
         hull.order,
@@ -154,13 +154,19 @@ class Given:
         tables = torch.stack([mine[name] for name in lists.names]).view(len(lists.names), -1, lists.width)
         return listed.Asked(lists, tables, hull.rest, data, Lookup(mine), sizes)
 
-    def runs(self, name: str, row: int) -> Iterator[_Call]:
-        """The runs of equal values in their order."""
+    def runs(self, name: str, row: int, is_masked: bool) -> Iterator[_Call]:
+        """The runs of equal values in their order; masked ones in strips of queries."""
         values = self.values[name][row % len(self.values[name])]
         start = 0
         for count in torch.unique_consecutive(values, return_counts=True)[1].tolist():
-            side = Side(start, (Axis(count, 1),))
-            yield _Call(Launch((), (), side, side))
+            keys = Side(start, (Axis(count, 1),))
+            if not is_masked:
+                yield _Call(Launch((), (), keys, keys))
+            places, step = torch.arange(start, start + count), max(1, MASK_PAIRS // count)
+            for first in range(0, count, step) if is_masked else ():
+                strip = places[first : first + step]
+                queries = Side(start + first, (Axis(len(strip), 1),))
+                yield _Call(Launch((), (), queries, keys), strip.view(1, -1, 1), places.view(1, 1, -1))
             start += count
 
 
@@ -295,7 +301,7 @@ def _turns(masked: Masked, given: Given, query: Tensor, key: Tensor) -> Iterator
             heads = torch.arange(query.shape[1], device=query.device) if hull.heads is None else hull.heads
             kv_heads = hull.heads if kv_group == 1 else heads // kv_group
             data = DeviceData(given.facets, hull.draws, row)
-            runs = tuple(given.runs(hull.order, row)) if hull.runs and hull.order else ()
+            runs = tuple(given.runs(hull.order, row, hull.runs == "masked")) if hull.runs and hull.order else ()
             asked = None if hull.lists is None else given.asked(hull, hull.lists, row, data, masked.sizes)
             yield _Turn(hull, runs or hull.calls, row, given.order(hull.order, row), hull.heads, kv_heads, data, asked)
 

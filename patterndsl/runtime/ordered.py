@@ -27,6 +27,9 @@ from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
 from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
 from patterndsl.sema.bind import Bound
 
+MOST_COUNTED = 2048
+"""Labels up to which keys are sorted by counting: what is counted is then no more than two numbers for each key."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Where:
@@ -39,12 +42,14 @@ class _Where:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """A hull made ready: its tiles, what is asked of pairs there, the input that orders places, and what is drawn."""
+    """A hull made ready: its tiles, what is asked of pairs there, the input that orders places, and what is drawn.
+    lists: the work over its tiles by how many heads share keys, which rounds have together."""
 
     where: _Where
     predicate: Predicate
     order: str | None
     draws: Mapping[Random, Tensor]
+    lists: dict[int, WorkLists]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,16 +64,20 @@ class _Call:
 class Ordered:
     """The hulls of a pattern made ready for a GPU; call it with tensors and checked inputs.
 
-    Inputs may differ from row to row and from head to head. hulls: those of all heads first. A fallback can only be
-    that of each query to its own key.
+    Inputs may differ from row to row and from head to head. They are int64 but for labels that the call has found: of
+    these is known how many there are. hulls: those of all heads first. A fallback can only be that of each query to its
+    own key.
     """
 
     def __init__(self, hulls: Sequence[Hull], bound: Bound, device: torch.device) -> None:
         self.bound, self.device = bound, device
-        self.ready = tuple(_ready(hull, bound, device) for hull in hulls)
+        lists = dict[_Where, dict[int, WorkLists]]()
+        self.ready = tuple(_ready(hull, bound, device, lists) for hull in hulls)
+        self.orders = tuple(dict.fromkeys(item.order for item in self.ready if item.order is not None))
+        self.tables = tuple(dict.fromkeys(table for item in self.ready for table in item.predicate.facets))
+        self.labels = _numbers_of_labels(bound)
         self.is_begun = len(hulls[0].heads) < bound.num_heads  # whether there must be results to go on from
         self.or_own_key = bound.fallback is not None
-        self._lists = dict[tuple[_Where, int], WorkLists]()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both.
@@ -143,48 +152,59 @@ class Ordered:
     # ---- what a call's inputs say
 
     def _launches(self, query: Tensor, key: Tensor, given: Inputs) -> Sequence[tuple[WorkLists, Asked]]:
-        orders = {name: order_of(given[name]) for name in {item.order for item in self.ready} if name is not None}
-        read = {table for item in self.ready for table in item.predicate.facets}
-        facets = {(name, facet): _facet(name, facet, given, orders) for name, facet in read}
+        orders = {name: self._order(name, given[name]) for name in self.orders}
+        facets = {(name, facet): _facet(name, facet, given, orders) for name, facet in self.tables}
         of_name = {name: Orders(order, order, True) for name, order in orders.items()}
-        kv_group = query.shape[1] // key.shape[1]
+        kv_group, sizes = query.shape[1] // key.shape[1], self.bound.sizes
         return [
             (
-                self._lists_of(item.where, kv_group),
+                self._lists_of(item, kv_group),
                 asked_by(
-                    item.predicate,
-                    self.bound.sizes,
-                    facets,
-                    item.draws,
-                    None if item.order is None else of_name[item.order],
+                    item.predicate, sizes, facets, item.draws, None if item.order is None else of_name[item.order]
                 ),
             )
             for item in self.ready
         ]
 
-    def _lists_of(self, where: _Where, kv_group: int) -> WorkLists:
-        """The work over these tiles, which rounds share."""
-        if (where, kv_group) not in self._lists:
-            sizes = self.bound.sizes
+    def _order(self, name: str, values: Tensor) -> Tensor:
+        """`order_of` an input, by counting where that is possible."""
+        if values.dtype == torch.int64 or name not in self.labels:
+            return order_of(values)
+        from patterndsl.runtime.kernels.sorting import order_by_label
+
+        return order_by_label(values if values.dim() == 3 else values.unsqueeze(1), self.labels[name])
+
+    def _lists_of(self, item: _Ready, kv_group: int) -> WorkLists:
+        if kv_group not in item.lists:
+            sizes, where = self.bound.sizes, item.where
 
             def find(q_block: int, kv_block: int) -> Found:
                 tiles = find_tiles(where.places, sizes, Lookup(), q_block, kv_block, tell_full=where.is_exact)
                 return ((tiles if where.is_exact else replace(tiles, is_full=tiles.is_full & False),),)
 
             group_of = [0 if head in where.heads else NOBODY for head in range(self.bound.num_heads)]
-            self._lists[where, kv_group] = WorkLists(find, group_of, kv_group, sizes.kv_len, self.device)
-        return self._lists[where, kv_group]
+            item.lists[kv_group] = WorkLists(find, group_of, kv_group, sizes.kv_len, self.device)
+        return item.lists[kv_group]
 
 
-def _ready(hull: Hull, bound: Bound, device: torch.device) -> _Ready:
+def _ready(hull: Hull, bound: Bound, device: torch.device, lists: dict[_Where, dict[int, WorkLists]]) -> _Ready:
+    """lists: of the hulls that were made ready before."""
     places = disjunction(term.places for term in hull.said)
-    is_exact = all(term.rest == EVERYTHING for term in hull.said)
+    where = _Where(places, hull.heads, all(term.rest == EVERYTHING for term in hull.said))
     return _Ready(
-        _Where(places, hull.heads, is_exact),
+        where,
         predicate_of(hull.relation, bound.sizes, hull.order),
         hull.order,
         draws_for(hull.relation, 1, device),
+        lists.setdefault(where, {}),
     )
+
+
+def _numbers_of_labels(bound: Bound) -> dict[str, int]:
+    """How many labels there can be, of those that calls find and that are few enough to be counted."""
+    learned = [(shape, shape.learner) for shape in bound.inputs if shape.learner and shape.found_by == "call"]
+    numbers = {name: learner.setting("buckets", 0) for shape, learner in learned for name in shape.names}
+    return {name: number for name, number in numbers.items() if 0 < number <= MOST_COUNTED}
 
 
 def order_of(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from os import PathLike
 from typing import Any, Literal, NamedTuple, overload
 
@@ -21,9 +21,8 @@ from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
 from patterndsl.learn.lsh import labels_of_heads, lsh_labels
-from patterndsl.learn.topk import is_short, topk_lists
 from patterndsl.lower.costs import Machine
-from patterndsl.lower.fallback import FALLBACK, Call, leaves, usual_backend
+from patterndsl.lower.fallback import FALLBACK, Call, Rule, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.hulls import Hull, hulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
@@ -45,8 +44,9 @@ from patterndsl.runtime.arguments import (
     checked_positions,
     checked_scale,
 )
+from patterndsl.runtime.chosen import topk_on
 from patterndsl.runtime.constants import constants_for, given_constants
-from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
+from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
 from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
 from patterndsl.runtime.kernels.attention import Kernels, check_can_run, has_kernels
@@ -59,7 +59,6 @@ from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.planned import Planned, is_finite
 from patterndsl.runtime.slotted import Slotted
 from patterndsl.runtime.telling import Telling
-from patterndsl.runtime.told import compiled
 from patterndsl.sema.bind import Bound, HeadGroup, InputShape
 from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted, integer
 
@@ -472,11 +471,30 @@ class Program:
         return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
 
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
-        """The inputs of a call, checked, with what learners and selectors find; as wide as they came where only their
-        order is asked for, and lists as they came where queries have slots."""
-        on_kernels, found = self.on_kernels(query, key, value), self._with_found(query, key, inputs)
-        wide, once = not isinstance(on_kernels, Ordered), not isinstance(on_kernels, Slotted)
-        return checked_inputs(self.bound, found, self.device, query.shape[0], wide=wide, once=once)
+        """The inputs of a call, checked, with what learners and selectors find; the labels among these in narrow
+        integers where only their order is asked for, see `Ordered`."""
+        on_kernels = self.on_kernels(query, key, value)
+        is_ordered, is_told = isinstance(on_kernels, Ordered), isinstance(on_kernels, Telling)
+        if is_ordered and inputs is None and self._finds_all:  # and what we found needs no check
+            labels = self._labels(key, self.bound.inputs)
+            return {name: x for shape in self.bound.inputs for name, x in by_round(shape, labels[shape.name]).items()}
+        lists = [shape.name for shape in self.bound.inputs if shape.selection is not None]
+        found, named = self._with_found(query, key, inputs), inputs if isinstance(inputs, Mapping) else {}
+        ours = [shape for shape in self.bound.inputs if is_told or shape.name not in named]
+        return checked_inputs(
+            self.bound,
+            found,
+            self.device,
+            query.shape[0],
+            narrow=[shape.name for shape in ours if is_ordered and shape.selection is None],
+            unchanged=[shape.name for shape in ours if shape.selection is not None],
+            whole=lists if isinstance(on_kernels, Slotted) else (),
+        )
+
+    @cached_property
+    def _finds_all(self) -> bool:
+        """Whether a call finds all that the pattern reads, from its keys."""
+        return all(shape.learner is not None and shape.found_by == "call" for shape in self.bound.inputs)
 
     def run(
         self,
@@ -554,15 +572,8 @@ class Program:
         found = dict[str, Tensor]()
         for shape in shapes:
             if shape.selection is not None and shape.found_by == "call":
-                is_eager = self.device.type == "cpu" or not is_short(query, shape.selection)
-                listing = topk_lists if is_eager or torch.compiler.is_compiling() else self._listing
-                found[shape.name] = listing(query, key, shape.selection, self.bound.sizes.q_start)
+                found[shape.name] = topk_on(self.device)(query, key, shape.selection, self.bound.sizes.q_start)
         return found
-
-    @cached_property
-    def _listing(self) -> Callable[..., Tensor]:
-        """Compiled for a GPU, where launching its many small steps takes longer than they do."""
-        return compiled(topk_lists)
 
     def _labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         found = dict[str, Tensor]()
@@ -610,7 +621,7 @@ class Program:
         says_itself = self.backend == "flex" and not self._chosen_by_rule  # what it refuses
         if self.backend not in ("flex", "planned", "masked", "triton") or says_itself:
             return self.backend
-        rule = leaves(self.backend, self.device.type, _call(query, key, value))
+        rule = _left_by(self.backend, self.device.type, query, key, value)
         if rule is not None:
             if self._chosen_by_rule:
                 return rule.to
@@ -683,7 +694,7 @@ class Program:
     def on_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | Telling | Slotted | None:
         """What runs these tensors in the place of all else where kernels take positions in the orders of a call, tiles
         that a call tells, or what it lists."""
-        if self._on_kernels is None or leaves("triton", self.device.type, _call(query, key, value)) is not None:
+        if self._on_kernels is None or _left_by("triton", self.device.type, query, key, value) is not None:
             return None
         return self._on_kernels
 
@@ -800,9 +811,17 @@ def _wide(labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: label.to(torch.int64) for name, label in labels.items()}
 
 
-def _call(query: Tensor, key: Tensor, value: Tensor) -> Call:
-    is_empty = 0 in query.shape or 0 in key.shape or 0 in value.shape
-    return Call(str(query.dtype).removeprefix("torch."), query.shape[-1], value.shape[-1], is_empty)
+def _left_by(backend: str, device_type: str, query: Tensor, key: Tensor, value: Tensor) -> Rule | None:
+    """The rule by which the backend leaves a call to another one."""
+    is_empty = not (query.numel() and key.numel() and value.numel())
+    return _rule(backend, device_type, query.dtype, query.shape[-1], value.shape[-1], is_empty)
+
+
+@lru_cache(maxsize=256)
+def _rule(
+    backend: str, device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, is_empty: bool
+) -> Rule | None:
+    return leaves(backend, device_type, Call(str(dtype).removeprefix("torch."), head_dim, value_dim, is_empty))
 
 
 def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:

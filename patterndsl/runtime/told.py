@@ -97,9 +97,10 @@ class TileData:
         if self.whole:
             found = bits[:, first, start]
             return found, found
-        total = pad(bits.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
-        before = total[:, first, stop + 1] + total[:, last + 1, start] - total[:, first, start]
-        number = total[:, last + 1, stop + 1] - before
+        above = pad(bits.cumsum(1, dtype=torch.int32), (0, 0, 1, 0))
+        of_rows = (above[:, last + 1] - above[:, first]).squeeze(2)  # [.., q tiles, blocks]
+        before = pad(of_rows.cumsum(2, dtype=torch.int32), (1, 0))
+        number = (before[:, :, stop + 1] - before[:, :, start]).squeeze(2)
         return torch.eq(number, (last - first + 1) * (stop - start + 1)), number > 0
 
     def _of(self, name: str, facet: Facet) -> list[tuple[Tensor, Tensor]]:
@@ -218,30 +219,7 @@ def _bits(table: Tensor, num_blocks: int) -> Tensor:
     """Which blocks each row of a table [rows, num_rows, width] lists, bool [rows, num_rows, num_blocks + 1], of which
     the last says nothing."""
     bits = torch.zeros(*table.shape[:2], num_blocks + 1, dtype=torch.bool, device=table.device)
-    return bits.scatter(2, table.where(table >= 0, num_blocks), True)
-
-
-def listed(lists: Lists, table: Tensor, sizes: Sizes, block: int) -> Tensor:
-    """The tiles that lists [rows, num_rows, width] touch, bool [rows, q tiles, kv tiles]. Work: O(blocks + tiles)."""
-    num_q, num_kv = -(-sizes.q_len // block), -(-sizes.kv_len // block)
-    row = torch.arange(table.shape[1], device=table.device)[:, None]
-    first = ((row + lists.first_row) * lists.per - sizes.q_start).clamp(min=0)
-    last = ((row + lists.first_row + 1) * lists.per - 1 - sizes.q_start).clamp(max=sizes.q_len - 1)
-    start = table.clamp(min=0) * lists.of
-    stop = (start + lists.of - 1).clamp(max=sizes.kv_len - 1)
-    live = torch.zeros(table.shape[0], num_q * num_kv + 1, dtype=torch.bool, device=table.device)
-    is_aligned = sizes.q_start == lists.first_row * lists.per
-    for down in range(_most_tiles(lists.per, block, is_aligned=is_aligned)):
-        q_tile = torch.minimum(first // block + down, last // block)
-        for right in range(_most_tiles(lists.of, block, is_aligned=True)):
-            cell = q_tile * num_kv + torch.minimum(start // block + right, stop // block)
-            live = live.scatter(1, cell.where(table >= 0, num_q * num_kv).flatten(1), True)
-    return live[:, :-1].reshape(-1, num_q, num_kv)
-
-
-def _most_tiles(size: int, block: int, *, is_aligned: bool) -> int:
-    """How many tiles a block of this size can touch. is_aligned: the first one starts with a tile."""
-    return 1 if block % size == 0 and is_aligned else (size - 2) // block + 2
+    return bits.scatter(2, table.where((table >= 0) & (table < num_blocks), num_blocks), True)
 
 
 def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,17 +250,19 @@ def _tell_listed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Live and full tiles of what is listed or beside, and which blocks of keys are listed by each row, bool [rows,
     num_rows, blocks + 1]."""
-    live = listed(lists, table, sizes, block)
-    full = torch.zeros_like(live)
+    name, num_blocks = lists.names[0], -(-sizes.kv_len // lists.of)
+    listing = Listing(lists.width, num_blocks, lists.of, lists.per, lists.first_row)
+    of_lists = {name: table.flatten(1)}
+    live, full = states(listing.asked(name), sizes, of_lists, (block, block), table.device, {name: listing})
     if is_told(rest):
         possible, certain = states(rest, sizes, inputs, (block, block), table.device)
-        live = live & possible
-        if lists.per % block == 0 and lists.of % block == 0 and sizes.q_start % block == 0:  # tiles listed as a whole
-            full = live & certain
+        live, full = live & possible, full & certain
+    else:
+        full = torch.zeros_like(live)
     if beside != NOTHING:
         possible, certain = states(beside, sizes, inputs, (block, block), table.device)
         live, full = live | possible, full | certain
-    return live, full, _bits(table, -(-sizes.kv_len // lists.of))
+    return live, full, _bits(table, num_blocks)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ MAX_FORMS = 64
 
 def with_unit_stride(x: Tensor) -> Tensor:
     """The tensor with its channels next to each other, as kernels take for granted; a copy where they are not."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
 
 
 @dataclass(frozen=True, slots=True)

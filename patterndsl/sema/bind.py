@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -76,7 +77,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InputShape:
     """An input as the caller must give it: `length` values, or any number for a table where it is None; of a label with
     several rounds so many rows of them. learner: a label's, selection: that of listed keys, whose values are listed row
@@ -96,14 +97,14 @@ class InputShape:
             return self.selection.found_by
         return "caller" if self.learner is None else LEARNERS[self.learner.name].found_by
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """How many values each position has; routes of a selection, each a list of its own."""
         if self.selection is not None:
             return self.selection.num_routes
         return 1 if self.learner is None else self.learner.setting("rounds", 1)
 
-    @property
+    @cached_property
     def inner(self) -> tuple[int | None, ...]:
         """The dimensions of one head's values, None for any number of them."""
         if self.selection is not None:
@@ -111,7 +112,7 @@ class InputShape:
             return (self.rounds if is_route else self.selection.num_rows, self.selection.width)
         return (self.length,) if self.rounds == 1 else (self.rounds, self.length)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """What the relation reads: one name for each round."""
         return (self.name,) if self.rounds == 1 else tuple(round_of(self.name, at) for at in range(self.rounds))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,8 +15,10 @@ import patterndsl
 from patterndsl import InputError
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
+from patterndsl.lower import hulls
 from patterndsl.lower.hulls import hull_of
 from patterndsl.lower.lookup import Lookup
+from patterndsl.runtime import masked
 from tests.property.test_plans import check
 from tests.property.test_program import attend, program_of
 from tests.strategies import Case, cases, many
@@ -130,6 +132,35 @@ def test_documents_are_runs() -> None:
         assert program.hulls is not None and [hull.runs for hull in program.hulls] == [runs]
     joined = patterndsl.parse("causal & (recent(9) | same(doc))", inputs={"doc": "int[N]"}).compile(4096)
     assert joined.hulls is not None and [hull.runs for hull in joined.hulls] == ["causal", None]
+
+
+IN_DOCUMENTS = (
+    "within(doc, causal & (first(2) | recent(5) | strided(7)))",
+    "same(doc) & (head % 2 == 0 & strided(3) | head % 2 == 1 & q.doc % 2 == 0 & k <= q)",
+    "within(doc, q % 4 == k % 4) & (q + k) % 3 > 0",
+)
+
+
+@many(2)
+@given(
+    text=st.sampled_from(IN_DOCUMENTS),
+    n=st.integers(1, 90),
+    most=st.sampled_from((1, 40, 1 << 21)),
+    seed=st.integers(0, 2**32 - 1),
+    sorted_docs=st.booleans(),
+)
+def test_patterns_inside_documents_are_masked_runs(text: str, n: int, most: int, seed: int, sorted_docs: bool) -> None:
+    """Where no static hull is small; in strips of queries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hulls, "SMALL", 0)
+        patch.setattr(masked, "MASK_PAIRS", most)
+        program = patterndsl.parse(text, inputs={"doc": "int[N]"}).compile(n, heads=2, backend="masked")
+        assume(program.hulls is not None)
+        assert program.hulls is not None
+        assert text != IN_DOCUMENTS[0] or [hull.runs for hull in program.hulls] == ["masked"]
+        doc = np.random.default_rng(seed).integers(0, 4, (2, n))
+        inputs = {"doc": torch.tensor(np.sort(doc) if sorted_docs else doc)}
+        check(program, program.mask(inputs), 1, seed, inputs=inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

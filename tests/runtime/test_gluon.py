@@ -39,8 +39,6 @@ PIPELINES = {
 """What a calibration may take, and the width of heads that it is for."""
 SIDE = 16
 CPU = torch.device("cpu")
-SHARED = 227 << 10
-"""Bytes of shared memory that a program of Hopper may have."""
 
 
 # ---- lists
@@ -191,37 +189,17 @@ def test_the_fastest_of_those_that_are_right(
 def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """For Hopper, through the launch, and into the shared memory that is there."""
     pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
+    from patterndsl.runtime.kernels import launch
+    from tests.compiling import compiling
 
-    from patterndsl.runtime.kernels import hopper, launch
-
-    class Hopper:
-        """What compiling asks of a driver."""
-
-        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
-        get_current_device = get_current_stream = staticmethod(lambda *_: 0)
-
-    class Warming:
-        """The kernel, which is compiled where it would be launched."""
-
-        def __init__(self, kernel: Any) -> None:
-            self.kernel, self.made = kernel, list[Any]()
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda *given, **named: self.made.append(self.kernel.warmup(*given, grid=grid, **named))
-
-    kernel = Warming(hopper.attend_kernel)
-    monkeypatch.setattr(hopper, "attend_kernel", kernel)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
     relation, sizes = patterndsl.parse("recent(100) | k < 3").bind(300).relation, Sizes(300, 300, 0, 300)
     lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0, 0], 2, 300, CPU)
-    monkeypatch.setattr(driver, "_active", Hopper())
     query, key, out = (torch.ones(1, heads, 300, dim, dtype=torch.bfloat16) for heads in (2, 1, 2))
     asked, into = asked_of(relation, sizes, {}, {}), (out, torch.ones(1, 2, 300))
-    launch.forward(query, key, key, lists.rows(pipeline), pipeline, asked, 0.1, into, goes_on=True)
-    (made,) = kernel.made
-    assert made.metadata.shared <= SHARED
+    with compiling() as compiler:
+        launch.forward(query, key, key, lists.rows(pipeline), pipeline, asked, 0.1, into, goes_on=True)
+    assert "attend_kernel" in compiler.compiled
 
 
 on_hopper = pytest.mark.skipif(not HAS_HOPPER, reason="needs a Hopper GPU")

@@ -31,7 +31,8 @@ from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.hashing import hashed
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.predicate import predicate_of
-from patterndsl.runtime.ordered import Ordered
+from patterndsl.runtime.kernels.sorting import order_by_label
+from patterndsl.runtime.ordered import Ordered, order_of
 from patterndsl.sema.parameters import Sizes
 
 pytest.importorskip("triton")
@@ -290,8 +291,14 @@ def test_hashing() -> None:
     pattern = patterndsl.parse(f"{text}attend: causal & chunks(b, 16, 1) & q != k")
     tensors = [torch.randn(1, heads, 41, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1)]
     program = pattern.compile(41, heads=2, device=DEVICE)
+    ordered = program.on_kernels(*tensors)
+    assert isinstance(ordered, Ordered)
+    assert ordered.labels == {"b#0": 6, "b#1": 6}
     out, labels = program(*tensors, return_labels=True)
     assert labels["b"].dtype == torch.int64
+    query, key, value = tensors
+    for inputs, dtype in ((None, torch.int16), ({"b": labels["b"].short()}, torch.int64)):  # the former are counted
+        assert {x.dtype for x in program.given(query, key, value, inputs).values()} == {dtype}
     truth = everything(pattern.compile(41, heads=2, device=DEVICE, backend="oracle"), tensors, labels)
     assert_close([out.double()], truth[:1])
     assert_close(everything(program, tensors, labels), truth)
@@ -310,6 +317,24 @@ def test_labels_are_those_of_the_plain_twin(buckets: int, dim: int) -> None:
     found = hashed(key, **settings)
     assert found.dtype == torch.int16
     assert torch.equal(found.long(), lsh_labels(key, **settings))
+
+
+@runs
+@on_cuda
+@pytest.mark.parametrize(
+    ("batch", "heads", "length", "labels"),
+    [(1, 1, 1, 1), (2, 3, 70, 6), (1, 2, 1024, 16), (2, 1, 1025, 256), (1, 1, 4100, 2048)],
+)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_orders_by_counting_are_those_of_the_plain_twin(
+    batch: int, heads: int, length: int, labels: int, dtype: torch.dtype
+) -> None:
+    """Of one of two rounds, which lie between each other."""
+    generator = torch.Generator(DEVICE).manual_seed(length)
+    label = torch.randint(0, labels, (batch, heads, 2, length), device=DEVICE, generator=generator).to(dtype)[:, :, 1]
+    assert torch.equal(order_by_label(label, labels), order_of(label))
+    last = torch.full_like(label, labels - 1)  # with which blocks are filled up
+    assert torch.equal(order_by_label(last, labels), order_of(last))
 
 
 # ---- all of it in the interpreter

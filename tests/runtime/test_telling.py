@@ -10,24 +10,28 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import patterndsl
+from patterndsl.ir.relation import draws_in
 from patterndsl.lower import listings as listings_module
 from patterndsl.lower.listings import can_tell, listings_of
 from patterndsl.runtime import program as program_module
+from patterndsl.runtime import telling as telling_module
+from patterndsl.runtime.data import checked_inputs
 from patterndsl.runtime.kernels import told_lists
-from patterndsl.runtime.kernels.told_lists import States, Turned, work_of_states
-from patterndsl.runtime.telling import Telling
+from patterndsl.runtime.kernels.told_lists import Extent, States, Turned, work_of_states
+from patterndsl.runtime.kernels.work import Work
+from patterndsl.runtime.telling import Telling, _Call
 from patterndsl.runtime.told import most_live, states
 from patterndsl.sema.bind import Bound
-from tests.strategies import many
+from tests.strategies import Case, cases, many
 
 pytest.importorskip("triton")
 
@@ -75,7 +79,7 @@ def inputs_of(bound: Bound, *outer: int) -> dict[str, Tensor]:
             case "top":
                 assert shape.selection is not None
                 size = (*outer, shape.selection.num_rows, shape.selection.width)
-                found["top"] = torch.randint(-1, shape.selection.num_blocks, size)
+                found["top"] = torch.randint(-2, shape.selection.num_blocks + 2, size)
             case "doc":
                 found["doc"] = torch.randint(0, 5, (*outer[:1], N)).sort(-1).values
             case "there":
@@ -87,75 +91,154 @@ def inputs_of(bound: Bound, *outer: int) -> dict[str, Tensor]:
 
 # ---- lists
 
+Owner: TypeAlias = tuple[int, int, int]
+"""A batch row, a head, and a block."""
+
+
+def lists_in(work: Work, owners: int) -> dict[Owner, list[int]]:
+    """The entries of each owner: parts of a list that is cut follow each other, and what has no work leaves its part
+    where nobody reads."""
+    parts, found = dict[int, list[int]](), dict[Owner, list[int]]()
+    cut = dict[Owner, set[int]]()
+    for row, head, owner, start, stop, slot in work.pieces.tolist():
+        entries = work.entries[start:stop].tolist()
+        if work.num_slots and slot == work.num_slots - 1:
+            assert not entries
+        elif slot < 0:
+            assert (row, head, owner) not in found
+            found[row, head, owner] = entries
+        else:
+            assert slot not in parts
+            parts[slot] = entries
+            cut.setdefault((row, head, owner), set()).add(slot)
+    for row, head, owner, slot, number in work.joints.tolist():
+        if number:
+            assert cut.pop((row, head, owner)) == set(range(slot, slot + number))
+            found[row, head, owner] = [entry for turn in range(number) for entry in parts[slot + turn]]
+        else:
+            assert owner == owners
+    assert not cut
+    return found
+
+
+def lists_of(live: Tensor, full: Tensor, heads: int) -> dict[Owner, list[int]]:
+    """What they are to be, of states [rows, some, owners, entries]."""
+    rows, some, owners, _ = live.shape
+    return {
+        (row, head, owner): [
+            2 * entry + (not full[row, head % some, owner, entry])
+            for entry in live[row, head % some, owner].nonzero().flatten().tolist()
+        ]
+        for row in range(rows)
+        for head in range(heads)
+        for owner in range(owners)
+    }
+
 
 @pytest.mark.parametrize(("rows", "some", "heads", "batch"), [(1, 1, 3, 2), (2, 1, 3, 2), (2, 3, 3, 2), (1, 1, 1, 1)])
-@pytest.mark.parametrize("how", ["steps", pytest.param("kernels", marks=runs)])
 def test_each_live_tile_is_in_one_piece(
-    monkeypatch: pytest.MonkeyPatch, how: str, rows: int, some: int, heads: int, batch: int
+    monkeypatch: pytest.MonkeyPatch, rows: int, some: int, heads: int, batch: int
 ) -> None:
-    """Long lists are cut in parts that follow each other, and what has no work leaves its part where nobody reads."""
+    """Of lists that are made in steps."""
     monkeypatch.setattr(told_lists, "PARTS", 64)
     monkeypatch.setattr(told_lists, "SHORTEST", 2)
-    make = work_of_states if how == "steps" else kernels_of_lists()
     owners, width, num_cut = 7, 69, 0
-    for seed in range(30 if how == "steps" else 4):
+    for seed in range(30):
         torch.manual_seed(seed)
-        live = (
-            torch.rand(rows, some, owners, width, device=DEVICE) < torch.rand(rows, some, owners, 1, device=DEVICE) ** 3
-        )
-        full = live & (torch.rand(live.shape, device=DEVICE) < 0.5)
-        told = States(live, full, int(live.sum()) + seed, int(live.sum(-1).max()) + seed % 2)
-        work = make(told, Turned.by_query(told), heads, batch)
+        live = torch.rand(rows, some, owners, width) < torch.rand(rows, some, owners, 1) ** 3
+        full = live & (torch.rand(live.shape) < 0.5)
+        most, longest = int(live.sum()) + seed, int(live.sum(-1).max()) + seed % 2
+        told = States(live, full, Extent(rows, some, owners, width, most, longest))
+        work = work_of_states(told, Turned.by_query(told.extent), heads, batch)
         assert work.is_shared == (rows == 1)
-        parts, found = dict[int, list[int]](), dict[tuple[int, int, int], list[tuple[int, list[int]]]]()
-        for row, head, owner, start, stop, slot in work.pieces.tolist():
-            entries = work.entries[start:stop].tolist()
-            if work.num_slots and slot == work.num_slots - 1:
-                assert not entries
-                continue
-            found.setdefault((row, head, owner), []).append((slot, entries))
-            if slot >= 0:
-                assert slot not in parts
-                parts[slot] = entries
-        joined = {
-            (row, head, owner): (slot, number) for row, head, owner, slot, number in work.joints.tolist() if number
-        }
-        assert all(owner == owners for *_, owner, _, number in work.joints.tolist() if not number)
-        for row in range(rows):
-            for head in range(heads):
-                for owner in range(owners):
-                    at = row, head if some > 1 else 0, owner
-                    expected = [2 * int(k) + (not full[at][k]) for k in live[at].nonzero().flatten()]
-                    mine = found[row, head, owner]
-                    if (row, head, owner) in joined:
-                        num_cut += 1
-                        slot, number = joined[row, head, owner]
-                        assert sorted(slot for slot, _ in mine) == list(range(slot, slot + number))
-                        assert [entry for turn in range(number) for entry in parts[slot + turn]] == expected
-                    else:
-                        assert mine == [(-1, expected)]
+        assert lists_in(work, owners) == lists_of(live, full, heads)
+        num_cut += bool(work.joints[:, 4].any())
     assert num_cut
 
 
+def bound_of(text: str, q_start: int = 0) -> Bound:
+    return patterndsl.parse(text).bind(q_len=N - 6, kv_len=N, q_start=q_start, heads=HEADS)
+
+
+def assert_kernels_tell(
+    bound: Bound, given: dict[str, Tensor], blocks: tuple[int, int], batch: int, kv_group: int
+) -> tuple[Tensor, Tensor]:
+    """What they list is what PyTorch tells, by queries and by keys, in as many pieces as there is room for."""
+    telling = Telling(bound, torch.device(DEVICE))
+    call = _Call(given)
+    told = telling._states(call, blocks)
+    for by_key in (False, True):
+        extent = told.extent
+        turned = Turned.of_keys(extent, kv_group) if by_key else Turned.by_query(extent)
+        heads = bound.num_heads // kv_group if by_key else bound.num_heads
+        work = telling._work(call, batch, kv_group, blocks, by_key=by_key)
+        assert work.is_shared == (extent.rows == 1)
+        expected = lists_of(turned.of(told.live), turned.of(told.full), heads // turned.some * turned.some)
+        assert lists_in(work, turned.owners) == expected
+        assert len(work.entries) == turned.most >= sum(map(len, expected.values())) * turned.some // heads
+    return told.live, told.full
+
+
+ODD = {
+    **PATTERNS,
+    "reads at other positions": f"{DOC}attend: causal & (same(doc) at (q - 3, k + 5))",
+    "reads of blocks": f'{DOC[:-2]}, span: "int[]"}}\nattend: span[q // 16] <= span[k // 7] | span[q - k] == 2',
+    "reads at one place": f'{DOC[:-2]}, span: "int[]"}}\nattend: k < span[3] * 4 & k.doc != span[0]',
+    "starts": f"{DOC}attend: within(doc, recent(5) | first(2))",
+    "ranks": f"{DOC}attend: abs(q.doc.rank - k.doc.rank) < 9",
+    "functions": f"{DOC}attend: isqrt(k) == k.doc | log2(q + 1) < k.doc | max(q - k, 7 * k.doc) < min(q, 20)",
+    "remainders": f"{DOC}attend: (q - k) % 5 == 0 & q.doc % 3 != k.doc % 2 | (q + k.doc) // 7 == k // 9",
+    "large numbers": f"{DOC}attend: q * 100000 * 100000 <= k * 100000 * (99999 + k.doc)",
+    "all of them": f"{DOC}attend: k.doc >= -1 | q == 3",
+    "neither": f"{DOC}attend: head == 0 & k.doc < 0 & q > k | head == 1 & all",
+}
+
+
 @runs
-@pytest.mark.parametrize(("heads", "kv_group"), [(1, 1), (1, 2), (4, 1), (4, 2)])
-def test_kernels_turn_lists_as_steps_do(heads: int, kv_group: int) -> None:
-    """Those of blocks of keys, through the heads that share these: the same entries, in the same order."""
-    torch.manual_seed(0)
-    live = torch.rand(2, heads, 5, 37, device=DEVICE) < 0.4
-    told = States(live, live & (torch.rand(live.shape, device=DEVICE) < 0.5), int(live.sum()) + 3, 37)
-    turned = Turned.by_key(told, kv_group)
-    found, expected = (make(told, turned, 4 // kv_group, 2) for make in (kernels_of_lists(), work_of_states))
-    number = int(live.sum()) * (kv_group if heads == 1 else 1)
-    assert torch.equal(found.entries[:number], expected.entries[:number])
-    assert sorted(found.pieces.tolist()) == sorted(expected.pieces.tolist())
-    assert found.joints.tolist() == expected.joints.tolist()
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+@pytest.mark.parametrize(
+    ("blocks", "q_start", "outer"),
+    [((16, 16), 0, ()), ((8, 16), 5, (2,)), ((32, 7), 6, (2, HEADS))],
+)
+def test_kernels_tell_as_steps_do(
+    monkeypatch: pytest.MonkeyPatch, text: str, blocks: tuple[int, int], q_start: int, outer: tuple[int, ...]
+) -> None:
+    """Exactly, whatever a relation asks of inputs, from batch row to batch row and from head to head."""
+    monkeypatch.setattr(telling_module, "has_list_kernels", lambda _: True)
+    monkeypatch.setattr(told_lists, "PARTS", 16)
+    monkeypatch.setattr(told_lists, "SHORTEST", 1)
+    bound = bound_of(text, q_start)
+    given = checked_inputs(bound, inputs_of(bound, *outer), torch.device(DEVICE))
+    assert_kernels_tell(bound, given, blocks, batch=2, kv_group=1 + q_start % 2)
 
 
-def kernels_of_lists() -> Any:
-    from patterndsl.runtime.kernels.told_kernels import work_of
+@runs
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("length", [0, 1, 3, 70])
+@pytest.mark.parametrize("sizes", [(5, 0), (1, 1), (33, 64)])
+def test_kernels_tell_short_inputs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], length: int) -> None:
+    """Tables that end before positions do, and no keys at all."""
+    monkeypatch.setattr(telling_module, "has_list_kernels", lambda _: True)
+    text = 'inputs: {doc: "int[]"}\nattend: doc[k] > 1 | doc[q] == doc[k - 1]'
+    bound = patterndsl.parse(text).bind(q_len=sizes[0], kv_len=sizes[1], heads=HEADS)
+    assert_kernels_tell(bound, {"doc": torch.arange(length, device=DEVICE)}, (16, 16), batch=1, kv_group=1)
 
-    return work_of
+
+@runs
+@many(0.5)
+@given(case=cases(max_length=60), blocks=st.sampled_from([(16, 16), (8, 16), (32, 8)]))
+def test_kernels_tell_any_relation(case: Case, blocks: tuple[int, int]) -> None:
+    """Of those that can be told."""
+    bound = case.bound(case.pattern())
+    assume(bound.merge == "set" and listings_of(bound) is not None and not list(draws_in(bound.relation)))
+    kinds = {"int": torch.int64, "bool": torch.bool}
+    inputs = {of.name: torch.tensor(case.inputs[of.name], dtype=kinds[of.dtype], device=DEVICE) for of in bound.inputs}
+    given = checked_inputs(bound, inputs, torch.device(DEVICE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(telling_module, "has_list_kernels", lambda _: True)
+        patch.setattr(told_lists, "PARTS", 16)
+        patch.setattr(told_lists, "SHORTEST", 1)
+        assert_kernels_tell(bound, given, blocks, batch=1, kv_group=1)
 
 
 @many(1)
@@ -196,7 +279,7 @@ def test_tiles_hold_what_is_told(text: str, blocks: tuple[int, int], q_start: in
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's, where there is no GPU, cut into few parts."""
     monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
-    monkeypatch.setattr(told_lists, "has_list_kernels", lambda _: True)
+    monkeypatch.setattr(telling_module, "has_list_kernels", lambda _: True)
     monkeypatch.setattr(told_lists, "PARTS", 4)
     monkeypatch.setattr(told_lists, "SHORTEST", 1)
 

@@ -31,12 +31,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output and lse, as `launch.forward` has them. into: where they are written; goes_on: whether they are merged with
     what is there. scale: any number."""
-    from patterndsl.runtime.kernels import launch
+    from patterndsl.runtime.kernels.launch import forward as launched
 
     query, scale = positive(query, scale)
     ordered = asked.orders is not None
     blocks = shapes_for(lists, query, key, value, into and into[0], ordered=ordered).forward
-    return launch.forward(query, key, value, lists.rows(blocks), blocks, asked, scale, into, goes_on=goes_on)
+    return launched(query, key, value, lists.rows(blocks), blocks, asked, scale, into, goes_on=goes_on)
 
 
 def gradients(

@@ -2,7 +2,7 @@
 
 Grid: (splits, key heads, batch rows). A program has some of a row's pages: those of the ring come first, then those of
 keys that last. The query heads of a key head lie in one tile with their positions. What the predicate drops is not
-read, and a page without anything that is kept costs the asking alone. Splits leave parts for `forward.merge_kernel`.
+read, and a page without anything that is kept costs the asking alone. Splits leave parts, which a second kernel merges.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from patterndsl.runtime.kernels.rows import LN2, LOG2E, store_part
+from patterndsl.runtime.kernels.rows import LN2, LOG2E
 
 
 @triton.jit
@@ -107,14 +107,49 @@ def decode_kernel(
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    is_stored = inside < first_row + num_rows
+    value_channels = tl.arange(0, value_padded)
     if is_cut:
-        part = (row.to(tl.int64) * num_heads + kv_at) * num_splits + split
-        store_part(part_out, part, acc, q_block, value_padded)
-        tl.store(part_lse + part * q_block + tl.arange(0, q_block), found)
+        parts = ((row.to(tl.int64) * num_heads + kv_at) * num_splits + split) * num_rows + tl.arange(0, q_block)
+        tl.store(part_out + parts[:, None] * value_padded + value_channels[None, :], acc, mask=is_stored[:, None])
+        tl.store(part_lse + parts, found, mask=is_stored)
     else:
-        is_stored = inside < first_row + num_rows
-        value_channels = tl.arange(0, value_padded)
         out_at = out + row.to(tl.int64) * ob + kv_at * oh + inside[:, None] * orow + value_channels[None, :]
         is_written = is_stored[:, None] & (value_channels < value_dim)[None, :]
         tl.store(out_at, acc.to(out.dtype.element_ty), mask=is_written)
         tl.store(lse + row.to(tl.int64) * lb + kv_at * lh + inside * lr, found, mask=is_stored)
+
+
+@triton.jit(do_not_specialize=["first_row", "num_splits"])
+def merge_splits_kernel(
+    part_out, part_lse, out, lse, ob, oh, orow, lb, lh, lr, first_row, num_splits,
+    value_dim: tl.constexpr, value_padded: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """A row from its splits, `block` of them at a time. Grid: (rows, key heads, batch rows)."""
+    inside, kv_at, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    num_rows, num_heads = tl.num_programs(0), tl.num_programs(1)
+    channels = tl.arange(0, value_padded)
+    top = tl.full([], -float("inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    acc = tl.zeros([value_padded], tl.float32)
+    for start in range(0, num_splits, block):
+        split = start + tl.arange(0, block)
+        parts = ((row * num_heads + kv_at) * num_splits + split) * num_rows + inside
+        is_there = split < num_splits
+        norms = tl.load(part_lse + parts, mask=is_there, other=-float("inf")) * LOG2E
+        at = part_out + parts[:, None] * value_padded + channels[None, :]
+        tile = tl.load(at, mask=is_there[:, None], other=0.0)
+        higher = tl.maximum(top, tl.max(norms, 0))
+        shift = tl.where(higher == -float("inf"), 0.0, higher)
+        shares = tl.exp2(norms - shift)
+        shrink = tl.exp2(top - shift)
+        acc = acc * shrink + tl.sum(tile * shares[:, None], 0)
+        total = total * shrink + tl.sum(shares, 0)
+        top = higher
+    empty = total == 0.0
+    found = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    merged = acc / tl.where(empty, 1.0, total)
+    place = first_row + inside
+    out_at = out + row * ob + kv_at * oh + place * orow + channels
+    tl.store(out_at, merged.to(out.dtype.element_ty), mask=channels < value_dim)
+    tl.store(lse + row * lb + kv_at * lh + place * lr, found)

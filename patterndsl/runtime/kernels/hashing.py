@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from patterndsl.learn.lsh import directions_of, factors_of, lsh_labels
 from patterndsl.runtime.kernels.hash_kernels import hash_kernel
 from patterndsl.runtime.kernels.launch import strides_of
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.views import with_unit_stride
 
 BLOCK = 64
@@ -16,25 +16,42 @@ MOST_DIRECTIONS = 64
 """Of one rotation; more are left to the plain twin, as wider heads are."""
 MOST_CHANNELS = 128
 
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+
+_hash = Launcher(hash_kernel)
+
 
 def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
-    """`lsh_labels` of key [B, H, T, D], in int16 or int32: [B, H, rounds, T]. Without gradient."""
+    """`lsh_labels` of key [B, H, T, D], in int16 or int32: [B, H, rounds, T], or [B, H, T] of one round. Without
+    gradient."""
     sizes = factors_of(buckets)
     dtype = torch.int16 if buckets <= 1 << 15 else torch.int32
     batch, heads, length, dim = key.shape
     if max(sizes) > 2 * MOST_DIRECTIONS or dim > MOST_CHANNELS or key.dtype == torch.float64 or not key.numel():
-        return lsh_labels(key, buckets=buckets, rounds=rounds, seed=seed).to(dtype)
-    key = with_unit_stride(key.detach())
-    label = torch.empty((batch, heads, rounds, length), dtype=dtype, device=key.device)
+        label = lsh_labels(key, buckets=buckets, rounds=rounds, seed=seed).to(dtype)
+        return label if rounds > 1 else label[:, :, 0]
+    key = with_unit_stride(key)
+    size = (batch, heads, rounds, length) if rounds > 1 else (batch, heads, length)
+    label = torch.empty(size, dtype=dtype, device=key.device)
     numbers = [size // 2 for size in sizes]
     tables = [
         directions_of((heads, rounds, dim, number), seed, turn, key.device, torch.float32)
         for turn, number in enumerate(numbers)
     ]
-    padded = [max(16, triton.next_power_of_2(width)) for width in (dim, numbers[0], numbers[-1])]
-    hash_kernel[(triton.cdiv(length, BLOCK), heads, batch)](
-        key, tables[0], tables[-1], label, *strides_of(key), length, rounds,
-        dim=dim, padded=padded[0], first_number=numbers[0], second_number=numbers[1] if len(numbers) > 1 else 0,
-        first_padded=padded[1], second_padded=padded[2], block=BLOCK, num_warps=4, num_stages=1,
+    _hash(
+        (-(-length // BLOCK), heads, batch),
+        (key, tables[0], tables[-1], label),
+        (*strides_of(key), length, rounds),
+        {
+            "dim": dim, "padded": _padded(dim), "first_number": numbers[0],
+            "second_number": numbers[1] if len(numbers) > 1 else 0, "first_padded": _padded(numbers[0]),
+            "second_padded": _padded(numbers[-1]), "block": BLOCK,
+        },
+        OPTIONS,
     )  # fmt: skip
     return label
+
+
+def _padded(width: int) -> int:
+    """A power of two that matrix units take."""
+    return max(16, 1 << (width - 1).bit_length())

@@ -25,6 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from patterndsl.runtime.kernels.launcher import Launcher
+
 # the first names are those of later versions
 copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 copy_out = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
@@ -242,3 +244,6 @@ def attend_kernel(
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],
     )
+
+
+attend = Launcher(attend_kernel)

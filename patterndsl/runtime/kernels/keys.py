@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from patterndsl.runtime.kernels.launch import padded_widths
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_norm, load_rows, load_tile, store_numbers, store_tile
 
 BLOCK = 32
@@ -119,6 +120,9 @@ def _key_kernel(
     store_tile(grad_value, gvr, 0, gvl, row, row, rows, v_acc, value_dim, value_padded)
 
 
+_attend, _of_queries, _of_keys = Launcher(_attend_kernel), Launcher(_query_kernel), Launcher(_key_kernel)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output [R, Tq, Dv] in the query's dtype and lse [R, Tq] in float32; a query without keys yields 0 and -inf.
 
@@ -128,9 +132,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: floa
     out = torch.empty((*query.shape[:2], value.shape[2]), dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     tensors = (query, key, value, out, lse)
-    _attend_kernel[_grid(query)](
-        *tensors, table, *_strides(*tensors), query.shape[1], len(table), scale, **_widths(query, value)
-    )
+    steps = (*_strides(*tensors), query.shape[1], len(table))
+    _attend(_grid(query), (*tensors, table), steps, _widths(query, value), scale=scale)
     return out, lse
 
 
@@ -154,18 +157,16 @@ def gradients(
     delta = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     widths, (q_len, kv_len) = _widths(query, value), (query.shape[1], key.shape[1])
     seen: tuple[Tensor, ...] = (query, key, value, out, grad_out, lse)
-    _query_kernel[_grid(query)](
-        *seen, delta, grad_query, table, *_strides(*seen, grad_query), q_len, len(table), scale, **widths
-    )
+    steps = (*_strides(*seen, grad_query), q_len, len(table))
+    _of_queries(_grid(query), (*seen, delta, grad_query, table), steps, widths, scale=scale)
     seen, grads = (query, key, value, grad_out, lse), (grad_key, grad_value)
-    _key_kernel[_grid(key)](
-        *seen, delta, *grads, starts, queries, *_strides(*seen, *grads), q_len, kv_len, scale, **widths
-    )
+    steps = (*_strides(*seen, *grads), q_len, kv_len)
+    _of_keys(_grid(key), (*seen, delta, *grads, starts, queries), steps, widths, scale=scale)
     return grad_query, grad_key, grad_value
 
 
-def _grid(x: Tensor) -> tuple[int, int]:
-    return triton.cdiv(x.shape[1], BLOCK), x.shape[0]
+def _grid(x: Tensor) -> tuple[int, int, int]:
+    return -(-x.shape[1] // BLOCK), x.shape[0], 1
 
 
 def _strides(*tensors: Tensor) -> list[int]:

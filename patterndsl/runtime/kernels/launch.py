@@ -15,11 +15,17 @@ from patterndsl.lower.blocks import ROWS, Blocks, Pipeline
 from patterndsl.runtime.kernels.asked import Asked, Orders
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.views import make_room, with_unit_stride
 
 CHUNK = 16
 """Slots of a row that are read at once."""
+
+TWO_WARPS = {"num_warps": 2}
+
+_attend, _merge = Launcher(attend_kernel), Launcher(merge_kernel)
+_of_queries, _of_keys, _sum = Launcher(query_kernel), Launcher(key_kernel), Launcher(sum_kernel)
 
 
 def is_interpreted() -> bool:
@@ -63,11 +69,15 @@ def forward(
     else:
         _forward(*asks, blocks, sides, goes_on=goes_on)
     if work.num_joints:
-        merge_kernel[(work.num_joints * q_block, rows)](
-            part_out, part_lse, out, lse, work.joints, sides.query.order, *strides_of(out), *lse.stride(),
-            *sides.query.strides, sides.query.number, work.num_slots,
-            value_dim=value_dim, value_padded=padded, q_block=q_block, chunk=CHUNK, ordered=sides.ordered,
-            goes_on=goes_on, num_warps=2,
+        _merge(
+            (work.num_joints * q_block, rows, 1),
+            (part_out, part_lse, out, lse, work.joints, sides.query.order),
+            (*strides_of(out), *lse.stride(), *sides.query.strides, sides.query.number, work.num_slots),
+            {
+                "value_dim": value_dim, "value_padded": padded, "q_block": q_block, "chunk": CHUNK,
+                "ordered": sides.ordered, "goes_on": goes_on,
+            },
+            TWO_WARPS,
         )  # fmt: skip
     return out, lse
 
@@ -95,15 +105,20 @@ def _forward(
     q_block, kv_block = blocks.q_block, blocks.kv_block
     blocks_of = (query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)
     seen = _seen(*blocks_of, ordered=sides.ordered)
-    attend_kernel[(work.num_pieces, rows)](
-        *seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, *sides.orders,
-        asked.numbers, asked.tables,
-        *strides_of(query, key, value, out), *lse.stride(), *sides.strides,
-        *sides.numbers, asked.q_start, work.num_slots, scale,
-        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
-        even=sides.key.is_whole(kv_block), described=seen.described, ordered=sides.ordered, goes_on=goes_on,
-        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
+    _attend(
+        (work.num_pieces, rows, 1),
+        (*seen.tensors, out, lse, part_out, part_lse, work.pieces, work.entries, *sides.orders),
+        (
+            *strides_of(query, key, value, out), *lse.stride(), *sides.strides,
+            *sides.numbers, asked.q_start, work.num_slots,
+        ),
+        {
+            "keep": asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+            "padded": padded, "value_padded": value_padded, "q_block": q_block, "kv_block": kv_block,
+            "even": sides.key.is_whole(kv_block), "described": seen.described, "ordered": sides.ordered,
+            "goes_on": goes_on, "precision": precision_of(query), "stages": blocks.stages,
+        },
+        _options(blocks), asked=asked, scale=scale,
     )  # fmt: skip
 
 
@@ -134,13 +149,19 @@ def _forward_on_hopper(
     assert seen.described, "who chooses this kernel looks at its tensors"
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count
     programs = min(work.num_pieces * rows, blocks.programs * processors)
-    hopper.attend_kernel[(programs,)](
-        *seen.tensors, lse, out, part_out, part_lse, work.pieces, work.entries, asked.numbers, asked.tables,
-        *strides_of(out), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
-        query.shape[1] // key.shape[1], scale,
-        keep=asked.keep, kv_block=blocks.kv_block, dim=dim, consumers=blocks.consumers, ring=blocks.ring,
-        ahead=blocks.ahead, even=key.shape[2] % blocks.kv_block == 0, goes_on=goes_on, registers=blocks.of_consumers,
-        num_warps=4, maxnreg=blocks.registers,
+    hopper.attend(
+        (programs, 1, 1),
+        (*seen.tensors, lse, out, part_out, part_lse, work.pieces, work.entries),
+        (
+            *strides_of(out), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
+            query.shape[1] // key.shape[1],
+        ),
+        {
+            "keep": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
+            "ring": blocks.ring, "ahead": blocks.ahead, "even": key.shape[2] % blocks.kv_block == 0,
+            "goes_on": goes_on, "registers": blocks.of_consumers,
+        },
+        {"num_warps": 4, "maxnreg": blocks.registers}, asked=asked, scale=scale,
     )  # fmt: skip
 
 
@@ -168,7 +189,7 @@ def gradient_of_queries(
     query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
     batch, heads, q_len, dim = query.shape
     value_dim, kv_len = value.shape[3], key.shape[2]
-    delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
+    delta = numbers_beside(lse, torch.float32)
     grad_query = _like(query, dim) if into is None else into
     rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
     part = _floats(lse, rows * work.num_slots * blocks.q_block * padded)
@@ -180,16 +201,21 @@ def gradient_of_queries(
         ordered=sides.ordered,
     )
     grad_of_lse = lse if grad_lse is None else as_laid_out(grad_lse, lse)
-    query_kernel[(work.num_pieces, rows)](
-        *seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries, *sides.orders,
-        asked.numbers, asked.tables,
-        *strides_of(query, key, value, out, grad_out), *lse.stride(), *strides_of(grad_query), *sides.strides,
-        *sides.numbers, asked.q_start, work.num_slots, scale,
-        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
-        even=sides.key.is_whole(kv_block), described=seen.described, ordered=sides.ordered,
-        has_grad_lse=grad_lse is not None, adds=adds, precision=precision_of(query), stages=blocks.stages,
-        **_options(blocks),
+    _of_queries(
+        (work.num_pieces, rows, 1),
+        (*seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries, *sides.orders),
+        (
+            *strides_of(query, key, value, out, grad_out), *lse.stride(), *strides_of(grad_query), *sides.strides,
+            *sides.numbers, asked.q_start, work.num_slots,
+        ),
+        {
+            "keep": asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+            "padded": padded, "value_padded": value_padded, "q_block": q_block, "kv_block": kv_block,
+            "even": sides.key.is_whole(kv_block), "described": seen.described, "ordered": sides.ordered,
+            "has_grad_lse": grad_lse is not None, "adds": adds, "precision": precision_of(query),
+            "stages": blocks.stages,
+        },
+        _options(blocks), asked=asked, scale=scale,
     )  # fmt: skip
     _add_up(part, grad_query, padded, work, rows, q_block, sides.query, ordered=sides.ordered, adds=adds)
     return grad_query, delta
@@ -228,15 +254,23 @@ def gradients_of_keys(
         *((value, kv_block, value_padded), (grad_out, q_block, value_padded)),
         ordered=sides.ordered,
     )
-    key_kernel[(work.num_pieces, rows)](
-        *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries, *sides.orders,
-        asked.numbers, asked.tables,
-        *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(grad_key, grad_value), *sides.strides,
-        *sides.numbers, asked.q_start, work.num_slots, triton.cdiv(sides.numbers[0], q_block), turn, scale,
-        keep=asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=q_block, kv_block=kv_block,
-        even=sides.query.is_whole(q_block), described=seen.described, ordered=sides.ordered, adds=adds,
-        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
+    _of_keys(
+        (work.num_pieces, rows, 1),
+        (
+            *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+            *sides.orders,
+        ),
+        (
+            *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(grad_key, grad_value), *sides.strides,
+            *sides.numbers, asked.q_start, work.num_slots, -(-sides.query.number // q_block), turn,
+        ),
+        {
+            "keep": asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+            "padded": padded, "value_padded": value_padded, "q_block": q_block, "kv_block": kv_block,
+            "even": sides.query.is_whole(q_block), "described": seen.described, "ordered": sides.ordered,
+            "adds": adds, "precision": precision_of(query), "stages": blocks.stages,
+        },
+        _options(blocks), asked=asked, scale=scale,
     )  # fmt: skip
     how: Any = {"group": heads // key.shape[1], "turn": turn, "ordered": sides.ordered, "adds": adds}
     _add_up(part_key, grad_key, padded, work, rows, kv_block, sides.key, **how)
@@ -259,10 +293,15 @@ def _add_up(
     adds: bool,
 ) -> None:
     if work.num_joints:
-        sum_kernel[(work.num_joints * block, rows)](
-            part, into, work.joints, side.order, *strides_of(into), *side.strides, side.number, work.num_slots,
-            group, turn,
-            width=into.shape[3], padded=padded, block=block, chunk=CHUNK, ordered=ordered, adds=adds, num_warps=2,
+        _sum(
+            (work.num_joints * block, rows, 1),
+            (part, into, work.joints, side.order),
+            (*strides_of(into), *side.strides, side.number, work.num_slots, group, turn),
+            {
+                "width": into.shape[3], "padded": padded, "block": block, "chunk": CHUNK, "ordered": ordered,
+                "adds": adds,
+            },
+            TWO_WARPS,
         )  # fmt: skip
 
 
@@ -311,12 +350,13 @@ def _sides(orders: Orders | None, work: Work, q_len: int, kv_len: int) -> _Sides
     if orders is None:
         query, key = (_Side(work.pieces, (0, 0), length, True) for length in (q_len, kv_len))
         return _Sides(query, key, False)
-    return _Sides(_side(orders.query, orders.is_full), _side(orders.key, orders.is_full), True)
+    query = _side(orders.query, orders.is_full)
+    return _Sides(query, query if orders.key is orders.query else _side(orders.key, orders.is_full), True)
 
 
 def _side(order: Tensor, is_full: bool) -> _Side:
-    rows, heads = (step if size > 1 else 0 for size, step in zip(order.shape[:2], order.stride()[:2], strict=True))
-    return _Side(order, (rows, heads), order.shape[2], is_full)
+    (num_rows, num_heads, number), (row, head, _) = order.shape, order.stride()
+    return _Side(order, (row if num_rows > 1 else 0, head if num_heads > 1 else 0), number, is_full)
 
 
 # ---- tensors as kernels see them
@@ -383,6 +423,7 @@ def _described(x: Tensor, block: int, make: Callable[..., Any]) -> Any:
     strides = [step if length > 1 else width for length, step in zip(x.shape, x.stride(), strict=True)]
     found = make(x, list(x.shape), [*strides[:3], 1], [1, 1, block, width])
     found.base = None  # what is remembered keeps no tensor
+    found.form = f"{x.dtype} {found.block_shape} {getattr(found, 'layout', None)}"  # what `launcher` asks
     return found
 
 
@@ -392,7 +433,11 @@ def _rows(work: Work, batch: int) -> int:
 
 
 def strides_of(*tensors: Tensor) -> Sequence[int]:
-    return [step for x in tensors for step in x.stride()[:3]]
+    """Of batch rows, heads and positions."""
+    found = list[int]()
+    for x in tensors:
+        found += x.stride()[:3]
+    return found
 
 
 def _like(x: Tensor, width: int) -> Tensor:
@@ -400,6 +445,14 @@ def _like(x: Tensor, width: int) -> Tensor:
     if x.shape[3] == width and not x.is_contiguous() and x.transpose(1, 2).is_contiguous():
         return torch.empty_like(x)
     return torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device)
+
+
+def numbers_beside(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for as many numbers, each where x has one. Most are next to each other, which takes no other operator than
+    all else does: to call one for the first time after other work takes the host longer than ten times more."""
+    if x.is_contiguous():
+        return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
 
 
 def as_laid_out(x: Tensor, like: Tensor) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-from patterndsl.runtime.kernels.launch import as_laid_out, padded_widths, strides_of
+from patterndsl.runtime.kernels.launch import as_laid_out, numbers_beside, padded_widths, strides_of
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.own_kernels import attend_own_kernel, own_gradients_kernel
 from patterndsl.runtime.views import with_unit_stride
 
 BLOCK = 64
+
+_attend, _add_gradients = Launcher(attend_own_kernel), Launcher(own_gradients_kernel)
 
 
 def attend_own(query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
@@ -20,11 +22,16 @@ def attend_own(query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tens
     batch, heads, length, dim = query.shape
     value_dim = value.shape[3]
     padded, value_padded = padded_widths(dim, value_dim)
-    alone = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.int8, device=lse.device)
-    attend_own_kernel[(triton.cdiv(length, BLOCK), heads, batch)](
-        query, key, value, out, lse, alone, *strides_of(query, key, value, out), *lse.stride(), length, scale,
-        kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim, padded=padded, value_padded=value_padded,
-        block=BLOCK,
+    alone = numbers_beside(lse, torch.int8)
+    _attend(
+        (-(-length // BLOCK), heads, batch),
+        (query, key, value, out, lse, alone),
+        (*strides_of(query, key, value, out), *lse.stride(), length),
+        {
+            "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim, "padded": padded,
+            "value_padded": value_padded, "block": BLOCK,
+        },
+        scale=scale,
     )  # fmt: skip
     return alone
 
@@ -44,9 +51,13 @@ def add_own_gradients(
     value_dim, kv_heads = grad_out.shape[3], key.shape[1]
     padded, value_padded = padded_widths(dim, value_dim)
     of_lse = alone if grad_lse is None else as_laid_out(grad_lse, alone)
-    own_gradients_kernel[(triton.cdiv(length, BLOCK), kv_heads, batch)](
-        query, key, grad_out, of_lse, alone, *grads,
-        *strides_of(query, key, grad_out), *alone.stride(), *strides_of(*grads), length, scale,
-        kv_group=heads // kv_heads, dim=dim, value_dim=value_dim, padded=padded, value_padded=value_padded,
-        has_grad_lse=grad_lse is not None, block=BLOCK,
+    _add_gradients(
+        (-(-length // BLOCK), kv_heads, batch),
+        (query, key, grad_out, of_lse, alone, *grads),
+        (*strides_of(query, key, grad_out), *alone.stride(), *strides_of(*grads), length),
+        {
+            "kv_group": heads // kv_heads, "dim": dim, "value_dim": value_dim, "padded": padded,
+            "value_padded": value_padded, "has_grad_lse": grad_lse is not None, "block": BLOCK,
+        },
+        scale=scale,
     )  # fmt: skip

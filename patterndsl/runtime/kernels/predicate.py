@@ -64,7 +64,7 @@ def predicate_of(relation: Relation, sizes: Sizes, placed_by: str | None = None)
     placed_by: the input whose rank of a position is the place where it stands, so that it is not looked up."""
     writer = _Writer(_box(sizes), placed_by)
     result = writer.relation(relation)
-    wide = any(_is_large(index, writer.box) for index in indices(relation))
+    wide = has_large(relation, sizes)
     first = [f"    {name} = {name}.to(tl.int64)" for name in ("q", "k", "q_place", "k_place")] if wide else []
     if not (depends_on(relation, "q") or depends_on(relation, "k")):
         result = f"({result}) & (k >= 0)"  # a constant has no type at all
@@ -110,9 +110,10 @@ def _box(sizes: Sizes) -> Box:
     return Box((sizes.q_start, sizes.q_start + max(0, sizes.q_len - 1)), (0, max(0, sizes.kv_len - 1)), _Unknown())
 
 
-def _is_large(index: Index, box: Box) -> bool:
-    low, high = _range(index, box)
-    return low < -MAX_SMALL or high > MAX_SMALL
+def has_large(relation: Relation, sizes: Sizes) -> bool:
+    """Whether something that the relation makes of positions is wider than these."""
+    ranges = (_range(index, _box(sizes)) for index in indices(relation))
+    return any(low < -MAX_SMALL or high > MAX_SMALL for low, high in ranges)
 
 
 def _range(index: Index, box: Box) -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -11,15 +9,20 @@ from patterndsl.runtime.decoding.gathered import Newest
 from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.calls import positive
-from patterndsl.runtime.kernels.decode import decode_kernel
-from patterndsl.runtime.kernels.forward import merge_kernel
-from patterndsl.runtime.kernels.launch import CHUNK, padded_widths, precision_of
+from patterndsl.runtime.kernels.decode import decode_kernel, merge_splits_kernel
+from patterndsl.runtime.kernels.launch import padded_widths, precision_of, strides_of
+from patterndsl.runtime.kernels.launcher import Launcher
 
-PROGRAMS = 1024
+PROGRAMS = 512
 """Pages are split until there are about so many programs: some for each processor of a large GPU, and a constant, so
 that results are the same on all of them."""
+MOST_AT_ONCE = 64
+"""Splits whose results are read at once."""
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
+FOUR_WARPS = {"num_warps": 4}
+
+_decode, _merge = Launcher(decode_kernel), Launcher(merge_splits_kernel)
 
 
 def attend(store: Store, step: Newest, asked: Asked) -> tuple[Tensor, Tensor]:
@@ -55,32 +58,42 @@ def _attend_rows(
     batch, heads, _, dim = query.shape
     value_dim = out.shape[3]
     q_block = max(16, 1 << (num_rows - 1).bit_length())
-    splits = max(1, min(-(-PROGRAMS // (batch * heads)), pages.most_blocks))
+    splits = _num_splits(pages.most_blocks, batch * heads)
     padded, value_padded = padded_widths(dim, value_dim)
-    parts = batch * heads * splits * q_block if splits > 1 else 0
+    parts = batch * heads * splits * num_rows if splits > 1 else 0
     part_out, part_lse = query.new_empty(parts * value_padded, dtype=torch.float32), lse.new_empty(parts)
-    decode_kernel[(splits, heads, batch)](
-        query, store.keys, store.values, out, lse, part_out, part_lse,
-        store.table, store.lengths, store.older, store.lasting, store.heads, asked.numbers, asked.tables,
-        *query.stride()[:3], *out.stride()[:3], *lse.stride(),
-        heads, store.table.shape[1], pages.ring, pages.ring_pages, first, num_rows, step.back, splits, scale,
-        keep=asked.keep, kv_group=step.kv_group, q_len=step.query.shape[2], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=q_block, rows=pages.page,
-        skips=pages.holding.kind == "growing", is_cut=splits > 1, precision=precision_of(query), num_warps=4,
+    _decode(
+        (splits, heads, batch),
+        (
+            query, store.keys, store.values, out, lse, part_out, part_lse,
+            store.table, store.lengths, store.older, store.lasting, store.heads,
+        ),
+        (
+            *strides_of(query, out), *lse.stride(),
+            heads, store.table.shape[1], pages.ring, pages.ring_pages, first, num_rows, step.back, splits,
+        ),
+        {
+            "keep": asked.keep, "kv_group": step.kv_group, "q_len": step.query.shape[2], "dim": dim,
+            "value_dim": value_dim, "padded": padded, "value_padded": value_padded, "q_block": q_block,
+            "rows": pages.page, "skips": pages.holding.kind == "growing", "is_cut": splits > 1,
+            "precision": precision_of(query),
+        },
+        FOUR_WARPS, asked=asked, scale=scale,
     )  # fmt: skip
     if splits > 1:
-        joints = _joints(batch, heads, splits, query.device)
-        merge_kernel[(batch * heads * q_block, 1)](
-            part_out, part_lse, out[:, :, first:], lse[:, :, first:], joints, joints, *out.stride()[:3], *lse.stride(),
-            0, 0, num_rows, 0,
-            value_dim=value_dim, value_padded=value_padded, q_block=q_block, chunk=CHUNK, ordered=False,
-            goes_on=False, num_warps=2,
+        _merge(
+            (num_rows, heads, batch),
+            (part_out, part_lse, out, lse),
+            (*strides_of(out), *lse.stride(), first, splits),
+            {
+                "value_dim": value_dim, "value_padded": value_padded,
+                "block": min(MOST_AT_ONCE, 1 << (splits - 1).bit_length()),
+            },
+            FOUR_WARPS,
         )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
-def _joints(batch: int, heads: int, splits: int, device: torch.device) -> Tensor:
-    """What `merge_kernel` joins: the splits of each tile."""
-    at = torch.arange(batch * heads, device=device)
-    none, all_of_it = torch.zeros_like(at), torch.full_like(at, splits)
-    return torch.stack([at // heads, at % heads, none, at * splits, all_of_it], 1).to(torch.int32)
+def _num_splits(num_pages: int, tiles: int) -> int:
+    """Into how many splits so many pages are cut, for each of so many tiles: all as long, but for the last one."""
+    wanted = max(1, min(-(-PROGRAMS // tiles), num_pages))
+    return -(-num_pages // -(-num_pages // wanted)) if num_pages else 1

@@ -17,53 +17,65 @@ from patterndsl.lower.blocks import Blocks, Pipeline
 from patterndsl.runtime.kernels.work import PARTS, SHORTEST, Work
 
 
-class States(NamedTuple):
-    """Of tiles [rows, heads or 1, q tiles, kv tiles]: whether one may have a pair, and whether it has all of its pairs
-    and reaches over no end. most: how many can be live at most; longest: in a row of tiles."""
+class Extent(NamedTuple):
+    """Of tiles [rows, some, num_q, num_kv], of which some is the number of heads, or 1 where these agree. most: how
+    many can be live at most; longest: in a row of tiles."""
 
-    live: Tensor
-    full: Tensor
+    rows: int
+    some: int
+    num_q: int
+    num_kv: int
     most: int
     longest: int
 
 
+class States(NamedTuple):
+    """Of tiles as `extent` says: whether one may have a pair, and whether it has all of its pairs and reaches over no
+    end."""
+
+    live: Tensor
+    full: Tensor
+    extent: Extent
+
+
 class Turned(NamedTuple):
-    """How lists are read of states: `some` lists for each row, of `owners` owners with `width` entries each, in groups
-    of `inner`. strides: of a list, an owner, an entry and a group. most, longest: entries of all lists, and of one, at
-    most."""
+    """How lists are read of states: `some` lists for each row, of `owners` owners with `width` entries each, in turns
+    of `inner`. by_key: whether owners are blocks of keys. most, longest: entries of all lists, and of one, at most."""
 
     rows: int
     some: int
     owners: int
     width: int
     inner: int
-    strides: tuple[int, int, int, int]
+    by_key: bool
     most: int
     longest: int
 
     @staticmethod
-    def by_query(told: States) -> Turned:
+    def by_query(told: Extent) -> Turned:
         """Keys of each block of queries."""
-        rows, some, num_q, num_kv = told.live.shape
-        strides = (num_q * num_kv, num_kv, 1, 0)
-        return Turned(rows, some, num_q, num_kv, num_kv, strides, told.most, told.longest)
+        return Turned(told.rows, told.some, told.num_q, told.num_kv, told.num_kv, False, told.most, told.longest)
 
     @staticmethod
-    def by_key(told: States, kv_group: int) -> Turned:
+    def of_keys(told: Extent, kv_group: int) -> Turned:
         """Queries of each block of keys, through so many heads that share it."""
-        rows, heads, num_q, num_kv = told.live.shape
-        size, width = num_q * num_kv, kv_group * num_q
-        if heads == 1:
-            return Turned(rows, 1, num_kv, width, num_q, (size, 1, num_kv, 0), told.most * kv_group, width)
-        strides = (kv_group * size, 1, num_kv, size)
-        return Turned(rows, heads // kv_group, num_kv, width, num_q, strides, told.most, width)
+        some, most, width = told.some // kv_group, told.most, kv_group * told.num_q
+        if told.some == 1:
+            some, most = 1, told.most * kv_group
+        return Turned(told.rows, some, told.num_kv, width, told.num_q, True, most, width)
+
+    @property
+    def turns(self) -> int:
+        """Heads of which a list has entries."""
+        return self.width // max(1, self.inner)
 
     def of(self, states: Tensor) -> Tensor:
-        """bool [rows, some, owners, width] of states."""
-        of_list, of_owner, of_entry, of_group = self.strides
-        size = (self.rows * self.some, self.owners, self.width // max(1, self.inner), self.inner)
-        seen = states.contiguous().as_strided(size, (of_list, of_owner, of_group, of_entry))
-        return seen.reshape(self.rows, self.some, self.owners, self.width)
+        """bool [rows, some, owners, width] of states [rows, heads or 1, q tiles, kv tiles]."""
+        if not self.by_key:
+            return states
+        rows, heads, num_q, num_kv = states.shape
+        by_turn = states.view(rows, self.some, heads // self.some, num_q, num_kv)
+        return by_turn.expand(-1, -1, self.turns, -1, -1).flatten(2, 3).mT
 
 
 class Room(NamedTuple):
@@ -90,45 +102,32 @@ def room_of(turned: Turned, heads: int, copies: int) -> Room:
 class ToldLists:
     """The work over the tiles of a call, as `WorkLists` has it; made when it is asked for and kept.
 
-    tell: the states of tiles of so many queries by so many keys; rows: one where all batch rows agree. batch, heads: of
-    the queries, of which kv_group share a head of keys.
+    make: (blocks, by_key) to the lists over tiles of so many queries by so many keys: of keys for each block of
+    queries, or the other way round. kv_group: heads of queries that share one of keys.
     """
 
-    tell: Callable[[int, int], States]
-    batch: int
-    heads: int
+    make: Callable[..., Work]
     kv_group: int
-    _made: dict[tuple[int, int, bool], Work] = field(default_factory=dict)
+    _made: dict[tuple[tuple[int, int], bool], Work] = field(default_factory=dict)
 
     def rows(self, blocks: Blocks | Pipeline) -> Work:
         """Lists of keys for each block of queries."""
         assert isinstance(blocks, Blocks), "such lists are for Triton's kernels"
-        known = blocks.q_block, blocks.kv_block, False
-        if known not in self._made:
-            told = self.tell(blocks.q_block, blocks.kv_block)
-            self._made[known] = _work(told, Turned.by_query(told), self.heads, self.batch)
-        return self._made[known]
+        return self._kept(blocks, by_key=False)
 
     def columns(self, blocks: Blocks) -> Work:
         """Lists of queries for each block of keys, through all query heads that share it."""
-        known = blocks.q_block, blocks.kv_block, True
-        if known not in self._made:
-            told = self.tell(blocks.q_block, blocks.kv_block)
-            turned = Turned.by_key(told, self.kv_group)
-            self._made[known] = _work(told, turned, self.heads // self.kv_group, self.batch)
-        return self._made[known]
+        return self._kept(blocks, by_key=True)
 
-
-def _work(told: States, turned: Turned, heads: int, batch: int) -> Work:
-    if has_list_kernels(told.live.device):
-        from patterndsl.runtime.kernels.told_kernels import work_of
-
-        return work_of(told, turned, heads, batch)
-    return work_of_states(told, turned, heads, batch)
+    def _kept(self, blocks: Blocks, *, by_key: bool) -> Work:
+        tile = blocks.q_block, blocks.kv_block
+        if (tile, by_key) not in self._made:
+            self._made[tile, by_key] = self.make(tile, by_key=by_key)
+        return self._made[tile, by_key]
 
 
 def has_list_kernels(device: torch.device) -> bool:
-    """Whether lists are made by kernels: PyTorch's steps take longer than what they do."""
+    """Whether tiles are told and listed by kernels: PyTorch's steps take longer than what they do."""
     return device.type == "cuda"
 
 
