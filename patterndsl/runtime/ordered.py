@@ -172,7 +172,7 @@ class Ordered:
             return order_of(values)
         from patterndsl.runtime.kernels.sorting import order_by_label
 
-        return order_by_label(values if values.dim() == 3 else values.unsqueeze(1), self.labels[name])
+        return order_by_label(values if values.dim() == 3 else values.unsqueeze(1), self.labels[name]).order
 
     def _lists_of(self, item: _Ready, kv_group: int) -> WorkLists:
         if kv_group not in item.lists:

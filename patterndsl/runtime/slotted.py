@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -105,8 +104,10 @@ class Slotted:
         for item in self.ready:
             shapes = _shapes(item.lists, query.dtype, max(query.shape[3], value.shape[3]))
             table = self._table(item, given)
-            make = self._routes if item.lists.is_route else self._blocks
-            found.append(make(item, table, shapes, kv_group, given))
+            if item.lists.is_route:
+                found.append(self._routes(item, table, shapes, kv_group, given))
+            else:
+                found.append(self._blocks(item, table, shapes, kv_group, query.shape[0], given))
         return found
 
     def _routes(self, item: _Ready, table: Tensor, shapes: Shapes, kv_group: int, given: Inputs) -> Pass:
@@ -142,14 +143,17 @@ class Slotted:
             item.work[kv_group] = WorkLists(find, group_of, kv_group, number, self.device)
         return item.work[kv_group]
 
-    def _blocks(self, item: _Ready, table: Tensor, shapes: Shapes, kv_group: int, given: Inputs) -> Pass:
+    def _blocks(self, item: _Ready, table: Tensor, shapes: Shapes, kv_group: int, batch: int, given: Inputs) -> Pass:
         from patterndsl.runtime.kernels.slot_tables import turned
 
         sizes, heads, tile = self.bound.sizes, self.bound.num_heads, shapes.forward.q_block
         found = turned(table, item.lists, sizes, item.sure, heads, tile, shapes.keys.kv_block)
         asked = self._asked(item.predicate, item, given)
-        columns = partial(found.columns, kv_group, shapes.keys.q_block)
-        return Pass(found.slots, found.keys.order, False, asked, shapes, found.rows, lambda _: columns())
+
+        def columns(_: int) -> Work:
+            return found.columns(kv_group, shapes.keys.q_block, batch)
+
+        return Pass(found.slots, found.keys.order, False, asked, shapes, found.rows, columns)
 
     def _asked(self, predicate: Predicate, item: _Ready, given: Inputs) -> Asked:
         facets = {(name, facet): facet_of(given[name], facet) for name, facet in predicate.facets}

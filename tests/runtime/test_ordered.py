@@ -332,9 +332,9 @@ def test_orders_by_counting_are_those_of_the_plain_twin(
     """Of one of two rounds, which lie between each other."""
     generator = torch.Generator(DEVICE).manual_seed(length)
     label = torch.randint(0, labels, (batch, heads, 2, length), device=DEVICE, generator=generator).to(dtype)[:, :, 1]
-    assert torch.equal(order_by_label(label, labels), order_of(label))
+    assert torch.equal(order_by_label(label, labels).order, order_of(label))
     last = torch.full_like(label, labels - 1)  # with which blocks are filled up
-    assert torch.equal(order_by_label(last, labels), order_of(last))
+    assert torch.equal(order_by_label(last, labels).order, order_of(last))
 
 
 # ---- all of it in the interpreter

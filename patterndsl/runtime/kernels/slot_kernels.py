@@ -34,6 +34,22 @@ def narrow_kernel(table, members, tb, th, heads, length, kv_len, block: tl.const
     tl.store(into, found.to(tl.int32), mask=at < length)
 
 
+@triton.jit(do_not_specialize=["heads", "routes", "width", "kv_len"])
+def sort_kernel(
+    table, members, tb, th, heads, routes, width, kv_len, at_once: tl.constexpr, padded: tl.constexpr,
+):  # fmt: skip
+    """The same, those of each route in ascending order. Grid: (some routes at once, lists)."""
+    row, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    route = tl.program_id(0) * at_once + tl.arange(0, at_once)[:, None]
+    inside = tl.arange(0, padded)[None, :]
+    at = route * width + inside
+    there = (route < routes) & (inside < width)
+    found = tl.load(table + head_offset(tb, th, row, head) + at, mask=there, other=kv_len).to(tl.int64)
+    found = tl.where(there & ((found < 0) | (found >= kv_len)), -1, found)
+    found = tl.sort(found.to(tl.int32), 1)  # what is behind the last member stays there
+    tl.store(members + tl.program_id(1).to(tl.int64) * (routes * width) + at, found, mask=there)
+
+
 @triton.jit(do_not_specialize=["length", "width", "q_start", "q_len"])
 def stand_kernel(
     members, keys, queries, length, width, q_start, q_len, apart: tl.constexpr, block: tl.constexpr,
@@ -111,20 +127,18 @@ def item_kernel(
     tl.store(slots + into, item * 0 - 1, mask=there)
 
 
-@triton.jit(do_not_specialize=["items", "num_blocks", "steps"])
-def range_kernel(ascending, begins, tiles, items, num_blocks, steps, tile: tl.constexpr, chunk: tl.constexpr):
-    """begins and tiles, int32 [lists, num_blocks + 1]: how many items, and tiles of items, blocks before have. Grid:
-    (lists)."""
-    mine = tl.program_id(0).to(tl.int64)
-    into = mine * (num_blocks + 1)
+@triton.jit(do_not_specialize=["num_blocks"])
+def range_kernel(begins, tiles, list_stride, stride, num_blocks, tile: tl.constexpr, chunk: tl.constexpr):
+    """tiles int32 [lists, num_blocks + 1]: how many tiles blocks before have; begins: how many items. Grid: (lists)."""
+    first_item = begins + tl.program_id(0).to(tl.int64) * list_stride
+    into = tiles + tl.program_id(0).to(tl.int64) * (num_blocks + 1)
     before = tl.full([], 0, tl.int32)
     for first in range(0, num_blocks + 1, chunk):
         value = first + tl.arange(0, chunk)
-        begin = _number_below(ascending + mine * items, items, value, steps)
-        stop = _number_below(ascending + mine * items, items, value + 1, steps)
-        number = tl.where(value < num_blocks, (stop - begin + tile - 1) // tile, 0)
-        tl.store(begins + into + value, begin, mask=value <= num_blocks)
-        tl.store(tiles + into + value, before + tl.cumsum(number, 0) - number, mask=value <= num_blocks)
+        begin = tl.load(first_item + value * stride, mask=value < num_blocks, other=0)
+        stop = tl.load(first_item + (value + 1) * stride, mask=value < num_blocks, other=0)
+        number = (stop - begin + tile - 1) // tile
+        tl.store(into + value, before + tl.cumsum(number, 0) - number, mask=value <= num_blocks)
         before += tl.sum(number, 0)
 
 
@@ -134,8 +148,8 @@ def range_kernel(ascending, begins, tiles, items, num_blocks, steps, tile: tl.co
     ]
 )  # fmt: skip
 def tile_kernel(
-    sorted_items, begins, tiles, order, slots, states, pieces, items, num_tiles, width, q_start, num_blocks, of,
-    per_block, num_kv, kv_len, heads,
+    sorted_items, begins, tiles, order, slots, states, pieces, list_stride, stride, items, num_tiles, width, q_start,
+    num_blocks, of, per_block, num_kv, kv_len, heads,
     sure: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr, some: tl.constexpr,
 ):  # fmt: skip
     """Which query stands in each slot of a tile, and which slot each item has. Grid: (tiles, lists).
@@ -154,9 +168,10 @@ def tile_kernel(
         found += tl.sum((stop <= number).to(tl.int32), 0)
     is_tile = found < num_blocks
     block = tl.minimum(found, num_blocks - 1)
-    begin = tl.load(begins + first + block) + (number - tl.load(tiles + first + block)) * tile
+    at = begins + mine * list_stride + block * stride
+    begin = tl.load(at) + (number - tl.load(tiles + first + block)) * tile
     inside = tl.arange(0, tile)
-    there = begin + inside < tl.where(is_tile, tl.load(begins + first + block + 1), begin)
+    there = begin + inside < tl.where(is_tile, tl.load(at + stride), begin)
     item = tl.load(sorted_items + mine * items + begin + inside, mask=there, other=0).to(tl.int32)
     query = item // width
     slot = number * tile + inside
@@ -188,16 +203,17 @@ def _list_of(row, kv_head, turn, heads, some, kv_group: tl.constexpr):
     return (row * (heads // some) + (kv_head * kv_group + turn) // some).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_blocks", "heads"])
+@triton.jit(do_not_specialize=["num_tiles", "num_blocks", "heads", "num_kv", "owners", "num_slots", "num_joints"])
 def entry_kernel(
-    states, tiles, entries, num_tiles, num_blocks, heads, split: tl.constexpr, some: tl.constexpr,
-    kv_group: tl.constexpr, block: tl.constexpr,
+    states, tiles, entries, pieces, joints, used, num_tiles, num_blocks, heads, num_kv, owners, num_slots, num_joints,
+    split: tl.constexpr, some: tl.constexpr, kv_group: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """The tiles of each listed block, through the query heads of a head of keys. Grid: (blocks of tiles, query heads of
     all rows).
 
     entries int32 [heads of keys of all rows, kv_group * tiles * split]: 2 * (block of queries) + (1 where it is
-    masked); a tile is `split` blocks of queries.
+    masked); a tile is `split` blocks of queries. What there is no use for yet is also written: pieces behind those of
+    `owners`, and joints, of no block, and the counts of `column_kernel`.
     """
     row, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     kv_head, turn = head // kv_group, head % kv_group
@@ -215,32 +231,76 @@ def entry_kernel(
     for part in tl.static_range(split):
         entry = 2 * ((turn * num_tiles + number) * split + part) + (state & 1)
         tl.store(entries + of_keys + place * split + part, entry, mask=there)
+    step = tl.num_programs(0) * tl.num_programs(1) * block
+    for start in range(0, num_slots, step):
+        spare = start + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
+        none = spare * 0
+        _piece(pieces, owners + spare, spare < num_slots, none, none, none + num_kv, none, none, none - 1)
+        _joint(joints, spare, spare < num_joints, none, none, none + num_kv, none, none)
+        tl.store(used + spare, none, mask=spare < 2)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_blocks", "heads", "per_block", "num_kv"])
+@triton.jit
+def _piece(pieces, at, live, row, head, block, start, stop, slot):
+    into = pieces + at.to(tl.int64) * 6
+    tl.store(into, row, mask=live)
+    tl.store(into + 1, head, mask=live)
+    tl.store(into + 2, block, mask=live)
+    tl.store(into + 3, start, mask=live)
+    tl.store(into + 4, stop, mask=live)
+    tl.store(into + 5, slot, mask=live)
+
+
+@triton.jit
+def _joint(joints, at, live, row, head, block, first, number):
+    into = joints + at.to(tl.int64) * 5
+    tl.store(into, row, mask=live)
+    tl.store(into + 1, head, mask=live)
+    tl.store(into + 2, block, mask=live)
+    tl.store(into + 3, first, mask=live)
+    tl.store(into + 4, number, mask=live)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_blocks", "heads", "per_block", "num_kv", "owners", "longest"])
 def column_kernel(
-    tiles, pieces, num_tiles, num_blocks, heads, per_block, num_kv, split: tl.constexpr, some: tl.constexpr,
-    kv_group: tl.constexpr, block: tl.constexpr,
+    tiles, pieces, joints, used, num_tiles, num_blocks, heads, per_block, num_kv, owners, longest,
+    split: tl.constexpr, some: tl.constexpr, kv_group: tl.constexpr, is_cut: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The pieces of blocks of keys, over the entries of `entry_kernel`. Grid: (some of them, key heads of all rows)."""
+    """The pieces of blocks of keys, over the entries of `entry_kernel`. Grid: (some of them, key heads of all rows).
+
+    Lists of more than twice `longest` entries are cut. Their parts take the next pieces behind those of `owners` and
+    the next places for sums, which are counted in `used`: whose they are may vary from run to run, what they hold and
+    the order in which they are added do not.
+    """
     kv_heads = heads // kv_group
     row, kv_head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     kv_block = tl.program_id(0) * block + tl.arange(0, block)
     there = kv_block < num_kv
-    begin = kv_block * 0
-    stop = kv_block * 0
+    none = kv_block * 0
+    begin = tl.program_id(1) * (kv_group * num_tiles * split) + none
+    stop = begin
     for turn in range(kv_group):
         first = tiles + _list_of(row, kv_head, turn, heads, some, kv_group) * (num_blocks + 1) + kv_block // per_block
-        begin += tl.load(first, mask=there, other=0)
-        stop += tl.load(first + 1, mask=there, other=0)
-    of_keys = tl.program_id(1) * (kv_group * num_tiles * split)
-    at = pieces + (tl.program_id(1).to(tl.int64) * num_kv + kv_block) * 6
-    tl.store(at, kv_block * 0 + row, mask=there)
-    tl.store(at + 1, kv_block * 0 + kv_head, mask=there)
-    tl.store(at + 2, kv_block, mask=there)
-    tl.store(at + 3, of_keys + begin * split, mask=there)
-    tl.store(at + 4, of_keys + stop * split, mask=there)
-    tl.store(at + 5, kv_block * 0 - 1, mask=there)
+        begin += tl.load(first, mask=there, other=0) * split
+        stop += tl.load(first + 1, mask=there, other=0) * split
+    owner = tl.program_id(1) * num_kv + kv_block
+    if is_cut:
+        number = stop - begin
+        parts = tl.where(number > 2 * longest, (number + longest - 1) // longest, 0)
+        has = parts > 0
+        place = tl.atomic_add(used + none, parts, mask=has)
+        joint = tl.atomic_add(used + 1 + none, none + 1, mask=has)
+        _joint(joints, joint, has, none + row, none + kv_head, kv_block, place, parts)
+        of = tl.maximum(parts, 1)
+        for turn in range(1, tl.max(parts, 0)):
+            start = begin + number * turn // of
+            ends = begin + number * (turn + 1) // of
+            live = turn < parts
+            _piece(pieces, owners + place + turn, live, none + row, none + kv_head, kv_block, start, ends, place + turn)
+        stop = begin + number // of
+        _piece(pieces, owner, there, none + row, none + kv_head, kv_block, begin, stop, tl.where(has, place, -1))
+    else:
+        _piece(pieces, owner, there, none + row, none + kv_head, kv_block, begin, stop, none - 1)
 
 
 # ---- results

@@ -14,7 +14,16 @@ from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
-from patterndsl.runtime.kernels.launch import CHUNK, as_laid_out, padded_widths, precision_of, strides_of
+from patterndsl.runtime.kernels.launch import (
+    CHUNK,
+    TWO_WARPS,
+    as_laid_out,
+    numbers_beside,
+    padded_widths,
+    precision_of,
+    strides_of,
+)
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.rows import APART, BY_SLOT, ORDERED, PLAIN_KEYS
 from patterndsl.runtime.kernels.slot_kernels import add_kernel, join_kernel, share_kernel
 from patterndsl.runtime.kernels.slots import Pass, Results, Slots
@@ -23,6 +32,10 @@ from patterndsl.runtime.views import with_unit_stride
 
 ROWS, LANES = 16, 256
 """Rows of a program that joins slots, and slots of one that has a number for each."""
+
+_attend, _merge, _sum = Launcher(attend_kernel), Launcher(merge_kernel), Launcher(sum_kernel)
+_of_queries, _of_keys = Launcher(query_kernel), Launcher(key_kernel)
+_join, _share, _add = Launcher(join_kernel), Launcher(share_kernel), Launcher(add_kernel)
 
 
 def attend(item: Pass, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Results:
@@ -39,22 +52,31 @@ def attend(item: Pass, query: Tensor, key: Tensor, value: Tensor, scale: float) 
     rows = batch if work.is_shared else 1
     parts = rows * work.num_slots * blocks.q_block
     part_out, part_lse = _room(lse, parts * value_padded), _room(lse, parts)
-    attend_kernel[work.num_pieces, rows](
-        query, key, value, out, lse, part_out, part_lse, work.pieces, work.entries, *_orders(item),
-        item.asked.numbers, item.asked.tables,
-        *strides_of(query, key, value, out), *lse.stride(), *_order_strides(item),
-        number, _num_keys(item, key), item.asked.q_start, work.num_slots, scale,
-        keep=item.asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=blocks.q_block, kv_block=blocks.kv_block,
-        even=item.key is None and key.shape[2] % blocks.kv_block == 0, described=False, ordered=_ordered(item),
-        goes_on=False, precision=precision_of(query), stages=blocks.stages, **_options(blocks),
+    _attend(
+        (work.num_pieces, rows, 1),
+        (query, key, value, out, lse, part_out, part_lse, work.pieces, work.entries, *_orders(item)),
+        (
+            *strides_of(query, key, value, out), *lse.stride(), *_order_strides(item),
+            number, _num_keys(item, key), item.asked.q_start, work.num_slots,
+        ),
+        {
+            "keep": item.asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+            "padded": padded, "value_padded": value_padded, "q_block": blocks.q_block, "kv_block": blocks.kv_block,
+            "even": _is_even(item, key, blocks), "described": False, "ordered": _ordered(item), "goes_on": False,
+            "precision": precision_of(query), "stages": blocks.stages,
+        },
+        _options(blocks), asked=item.asked, scale=scale,
     )  # fmt: skip
     if work.num_joints:
-        merge_kernel[work.num_joints * blocks.q_block, rows](
-            part_out, part_lse, out, lse, work.joints, item.slots.query, *strides_of(out), *lse.stride(), 0, 0,
-            number, work.num_slots,
-            value_dim=value_dim, value_padded=value_padded, q_block=blocks.q_block, chunk=CHUNK, ordered=False,
-            goes_on=False, num_warps=2,
+        _merge(
+            (work.num_joints * blocks.q_block, rows, 1),
+            (part_out, part_lse, out, lse, work.joints, work.joints),
+            (*strides_of(out), *lse.stride(), 0, 0, number, work.num_slots),
+            {
+                "value_dim": value_dim, "value_padded": value_padded, "q_block": blocks.q_block, "chunk": CHUNK,
+                "ordered": False, "goes_on": False,
+            },
+            TWO_WARPS,
         )  # fmt: skip
     return Results(out, lse)
 
@@ -66,22 +88,31 @@ def join(item: Pass, results: Results, into: tuple[Tensor, Tensor], *, mean: boo
     out, lse = into
     batch, heads, length, value_dim = out.shape
     (value_padded,) = padded_widths(value_dim)
-    join_kernel[-(-length // ROWS), heads, batch](
-        results.out, results.lse, *_places(item.slots), out, lse,
-        *strides_of(results.out), *results.lse.stride()[:2], *_place_strides(item.slots),
-        *strides_of(out), *lse.stride(), item.asked.q_start, length,
-        width=item.slots.width, mean=mean, goes_on=goes_on, value_dim=value_dim, value_padded=value_padded, block=ROWS,
+    slots = item.slots
+    _join(
+        (-(-length // ROWS), heads, batch),
+        (results.out, results.lse, *_places(slots), out, lse),
+        (
+            *strides_of(results.out), *results.lse.stride()[:2], *_place_strides(slots), *strides_of(out),
+            *lse.stride(), item.asked.q_start, length,
+        ),
+        {
+            "width": slots.width, "mean": mean, "goes_on": goes_on, "value_dim": value_dim,
+            "value_padded": value_padded, "block": ROWS,
+        },
     )  # fmt: skip
 
 
 def shares(item: Pass, results: Results, lse: Tensor) -> Results:
     """The same results with the lse that weights of a mean follow from. lse: the log of how many are averaged."""
     batch, heads, number = results.lse.shape
-    norm = torch.empty_like(results.lse)
-    share_kernel[-(-number // LANES), heads, batch](
-        results.lse, lse, item.slots.query, norm, *norm.stride()[:2], *lse.stride(), *_steps(item.slots.query), number,
-        block=LANES,
-    )  # fmt: skip
+    norm = numbers_beside(results.lse, torch.float32)
+    _share(
+        (-(-number // LANES), heads, batch),
+        (results.lse, lse, item.slots.query, norm),
+        (*norm.stride()[:2], *lse.stride(), *_steps(item.slots.query), number),
+        {"block": LANES},
+    )
     return Results(results.out, norm)
 
 
@@ -104,22 +135,22 @@ def gradients(
     where each is a softmax of its own (apart), and then lse has no gradient."""
     query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
     tensors, told = (query, key, value), (out, lse)
-    slot_grad, delta = _of_queries(item, *tensors, *told, grad_out, grad_lse, scale, apart=apart)
-    _add(item, slot_grad, into[0], item.asked.q_start, 1, adds=adds)
+    slot_grad, delta = _query_gradients(item, *tensors, *told, grad_out, grad_lse, scale, apart=apart)
+    _add_slots(item, slot_grad, into[0], item.asked.q_start, 1, adds=adds)
     kv_group = query.shape[1] // key.shape[1]
     if not item.is_route:
-        _of_keys(item, *tensors, lse, grad_out, delta, scale, into[1:], 0, apart=apart, adds=adds)
+        _key_gradients(item, *tensors, lse, grad_out, delta, scale, into[1:], 0, apart=apart, adds=adds)
         return
     shape = (*query.shape[:2], item.slots.query.shape[2])
     of_key, of_value = (torch.empty((*shape, x.shape[3]), dtype=x.dtype, device=x.device) for x in (key, value))
     for turn in range(kv_group):
         of_heads = of_key[:, turn::kv_group], of_value[:, turn::kv_group]
-        _of_keys(item, *tensors, lse, grad_out, delta, scale, of_heads, turn, apart=apart, adds=False)
+        _key_gradients(item, *tensors, lse, grad_out, delta, scale, of_heads, turn, apart=apart, adds=False)
     for part, total in ((of_key, into[1]), (of_value, into[2])):
-        _add(item, part, total, 0, kv_group, adds=adds)
+        _add_slots(item, part, total, 0, kv_group, adds=adds)
 
 
-def _of_queries(
+def _query_gradients(
     item: Pass,
     query: Tensor,
     key: Tensor,
@@ -138,27 +169,35 @@ def _of_queries(
     value_dim, number = value.shape[3], item.slots.query.shape[2]
     padded, value_padded = padded_widths(dim, value_dim)
     grad = torch.empty((batch, heads, number, dim), dtype=query.dtype, device=query.device)
-    delta = torch.empty_strided(lse.shape, lse.stride(), dtype=torch.float32, device=lse.device)
+    delta = numbers_beside(lse, torch.float32)
     work, blocks = item.rows, item.shapes.queries
     rows = batch if work.is_shared else 1
     part = _room(lse, rows * work.num_slots * blocks.q_block * padded)
     of_lse = lse if grad_lse is None else as_laid_out(grad_lse, lse)
-    query_kernel[work.num_pieces, rows](
-        query, key, value, out, grad_out, lse, of_lse, delta, grad, part, work.pieces, work.entries,
-        *_orders(item), item.asked.numbers, item.asked.tables,
-        *strides_of(query, key, value, out, grad_out), *lse.stride(), *strides_of(grad), *_order_strides(item),
-        number, _num_keys(item, key), item.asked.q_start, work.num_slots, scale,
-        keep=item.asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=blocks.q_block, kv_block=blocks.kv_block,
-        even=item.key is None and key.shape[2] % blocks.kv_block == 0, described=False,
-        ordered=_ordered(item, apart=apart), has_grad_lse=grad_lse is not None, adds=False,
-        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
+    _of_queries(
+        (work.num_pieces, rows, 1),
+        (
+            query, key, value, out, grad_out, lse, of_lse, delta, grad, part, work.pieces, work.entries,
+            *_orders(item),
+        ),
+        (
+            *strides_of(query, key, value, out, grad_out), *lse.stride(), *strides_of(grad), *_order_strides(item),
+            number, _num_keys(item, key), item.asked.q_start, work.num_slots,
+        ),
+        {
+            "keep": item.asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+            "padded": padded, "value_padded": value_padded, "q_block": blocks.q_block, "kv_block": blocks.kv_block,
+            "even": _is_even(item, key, blocks), "described": False, "ordered": _ordered(item, apart=apart),
+            "has_grad_lse": grad_lse is not None, "adds": False, "precision": precision_of(query),
+            "stages": blocks.stages,
+        },
+        _options(blocks), asked=item.asked, scale=scale,
     )  # fmt: skip
     _add_up(part, grad, padded, work, rows, blocks.q_block)
     return grad, delta
 
 
-def _of_keys(
+def _key_gradients(
     item: Pass,
     query: Tensor,
     key: Tensor,
@@ -181,38 +220,65 @@ def _of_keys(
     rows = batch if work.is_shared else 1
     parts = rows * work.num_slots * blocks.kv_block
     part_key, part_value = _room(lse, parts * padded), _room(lse, parts * value_padded)
-    key_kernel[work.num_pieces, rows](
-        query, key, value, grad_out, lse, delta, *into, part_key, part_value, work.pieces, work.entries,
-        *_orders(item), item.asked.numbers, item.asked.tables,
-        *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(*into), *_order_strides(item),
-        number, _num_keys(item, key), item.asked.q_start, work.num_slots, -(-number // blocks.q_block), turn, scale,
-        keep=item.asked.keep, kv_group=heads // key.shape[1], dim=dim, value_dim=value_dim,
-        padded=padded, value_padded=value_padded, q_block=blocks.q_block, kv_block=blocks.kv_block,
-        even=False, described=False, ordered=_ordered(item, apart=apart, of_keys=True), adds=adds,
-        precision=precision_of(query), stages=blocks.stages, **_options(blocks),
+    _of_keys(
+        (work.num_pieces, rows, 1),
+        (
+            query, key, value, grad_out, lse, delta, *into, part_key, part_value, work.pieces, work.entries,
+            *_orders(item),
+        ),
+        (
+            *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(*into), *_order_strides(item),
+            number, _num_keys(item, key), item.asked.q_start, work.num_slots, -(-number // blocks.q_block), turn,
+        ),
+        {
+            "keep": item.asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+            "padded": padded, "value_padded": value_padded, "q_block": blocks.q_block, "kv_block": blocks.kv_block,
+            "even": False, "described": False, "ordered": _ordered(item, apart=apart, of_keys=True), "adds": adds,
+            "precision": precision_of(query), "stages": blocks.stages,
+        },
+        _options(blocks), asked=item.asked, scale=scale,
     )  # fmt: skip
-    _add_up(part_key, into[0], padded, work, rows, blocks.kv_block)
-    _add_up(part_value, into[1], value_padded, work, rows, blocks.kv_block)
+    order = None if item.is_route else item.key
+    _add_up(part_key, into[0], padded, work, rows, blocks.kv_block, order, adds=adds)
+    _add_up(part_value, into[1], value_padded, work, rows, blocks.kv_block, order, adds=adds)
 
 
-def _add_up(part: Tensor, into: Tensor, padded: int, work: Work, rows: int, block: int) -> None:
-    """The parts of rows that were cut; only those of slots are."""
+def _add_up(
+    part: Tensor,
+    into: Tensor,
+    padded: int,
+    work: Work,
+    rows: int,
+    block: int,
+    order: Tensor | None = None,
+    *,
+    adds: bool = False,
+) -> None:
+    """The parts of what was cut, added up where it lies. order: that of keys that do not stand where they lie."""
     if work.num_joints:
-        sum_kernel[work.num_joints * block, rows](
-            part, into, work.joints, work.joints, *strides_of(into), 0, 0, into.shape[2], work.num_slots, 1, 0,
-            width=into.shape[3], padded=padded, block=block, chunk=CHUNK, ordered=False, adds=False, num_warps=2,
+        number = into.shape[2] if order is None else order.shape[2]
+        _sum(
+            (work.num_joints * block, rows, 1),
+            (part, into, work.joints, work.joints if order is None else order),
+            (*strides_of(into), 0, 0, number, work.num_slots, 1, 0),
+            {
+                "width": into.shape[3], "padded": padded, "block": block, "chunk": CHUNK,
+                "ordered": order is not None, "adds": adds,
+            },
+            TWO_WARPS,
         )  # fmt: skip
 
 
-def _add(item: Pass, part: Tensor, into: Tensor, first: int, group: int, *, adds: bool) -> None:
+def _add_slots(item: Pass, part: Tensor, into: Tensor, first: int, group: int, *, adds: bool) -> None:
     """Sums of what slots have, of rows from position `first` on, through a group of query heads."""
     batch, heads, length, dim = into.shape
     (padded,) = padded_widths(dim)
-    add_kernel[-(-length // ROWS), heads, batch](
-        part, *_places(item.slots), into, *strides_of(part), *_place_strides(item.slots), *strides_of(into),
-        first, length, group,
-        width=item.slots.width, adds=adds, dim=dim, padded=padded, block=ROWS,
-    )  # fmt: skip
+    _add(
+        (-(-length // ROWS), heads, batch),
+        (part, *_places(item.slots), into),
+        (*strides_of(part), *_place_strides(item.slots), *strides_of(into), first, length, group),
+        {"width": item.slots.width, "adds": adds, "dim": dim, "padded": padded, "block": ROWS},
+    )
 
 
 # ---- arguments
@@ -249,6 +315,11 @@ def _steps(x: Tensor) -> tuple[int, int]:
     """From batch row to batch row and from head to head, of which there may be one for all."""
     rows, heads = (step if size > 1 else 0 for size, step in zip(x.shape[:2], x.stride()[:2], strict=True))
     return rows, heads
+
+
+def _is_even(item: Pass, key: Tensor, blocks: Blocks) -> bool:
+    """Whether every block of keys is whole."""
+    return item.key is None and key.shape[2] % blocks.kv_block == 0
 
 
 def _room(like: Tensor, size: int) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from patterndsl.lower.hulls import Lists
+from patterndsl.runtime.kernels import work
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.slot_kernels import (
     begin_kernel,
     column_kernel,
@@ -23,10 +25,12 @@ from patterndsl.runtime.kernels.slot_kernels import (
     narrow_kernel,
     range_kernel,
     route_kernel,
+    sort_kernel,
     stand_kernel,
     tile_kernel,
 )
 from patterndsl.runtime.kernels.slots import Slots, Sure
+from patterndsl.runtime.kernels.sorting import order_by_label
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.sema.parameters import Sizes
 
@@ -34,6 +38,14 @@ LANES, CHUNK = 256, 512
 """Numbers that a program makes, and those that it reads at once."""
 MOST_NARROW = 2**15 - 1
 """Of a 16-bit integer: sorting takes as long as its integers are wide."""
+MOST_COUNTED = 2047
+"""Blocks up to which lists are sorted by counting: a label more is what lists nothing."""
+MOST_SORTED = 1024
+"""Members of routes that a program sorts at once; those of wider ones are left to PyTorch."""
+
+_narrow, _sort, _stand, _route = (Launcher(x) for x in (narrow_kernel, sort_kernel, stand_kernel, route_kernel))
+_begin, _item, _range, _tile = (Launcher(x) for x in (begin_kernel, item_kernel, range_kernel, tile_kernel))
+_entry, _column = Launcher(entry_kernel), Launcher(column_kernel)
 
 
 class Routed(NamedTuple):
@@ -44,25 +56,48 @@ class Routed(NamedTuple):
 
 
 def routed(table: Tensor, width: int, sizes: Sizes) -> Routed:
-    """The slots of routes of so many members, [rows, heads, routes * width] in any integers. -1, what is no key, and a
-    member that its route has already are nobody. Work: two sorts of the members."""
+    """The slots of routes of so many members, [rows, heads, routes * width] in any integers. Members of a route ascend;
+    -1, what is no key, and a member that its route has already are nobody. Work: two sorts of the members."""
     rows, heads, length = table.shape
-    lists, device = rows * heads, table.device
-    members = torch.empty((rows, heads, length), dtype=torch.int32, device=device)
-    grid = (-(-length // LANES), lists)
-    narrow_kernel[grid](table, members, *table.stride()[:2], heads, length, sizes.kv_len, block=LANES)
-    members = members.view(rows, heads, -1, width).sort(-1).values
-    key = torch.empty((rows, heads, length), dtype=torch.int32, device=device)
+    grid = (-(-length // LANES), rows * heads, 1)
+    members = _ascending(table, width, sizes.kv_len)
+    key = _integers(table, rows, heads, length)
     is_apart = sizes.q_start > 0 or sizes.q_len != sizes.kv_len
-    query = torch.empty_like(key) if is_apart else key
-    stand_kernel[grid](
-        members, key, query, length, width, sizes.q_start, sizes.q_len, apart=is_apart, block=LANES
-    )  # fmt: skip
-    ascending, places = key.sort(dim=-1, stable=True)
-    number = sizes.kv_len + 1
-    begins = torch.empty((rows, heads, number), dtype=torch.int32, device=device)
-    begin_kernel[-(-number // LANES), lists](ascending, begins, length, number, length.bit_length(), block=LANES)
+    query = _integers(table, rows, heads, length) if is_apart else key
+    integers = length, width, sizes.q_start, sizes.q_len
+    _stand(grid, (members, key, query), integers, {"apart": is_apart, "block": LANES})
+    places, begins = _sorted(key, sizes.kv_len + 1)
     return Routed(Slots(query, places, begins), key)
+
+
+def _ascending(table: Tensor, width: int, kv_len: int) -> Tensor:
+    """int32 [rows, heads, routes * width]: the members of each route, -1 first."""
+    rows, heads, length = table.shape
+    members, steps = _integers(table, rows, heads, length), table.stride()[:2]
+    if width > MOST_SORTED:
+        grid = (-(-length // LANES), rows * heads, 1)
+        _narrow(grid, (table, members), (*steps, heads, length, kv_len), {"block": LANES})
+        return members.view(rows, heads, -1, width).sort(-1).values.view(rows, heads, length)
+    padded = max(16, 1 << (width - 1).bit_length())
+    at_once, routes = MOST_SORTED // padded, length // width
+    constants = {"at_once": at_once, "padded": padded}
+    _sort((-(-routes // at_once), rows * heads, 1), (table, members), (*steps, heads, routes, width, kv_len), constants)
+    return members
+
+
+def _sorted(values: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Positions in the stable order by values [rows, heads, length] below a number, and how many of these are less than
+    0, 1, ..., int32 [rows, heads, number]."""
+    rows, heads, length = values.shape
+    ascending, order = values.sort(dim=-1, stable=True)
+    begins = _integers(values, rows, heads, number)
+    grid, integers = (-(-number // LANES), rows * heads, 1), (length, number, length.bit_length())
+    _begin(grid, (ascending, begins), integers, {"block": LANES})
+    return order, begins
+
+
+def _integers(like: Tensor, *size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.int32, device=like.device)
 
 
 def routes_of(key: Tensor, width: int, kv_len: int) -> Tensor:
@@ -70,7 +105,8 @@ def routes_of(key: Tensor, width: int, kv_len: int) -> Tensor:
     rows, heads, length = key.shape
     words = -(-(length // width) // 32)
     bits = torch.zeros((rows, heads, kv_len, words), dtype=torch.int32, device=key.device)
-    route_kernel[-(-length // LANES), rows * heads](key, bits, length, width, kv_len, words, block=LANES)
+    grid = (-(-length // LANES), rows * heads, 1)
+    _route(grid, (key, bits), (length, width, kv_len, words), {"block": LANES})
     return bits
 
 
@@ -121,23 +157,34 @@ class Turned:
     some: int
     heads: int
 
-    def columns(self, kv_group: int, q_block: int) -> Work:
-        """The tiles of each block of keys, through the query heads that share it, in blocks of so many queries."""
-        (lists, num_tiles), num_blocks, device = self.states.shape, self.tiles.shape[1] - 1, self.states.device
+    def columns(self, kv_group: int, q_block: int, batch: int) -> Work:
+        """The tiles of each block of keys, through the query heads that share it, in blocks of so many queries. A list
+        that is longer than a large GPU's share of all is cut, see `work.PARTS`."""
+        (lists, num_tiles), num_blocks, num_kv = self.states.shape, self.tiles.shape[1] - 1, self.keys.number
         rows, split = lists * self.some // self.heads, self.tile // q_block
         of_keys = rows * self.heads // kv_group
-        size = of_keys * kv_group * num_tiles * split
-        entries = torch.empty(size, dtype=torch.int32, device=device)
-        entry_kernel[-(-num_tiles // LANES), rows * self.heads](
-            self.states, self.tiles, entries, num_tiles, num_blocks, self.heads,
-            split=split, some=self.some, kv_group=kv_group, block=LANES,
-        )  # fmt: skip
-        pieces = torch.empty((of_keys * self.keys.number, 6), dtype=torch.int32, device=device)
-        column_kernel[-(-self.keys.number // LANES), of_keys](
-            self.tiles, pieces, num_tiles, num_blocks, self.heads, self.keys.per_block, self.keys.number,
-            split=split, some=self.some, kv_group=kv_group, block=LANES,
-        )  # fmt: skip
-        return Work(pieces, entries, self.rows.joints, 0, self.rows.is_shared)
+        owners, most = of_keys * num_kv, kv_group * num_tiles * split
+        total = of_keys * most * self.keys.per_block
+        longest = max(work.SHORTEST, total * (batch if rows == 1 else 1) // work.PARTS)
+        is_cut = most > 2 * longest
+        num_slots = total // longest * 3 // 2 + 2 if is_cut else 0
+        num_joints = num_slots // 3 + 1 if is_cut else 0
+        entries, pieces = _integers(self.states, of_keys * most), _integers(self.states, owners + num_slots, 6)
+        joints, used = _integers(self.states, num_joints, 5), _integers(self.states, 2)
+        constants = {"split": split, "some": self.some, "kv_group": kv_group}
+        _entry(
+            (-(-num_tiles // LANES), rows * self.heads, 1),
+            (self.states, self.tiles, entries, pieces, joints, used),
+            (num_tiles, num_blocks, self.heads, num_kv, owners, num_slots, num_joints),
+            {**constants, "block": LANES},
+        )
+        _column(
+            (-(-num_kv // LANES), of_keys, 1),
+            (self.tiles, pieces, joints, used),
+            (num_tiles, num_blocks, self.heads, self.keys.per_block, num_kv, owners, longest),
+            {**constants, "is_cut": is_cut, "block": LANES},
+        )
+        return Work(pieces, entries, joints, num_slots, self.rows.is_shared)
 
 
 def turned(table: Tensor, lists: Lists, sizes: Sizes, sure: Sure, heads: int, tile: int, kv_block: int) -> Turned:
@@ -145,31 +192,39 @@ def turned(table: Tensor, lists: Lists, sizes: Sizes, sure: Sure, heads: int, ti
     heads; tile: slots of a tile. -1, what is no block, and a block that its query has listed already are left out.
     Work: one sort of all that is listed; O(tiles x blocks) beside it."""
     rows, some_heads, _ = table.shape
-    number, device = rows * some_heads, table.device
+    number = rows * some_heads
     items, num_blocks = sizes.q_len * lists.width, -(-sizes.kv_len // lists.of)
     kind = torch.int16 if num_blocks < MOST_NARROW else torch.int32
-    blocks = torch.empty((number, items), dtype=kind, device=device)
-    places = torch.empty((rows, some_heads, items), dtype=torch.int32, device=device)
-    item_kernel[-(-items // LANES), number](
-        table, blocks, places, *table.stride()[:2], some_heads, items, lists.width, lists.per, sizes.q_start,
-        lists.first_row, num_blocks, block=LANES,
+    blocks = torch.empty((rows, some_heads, items), dtype=kind, device=table.device)
+    places = _integers(table, rows, some_heads, items)
+    integers = (
+        *table.stride()[:2],
+        some_heads,
+        items,
+        lists.width,
+        lists.per,
+        sizes.q_start,
+        lists.first_row,
+        num_blocks,
+    )
+    _item((-(-items // LANES), number, 1), (table, blocks, places), integers, {"block": LANES})
+    is_counted = num_blocks <= MOST_COUNTED
+    order, begins = order_by_label(blocks, num_blocks + 1) if is_counted else _sorted(blocks, num_blocks + 1)
+    steps, chunk = begins.stride()[1:], min(CHUNK, max(16, 1 << num_blocks.bit_length()))
+    tiles = _integers(table, number, num_blocks + 1)
+    _range((number, 1, 1), (begins, tiles), (*steps, num_blocks), {"tile": tile, "chunk": chunk})
+    num_tiles, some = items // tile + min(num_blocks, items), heads // some_heads
+    keys = keys_of(lists.of, sizes.kv_len, kv_block, table.device)
+    query, states = _integers(table, rows, some_heads, num_tiles * tile), _integers(table, number, num_tiles)
+    pieces = _integers(table, rows * heads * num_tiles, 6)
+    _tile(
+        (num_tiles, number, 1),
+        (order, begins, tiles, query, places, states, pieces),
+        (
+            *steps, items, num_tiles, lists.width, sizes.q_start, num_blocks, lists.of, keys.per_block, keys.number,
+            sizes.kv_len, heads,
+        ),
+        {"sure": "never" if keys.order is not None else sure, "tile": tile, "chunk": chunk, "some": some},
     )  # fmt: skip
-    ascending, order = blocks.sort(dim=-1, stable=True)
-    begins, tiles = (torch.empty((number, num_blocks + 1), dtype=torch.int32, device=device) for _ in range(2))
-    chunk = min(CHUNK, max(16, 1 << num_blocks.bit_length()))
-    range_kernel[number,](
-        ascending, begins, tiles, items, num_blocks, items.bit_length(), tile=tile, chunk=chunk
-    )  # fmt: skip
-    num_tiles = items // tile + min(num_blocks, items)
-    keys = keys_of(lists.of, sizes.kv_len, kv_block, device)
-    query = torch.empty((rows, some_heads, num_tiles * tile), dtype=torch.int32, device=device)
-    states = torch.empty((number, num_tiles), dtype=torch.int32, device=device)
-    pieces = torch.empty((rows * heads * num_tiles, 6), dtype=torch.int32, device=device)
-    some = heads // some_heads
-    tile_kernel[num_tiles, number](
-        order, begins, tiles, query, places, states, pieces, items, num_tiles, lists.width, sizes.q_start, num_blocks,
-        lists.of, keys.per_block, keys.number, sizes.kv_len, heads,
-        sure="never" if keys.order is not None else sure, tile=tile, chunk=chunk, some=some,
-    )  # fmt: skip
-    work = Work(pieces, _entries(keys.number, device), pieces.new_empty(0, 5), 0, rows == 1)
-    return Turned(Slots(query, places, None, lists.width), keys, tiles, states, work, tile, some, heads)
+    found = Work(pieces, _entries(keys.number, table.device), _integers(table, 0, 5), 0, rows == 1)
+    return Turned(Slots(query, places, None, lists.width), keys, tiles, states, found, tile, some, heads)

@@ -5,6 +5,8 @@ PyTorch sorts by any numbers in a dozen launches, for which the host takes longe
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,16 @@ CHUNK = 4096
 _count, _begin, _place = Launcher(count_kernel), Launcher(begin_kernel), Launcher(place_kernel)
 
 
-def order_by_label(label: Tensor, labels: int) -> Tensor:
-    """int32 [B, H, T]: positions in the stable order by label [B, H, T], integers in 0..labels.
+class Counted(NamedTuple):
+    """order: int32 [B, H, T], positions in the stable order by labels; begins: int32 [B, H, ..], how many positions
+    have a lower label than 0, 1, ..."""
+
+    order: Tensor
+    begins: Tensor
+
+
+def order_by_label(label: Tensor, labels: int) -> Counted:
+    """The order by label [B, H, T], integers in 0..labels, of which there is a beginning for each.
 
     Work and memory: O(T + labels T / `BLOCK`) for each head.
     """
@@ -33,4 +43,4 @@ def order_by_label(label: Tensor, labels: int) -> Tensor:
     _count(grid, (label, counts, lower), steps, constants)
     _begin((batch * heads, 1, 1), (counts,), (padded * number,), {"chunk": CHUNK})
     _place(grid, (label, counts, lower, order), steps, constants)
-    return order
+    return Counted(order, counts[..., 0])
