@@ -154,7 +154,8 @@ def slot_hulls(bound: Bound, machine: Machine) -> SlotHulls | None:
     whatever the fallback.
 
     None where nothing is listed so; where something is listed in another way, or by a route that another term leaves
-    out, which would be asked pair by pair; where other terms compute too much; and where a mean has any.
+    out, which would be asked pair by pair; where other terms compute too much; and where a mean has terms in an order
+    by an input, or lists for queries, which are one softmax of it and not one for each block.
     """
     if not any(shape.selection is not None for shape in bound.inputs):
         return None
@@ -176,8 +177,10 @@ def slot_hulls(bound: Bound, machine: Machine) -> SlotHulls | None:
     )
     if not listed_hulls or not all(_has_slots(hull, bound) for hull in listed_hulls):
         return None
-    asked = {node.name for hull in beside for node in lists_in(hull.relation)}
-    if asked or (beside and bound.merge == "mean"):
+    if any(node for hull in beside for node in lists_in(hull.relation)):
+        return None
+    is_mean = bound.merge == "mean"
+    if is_mean and not all(hull.lists.is_route if hull.lists else hull.order is None for hull in found):
         return None
     unordered = [hull for hull in beside if hull.order is None and inputs_read(hull.relation)]
     if _share(beside, bound, SMALL_ON_GPU) > MAX_SHARE or _share(unordered, bound, SMALL) > MAX_SHARE:

@@ -2,19 +2,21 @@
 
 A query stands in a slot for each route that it is in, or for each block of keys that it lists: so slots are dense tiles
 of queries that meet the same keys. Keys are reached where they lie. The results of a query's slots are joined by one
-kernel, as one softmax or as their mean, and windows beside them are launched before, whose results that goes on from.
+kernel, as one softmax or as their mean. Windows beside them are launched before, and it goes on from their results; in
+a mean they have a slot for each query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from patterndsl.ir.index import Const, K, Q, Read, arithmetic
-from patterndsl.ir.relation import EVERYTHING, And, Random, Relation, compare, conjunction
+from patterndsl.ir.relation import EVERYTHING, And, Random, Relation, compare, conjunction, disjunction
 from patterndsl.lower.blocks import Blocks, Pipeline
 from patterndsl.lower.hulls import CAUSAL, Hull, Lists, SlotHulls
 from patterndsl.lower.lookup import Lookup
@@ -25,7 +27,7 @@ from patterndsl.runtime.kernels.asked import Asked, asked_by, draws_for
 from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
 from patterndsl.runtime.kernels.predicate import Predicate, of_first_routes, predicate_of
 from patterndsl.runtime.kernels.shapes import Shapes, usual_shapes
-from patterndsl.runtime.kernels.slots import Pass, Results, Sure
+from patterndsl.runtime.kernels.slots import Pass, Results, Slots, Sure
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.ordered import Ordered
 from patterndsl.sema.bind import Bound
@@ -55,6 +57,19 @@ class _Ready:
     work: dict[int, WorkLists]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Term:
+    """What a mean has beside lists, made ready: a slot for each query, its tiles, and what is asked of pairs there."""
+
+    slots: Slots
+    places: Relation
+    heads: tuple[int, ...]
+    is_exact: bool
+    predicate: Predicate
+    draws: Mapping[Random, Tensor]
+    work: dict[int, WorkLists]
+
+
 class Slotted:
     """The lists of a pattern made ready for a GPU; call it with tensors and checked inputs.
 
@@ -65,8 +80,10 @@ class Slotted:
     def __init__(self, hulls: SlotHulls, bound: Bound, device: torch.device) -> None:
         self.bound, self.device = bound, device
         self.ready = tuple(_ready(hull, bound, device) for hull in hulls.listed)
-        self.beside = Ordered(hulls.beside, replace(bound, fallback=None), device) if hulls.beside else None
         self.is_mean = bound.merge == "mean"
+        self.terms = tuple(_term(hull, bound, device) for hull in hulls.beside if self.is_mean)
+        is_begun = bool(hulls.beside) and not self.is_mean
+        self.beside = Ordered(hulls.beside, replace(bound, fallback=None), device) if is_begun else None
         self.or_own_key = bound.fallback is not None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
@@ -108,7 +125,18 @@ class Slotted:
                 found.append(self._routes(item, table, shapes, kv_group, given))
             else:
                 found.append(self._blocks(item, table, shapes, kv_group, query.shape[0], given))
+        shapes = _shapes(None, query.dtype, max(query.shape[3], value.shape[3]))
+        found.extend(self._alone(item, shapes, kv_group, given) for item in self.terms)
         return found
+
+    def _alone(self, item: _Term, shapes: Shapes, kv_group: int, given: Inputs) -> Pass:
+        sizes = self.bound.sizes
+        find = partial(_tiles, item.places, sizes, is_exact=item.is_exact)
+        lists = self._work(item, find, sizes.kv_len, kv_group)
+        asked = self._asked(item.predicate, item.draws, given)
+        return Pass(
+            item.slots, None, False, asked, shapes, lists.rows(shapes.forward), lambda _: lists.columns(shapes.keys)
+        )
 
     def _routes(self, item: _Ready, table: Tensor, shapes: Shapes, kv_group: int, given: Inputs) -> Pass:
         from patterndsl.runtime.kernels.slot_tables import routed, routes_of
@@ -117,28 +145,25 @@ class Slotted:
         slots, key = routed(table, width, sizes)
         tiles = {size for blocks in shapes for size in (blocks.q_block, blocks.kv_block)}
         is_mixed = any(width % size for size in tiles)
-        asked = self._asked(item.mixed if is_mixed else item.predicate, item, given)
+        asked = self._asked(item.mixed if is_mixed else item.predicate, item.draws, given)
         if item.lists.once:
             bits = routes_of(key, width, sizes.kv_len)
             steps = (step if size > 1 else 0 for size, step in zip(bits.shape[:2], bits.stride()[:2], strict=True))
             asked = replace(
                 asked, tables=(*asked.tables, bits), numbers=(*asked.numbers, bits.shape[3], *steps)
             )  # fmt: skip
-        lists = self._work(item, key.shape[2], kv_group)
+        number = key.shape[2]
+        find = partial(_tiles, item.places, Sizes(number, number, 0, number), is_exact=False)  # places may be empty
+        lists = self._work(item, find, number, kv_group)
 
         def columns(turn: int) -> Work:
             return lists.columns(shapes.keys) if kv_group == 1 else lists.columns_of(shapes.keys, turn)
 
         return Pass(slots, key, True, asked, shapes, lists.rows(shapes.forward), columns)
 
-    def _work(self, item: _Ready, number: int, kv_group: int) -> WorkLists:
-        """The work over the tiles of all routes, found once."""
+    def _work(self, item: _Ready | _Term, find: Callable[[int, int], Found], number: int, kv_group: int) -> WorkLists:
+        """The work over tiles that stay, found once."""
         if kv_group not in item.work:
-
-            def find(q_block: int, kv_block: int) -> Found:
-                tiles = find_tiles(item.places, Sizes(number, number, 0, number), Lookup(), q_block, kv_block)
-                return ((replace(tiles, is_full=tiles.is_full & False),),)  # places may be empty
-
             group_of = [0 if head in item.heads else NOBODY for head in range(self.bound.num_heads)]
             item.work[kv_group] = WorkLists(find, group_of, kv_group, number, self.device)
         return item.work[kv_group]
@@ -148,16 +173,16 @@ class Slotted:
 
         sizes, heads, tile = self.bound.sizes, self.bound.num_heads, shapes.forward.q_block
         found = turned(table, item.lists, sizes, item.sure, heads, tile, shapes.keys.kv_block)
-        asked = self._asked(item.predicate, item, given)
+        asked = self._asked(item.predicate, item.draws, given)
 
         def columns(_: int) -> Work:
             return found.columns(kv_group, shapes.keys.q_block, batch)
 
         return Pass(found.slots, found.keys.order, False, asked, shapes, found.rows, columns)
 
-    def _asked(self, predicate: Predicate, item: _Ready, given: Inputs) -> Asked:
+    def _asked(self, predicate: Predicate, draws: Mapping[Random, Tensor], given: Inputs) -> Asked:
         facets = {(name, facet): facet_of(given[name], facet) for name, facet in predicate.facets}
-        return asked_by(predicate, self.bound.sizes, facets, item.draws)
+        return asked_by(predicate, self.bound.sizes, facets, draws)
 
     def _table(self, item: _Ready, given: Inputs) -> Tensor:
         """Lists [rows or 1, heads or 1, length], as they came or route by route; of heads that have none, -1."""
@@ -239,9 +264,6 @@ def _ready(hull: Hull, bound: Bound, device: torch.device) -> _Ready:
     lists, rest, sizes = hull.lists, hull.said[0].rest, bound.sizes
     assert lists is not None
     name = next(shape.name for shape in bound.inputs if shape.names == lists.names)
-    mine = None
-    if len(hull.heads) < bound.num_heads:
-        mine = torch.tensor([head in hull.heads for head in range(bound.num_heads)], device=device)[:, None]
     asked = set(rest.terms if isinstance(rest, And) else (rest,))
     # places of a route and those of the same route, in which positions ascend
     width, placed = Const(lists.width), (Read(lists.names[0], "rank", Q), Read(lists.names[0], "rank", K))
@@ -260,13 +282,41 @@ def _ready(hull: Hull, bound: Bound, device: torch.device) -> _Ready:
         "always" if rest == EVERYTHING else "behind" if rest == CAUSAL else "never",
         conjunction((of_places, *(asked & {CAUSAL}))),
         hull.heads,
-        mine,
+        _mine(hull, bound, device),
         draws_for(rest, 1, device),
         {},
     )
 
 
-def _shapes(lists: Lists, dtype: torch.dtype, head_dim: int) -> Shapes:
+def _term(hull: Hull, bound: Bound, device: torch.device) -> _Term:
+    query = torch.arange(bound.sizes.q_len, dtype=torch.int32, device=device).view(1, 1, -1)
+    mine = _mine(hull, bound, device)
+    query = query if mine is None else query.where(mine, -1)
+    return _Term(
+        Slots(query, query, None, 1),
+        disjunction(term.places for term in hull.said),
+        hull.heads,
+        all(term.rest == EVERYTHING for term in hull.said),
+        predicate_of(hull.relation, bound.sizes),
+        draws_for(hull.relation, 1, device),
+        {},
+    )
+
+
+def _mine(hull: Hull, bound: Bound, device: torch.device) -> Tensor | None:
+    """bool [heads, 1], the heads of a hull; None where these are all."""
+    if len(hull.heads) == bound.num_heads:
+        return None
+    return torch.tensor([head in hull.heads for head in range(bound.num_heads)], device=device)[:, None]
+
+
+def _tiles(places: Relation, sizes: Sizes, q_block: int, kv_block: int, *, is_exact: bool) -> Found:
+    """The tiles of what all heads have alike. is_exact: whether every pair of places there is the pattern's."""
+    tiles = find_tiles(places, sizes, Lookup(), q_block, kv_block, tell_full=is_exact)
+    return ((tiles if is_exact else replace(tiles, is_full=tiles.is_full & False),),)
+
+
+def _shapes(lists: Lists | None, dtype: torch.dtype, head_dim: int) -> Shapes:
     """Blocks of one size for results and gradients of queries, as slots are put in tiles once; keys of a listed block
     fill their tiles."""
     usual = usual_shapes(dtype, head_dim)
@@ -274,7 +324,7 @@ def _shapes(lists: Lists, dtype: torch.dtype, head_dim: int) -> Shapes:
     forward = usual.forward if _size(usual.forward) == _size(queries) else queries
     assert isinstance(forward, Blocks)
     kv_block = queries.kv_block
-    if not lists.is_route:
+    if lists is not None and not lists.is_route:
         kv_block = min(kv_block, max(SMALLEST, 1 << (lists.of - 1).bit_length()))
     return Shapes(*(replace(blocks, kv_block=kv_block) for blocks in (forward, queries, keys)))
 
