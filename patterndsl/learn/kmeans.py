@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -51,8 +52,13 @@ class KMeans(nn.Module):
     @torch.no_grad()
     def assigned(self, key: Tensor, tops: Sequence[int] = ()) -> Assigned:
         """Labels of key [B, H, T, D], and members for each of some numbers of them. A token may be a member of no
-        centroid, or of several. Work: O(T D clusters); scores of some centroids at a time are held."""
+        centroid, or of several. Work: O(T D clusters); scores of some centroids at a time are held, and none by
+        kernels of our own: see `nearest.assigned`."""
         with torch.autocast(key.device.type, enabled=False):
+            if self._runs_on_kernels(key, tops):
+                from patterndsl.learn import nearest
+
+                return Assigned(*nearest.assigned(key, self.centroids, tops))
             keys = self._unit(key).transpose(-1, -2)
             highest = torch.full(key.shape[:3], -torch.inf, dtype=keys.dtype, device=key.device)
             labels = torch.zeros(key.shape[:3], dtype=torch.int64, device=key.device)
@@ -74,6 +80,14 @@ class KMeans(nn.Module):
     def members(self, key: Tensor, top: int) -> Tensor:
         """int64 [B, H, clusters, min(top, T)] of key [B, H, T, D]: see `Assigned`."""
         return self.assigned(key, (top,)).members[top]
+
+    def _runs_on_kernels(self, key: Tensor, tops: Sequence[int] = ()) -> bool:
+        """In a graph of torch.compile it is plain code, which that fuses."""
+        if not has_kernels(key.device) or torch.compiler.is_compiling():
+            return False
+        from patterndsl.learn import nearest
+
+        return nearest.takes(key, self.centroids, tops)
 
     def _unit(self, key: Tensor) -> Tensor:
         """Directions; 0 for keys with NaN or infinity, which are nearest to no centroid and move none."""
@@ -150,12 +164,21 @@ class KMeans(nn.Module):
     def commitment(self, key: Tensor, labels: Tensor | None = None) -> Tensor:
         """The mean squared distance of unit keys to their centroids, a scalar; differentiable in the keys. labels: of
         these keys, if they are known."""
-        unit = normalize(key.to(self.centroids.dtype), dim=-1)
         labels = self(key) if labels is None else labels
+        if self._runs_on_kernels(key):
+            from patterndsl.learn import nearest
+
+            return nearest.commitment(key, self.centroids, labels)
+        unit = normalize(key.to(self.centroids.dtype), dim=-1)
         found = self.centroids[torch.arange(key.shape[1], device=key.device)[:, None], labels]
         return (unit - found).square().mean()
 
 
+def has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and HAS_TRITON
+
+
+HAS_TRITON = find_spec("triton") is not None
 SMOOTHING = 1e-5
 MAX_SCORES = 1 << 25
 """Scores that are held at once, over batch and heads."""
