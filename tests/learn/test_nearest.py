@@ -288,7 +288,7 @@ def test_kernels_compile(dtype: torch.dtype, dim: int) -> None:
     from tests.compiling import compiling
 
     with compiling() as found:
-        for clusters, length, tops in ((128, 16384, (128,)), (100, 3001, (5, 4000)), (3, 1, ()), (1, 1, (1,))):
+        for clusters, length, tops in ((128, 16384, (128,)), (100, 3001, (5, 4000)), (1, 1, (1,))):
             key = torch.empty(1, 2, length, dim, dtype=dtype, requires_grad=True)
             labels, _ = nearest.assigned(key, torch.empty(2, clusters, dim), tops)
             nearest.commitment(key, torch.empty(2, clusters, dim), labels).backward()
