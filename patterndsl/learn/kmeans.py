@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from patterndsl.learn import strips
 from patterndsl.learn.again import Calls
 
 
@@ -51,21 +53,28 @@ class KMeans(nn.Module):
     @torch.no_grad()
     def assigned(self, key: Tensor, tops: Sequence[int] = ()) -> Assigned:
         """Labels of key [B, H, T, D], and members for each of some numbers of them. A token may be a member of no
-        centroid, or of several. Work: O(T D clusters); scores of some centroids at a time are held."""
+        centroid, or of several. Work: O(T D clusters); scores of some centroids at a time are held, and none by
+        kernels of our own: see `nearest`, and `strips` for CPUs, whose plain twin is this."""
         with torch.autocast(key.device.type, enabled=False):
+            if self._runs_on_kernels(key, tops):
+                from patterndsl.learn import nearest
+
+                return Assigned(*nearest.assigned(key, self.centroids, tops))
+            if strips.takes(key, self.centroids) and not torch.compiler.is_compiling():
+                return Assigned(*strips.assigned(key, self.centroids, tops))
             keys = self._unit(key).transpose(-1, -2)
             highest = torch.full(key.shape[:3], -torch.inf, dtype=keys.dtype, device=key.device)
             labels = torch.zeros(key.shape[:3], dtype=torch.int64, device=key.device)
-            strips: dict[int, list[Tensor]] = {top: [] for top in tops}
+            parts: dict[int, list[Tensor]] = {top: [] for top in tops}
             at_once = max(FEWEST, MAX_SCORES // max(1, highest.numel()))
             for first in range(0, self.centroids.shape[1], at_once):
                 scores = self.centroids[:, first : first + at_once] @ keys
-                for top, found in strips.items():
+                for top, found in parts.items():
                     found.append(scores.topk(min(top, key.shape[2]), sorted=False).indices.sort(-1).values)
                 best, at = scores.max(-2)
                 labels = torch.where(best > highest, at + first, labels)
                 highest = torch.maximum(best, highest)
-            return Assigned(labels, {top: torch.cat(found, dim=2) for top, found in strips.items()})
+            return Assigned(labels, {top: torch.cat(found, dim=2) for top, found in parts.items()})
 
     def forward(self, key: Tensor) -> Tensor:
         """The labels, int64 [B, H, T], of key [B, H, T, D]."""
@@ -75,10 +84,19 @@ class KMeans(nn.Module):
         """int64 [B, H, clusters, min(top, T)] of key [B, H, T, D]: see `Assigned`."""
         return self.assigned(key, (top,)).members[top]
 
+    def _runs_on_kernels(self, key: Tensor, tops: Sequence[int] = ()) -> bool:
+        """In a graph of torch.compile it is plain code, which that fuses."""
+        if not has_kernels(key.device) or torch.compiler.is_compiling():
+            return False
+        from patterndsl.learn import nearest
+
+        return nearest.takes(key, self.centroids, tops)
+
     def _unit(self, key: Tensor) -> Tensor:
         """Directions; 0 for keys with NaN or infinity, which are nearest to no centroid and move none."""
-        unit = normalize(key.detach().to(self.centroids.dtype), dim=-1)
-        return unit.where(unit.isfinite().all(-1, keepdim=True), 0.0)
+        key = key.detach().to(self.centroids.dtype)
+        length: Tensor = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
+        return (key / length.clamp(min=strips.SHORTEST)).where(length.isfinite(), 0.0)
 
     @torch.no_grad()
     def update(self, key: Tensor, keep: Tensor | None = None, labels: Tensor | None = None) -> None:
@@ -150,12 +168,21 @@ class KMeans(nn.Module):
     def commitment(self, key: Tensor, labels: Tensor | None = None) -> Tensor:
         """The mean squared distance of unit keys to their centroids, a scalar; differentiable in the keys. labels: of
         these keys, if they are known."""
-        unit = normalize(key.to(self.centroids.dtype), dim=-1)
         labels = self(key) if labels is None else labels
+        if self._runs_on_kernels(key):
+            from patterndsl.learn import nearest
+
+            return nearest.commitment(key, self.centroids, labels)
+        unit = normalize(key.to(self.centroids.dtype), dim=-1)
         found = self.centroids[torch.arange(key.shape[1], device=key.device)[:, None], labels]
         return (unit - found).square().mean()
 
 
+def has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and HAS_TRITON
+
+
+HAS_TRITON = find_spec("triton") is not None
 SMOOTHING = 1e-5
 MAX_SCORES = 1 << 25
 """Scores that are held at once, over batch and heads."""

@@ -65,7 +65,9 @@ class Routes:
         out = out.reshape(*met.q_places.shape, value.shape[3]).to(torch.promote_types(out.dtype, torch.float32))
         count = torch.zeros(query.shape[:3], dtype=out.dtype, device=out.device)
         count.scatter_add_(2, met.q_places.clamp(min=0).flatten(2), has.flatten(2).to(out.dtype))
-        return _put_back(out * has[..., None], met.q_places, query.shape[2]), count
+        if not is_causal:  # or all have keys
+            out = out * has[..., None]
+        return _put_back(out, met.q_places, query.shape[2]), count
 
     def _is_by_rank(self, met: _Met) -> bool:
         """Whether causality is that of places in the lists, which ascend: all members are there, and nothing else is

@@ -24,13 +24,13 @@ DTYPES = (torch.bfloat16, torch.float32)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks at the device is told that there are kernels for it. Numbers are those of memory that nobody wrote."""
     from patterndsl.lower import hulls
-    from patterndsl.runtime import program
+    from patterndsl.runtime import program, telling
     from patterndsl.runtime.kernels import launch, told_lists
 
     monkeypatch.setattr(program, "has_kernels", lambda _: True)
     monkeypatch.setattr(hulls, "BLOCK", 16)  # for few positions
     monkeypatch.setattr(launch, "is_interpreted", lambda: True)
-    monkeypatch.setattr(told_lists, "has_list_kernels", lambda _: True)
+    monkeypatch.setattr(telling, "has_list_kernels", lambda _: True)
     monkeypatch.setattr(told_lists, "SHORTEST", 1)  # so that lists are cut
 
 
@@ -114,7 +114,7 @@ KERNELS: dict[Callable[[torch.dtype], None], set[str]] = {
         *("hash_kernel", "count_kernel", "begin_kernel", "place_kernel", "attend_kernel", "attend_own_kernel"),
         *("query_kernel", "key_kernel", "own_gradients_kernel"),
     },
-    told: {"_entry_kernel", "_piece_kernel", "attend_kernel", "query_kernel", "key_kernel", "sum_kernel"},
+    told: {"_list_kernel", "_piece_kernel", "attend_kernel", "query_kernel", "key_kernel", "sum_kernel"},
     decoded: {"decode_kernel", "merge_splits_kernel"},
     drawn: {"_attend_kernel", "_query_kernel", "_key_kernel"},
     rows: {"_merge_kernel", "_share_kernel", "_add_kernel"},

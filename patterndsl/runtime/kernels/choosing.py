@@ -18,6 +18,7 @@ from patterndsl.learn import topk
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.choosing_kernels import choose_kernel, pick_kernel, pool_kernel
 from patterndsl.runtime.kernels.launch import strides_of
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import BoundSelection
 from patterndsl.sema.parameters import Sizes
@@ -29,6 +30,9 @@ ROWS, COLUMNS, CHANNELS = 64, 64, 64
 POOLED = 4096
 """Numbers that a program pools at once."""
 DTYPES = torch.float32, torch.bfloat16, torch.float16
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+
+_pool, _choose, _pick = map(Launcher, (pool_kernel, choose_kernel, pick_kernel))
 
 
 def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: int) -> Tensor:
@@ -51,12 +55,19 @@ def topk_lists(query: Tensor, key: Tensor, selection: BoundSelection, q_start: i
         (batch, heads * copies, selection.num_rows, selection.width), dtype=torch.int64, device=query.device
     )
     may, must = _asked(selection, query.device)
-    choose_kernel[(triton.cdiv(selection.num_rows, ROWS), heads, batch)](
-        rows, most, least, lists, may.numbers, may.tables, must.numbers, must.tables, *strides_of(rows, most),
-        selection.num_rows, selection.num_blocks, selection.first_row, selection.width, copies, groups,
-        summed, shared, may=may.keep, must=must.keep, by_bounds=selection.by == "max", dim=dim,
-        chunk=min(CHANNELS, _padded(dim)), row_block=ROWS, column_block=COLUMNS,
-        kept=triton.next_power_of_2(selection.width), num_warps=4, num_stages=1,
+    _choose.of(
+        (triton.cdiv(selection.num_rows, ROWS), heads, batch),
+        (
+            rows, most, least, lists, may.numbers, may.tables, must.numbers, must.tables, *strides_of(rows, most),
+            selection.num_rows, selection.num_blocks, selection.first_row, selection.width, copies, groups,
+            summed, shared,
+        ),
+        {
+            "may": may.keep, "must": must.keep, "by_bounds": selection.by == "max", "dim": dim,
+            "chunk": min(CHANNELS, _padded(dim)), "row_block": ROWS, "column_block": COLUMNS,
+            "kept": triton.next_power_of_2(selection.width),
+        },
+        OPTIONS,
     )  # fmt: skip
     return lists
 
@@ -69,11 +80,17 @@ def highest(scores: Tensor, selection: BoundSelection, first_row: int) -> Tensor
     batch, heads, num_rows, num_blocks = scores.shape
     lists = torch.empty((batch, heads, num_rows, selection.width), dtype=torch.int64, device=scores.device)
     may, must = _asked(selection, scores.device)
-    pick_kernel[(triton.cdiv(num_rows, ROWS), heads, batch)](
-        scores, lists, may.numbers, may.tables, must.numbers, must.tables, *strides_of(scores),
-        num_rows, num_blocks, first_row, selection.width,
-        may=may.keep, must=must.keep, row_block=ROWS, column_block=COLUMNS,
-        kept=triton.next_power_of_2(selection.width), num_warps=4, num_stages=1,
+    _pick.of(
+        (triton.cdiv(num_rows, ROWS), heads, batch),
+        (
+            scores, lists, may.numbers, may.tables, must.numbers, must.tables, *strides_of(scores),
+            num_rows, num_blocks, first_row, selection.width,
+        ),
+        {
+            "may": may.keep, "must": must.keep, "row_block": ROWS, "column_block": COLUMNS,
+            "kept": triton.next_power_of_2(selection.width),
+        },
+        OPTIONS,
     )  # fmt: skip
     return lists
 
@@ -100,11 +117,17 @@ def pooled_blocks(query: Tensor, key: Tensor, selection: BoundSelection, q_start
     of_queries = triton.cdiv(selection.num_rows, q_tile[0]) * q_heads * batch if per > 1 else 0
     of_keys = triton.cdiv(selection.num_blocks, k_tile[0]) * kv_heads * batch if of > 1 else 0
     if of_queries + of_keys:
-        pool_kernel[(of_queries + of_keys,)](
-            query, key, rows, blocks, *strides_of(query, key), q_heads, kv_heads, q_len, kv_len, q_start % per,
-            per, of, selection.num_rows, selection.num_blocks, of_queries, blocks.stride(0),
-            by_bounds=by_bounds, q_at_once=q_tile[0], q_positions=q_tile[1], k_at_once=k_tile[0],
-            k_positions=k_tile[1], dim=dim, padded=_padded(dim), num_warps=4, num_stages=1,
+        _pool.of(
+            (of_queries + of_keys, 1, 1),
+            (
+                query, key, rows, blocks, *strides_of(query, key), q_heads, kv_heads, q_len, kv_len, q_start % per,
+                per, of, selection.num_rows, selection.num_blocks, of_queries, blocks.stride(0),
+            ),
+            {
+                "by_bounds": by_bounds, "q_at_once": q_tile[0], "q_positions": q_tile[1], "k_at_once": k_tile[0],
+                "k_positions": k_tile[1], "dim": dim, "padded": _padded(dim),
+            },
+            OPTIONS,
         )  # fmt: skip
     return rows, blocks[0], blocks[-1]
 

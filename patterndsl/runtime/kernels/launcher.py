@@ -43,19 +43,39 @@ class Launcher:
         arguments = (*tensors, *integers) if asked is None else (*tensors, asked.numbers, asked.tables, *integers)
         if scale is not None:
             arguments = (*arguments, float(scale))
+        known = (
+            *integers,
+            *[(x.dtype, x.data_ptr() % 16) if isinstance(x, Tensor) else x.form for x in tensors],
+            *(() if asked is None else (*asked.numbers, *[(x.dtype, x.data_ptr() % 16) for x in asked.tables])),
+        )
+        self._launch(grid, arguments, known, constants, options)
+
+    def of(
+        self,
+        grid: tuple[int, int, int],
+        arguments: Sequence[Any],
+        constants: Mapping[str, Any],
+        options: Mapping[str, Any] = NOTHING,
+    ) -> None:
+        """The same of tensors, integers and tuples of these in any order; it looks at each of them."""
+        self._launch(grid, arguments, tuple(map(_form, arguments)), constants, options)
+
+    def _launch(
+        self,
+        grid: tuple[int, int, int],
+        arguments: Sequence[Any],
+        known: tuple[object, ...],
+        constants: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:
+        """known: all that Triton asks of the arguments: for tensors the type, and whether they start at a multiple of
+        16 bytes."""
         if not self._is_compiled:
             self.kernel[grid](*arguments, **constants, **options)
             return
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
-        known = (  # for tensors Triton asks for the type, and whether starts are of whole 16 bytes
-            device,
-            *integers,
-            *constants.values(),
-            *options.values(),
-            *[(x.dtype, x.data_ptr() % 16) if isinstance(x, Tensor) else x.form for x in tensors],
-            *(() if asked is None else (*asked.numbers, *[(x.dtype, x.data_ptr() % 16) for x in asked.tables])),
-        )
+        known = device, *known, *constants.values(), *options.values()
         compiled = self._compiled.get(known)
         if compiled is not None:
             compiled[grid](*arguments, *constants.values(), stream=driver.get_current_stream(device))
@@ -67,3 +87,9 @@ class Launcher:
             if len(self._compiled) >= MOST:
                 self._compiled.clear()
             self._compiled[known] = compiled
+
+
+def _form(argument: Any) -> object:
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16
+    return tuple(map(_form, argument)) if isinstance(argument, tuple) else argument

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from patterndsl.ir.index import Facet
+from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.told_lists import Turned, room_of
 from patterndsl.runtime.kernels.told_tables import ListJob, RangeJob, TileJob
 from patterndsl.runtime.kernels.work import Work
@@ -99,11 +100,12 @@ def bounds_of(
     bounds = torch.empty((2, size), dtype=torch.int64, device=device)
     counters = torch.empty(2, dtype=torch.int32, device=device)
     widest, most = max([1, *(job.size for job in jobs)]), max([1, *(job.cells for job in jobs)])
-    _bounds_kernel[(triton.cdiv(most, TILES),)](
-        tuple(tables[job.name, job.facet] for job in jobs), bounds, counters,
-        tuple(number for job in jobs for number in job[2:]), size,
-        num_jobs=len(jobs), size=triton.next_power_of_2(widest), tiles=TILES,
-    )  # fmt: skip
+    given = tuple(tables[job.name, job.facet] for job in jobs), bounds, counters
+    _bounds.of(
+        (triton.cdiv(most, TILES), 1, 1),
+        (*given, tuple(number for job in jobs for number in job[2:]), size),
+        {"num_jobs": len(jobs), "size": triton.next_power_of_2(widest), "tiles": TILES},
+    )
     return bounds, counters
 
 
@@ -130,10 +132,11 @@ def lists_of(tables: Mapping[str, Tensor], jobs: tuple[ListJob, ...], size: int,
     """Which blocks rows list, a byte each."""
     lists = torch.empty(size, dtype=torch.int8, device=device)
     for job in jobs:
-        _lists_kernel[(job.num_rows, job.tables)](
-            tables[job.name], lists, job.first, job.num_rows, job.num_blocks, job.width,
-            size=BLOCKS, padded=triton.next_power_of_2(job.width),
-        )  # fmt: skip
+        _lists.of(
+            (job.num_rows, job.tables, 1),
+            (tables[job.name], lists, job.first, job.num_rows, job.num_blocks, job.width),
+            {"size": BLOCKS, "padded": triton.next_power_of_2(job.width)},
+        )
     return lists
 
 
@@ -328,10 +331,17 @@ def work_of(asking: Asking, turned: Turned, heads: int, batch: int) -> Work:
     device, lists = asking.counters.device, rows * some
     counts = torch.empty((2, lists * owners), dtype=torch.int32, device=device)  # and where they begin
     entries = torch.empty(turned.most, dtype=torch.int32, device=device)
-    _list_kernel[(triton.cdiv(owners, OWNERS), lists)](
-        counts, entries, asking.counters, owners, inner, turned.turns, some, *asking.ends,
-        asking.numbers, asking.places, *asking.tables,
-        tell=asking.tell, q_block=asking.blocks[0], kv_block=asking.blocks[1], by_key=by_key, block=OWNERS, step=STEP,
+    q_block, kv_block = asking.blocks
+    _list.of(
+        (triton.cdiv(owners, OWNERS), lists, 1),
+        (
+            counts, entries, asking.counters, owners, inner, turned.turns, some, *asking.ends,
+            asking.numbers, asking.places, *asking.tables,
+        ),
+        {
+            "tell": asking.tell, "q_block": q_block, "kv_block": kv_block, "by_key": by_key,
+            "block": OWNERS, "step": STEP,
+        },
     )  # fmt: skip
     copies, total = batch if rows == 1 else 1, rows * heads * owners
     room = room_of(turned, heads, copies)
@@ -342,9 +352,15 @@ def work_of(asking: Asking, turned: Turned, heads: int, batch: int) -> Work:
     of = int(by_key), owners, heads, some, total, copies, chunks, room.parts, room.shortest
     if room.slots:
         sums = torch.empty((3, chunks), dtype=torch.int32, device=device)
-        _cut_kernel[(chunks,)](counts, asking.counters, sums, *of, block=LANES)
-    _piece_kernel[(chunks + triton.cdiv(max(room.slots, room.joints), LANES),)](
-        counts, asking.counters, sums, pieces, joints, *of, len(pieces), len(joints), num_slots,
-        is_cut=room.slots > 0, block=LANES,
-    )  # fmt: skip
+        _cut.of((chunks, 1, 1), (counts, asking.counters, sums, *of), {"block": LANES})
+    _piece.of(
+        (chunks + triton.cdiv(max(room.slots, room.joints), LANES), 1, 1),
+        (counts, asking.counters, sums, pieces, joints, *of, len(pieces), len(joints), num_slots),
+        {"is_cut": room.slots > 0, "block": LANES},
+    )
     return Work(pieces, entries, joints, num_slots, rows == 1)
+
+
+_bounds, _lists, _list, _cut, _piece = (
+    Launcher(kernel) for kernel in (_bounds_kernel, _lists_kernel, _list_kernel, _cut_kernel, _piece_kernel)
+)
