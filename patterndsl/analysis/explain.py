@@ -13,7 +13,7 @@ from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
 from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
-from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed, ordered_hulls
+from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
@@ -224,9 +224,16 @@ def explanation(
         )
     why = None
     is_told = device_type == "cuda" and can_tell(bound) and (is_by_rule or backend == "masked")
-    has_hulls = backend == "masked" and not is_told
+    may_slot = device_type == "cuda" and not is_told and (is_by_rule or backend == "masked")
+    slotted = slot_hulls(bound, machine) if may_slot else None
+    has_hulls = backend == "masked" and not is_told and slotted is None
     ordered = ordered_hulls(bound, machine) if has_hulls and device_type == "cuda" else None
     found = hulls(bound, machine) if has_hulls and ordered is None else ordered
+    if slotted is not None:
+        beside = slotted.beside
+        if slotted.told is not None:
+            beside = tuple(replace(hull, passes=(), in_call=True) for hull in beside)
+        found = *slotted.listed, *beside
     if found is not None:
         groups = tuple(_masked_groups(bound, found, machine, head_dim))
     if bound.inputs and not groups:
@@ -241,12 +248,19 @@ def explanation(
         "bfloat16" if machine.itemsize == 2 else "float32",
         constants.source,
         backend,
-        _runs(bound, "told" if is_told else backend, is_by_rule, device_type, found is not None, ordered is not None),
+        _runs(
+            bound,
+            "told" if is_told else "slotted" if slotted is not None else backend,
+            is_by_rule,
+            device_type,
+            found is not None,
+            ordered is not None,
+        ),
         train,
         groups,
         why,
         (
-            *_composed(bound, on_kernels=is_told or ordered is not None),
+            *_composed(bound, on_kernels=is_told or slotted is not None or ordered is not None),
             *_rules(made, backend, is_by_rule, device_type, head_dim),
         ),
     )
@@ -398,13 +412,15 @@ def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, 
 
 
 def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, has_hulls: bool, is_ordered: bool) -> str:
-    """What runs unless a rule says otherwise. backend: or "told", where a call tells the tiles for kernels."""
+    """What runs unless a rule says otherwise. backend: or "told", where a call tells the tiles for kernels, or
+    "slotted", where queries have slots."""
     masked = "dense on views" if device_type == "cpu" else "FlexAttention on tiles"
     masked = "generated kernels in the orders by inputs" if is_ordered else masked
     what = {
         "planned": "planned, the passes below",
         "masked": f"masked, {masked} where the pattern can have pairs, with masks from each call's inputs",
         "told": "generated kernels on tiles that each call tells",
+        "slotted": "generated kernels with a slot for each route that a query is in, or for each block that it lists",
         "flex": "flex, FlexAttention on the tiles of the whole pattern",
         "triton": "triton, generated kernels on the tiles of the whole pattern",
         "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",

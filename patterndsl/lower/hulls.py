@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from patterndsl.ir.index import Arithmetic, Const, Function, Index, K, Param, Q, Read, Var, arithmetic, function
+from patterndsl.ir.index import HEAD, Arithmetic, Const, Function, Index, K, Param, Q, Read, Var, arithmetic, function
 from patterndsl.ir.relation import (
     EVERYTHING,
     And,
@@ -33,6 +33,7 @@ from patterndsl.ir.relation import (
 )
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.geometry import whole
+from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, dense_option, pass_of, terms_of
 from patterndsl.lower.shapes import Piece, Sparse
@@ -143,10 +144,12 @@ fewer keys in a block, no tile is full."""
 
 @dataclass(frozen=True, slots=True)
 class SlotHulls:
-    """Hulls of lists that kernels take with slots for queries, see `runtime.slotted`, and of what is beside them."""
+    """Hulls of lists that kernels take with slots for queries, see `runtime.slotted`, and of what is beside them; told:
+    the latter as a pattern of its own, where each call tells its tiles."""
 
     listed: tuple[Hull, ...]
     beside: tuple[Hull, ...]
+    told: Bound | None = None
 
 
 def slot_hulls(bound: Bound, machine: Machine) -> SlotHulls | None:
@@ -182,10 +185,34 @@ def slot_hulls(bound: Bound, machine: Machine) -> SlotHulls | None:
     is_mean = bound.merge == "mean"
     if is_mean and not all(hull.lists.is_route if hull.lists else hull.order is None for hull in found):
         return None
+    told = _told(beside, bound)
+    if told is not None:
+        return SlotHulls(listed_hulls, beside, told)
     unordered = [hull for hull in beside if hull.order is None and inputs_read(hull.relation)]
     if _share(beside, bound, SMALL_ON_GPU) > MAX_SHARE or _share(unordered, bound, SMALL) > MAX_SHARE:
         return None
     return SlotHulls(listed_hulls, tuple(sorted(beside, key=lambda hull: len(hull.heads), reverse=True)))
+
+
+def _told(beside: Sequence[Hull], bound: Bound) -> Bound | None:
+    """What is beside lists as one pattern, where it reads inputs and its tiles can be told in a call."""
+    is_one = bound.merge == "set" or (bound.merge == "multiset" and len(beside) == 1)
+    if not is_one or not any(inputs_read(hull.relation) for hull in beside):
+        return None
+    groups = tuple(
+        HeadGroup(disjunction(hull.relation for hull in beside if hull.heads == group.heads), group.heads)
+        for group in bound.groups
+    )
+    relation = groups[0].relation if len(groups) == 1 else disjunction(map(_at_heads, groups))
+    read = inputs_read(relation)
+    inputs = tuple(shape for shape in bound.inputs if not read.isdisjoint(shape.names))
+    found = replace(bound, relation=relation, groups=groups, inputs=inputs, merge="set", fallback=None)
+    return found if can_tell(found) else None
+
+
+def _at_heads(group: HeadGroup) -> Relation:
+    """The relation of some heads, and nothing for others."""
+    return conjunction((disjunction(compare("==", HEAD, Const(head)) for head in group.heads), group.relation))
 
 
 def _has_slots(hull: Hull, bound: Bound) -> bool:

@@ -30,6 +30,8 @@ from patterndsl.runtime.kernels.shapes import Shapes, usual_shapes
 from patterndsl.runtime.kernels.slots import Pass, Results, Slots, Sure
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.ordered import Ordered
+from patterndsl.runtime.parts import read_by
+from patterndsl.runtime.telling import Telling
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import Sizes
 
@@ -82,8 +84,9 @@ class Slotted:
         self.ready = tuple(_ready(hull, bound, device) for hull in hulls.listed)
         self.is_mean = bound.merge == "mean"
         self.terms = tuple(_term(hull, bound, device) for hull in hulls.beside if self.is_mean)
-        is_begun = bool(hulls.beside) and not self.is_mean
-        self.beside = Ordered(hulls.beside, replace(bound, fallback=None), device) if is_begun else None
+        self.told = None if hulls.told is None else Telling(hulls.told, device)
+        is_placed = bool(hulls.beside) and not self.is_mean and hulls.told is None
+        self.placed = Ordered(hulls.beside, replace(bound, fallback=None), device) if is_placed else None
         self.or_own_key = bound.fallback is not None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
@@ -113,6 +116,12 @@ class Slotted:
         if self.is_mean or self.or_own_key:
             call.results(query, key, value)
         return call.gradients(query, key, value, out, lse, grad_out, grad_lse)
+
+    def beside(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run | None:
+        """How what is beside lists is attended, before these; None where it has slots, too, or there is nothing."""
+        if self.told is not None:
+            return self.told.run(query, key, value, read_by(self.told.bound, given), scale)
+        return None if self.placed is None else self.placed.run(query, key, given, scale)
 
     def passes(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs) -> list[Pass]:
         """Who stands in the slots of each of the lists, and what they meet."""
@@ -201,7 +210,7 @@ class _Call:
     ) -> None:
         self.slotted, self.scale = slotted, scale
         self.passes = slotted.passes(query, key, value, given)
-        self.beside = None if slotted.beside is None else slotted.beside.run(query, key, given, scale)
+        self.beside = slotted.beside(query, key, value, given, scale)
         self.parts = list[Results]()
         self.alone: Tensor | None = None
 

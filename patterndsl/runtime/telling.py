@@ -58,9 +58,12 @@ class Telling:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both. Work:
         O(q tiles x kv tiles) beside the pairs of live tiles."""
+        return attended(query, key, value, self.run(query, key, value, given, scale))
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
+        """How it is attended in one call."""
         lists, asked = self._asks(query, key, value, given)
-        run = Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale))
-        return attended(query, key, value, run)
+        return Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale))
 
     def gradients(
         self,
