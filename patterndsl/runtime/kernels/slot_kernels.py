@@ -50,22 +50,57 @@ def sort_kernel(
     tl.store(members + tl.program_id(1).to(tl.int64) * (routes * width) + at, found, mask=there)
 
 
-@triton.jit(do_not_specialize=["length", "width", "q_start", "q_len"])
+@triton.jit(do_not_specialize=["length", "width", "kv_len", "q_start", "q_len"])
 def stand_kernel(
-    members, keys, queries, length, width, q_start, q_len, apart: tl.constexpr, block: tl.constexpr,
+    members, keys, queries, counts, turns, length, width, kv_len, q_start, q_len,
+    apart: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Which key stands at each place, and which query: members of routes, ascending, each once in a route. apart:
-    whether queries are counted from another position than keys. Grid: (blocks, lists)."""
+    whether queries are counted from another position than keys. Grid: (blocks, lists).
+
+    counts: int32 [lists, keys], behind a number of nothing: at how many places each key stands. turns: how many of
+    these were counted before a place, in an order that may vary from run to run.
+    """
     at = tl.program_id(0) * block + tl.arange(0, block)
-    first = tl.program_id(1).to(tl.int64) * length
-    found = tl.load(members + first + at, mask=at < length, other=-1)
+    mine = tl.program_id(1).to(tl.int64)
+    first = mine * length
+    key = tl.load(members + first + at, mask=at < length, other=-1)
     before = tl.load(members + first + at - 1, mask=(at < length) & (at % width > 0), other=-1)
-    found = tl.where(found == before, -1, found)
-    tl.store(keys + first + at, found, mask=at < length)
+    key = tl.where(key == before, -1, key)
+    tl.store(keys + first + at, key, mask=at < length)
     if apart:
-        query = found - q_start
-        there = (found >= 0) & (query >= 0) & (query < q_len)
+        query = key - q_start
+        there = (key >= 0) & (query >= 0) & (query < q_len)
         tl.store(queries + first + at, tl.where(there, query, -1), mask=at < length)
+    turn = tl.atomic_add(counts + 1 + mine * kv_len + key, at * 0 + 1, mask=key >= 0)
+    tl.store(turns + first + at, turn, mask=key >= 0)
+
+
+@triton.jit(do_not_specialize=["length", "kv_len"])
+def fill_kernel(keys, turns, begins, loose, length, kv_len, block: tl.constexpr):
+    """The places of each key, one after the other, in the order of their turns. begins: int32 [lists, keys], and one
+    more, where those of a key begin. Grid: (blocks, lists)."""
+    at = tl.program_id(0) * block + tl.arange(0, block)
+    mine = tl.program_id(1).to(tl.int64)
+    key = tl.load(keys + mine * length + at, mask=at < length, other=-1)
+    begin = tl.load(begins + mine * kv_len + key, mask=key >= 0, other=0)
+    turn = tl.load(turns + mine * length + at, mask=key >= 0, other=0)
+    tl.store(loose + begin + turn, at, mask=key >= 0)
+
+
+@triton.jit(do_not_specialize=["length", "kv_len"])
+def settle_kernel(keys, begins, loose, places, length, kv_len, block: tl.constexpr):
+    """The same in ascending order: each place counts those before it. Grid: (blocks, lists)."""
+    at = tl.program_id(0) * block + tl.arange(0, block)
+    mine = tl.program_id(1).to(tl.int64)
+    key = tl.load(keys + mine * length + at, mask=at < length, other=-1)
+    begin = tl.load(begins + mine * kv_len + key, mask=key >= 0, other=0)
+    number = tl.load(begins + mine * kv_len + key + 1, mask=key >= 0, other=0) - begin
+    rank = at * 0
+    for turn in range(tl.max(number, 0)):
+        other = tl.load(loose + begin + turn, mask=turn < number, other=2147483647)
+        rank += (other < at).to(tl.int32)
+    tl.store(places + begin + rank, at, mask=key >= 0)
 
 
 @triton.jit(do_not_specialize=["length", "width", "kv_len", "words"])
@@ -76,28 +111,6 @@ def route_kernel(keys, bits, length, width, kv_len, words, block: tl.constexpr):
     route = at // width
     into = bits + (tl.program_id(1).to(tl.int64) * kv_len + key) * words + route // 32
     tl.atomic_or(into, (at * 0 + 1) << (route % 32), mask=key >= 0)  # of integers, in any order
-
-
-@triton.jit
-def _number_below(ascending, length, value, steps):
-    """How many of so many ascending numbers are less than each value. steps: halvings of the length."""
-    low = value * 0
-    high = low + length
-    for _ in range(steps):
-        middle = (low + high) // 2
-        is_open = low < high
-        is_less = tl.load(ascending + middle, mask=is_open, other=0).to(tl.int32) < value
-        low = tl.where(is_open & is_less, middle + 1, low)
-        high = tl.where(is_open & (is_less == 0), middle, high)
-    return low
-
-
-@triton.jit(do_not_specialize=["length", "number", "steps"])
-def begin_kernel(ascending, begins, length, number, steps, block: tl.constexpr):
-    """begins int32 [lists, number]: how many of the numbers of a list are less than 0, 1, ... Grid: (blocks, lists)."""
-    value = tl.program_id(0) * block + tl.arange(0, block)
-    found = _number_below(ascending + tl.program_id(1).to(tl.int64) * length, length, value, steps)
-    tl.store(begins + tl.program_id(1).to(tl.int64) * number + value, found, mask=value < number)
 
 
 # ---- lists for each query
@@ -125,6 +138,28 @@ def item_kernel(
     into = tl.program_id(1).to(tl.int64) * items + item
     tl.store(blocks + into, tl.where(is_none, num_blocks, found).to(blocks.dtype.element_ty), mask=there)
     tl.store(slots + into, item * 0 - 1, mask=there)
+
+
+@triton.jit
+def _number_below(ascending, length, value, steps):
+    """How many of so many ascending numbers are less than each value. steps: halvings of the length."""
+    low = value * 0
+    high = low + length
+    for _ in range(steps):
+        middle = (low + high) // 2
+        is_open = low < high
+        is_less = tl.load(ascending + middle, mask=is_open, other=0).to(tl.int32) < value
+        low = tl.where(is_open & is_less, middle + 1, low)
+        high = tl.where(is_open & (is_less == 0), middle, high)
+    return low
+
+
+@triton.jit(do_not_specialize=["length", "number", "steps"])
+def begin_kernel(ascending, begins, length, number, steps, block: tl.constexpr):
+    """begins int32 [lists, number]: how many of the numbers of a list are less than 0, 1, ... Grid: (blocks, lists)."""
+    value = tl.program_id(0) * block + tl.arange(0, block)
+    found = _number_below(ascending + tl.program_id(1).to(tl.int64) * length, length, value, steps)
+    tl.store(begins + tl.program_id(1).to(tl.int64) * number + value, found, mask=value < number)
 
 
 @triton.jit(do_not_specialize=["num_blocks"])

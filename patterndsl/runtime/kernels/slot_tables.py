@@ -1,6 +1,6 @@
 """Who stands in the slots of a call? Routes and lists turned round on the device, in tensors of sizes known before.
 
-Routes are slots as they are; where a token stands, a sort says. Lists for each query are sorted by the blocks that they
+Routes are slots as they are; where a token stands is counted. Lists for each query are sorted by the blocks that they
 list, so that tiles of queries meet a block of keys whole. Nothing waits for the device; for equal inputs slots are the
 same in every run.
 """
@@ -21,10 +21,12 @@ from patterndsl.runtime.kernels.slot_kernels import (
     begin_kernel,
     column_kernel,
     entry_kernel,
+    fill_kernel,
     item_kernel,
     narrow_kernel,
     range_kernel,
     route_kernel,
+    settle_kernel,
     sort_kernel,
     stand_kernel,
     tile_kernel,
@@ -43,7 +45,8 @@ MOST_COUNTED = 2047
 MOST_SORTED = 1024
 """Members of routes that a program sorts at once; those of wider ones are left to PyTorch."""
 
-_narrow, _sort, _stand, _route = (Launcher(x) for x in (narrow_kernel, sort_kernel, stand_kernel, route_kernel))
+_narrow, _sort, _stand = Launcher(narrow_kernel), Launcher(sort_kernel), Launcher(stand_kernel)
+_fill, _settle, _route = Launcher(fill_kernel), Launcher(settle_kernel), Launcher(route_kernel)
 _begin, _item, _range, _tile = (Launcher(x) for x in (begin_kernel, item_kernel, range_kernel, tile_kernel))
 _entry, _column = Launcher(entry_kernel), Launcher(column_kernel)
 
@@ -57,17 +60,26 @@ class Routed(NamedTuple):
 
 def routed(table: Tensor, width: int, sizes: Sizes) -> Routed:
     """The slots of routes of so many members, [rows, heads, routes * width] in any integers. Members of a route ascend;
-    -1, what is no key, and a member that its route has already are nobody. Work: two sorts of the members."""
-    rows, heads, length = table.shape
+    -1, what is no key, and a member that its route has already are nobody. Work: a sort of each route, and for each
+    place what its key has."""
+    (rows, heads, length), kv_len = table.shape, sizes.kv_len
     grid = (-(-length // LANES), rows * heads, 1)
-    members = _ascending(table, width, sizes.kv_len)
+    members = _ascending(table, width, kv_len)
     key = _integers(table, rows, heads, length)
     is_apart = sizes.q_start > 0 or sizes.q_len != sizes.kv_len
     query = _integers(table, rows, heads, length) if is_apart else key
-    integers = length, width, sizes.q_start, sizes.q_len
-    _stand(grid, (members, key, query), integers, {"apart": is_apart, "block": LANES})
-    places, begins = _sorted(key, sizes.kv_len + 1)
-    return Routed(Slots(query, places, begins), key)
+    counts = torch.zeros(rows * heads * kv_len + 1, dtype=torch.int32, device=table.device)
+    turns, loose, places = (_integers(table, rows * heads * length) for _ in range(3))
+    _stand(
+        grid,
+        (members, key, query, counts, turns),
+        (length, width, kv_len, sizes.q_start, sizes.q_len),
+        {"apart": is_apart, "block": LANES},
+    )
+    begins = counts.cumsum(0, dtype=torch.int32)
+    _fill(grid, (key, turns, begins, loose), (length, kv_len), {"block": LANES})
+    _settle(grid, (key, begins, loose, places), (length, kv_len), {"block": LANES})
+    return Routed(Slots(query, places.view(1, 1, -1), begins[:-1].view(rows, heads, kv_len)), key)
 
 
 def _ascending(table: Tensor, width: int, kv_len: int) -> Tensor:
@@ -83,17 +95,6 @@ def _ascending(table: Tensor, width: int, kv_len: int) -> Tensor:
     constants = {"at_once": at_once, "padded": padded}
     _sort((-(-routes // at_once), rows * heads, 1), (table, members), (*steps, heads, routes, width, kv_len), constants)
     return members
-
-
-def _sorted(values: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Positions in the stable order by values [rows, heads, length] below a number, and how many of these are less than
-    0, 1, ..., int32 [rows, heads, number]."""
-    rows, heads, length = values.shape
-    ascending, order = values.sort(dim=-1, stable=True)
-    begins = _integers(values, rows, heads, number)
-    grid, integers = (-(-number // LANES), rows * heads, 1), (length, number, length.bit_length())
-    _begin(grid, (ascending, begins), integers, {"block": LANES})
-    return order, begins
 
 
 def _integers(like: Tensor, *size: int) -> Tensor:
@@ -140,6 +141,17 @@ def _entries(number: int, device: torch.device) -> Tensor:
     """Each block of keys, and each of them again, masked."""
     blocks = 2 * torch.arange(number, dtype=torch.int32, device=device)
     return torch.cat([blocks, blocks + 1])
+
+
+def _sorted(values: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Positions in the stable order by values [rows, heads, length] below a number, and how many of these are less than
+    0, 1, ..., int32 [rows, heads, number]."""
+    rows, heads, length = values.shape
+    ascending, order = values.sort(dim=-1, stable=True)
+    begins = _integers(values, rows, heads, number)
+    grid, integers = (-(-number // LANES), rows * heads, 1), (length, number, length.bit_length())
+    _begin(grid, (ascending, begins), integers, {"block": LANES})
+    return order, begins
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,9 +23,10 @@ Sure = Literal["never", "always", "behind"]
 class Slots(NamedTuple):
     """Who stands where, and where each row stands.
 
-    query: int32 [rows, heads, slots], the query in each slot, -1 for nobody. places: [rows, heads, ..], the slots of
-    all positions, one after the other; those of position p begin at begins[.., p], or there are `width` of each, -1 for
-    none, where begins is None. Rows and heads are 1 where all agree.
+    query: int32 [rows, heads, slots], the query in each slot, -1 for nobody. Rows and heads are 1 where all agree.
+    places: int32, the slots of all positions in ascending order, one after the other: [1, 1, ..] of all lists, where
+    those of position p begin at begins[.., p], [rows, heads, keys], and end where those of the next begin; or [rows,
+    heads, ..] with `width` of each query, -1 for none, where begins is None.
     """
 
     query: Tensor
