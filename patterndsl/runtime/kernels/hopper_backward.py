@@ -90,6 +90,31 @@ def norms_of(lse):
 
 
 @gluon.jit
+def block_of(entry, kv_head, kv_group: gl.constexpr, num_blocks, block: gl.constexpr):
+    """The head of an entry of a transposed list, and its first query."""
+    number = entry >> 8
+    head = kv_head
+    if kv_group > 1:
+        head = kv_head * kv_group + number // num_blocks
+        number = number % num_blocks
+    return head, number * block
+
+
+@gluon.jit
+def numbers_at(x, entries, at, stop, places, other: gl.constexpr, kv_group: gl.constexpr, even: gl.constexpr):
+    """One of each query of an entry's block, if there is such an entry; x: those of a batch row."""
+    lines, kv_head, num_blocks, strides, length = places
+    entry = gl.load(entries + at, mask=at < stop, other=0)
+    head, first = block_of(entry, kv_head, kv_group, num_blocks, lines.shape[0])
+    at_lines = x + head.to(gl.int64) * strides[7] + first.to(gl.int64) * strides[8] + lines * strides[8]
+    if even:
+        found = gl.load(at_lines)
+    else:
+        found = gl.load(at_lines, mask=lines < length - first, other=other)
+    return found
+
+
+@gluon.jit
 def own_of_queries(
     seen, keep: gl.constexpr, even: gl.constexpr, has_grad_lse: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
 ):
@@ -125,7 +150,7 @@ def own_of_queries(
         row = gl.load(piece) + shared_row
         head = gl.load(piece + 1)
         first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
-        entry_at = gl.load(piece + 3)
+        begin = gl.load(piece + 3)
         stop = gl.load(piece + 4)
         slot_of_part = gl.load(piece + 5)
         at_rows = row.to(gl.int64) * strides[3] + head.to(gl.int64) * strides[4] + first.to(gl.int64) * strides[5]
@@ -150,54 +175,30 @@ def own_of_queries(
         norms = gl.expand_dims(norms, 1)
         sums = gl.expand_dims(sums, 1)
         acc = gl.zeros([64, dim], gl.float32, of_grads)
-        while entry_at < stop:
+        for entry_at in range(begin, stop):
             entry = gl.load(entries + entry_at)
             slot, phase = ring_slot(count, ring)
             mbarrier.wait(full.index(slot), phase)
             if is_needed(entry, which):
-                # entries that follow each other, up to one that is not needed
-                scores = warpgroup_mma(
-                    q, keys.index(slot).reshape([kv_block, dim]).permute((1, 0)), nothing, use_acc=False, is_async=True
-                )
-                scores = warpgroup_mma_wait(0, deps=(scores,))
-                adding = warpgroup_mma_init(acc)
-                former = slot
-                more = entry_at < stop
-                begun = entry_at
-                while more:
-                    v = values.index(slot).reshape([kv_block, dim])
-                    from_values = warpgroup_mma(do, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
-                    following = gl.load(entries + entry_at + 1, mask=entry_at + 1 < stop, other=0)
-                    more = is_needed(following, which)
-                    next_slot, next_phase = ring_slot(count + more.to(gl.int32), ring)
-                    weights = gl.exp2(scores * steps - norms)
-                    if ((entry >> which) & 1) != 0:
-                        k_places = (entry >> 8) * kv_block + columns
-                        q_places = gl.expand_dims(first + lines, 1)
-                        kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
-                        if not even:
-                            kept = kept & (k_places < kv_len)
-                        weights = gl.where(kept, weights, 0.0)
-                    mbarrier.wait(full.index(next_slot), next_phase)
-                    # where none follows, of the same again
-                    k = keys.index(next_slot).reshape([kv_block, dim])
-                    next_scores = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
-                    from_values, held = warpgroup_mma_wait(1, deps=(from_values, adding))
-                    mbarrier.arrive(empty.index(former), count=1, pred=entry_at > begun)
-                    factors = gl.convert_layout((weights * (from_values - sums)).to(dtype), of_factors)
-                    adding = warpgroup_mma(factors, keys.index(slot).reshape([kv_block, dim]), held, is_async=True)
-                    scores = warpgroup_mma_wait(1, deps=(next_scores,))
-                    former = slot
-                    slot = next_slot
-                    entry = following
-                    entry_at += 1
-                    count += 1
-                acc = warpgroup_mma_wait(0, deps=(adding,))
-                mbarrier.arrive(empty.index(former), count=1)
-            else:
-                mbarrier.arrive(empty.index(slot), count=1)
-                entry_at += 1
-                count += 1
+                k = keys.index(slot).reshape([kv_block, dim])
+                v = values.index(slot).reshape([kv_block, dim])
+                scores = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
+                from_values = warpgroup_mma(do, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=(scores,))
+                weights = gl.exp2(scores * steps - norms)
+                if ((entry >> which) & 1) != 0:
+                    k_places = (entry >> 8) * kv_block + columns
+                    q_places = gl.expand_dims(first + lines, 1)
+                    kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
+                    if not even:
+                        kept = kept & (k_places < kv_len)
+                    weights = gl.where(kept, weights, 0.0)
+                from_values = warpgroup_mma_wait(0, deps=(from_values,))
+                factors = gl.convert_layout((weights * (from_values - sums)).to(dtype), of_factors)
+                acc = warpgroup_mma(factors, k, acc, is_async=True)
+                acc = warpgroup_mma_wait(0, deps=(acc,))
+            mbarrier.arrive(empty.index(slot), count=1)
+            count += 1
         acc = acc * scale
         if slot_of_part >= 0:
             place = (shared_row.to(gl.int64) * num_slots + slot_of_part + gl.load(piece + 7) * which) * 64
@@ -217,7 +218,9 @@ def own_of_queries(
 
 
 @gluon.jit
-def own_of_keys(seen, keep: gl.constexpr, even: gl.constexpr, adds: gl.constexpr, which: gl.constexpr):
+def own_of_keys(
+    seen, keep: gl.constexpr, kv_group: gl.constexpr, even: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
+):
     """Gradients of 64 keys and values of each piece."""
     tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale = seen
     lse, delta, key_described, value_described, grad_key, grad_value, part_key, part_value = tensors
@@ -225,7 +228,7 @@ def own_of_keys(seen, keep: gl.constexpr, even: gl.constexpr, adds: gl.constexpr
     queries, grads = shared_tiles
     own_full, own_empty, full, empty = barriers
     pieces, entries = lists
-    num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, num_q_blocks = lengths
+    num_pieces, rows, q_len, kv_len, q_start, num_slots, num_q_blocks = lengths
     ahead: gl.constexpr = own_full.shape[0]
     ring: gl.constexpr = full.shape[0]
     consumers: gl.constexpr = keys.shape[0] // ahead
@@ -236,10 +239,12 @@ def own_of_keys(seen, keep: gl.constexpr, even: gl.constexpr, adds: gl.constexpr
     of_grads: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dim, 16])
     of_factors: gl.constexpr = gl.DotOperandLayout(0, of_grads, 2)
     of_columns: gl.constexpr = gl.SliceLayout(0, of_scores)
+    of_numbers: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     lines = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, of_scores)), 1)
     own_lines = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, of_grads)), 1)
     channels = gl.expand_dims(gl.arange(0, dim, layout=gl.SliceLayout(0, of_grads)), 0)
     columns = gl.arange(0, q_block, layout=of_columns)
+    in_block = gl.arange(0, q_block, layout=of_numbers)
     nothing = gl.zeros([64, q_block], gl.float32, of_scores)
     steps = scale * LOG2E
     count = 0
@@ -250,7 +255,7 @@ def own_of_keys(seen, keep: gl.constexpr, even: gl.constexpr, adds: gl.constexpr
         row = gl.load(piece) + shared_row
         kv_head = gl.load(piece + 1)
         first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
-        entry_at = gl.load(piece + 3)
+        begin = gl.load(piece + 3)
         stop = gl.load(piece + 4)
         slot_of_part = gl.load(piece + 5)
         own_slot, own_phase = ring_slot(turn, ahead)
@@ -262,68 +267,46 @@ def own_of_keys(seen, keep: gl.constexpr, even: gl.constexpr, adds: gl.constexpr
             if turn > 0:  # results of the last piece have left the tiles
                 tma.store_wait(0)
                 mbarrier.arrive(own_empty.index(ring_slot(turn - 1, ahead)[0]), count=1)
+        lse_of_row = lse + row.to(gl.int64) * strides[6]
+        delta_of_row = delta + row.to(gl.int64) * strides[6]
         acc_key = gl.zeros([64, dim], gl.float32, of_grads)
         acc_value = gl.zeros([64, dim], gl.float32, of_grads)
-        while entry_at < stop:
+        # numbers are read when there is room for them, and long before they are used
+        places = in_block, kv_head, num_q_blocks, strides, q_len
+        lses = numbers_at(lse_of_row, entries, begin, stop, places, -float("inf"), kv_group, even)
+        sums = numbers_at(delta_of_row, entries, begin, stop, places, 0.0, kv_group, even)
+        for entry_at in range(begin, stop):
             entry = gl.load(entries + entry_at)
             slot, phase = ring_slot(count, ring)
             mbarrier.wait(full.index(slot), phase)
             if is_needed(entry, which):
-                # entries that follow each other, up to one that is not needed
                 q = queries.index(slot).reshape([q_block, dim])
+                do = grads.index(slot).reshape([q_block, dim])
                 scores = warpgroup_mma(k, q.permute((1, 0)), nothing, use_acc=False, is_async=True)
-                scores = warpgroup_mma_wait(0, deps=(scores,))
-                adding = warpgroup_mma_init(acc_key)
-                former = slot
-                more = entry_at < stop
-                begun = entry_at
-                while more:
-                    number = entry >> 8
-                    head = kv_head * kv_group + number // num_q_blocks
-                    q_first = (number % num_q_blocks) * q_block
-                    at_rows = row.to(gl.int64) * strides[6] + head.to(gl.int64) * strides[7]
-                    at_rows = at_rows + (q_first + columns).to(gl.int64) * strides[8]
-                    if even:
-                        norms = norms_of(gl.load(lse + at_rows))
-                        sums = gl.load(delta + at_rows)
-                    else:
-                        live = columns < q_len - q_first
-                        norms = norms_of(gl.load(lse + at_rows, mask=live, other=-float("inf")))
-                        sums = gl.load(delta + at_rows, mask=live, other=0.0)
-                    do = grads.index(slot).reshape([q_block, dim])
-                    from_values = warpgroup_mma(v, do.permute((1, 0)), nothing, use_acc=False, is_async=True)
-                    following = gl.load(entries + entry_at + 1, mask=entry_at + 1 < stop, other=0)
-                    more = is_needed(following, which)
-                    next_slot, next_phase = ring_slot(count + more.to(gl.int32), ring)
-                    weights = gl.exp2(scores * steps - gl.expand_dims(norms, 0))
-                    if ((entry >> which) & 1) != 0:
-                        q_places = gl.expand_dims(q_first + columns, 0)
-                        k_places = first + lines
-                        kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
-                        weights = gl.where(kept, weights, 0.0)
-                    halves = gl.convert_layout(weights.to(dtype), of_factors)
-                    adding_value = warpgroup_mma(halves, do, acc_value, is_async=True)
-                    mbarrier.wait(full.index(next_slot), next_phase)
-                    # where none follows, of the same again
-                    next_q = queries.index(next_slot).reshape([q_block, dim])
-                    next_scores = warpgroup_mma(k, next_q.permute((1, 0)), nothing, use_acc=False, is_async=True)
-                    from_values, held = warpgroup_mma_wait(2, deps=(from_values, adding))
-                    mbarrier.arrive(empty.index(former), count=1, pred=entry_at > begun)
-                    factors = (weights * (from_values - gl.expand_dims(sums, 0))).to(dtype)
-                    factors = gl.convert_layout(factors, of_factors)
-                    adding = warpgroup_mma(factors, queries.index(slot).reshape([q_block, dim]), held, is_async=True)
-                    scores, acc_value = warpgroup_mma_wait(1, deps=(next_scores, adding_value))
-                    former = slot
-                    slot = next_slot
-                    entry = following
-                    entry_at += 1
-                    count += 1
-                acc_key = warpgroup_mma_wait(0, deps=(adding,))
-                mbarrier.arrive(empty.index(former), count=1)
+                from_values = warpgroup_mma(v, do.permute((1, 0)), nothing, use_acc=False, is_async=True)
+                norms = gl.expand_dims(gl.convert_layout(norms_of(lses), of_columns), 0)
+                scores = warpgroup_mma_wait(1, deps=(scores,))
+                weights = gl.exp2(scores * steps - norms)
+                if ((entry >> which) & 1) != 0:
+                    head, q_first = block_of(entry, kv_head, kv_group, num_q_blocks, q_block)
+                    q_places = gl.expand_dims(q_first + columns, 0)
+                    k_places = first + lines
+                    kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
+                    weights = gl.where(kept, weights, 0.0)
+                lses = numbers_at(lse_of_row, entries, entry_at + 1, stop, places, -float("inf"), kv_group, even)
+                halves = gl.convert_layout(weights.to(dtype), of_factors)
+                from_values = warpgroup_mma_wait(0, deps=(from_values,))
+                adding_value = warpgroup_mma(halves, do, acc_value, is_async=True)
+                subtracted = gl.expand_dims(gl.convert_layout(sums, of_columns), 0)
+                factors = gl.convert_layout((weights * (from_values - subtracted)).to(dtype), of_factors)
+                adding_key = warpgroup_mma(factors, q, acc_key, is_async=True)
+                sums = numbers_at(delta_of_row, entries, entry_at + 1, stop, places, 0.0, kv_group, even)
+                acc_value, acc_key = warpgroup_mma_wait(0, deps=(adding_value, adding_key))
             else:
-                mbarrier.arrive(empty.index(slot), count=1)
-                entry_at += 1
-                count += 1
+                lses = numbers_at(lse_of_row, entries, entry_at + 1, stop, places, -float("inf"), kv_group, even)
+                sums = numbers_at(delta_of_row, entries, entry_at + 1, stop, places, 0.0, kv_group, even)
+            mbarrier.arrive(empty.index(slot), count=1)
+            count += 1
         acc_key = acc_key * scale
         if slot_of_part >= 0:
             place = (shared_row.to(gl.int64) * num_slots + slot_of_part + gl.load(piece + 7) * which) * 64
@@ -409,15 +392,14 @@ def query_kernel(
 
 @gluon.jit(
     do_not_specialize=[
-        "q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "kv_group", "num_q_blocks", "numbers",
+        "q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "num_q_blocks", "numbers",
     ]
 )  # fmt: skip
 def key_kernel(
     query, key, value, grad_out, key_described, value_described, lse, delta, grad_key, grad_value,
     part_key, part_value, pieces, entries, numbers, tables,
-    db, dh, dl, eb, eh, el, lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, num_q_blocks,
-    scale,
-    keep: gl.constexpr, q_block: gl.constexpr, dim: gl.constexpr,
+    db, dh, dl, eb, eh, el, lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, num_q_blocks, scale,
+    keep: gl.constexpr, kv_group: gl.constexpr, q_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, adds: gl.constexpr,
     registers: gl.constexpr,
 ):  # fmt: skip
@@ -436,13 +418,13 @@ def key_kernel(
     barriers = made_barriers(ahead, ring, consumers)
     tensors = (lse, delta, key_described, value_described, grad_key, grad_value, part_key, part_value)
     lists = (pieces, entries)
-    lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, num_q_blocks)
+    lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots, num_q_blocks)
     strides = (db, dh, dl, eb, eh, el, lb, lh, ll)
     seen = tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale
     counts = (num_pieces, rows, 1, kv_group, num_q_blocks)
     to_copy = (key, value), (query, grad_out), own_tiles, shared_tiles, barriers, lists, counts
     gl.warp_specialize(
-        [(own_of_keys, (seen, keep, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
+        [(own_of_keys, (seen, keep, kv_group, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
         + [(produce, (to_copy,))],
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],

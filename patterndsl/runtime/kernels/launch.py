@@ -316,8 +316,8 @@ def _gradients_of_keys_on_hopper(
         q, k, v, do, dk, dv, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
         asked.numbers, asked.tables,
         *strides_of(grad_key, grad_value), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start,
-        work.num_slots, query.shape[1] // key.shape[1], triton.cdiv(q_len, blocks.kv_block), scale,
-        keep=asked.keep, q_block=blocks.kv_block, dim=dim, consumers=blocks.consumers, ring=blocks.ring,
+        work.num_slots, triton.cdiv(q_len, blocks.kv_block), scale,
+        keep=asked.keep, kv_group=query.shape[1] // key.shape[1], q_block=blocks.kv_block, dim=dim, consumers=blocks.consumers, ring=blocks.ring,
         ahead=blocks.ahead, even=q_len % blocks.kv_block == 0, adds=adds,
         registers=blocks.of_consumers, num_warps=4, maxnreg=blocks.registers,
     )  # fmt: skip
