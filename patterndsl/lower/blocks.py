@@ -32,8 +32,9 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The forward kernel of Hopper: so many groups of warps with `ROWS` queries each, tiles of so many keys, of which
-    some are in shared memory at once (ring), and tiles of queries of each group that are (ahead). registers: of a
+    """A kernel of Hopper: so many groups of warps with `ROWS` queries each, tiles of so many keys, of which some are in
+    shared memory at once (ring), and tiles of queries of each group that are (ahead); where gradients of keys are
+    made, queries and keys are the other way round. registers: of a
     thread when the kernel begins; of_consumers: of one that multiplies, which takes them from the others. programs:
     that a processor has at once."""
 
@@ -85,9 +86,24 @@ CANDIDATES: dict[tuple[Role, int], tuple[Blocks | Pipeline, ...]] = {
         Pipeline(2, 64, 4, 2, 168, 240),
         Pipeline(2, 128, 2, 1, 168, 240),
     ),
-    ("queries", 64): (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 2)),
-    ("queries", 128): (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 1), Blocks(128, 64, 8, 2)),
-    ("keys", 64): (Blocks(32, 64, 4, 2, 128), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 2)),
+    ("queries", 64): (
+        Blocks(64, 64, 4, 2),
+        Blocks(64, 64, 4, 3),
+        Blocks(128, 64, 8, 2),
+        Pipeline(3, 64, 4, 2, 128, 160),
+    ),
+    ("queries", 128): (
+        Blocks(64, 64, 4, 2),
+        Blocks(64, 64, 4, 1),
+        Blocks(128, 64, 8, 2),
+        Pipeline(2, 64, 4, 1, 168, 240),
+    ),
+    ("keys", 64): (
+        Blocks(32, 64, 4, 2, 128),
+        Blocks(64, 64, 4, 2),
+        Blocks(64, 128, 8, 2),
+        Pipeline(2, 64, 6, 2, 168, 240),
+    ),
     ("keys", 128): (Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2), Blocks(64, 128, 8, 2)),
 }
 """What is tried for a role and a width of heads in half precision; the first is what runs where nothing was tuned."""

@@ -5,6 +5,7 @@ Gluon has no interpreter: without such a GPU only lists and choices are looked a
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,14 +19,14 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Pattern
-from patterndsl.lower.blocks import CANDIDATES, Blocks, Pipeline, Use
+from patterndsl.lower.blocks import CANDIDATES, Blocks, Length, Pipeline, Role, Use
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.kernels import shapes, work
 from patterndsl.runtime.kernels.asked import asked_of
 from patterndsl.runtime.kernels.lists import WorkLists
-from patterndsl.runtime.kernels.shapes import has_hopper_kernel, shapes_for, usual_shapes
-from patterndsl.runtime.kernels.work import shared_lists_of, work_of
+from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
+from patterndsl.runtime.kernels.work import shared_lists_of, shared_transposed, work_of
 from patterndsl.sema.parameters import Sizes
 from tests.strategies import Case, cases, many
 
@@ -42,6 +43,36 @@ CPU = torch.device("cpu")
 
 
 # ---- lists
+
+
+@given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3, 4)))
+@many(0.5)
+def test_transposed_lists_have_all_tiles(seed: int, sharers: int) -> None:
+    """Each block of keys has the blocks of queries of all heads that share it, counted on from head to head."""
+    draw = random.Random(seed)
+    num_q_blocks, num_kv_blocks, num_heads = draw.randint(1, 9), draw.randint(1, 9), draw.randint(1, 3)
+    wanted, of_heads = dict[tuple[int, int], bool](), list[Tiles | None]()
+    for head in range(num_heads):
+        share = draw.choice((0.0, 0.3, 1.0))
+        cells = itertools.product(range(num_q_blocks), range(num_kv_blocks))
+        kept = {cell: draw.random() < 0.5 for cell in cells if draw.random() < share}
+        wanted |= {(kv_blk, head * num_q_blocks + q_blk): full for (q_blk, kv_blk), full in kept.items()}
+        q_blks, kv_blks = (torch.tensor([tile[side] for tile in kept], dtype=torch.int64) for side in (0, 1))
+        is_full = torch.tensor(list(kept.values()), dtype=torch.bool)
+        of_heads.append(Tiles(SIDE, SIDE, num_q_blocks, num_kv_blocks, q_blks, kv_blks, is_full, 0))
+    one = next(tiles for tiles in of_heads if tiles is not None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "SHORTEST", draw.choice((1, 3, 100)))
+        lists = shared_transposed(of_heads, one, CPU, sharers)
+        done = work_of([(lists, [(0, 0)])], is_shared=True)
+    found = dict[tuple[int, int], bool]()
+    for _, _, block, begin, stop, _, step, _ in done.pieces.tolist():
+        for sharer, entry in itertools.product(range(sharers), done.entries[begin:stop].tolist()):
+            if entry >> (4 + sharer) & 1:
+                cell = block + step * sharer, entry >> 8
+                assert cell not in found
+                found[cell] = not entry >> sharer & 1
+    assert found == wanted
 
 
 @given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3, 4)), width=st.sampled_from((1, 2)))
@@ -103,9 +134,9 @@ def test_what_was_tuned_is_taken_for_its_use(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(shapes, "tuned_on", lambda _: TUNED)
     usual = usual_shapes(torch.bfloat16, 64)
     x = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16)
-    short, long = (shapes_for(some_lists(num_tiles=num), x, x, x) for num in (8, 100))
-    assert short == usual._replace(forward=TUNED[Use("forward", 64, "short")])
-    assert long == usual._replace(keys=TUNED[Use("keys", 64, "long")])
+    short, long = ([blocks_for(role, some_lists(num_tiles=num), x, x, x) for role in ROLES] for num in (8, 100))
+    assert short == [TUNED[Use("forward", 64, "short")], usual.queries, usual.keys]
+    assert long == [usual.forward, usual.queries, TUNED[Use("keys", 64, "long")]]
 
 
 @pytest.mark.parametrize(
@@ -122,23 +153,28 @@ def test_other_uses_are_as_usual(
 ) -> None:
     monkeypatch.setattr(shapes, "tuned_on", lambda _: TUNED)
     query, value = torch.ones(1, 1, 64, dim, dtype=dtype), torch.ones(1, 1, 64, value_dim, dtype=dtype)
-    assert shapes_for(some_lists(is_kept=is_kept), query, query, value) == usual_shapes(dtype, max(dim, value_dim))
+    lists, usual = some_lists(is_kept=is_kept), usual_shapes(dtype, max(dim, value_dim))
+    assert tuple(blocks_for(role, lists, query, query, value) for role in ROLES) == usual
 
 
 def test_tensors_that_the_kernel_of_hopper_does_not_take_have_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere, and where copies by description are not possible."""
     (_, pipeline), *_ = PIPELINES.values()
-    monkeypatch.setattr(shapes, "tuned_on", lambda _: {Use("forward", 64, "short"): pipeline})
-    usual = usual_shapes(torch.bfloat16, 64)
+    tuned: dict[Use, Any] = {Use(role, 64, "short"): pipeline for role in ROLES}
+    monkeypatch.setattr(shapes, "tuned_on", lambda _: tuned)
     x, apart = torch.ones(2, 1, 1, 64, 72, dtype=torch.bfloat16)[..., :64], torch.ones(1, 1, 64, 65).bfloat16()[..., 1:]
-    assert shapes_for(some_lists(), x[0], x[0], x[0]) == usual
+
+    def taken(*tensors: Tensor) -> list[bool]:
+        return [blocks_for(role, some_lists(), *tensors) == pipeline for role in ROLES]
+
+    assert taken(x[0], x[0], x[0]) == [False] * 3
     monkeypatch.setattr(shapes, "has_hopper_kernel", lambda _: True)
-    assert shapes_for(some_lists(), x[0], x[0], x[0]) == usual, "too little work for it"
+    assert taken(x[0], x[0], x[0]) == [False] * 3, "too little work for it"
     monkeypatch.setattr(shapes, "FEWEST", 1)
-    assert shapes_for(some_lists(), x[0], x[0], x[0]).forward == pipeline
-    assert shapes_for(some_lists(), x[0], x[0], x[0], x[1]).forward == pipeline
-    assert shapes_for(some_lists(), x[0], apart, x[0]) == usual
-    assert shapes_for(some_lists(), x[0], x[0], x[0], apart) == usual
+    assert taken(x[0], x[0], x[0]) == [True] * 3
+    assert taken(x[0], x[0], x[0], x[1]) == [True] * 3
+    assert taken(x[0], apart, x[0]) == [False] * 3
+    assert taken(x[0], x[0], x[0], apart) == [False] * 3
 
 
 # ---- tuning
@@ -199,13 +235,34 @@ def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytes
     asked, into = asked_of(relation, sizes, {}, {}), (out, torch.ones(1, 2, 300))
     with compiling() as compiler:
         launch.forward(query, key, key, lists.rows(pipeline), pipeline, asked, 0.1, into, goes_on=True)
-    assert "attend_kernel" in compiler.compiled
+        results = out, into[1], out
+        for role, blocks in backward_of(dim).items():
+            if role == "queries":
+                launch.gradient_of_queries(
+                    query, key, key, *results, into[1], lists.rows(blocks), blocks, asked, 0.1, adds=True
+                )
+            else:
+                columns = lists.columns(blocks)
+                launch.gradients_of_keys(query, key, key, into[1], out, into[1], columns, blocks, asked, 0.1)
+    wanted = {"queries": "query_kernel", "keys": "key_kernel"}
+    assert set(compiler.compiled) >= {"attend_kernel", *(wanted[role] for role in backward_of(dim))}
+
+
+def backward_of(dim: int) -> dict[Role, Pipeline]:
+    """The kernels of Hopper that make gradients, of those that a calibration tries."""
+    roles: tuple[Role, ...] = ("queries", "keys")
+    found = {role: [x for x in CANDIDATES[role, dim] if isinstance(x, Pipeline)] for role in roles}
+    return {role: each[0] for role, each in found.items() if each}
 
 
 on_hopper = pytest.mark.skipif(not HAS_HOPPER, reason="needs a Hopper GPU")
 
 
-TAKEN = {f"{item.use.head_dim}, {item.use.length}": (item.use.head_dim, item.blocks) for item in shapes.BUILT_IN}
+TAKEN = {
+    f"{item.use.head_dim}, {item.use.length}": (item.use.head_dim, item.blocks)
+    for item in shapes.BUILT_IN
+    if item.use.role == "forward"
+}
 
 
 @pytest.fixture(params=list(TAKEN.values()), ids=list(TAKEN))
@@ -268,6 +325,42 @@ def test_equals_dense_attention(text: str, length: int, backend: str, dim: int) 
     first, second = (program(*tensors, return_lse=True) for _ in range(2))
     assert_right(pattern, tensors, first)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.cuda
+@on_hopper
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize(("text", "length", "backend"), PATTERNS.values(), ids=PATTERNS)
+def test_gradients_equal_those_of_other_kernels(
+    text: str, length: int, backend: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 too, where lse has a gradient as well; the same bits twice."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(shapes, "FEWEST", 1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # new tensors are NaN: what is left out shows
+    dtype = torch.bfloat16 if length % 2 == 0 else torch.float16
+    shape = [(2, heads, length, width) for heads in (4, 2, 2)]
+    tensors = [torch.randn(each, device="cuda", dtype=dtype, requires_grad=True) for each in shape]
+    upstream = torch.randn(shape[0], device="cuda", dtype=dtype), torch.randn(shape[0][:3], device="cuda")
+    pattern = patterndsl.parse(text)
+
+    def gradients(tuned: dict[Use, Any], of: list[Tensor], backend: str) -> list[Tensor]:
+        monkeypatch.setattr(shapes, "tuned_on", lambda _: tuned)
+        out, lse = pattern.compile(length, heads=4, device="cuda", backend=backend)(*of, return_lse=True)
+        live = lse.detach().isfinite()
+        loss = (out.double() * upstream[0]).sum() + (lse.masked_fill(~live, 0).double() * upstream[1]).sum()
+        return list(torch.autograd.grad(loss, of))
+
+    lengths: tuple[Length, ...] = ("short", "long")
+    tuned = {Use(role, width, each): blocks for role, blocks in backward_of(width).items() for each in lengths}
+    first, second = (gradients(tuned, tensors, backend) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    beside = gradients({}, tensors, backend)
+    truth = gradients({}, [x.detach().double().requires_grad_() for x in tensors], "oracle")
+    torch.use_deterministic_algorithms(False)
+    for ours, others, exact in zip(first, beside, truth, strict=True):
+        step = torch.finfo(dtype).eps * exact.abs().max()
+        assert (ours - exact).abs().max() <= torch.maximum(1.5 * (others - exact).abs().max(), step)
 
 
 @pytest.mark.cuda

@@ -5,7 +5,8 @@ stay, `told_lists` of those that a call tells, by what `verdicts` writes and `to
 blocks, and `calls` is one call. `attention` runs whole patterns so, `passes` pieces of plans, `steps` decodes.
 
 Modules with kernels, or that launch them, import Triton, and are imported when one runs: `launch` with `forward`,
-`backward`, `source`, `functions` and `rows`, and `hopper` where `shapes` chooses it; `keys` of single keys, `own` of a
+`backward`, `source`, `functions` and `rows`, and `hopper` and `hopper_backward` where `shapes`
+chooses them; `keys` of single keys, `own` of a
 query's own, `hashing` of labels and `sorting` of positions by them, `choosing` of blocks, `told_kernels` of lists with
 `told_functions`, `decode`, each launched through `launcher`; and `tuning` for a calibration alone.
 """

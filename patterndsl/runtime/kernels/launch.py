@@ -59,7 +59,7 @@ def forward(
     else:
         out, lse = into
     rows, (_, padded) = _rows(work, batch), padded_widths(dim, value_dim)
-    q_block = blocks.q_block if isinstance(blocks, Blocks) else ROWS
+    q_block = _owned(blocks, blocks.q_block)
     slots = rows * work.num_slots * q_block
     part_out, part_lse = _floats(lse, slots * padded), _floats(lse, slots)
     sides = _sides(asked.orders, work, q_len, key.shape[2])
@@ -142,16 +142,10 @@ def _forward_on_hopper(
     from patterndsl.runtime.kernels import hopper
 
     q_len, dim = query.shape[2:]
-    seen = _seen(
-        *((query, ROWS, dim), (key, blocks.kv_block, dim), (value, blocks.kv_block, dim), (out, ROWS, dim)),
-        make=hopper.descriptor,
-    )
-    assert seen.described, "who chooses this kernel looks at its tensors"
-    processors = torch.cuda.get_device_properties(query.device).multi_processor_count
-    programs = min(work.num_pieces * rows, blocks.programs * processors)
+    q, o, k, v = _described_on_hopper((query, out), (key, value), blocks)
     hopper.attend(
-        (programs, 1, 1),
-        (*seen.tensors, lse, out, part_out, part_lse, work.pieces, work.entries),
+        _programs(work, rows, blocks, query.device),
+        (q, k, v, o, lse, out, part_out, part_lse, work.pieces, work.entries),
         (
             *strides_of(out), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
             query.shape[1] // key.shape[1],
@@ -165,6 +159,11 @@ def _forward_on_hopper(
     )  # fmt: skip
 
 
+def _programs(work: Work, rows: int, blocks: Pipeline, device: torch.device) -> tuple[int, int, int]:
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(work.num_pieces * rows, blocks.programs * processors), 1, 1
+
+
 def gradient_of_queries(
     query: Tensor,
     key: Tensor,
@@ -174,7 +173,7 @@ def gradient_of_queries(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     work: Work,
-    blocks: Blocks,
+    blocks: Blocks | Pipeline,
     asked: Asked,
     scale: float,
     into: Tensor | None = None,
@@ -192,15 +191,21 @@ def gradient_of_queries(
     delta = numbers_beside(lse, torch.float32)
     grad_query = _like(query, dim) if into is None else into
     rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
-    part = _floats(lse, rows * work.num_slots * blocks.q_block * padded)
-    q_block, kv_block = blocks.q_block, blocks.kv_block
+    q_block, kv_block = _owned(blocks, blocks.q_block), blocks.kv_block
+    part = _floats(lse, rows * work.num_slots * q_block * padded)
     sides = _sides(asked.orders, work, q_len, kv_len)
+    grad_of_lse = lse if grad_lse is None else as_laid_out(grad_lse, lse)
+    if isinstance(blocks, Pipeline):
+        tensors = query, key, value, out, grad_out, lse, grad_of_lse, delta, grad_query, part
+        has_grad_lse = grad_lse is not None
+        _gradient_of_queries_on_hopper(*tensors, work, rows, asked, scale, blocks, has_grad_lse=has_grad_lse, adds=adds)
+        _add_up(part, grad_query, padded, work, rows, q_block, sides.query, ordered=False, adds=adds)
+        return grad_query, delta
     seen = _seen(
         *((query, q_block, padded), (key, kv_block, padded), (value, kv_block, value_padded)),
         *((out, q_block, value_padded), (grad_out, q_block, value_padded)),
         ordered=sides.ordered,
     )
-    grad_of_lse = lse if grad_lse is None else as_laid_out(grad_lse, lse)
     _of_queries(
         (work.num_pieces, rows, 1),
         (*seen.tensors, lse, grad_of_lse, delta, grad_query, part, work.pieces, work.entries, *sides.orders),
@@ -229,7 +234,7 @@ def gradients_of_keys(
     grad_out: Tensor,
     delta: Tensor,
     work: Work,
-    blocks: Blocks,
+    blocks: Blocks | Pipeline,
     asked: Asked,
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
@@ -245,37 +250,124 @@ def gradients_of_keys(
     value_dim, kv_len = value.shape[3], key.shape[2]
     grad_key, grad_value = (_like(key, dim), _like(value, value_dim)) if into is None else into
     rows, (padded, value_padded) = _rows(work, batch), padded_widths(dim, value_dim)
-    slots = rows * work.num_slots * blocks.kv_block
+    q_block, kv_block = blocks.q_block, _owned(blocks, blocks.kv_block)
+    slots = rows * work.num_slots * kv_block
     part_key, part_value = _floats(lse, slots * padded), _floats(lse, slots * value_padded)
-    q_block, kv_block = blocks.q_block, blocks.kv_block
     sides = _sides(asked.orders, work, q_len, kv_len)
-    seen = _seen(
-        *((query, q_block, padded), (key, kv_block, padded)),
-        *((value, kv_block, value_padded), (grad_out, q_block, value_padded)),
-        ordered=sides.ordered,
-    )
-    _of_keys(
-        (work.num_pieces, rows, 1),
-        (
-            *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
-            *sides.orders,
-        ),
-        (
-            *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(grad_key, grad_value), *sides.strides,
-            *sides.numbers, asked.q_start, work.num_slots, -(-sides.query.number // q_block), turn,
-        ),
-        {
-            "keep": asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
-            "padded": padded, "value_padded": value_padded, "q_block": q_block, "kv_block": kv_block,
-            "even": sides.query.is_whole(q_block), "described": seen.described, "ordered": sides.ordered,
-            "adds": adds, "precision": precision_of(query), "stages": blocks.stages,
-        },
-        _options(blocks), asked=asked, scale=scale,
-    )  # fmt: skip
     how: Any = {"group": heads // key.shape[1], "turn": turn, "ordered": sides.ordered, "adds": adds}
+    if isinstance(blocks, Pipeline):
+        tensors = query, key, value, grad_out, lse, delta, grad_key, grad_value, part_key, part_value
+        _gradients_of_keys_on_hopper(*tensors, work, rows, asked, scale, blocks, adds=adds)
+    else:
+        seen = _seen(
+            *((query, q_block, padded), (key, kv_block, padded)),
+            *((value, kv_block, value_padded), (grad_out, q_block, value_padded)),
+            ordered=sides.ordered,
+        )
+        _of_keys(
+            (work.num_pieces, rows, 1),
+            (
+                *seen.tensors, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+                *sides.orders,
+            ),
+            (
+                *strides_of(query, key, value, grad_out), *lse.stride(), *strides_of(grad_key, grad_value),
+                *sides.strides, *sides.numbers, asked.q_start, work.num_slots, -(-sides.query.number // q_block), turn,
+            ),
+            {
+                "keep": asked.keep, "kv_group": heads // key.shape[1], "dim": dim, "value_dim": value_dim,
+                "padded": padded, "value_padded": value_padded, "q_block": q_block, "kv_block": kv_block,
+                "even": sides.query.is_whole(q_block), "described": seen.described, "ordered": sides.ordered,
+                "adds": adds, "precision": precision_of(query), "stages": blocks.stages,
+            },
+            _options(blocks), asked=asked, scale=scale,
+        )  # fmt: skip
     _add_up(part_key, grad_key, padded, work, rows, kv_block, sides.key, **how)
     _add_up(part_value, grad_value, value_padded, work, rows, kv_block, sides.key, **how)
     return grad_key, grad_value
+
+
+def _gradient_of_queries_on_hopper(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    grad_lse: Tensor,
+    delta: Tensor,
+    grad_query: Tensor,
+    part: Tensor,
+    work: Work,
+    rows: int,
+    asked: Asked,
+    scale: float,
+    blocks: Pipeline,
+    *,
+    has_grad_lse: bool,
+    adds: bool,
+) -> None:
+    """Of whole lists into grad_query, of parts of lists into their slots; the tensors can be described."""
+    from patterndsl.runtime.kernels import hopper_backward
+
+    q_len, dim = query.shape[2:]
+    q, o, do, dq, k, v = _described_on_hopper((query, out, grad_out, grad_query), (key, value), blocks)
+    hopper_backward.of_queries(
+        _programs(work, rows, blocks, query.device),
+        (q, k, v, o, do, dq, lse, grad_lse, delta, grad_query, part, work.pieces, work.entries),
+        (
+            *strides_of(grad_query), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start,
+            work.num_slots, query.shape[1] // key.shape[1],
+        ),
+        {
+            "keep": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
+            "ring": blocks.ring, "ahead": blocks.ahead, "even": key.shape[2] % blocks.kv_block == 0,
+            "has_grad_lse": has_grad_lse, "adds": adds, "registers": blocks.of_consumers,
+        },
+        {"num_warps": 4, "maxnreg": blocks.registers}, asked=asked, scale=scale,
+    )  # fmt: skip
+
+
+def _gradients_of_keys_on_hopper(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor,
+    part_key: Tensor,
+    part_value: Tensor,
+    work: Work,
+    rows: int,
+    asked: Asked,
+    scale: float,
+    blocks: Pipeline,
+    *,
+    adds: bool,
+) -> None:
+    """The same of transposed lists, into grad_key and grad_value."""
+    from patterndsl.runtime.kernels import hopper_backward
+
+    q_len, dim = query.shape[2:]
+    k, v, dk, dv, q, do = _described_on_hopper((key, value, grad_key, grad_value), (query, grad_out), blocks)
+    hopper_backward.of_keys(
+        _programs(work, rows, blocks, query.device),
+        (
+            q, k, v, do, dk, dv, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+        ),
+        (
+            *strides_of(grad_key, grad_value), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2],
+            asked.q_start, work.num_slots, -(-q_len // blocks.kv_block),
+        ),
+        {
+            "keep": asked.keep, "kv_group": query.shape[1] // key.shape[1], "q_block": blocks.kv_block, "dim": dim,
+            "consumers": blocks.consumers, "ring": blocks.ring, "ahead": blocks.ahead,
+            "even": q_len % blocks.kv_block == 0, "adds": adds, "registers": blocks.of_consumers,
+        },
+        {"num_warps": 4, "maxnreg": blocks.registers}, asked=asked, scale=scale,
+    )  # fmt: skip
 
 
 def _add_up(
@@ -303,6 +395,11 @@ def _add_up(
             },
             TWO_WARPS,
         )  # fmt: skip
+
+
+def _owned(blocks: Blocks | Pipeline, block: int) -> int:
+    """Rows that leave one part in one slot: a block of Triton's kernels, those of one consumer of Hopper's."""
+    return block if isinstance(blocks, Blocks) else ROWS
 
 
 def _options(blocks: Blocks) -> dict[str, int]:
@@ -391,6 +488,17 @@ def _seen(
     if known is None:
         return _Seen([x for x, _, _ in tensors], False)
     return _Seen([_of(like, x) for like, (x, _, _) in zip(known, tensors, strict=True)], True)
+
+
+def _described_on_hopper(owned: Sequence[Tensor], shared: Sequence[Tensor], blocks: Pipeline) -> Sequence[Any]:
+    """Tensors of which consumers have tiles of their own, then those whose tiles they share, all of one width."""
+    from patterndsl.runtime.kernels.hopper import descriptor
+
+    width = owned[0].shape[3]
+    sizes = *((x, ROWS, width) for x in owned), *((x, blocks.kv_block, width) for x in shared)
+    seen = _seen(*sizes, make=descriptor)
+    assert seen.described, "who chooses this kernel looks at its tensors"
+    return seen.tensors
 
 
 def _of(like: Any, x: Tensor) -> Any:

@@ -11,7 +11,15 @@ import torch
 
 from patterndsl.lower.blocks import ROWS, Blocks, Length, Pipeline
 from patterndsl.lower.tiles import Tiles
-from patterndsl.runtime.kernels.work import Lists, Work, lists_of, shared_lists_of, transposed, work_of
+from patterndsl.runtime.kernels.work import (
+    Lists,
+    Work,
+    lists_of,
+    shared_lists_of,
+    shared_transposed,
+    transposed,
+    work_of,
+)
 
 Found: TypeAlias = Sequence[Sequence[Tiles]]
 """Tiles of each batch row, or of one for all: those of heads or of groups of heads."""
@@ -54,14 +62,18 @@ class WorkLists:
         """Of the lists of keys by square tiles, on average."""
         return "long" if self.rows(SQUARE).mean_length > LONG else "short"
 
-    def columns(self, blocks: Blocks) -> Work:
-        """Lists of queries for each block of keys."""
-        return self._kept(blocks, "columns", self._columns)
+    def columns(self, blocks: Blocks | Pipeline) -> Work:
+        """Lists of queries for each block of keys, or for each group of blocks that read queries together."""
+        if isinstance(blocks, Blocks):
+            return self._kept(blocks, "columns", partial(self._columns, transposed))
+        assert blocks.kv_block == ROWS, "heads may be of any number of square tiles"
+        lists = partial(shared_transposed, sharers=blocks.consumers)
+        return self._kept(blocks, "shared columns", partial(self._columns, lists))
 
     def columns_of(self, blocks: Blocks, turn: int) -> Work:
         """The same through one query head of each group alone, the `turn`-th. Heads of keys that have none are in the
         lists all the same, where another turn has some."""
-        return self._kept(blocks, turn, partial(self._columns, turn=turn))
+        return self._kept(blocks, turn, partial(self._columns, transposed, turn=turn))
 
     def _kept(self, blocks: Blocks | Pipeline, kind: object, make: Callable[[Found], Work]) -> Work:
         known = blocks.q_block, blocks.kv_block, kind
@@ -78,7 +90,7 @@ class WorkLists:
                 lists.append((lists_of_tiles(tiles, self.kv_len, self.device), places))
         return work_of(lists, is_shared=len(found) == 1, copies=self.copies)
 
-    def _columns(self, found: Found, turn: int | None = None) -> Work:
+    def _columns(self, lists_of_tiles: Callable[..., Lists], found: Found, turn: int | None = None) -> Work:
         """Heads of keys whose query heads have the same tiles, each in its turn, share lists. turn: the only one."""
         heads_of = dict[tuple[int, ...], list[int]]()
         for kv_head in range(len(self.group_of) // self.kv_group):
@@ -92,6 +104,6 @@ class WorkLists:
                     None if group == NOBODY or turn not in (None, at) else groups[group]
                     for at, group in enumerate(mine)
                 ]
-                shared = transposed(of_heads, groups[0], self.device)
-                lists.append((shared, [(row, head) for head in heads]))
+                of_tiles = lists_of_tiles(of_heads, groups[0], self.device)
+                lists.append((of_tiles, [(row, head) for head in heads]))
         return work_of(lists, is_shared=len(found) == 1, copies=self.copies)

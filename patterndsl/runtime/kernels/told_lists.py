@@ -112,14 +112,14 @@ class ToldLists:
 
     def rows(self, blocks: Blocks | Pipeline) -> Work:
         """Lists of keys for each block of queries."""
-        assert isinstance(blocks, Blocks), "such lists are for Triton's kernels"
         return self._kept(blocks, by_key=False)
 
-    def columns(self, blocks: Blocks) -> Work:
+    def columns(self, blocks: Blocks | Pipeline) -> Work:
         """Lists of queries for each block of keys, through all query heads that share it."""
         return self._kept(blocks, by_key=True)
 
-    def _kept(self, blocks: Blocks, *, by_key: bool) -> Work:
+    def _kept(self, blocks: Blocks | Pipeline, *, by_key: bool) -> Work:
+        assert isinstance(blocks, Blocks), "such lists are for Triton's kernels"
         tile = blocks.q_block, blocks.kv_block
         if (tile, by_key) not in self._made:
             self._made[tile, by_key] = self.make(tile, by_key=by_key)

@@ -111,11 +111,11 @@ def call_of(use: Use, example: Example, device: torch.device) -> Call:
     def forward(blocks: Blocks | Pipeline) -> tuple[Tensor, Tensor]:
         return launch.forward(query, key, value, lists.rows(blocks), blocks, asked, scale)
 
-    def queries(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    def queries(blocks: Blocks | Pipeline) -> tuple[Tensor, Tensor]:
         results = out, lse, grad_out, None
         return launch.gradient_of_queries(query, key, value, *results, lists.rows(blocks), blocks, asked, scale)
 
-    def keys(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    def keys(blocks: Blocks | Pipeline) -> tuple[Tensor, Tensor]:
         results = lse, grad_out, delta
         return launch.gradients_of_keys(query, key, value, *results, lists.columns(blocks), blocks, asked, scale)
 

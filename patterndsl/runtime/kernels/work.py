@@ -74,26 +74,34 @@ def lists_of(tiles: Tiles, kv_len: int, device: torch.device) -> Lists:
 
 
 def shared_lists_of(tiles: Tiles, kv_len: int, device: torch.device, sharers: int, kv_block: int) -> Lists:
-    """The same for blocks of queries that follow each other and share blocks of keys, which may be of several tiles.
-
-    An entry is the block of keys, four bits that say which of the sharers need it, and four that say for which of them
-    it is masked. A block with many more keys than others has all sharers for itself, which take turns.
-    """
+    """The same for blocks of queries that follow each other and share blocks of keys, which may be of several tiles."""
     q_blks, kv_blks, is_full = _parts(tiles, device)
     if kv_len % tiles.kv_block:
         is_full = is_full & (kv_blks != tiles.num_kv_blocks - 1)
-    width = kv_block // tiles.kv_block
-    num_groups, num_blocks = -(-tiles.num_q_blocks // sharers), -(-tiles.num_kv_blocks // width)
-    lengths = torch.bincount(q_blks, minlength=tiles.num_q_blocks)
-    long = (lengths > LONG * max(SHORTEST, len(q_blks) // max(1, tiles.num_q_blocks))).nonzero().flatten()
-    owner_of = torch.arange(tiles.num_q_blocks, device=device) // sharers
+    sides = (q_blks, tiles.num_q_blocks), (kv_blks, tiles.num_kv_blocks)
+    return _shared(*sides, is_full, sharers, kv_block // tiles.kv_block)
+
+
+def _shared(
+    owned: tuple[Tensor, int], shared: tuple[Tensor, int], is_full: Tensor, sharers: int, width: int = 1
+) -> Lists:
+    """Tiles of blocks that are owned and blocks that are shared, of which there are so many, by `width` of the latter.
+
+    An entry is the shared block, four bits that say which of the sharers need it, and four that say for which of them
+    it is masked. A block with many more tiles than others has all sharers for itself, which take turns.
+    """
+    (own_blks, num_own), (other_blks, num_other), device = owned, shared, is_full.device
+    num_groups, num_blocks = -(-num_own // sharers), -(-num_other // width)
+    lengths = torch.bincount(own_blks, minlength=num_own)
+    long = (lengths > LONG * max(SHORTEST, len(own_blks) // max(1, num_own))).nonzero().flatten()
+    owner_of = torch.arange(num_own, device=device) // sharers
     owner_of[long] = num_groups + torch.arange(len(long), device=device)
     num_owners = num_groups + len(long)
-    cells, cell = torch.unique(owner_of[q_blks] * num_blocks + kv_blks // width, return_inverse=True)
+    cells, cell = torch.unique(owner_of[own_blks] * num_blocks + other_blks // width, return_inverse=True)
     owners, is_alone = cells // num_blocks, torch.arange(num_owners, device=device) >= num_groups
     counts = torch.bincount(owners, minlength=num_owners)
     turns = torch.arange(len(cells), device=device) - (counts.cumsum(0) - counts)[owners]
-    sharer = torch.where(is_alone[owners[cell]], turns[cell], q_blks) % sharers
+    sharer = torch.where(is_alone[owners[cell]], turns[cell], own_blks) % sharers
     live, full = (
         torch.zeros(len(cells) * sharers, dtype=torch.int64, device=device)
         .index_add_(0, cell * sharers + sharer, number)
@@ -117,6 +125,21 @@ def transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.devic
     """Blocks of queries by blocks of keys, through the query heads that share a head of keys, but for those without
     tiles. one: any of the launch, which are of as many blocks. Nothing is masked for being ragged: no row behind the
     last one has weights, and no key there is written."""
+    blocks, kv_blks, is_full = _through_heads(of_heads, one, device)
+    order = kv_blks.argsort(stable=True)
+    entries = _entries(blocks, is_full)[order]
+    return _of_blocks(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
+
+
+def shared_transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.device, sharers: int) -> Lists:
+    """The same for blocks of keys that follow each other and share blocks of queries."""
+    blocks, kv_blks, is_full = _through_heads(of_heads, one, device)
+    sides = (kv_blks, one.num_kv_blocks), (blocks, len(of_heads) * one.num_q_blocks)
+    return _shared(*sides, is_full, sharers)
+
+
+def _through_heads(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks of queries, counted on from head to head, their blocks of keys, and whether all pairs are kept."""
     with_tiles = [(at, tiles) for at, tiles in enumerate(of_heads) if tiles is not None]
     parts = [_parts(tiles, device) for _, tiles in with_tiles]
     none = torch.zeros(0, dtype=torch.int64, device=device)
@@ -124,9 +147,7 @@ def transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.devic
     blocks = torch.cat(
         [none, *(part[0] + at * one.num_q_blocks for (at, _), part in zip(with_tiles, parts, strict=True))]
     )
-    order = kv_blks.argsort(stable=True)
-    entries = _entries(blocks, torch.cat([none.bool(), *(part[2] for part in parts)]))[order]
-    return _of_blocks(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
+    return blocks, kv_blks, torch.cat([none.bool(), *(part[2] for part in parts)])
 
 
 def _parts(tiles: Tiles, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
