@@ -532,8 +532,8 @@ def _summing(pattern: Pattern, layer: int) -> tuple[str, ...]:
 
 def _read_by(resolved: Resolved) -> frozenset[str]:
     """The inputs that a pattern reads."""
-    fallback = frozenset[str]() if resolved.fallback is None else inputs_read(resolved.fallback)
-    return inputs_read(resolved.relation) | fallback
+    read = inputs_read(resolved.relation)  # PyTorch 2.11 cannot trace an empty frozenset[str]
+    return read if resolved.fallback is None else read | inputs_read(resolved.fallback)
 
 
 def _read_by_biases(pattern: Pattern) -> frozenset[str]:

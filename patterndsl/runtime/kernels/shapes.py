@@ -28,6 +28,7 @@ BUILT_IN = (
     Tuned(Use("forward", 64, "short"), Pipeline(2, 64, 4, 2, 80, 104, 2)),
     Tuned(Use("forward", 128, "short"), Pipeline(3, 64, 4, 1, 128, 160)),
     Tuned(Use("forward", 128, "long"), Pipeline(2, 64, 4, 2, 168, 240)),
+    Tuned(Use("queries", 64, "short"), Pipeline(3, 64, 4, 2, 128, 160)),
     Tuned(Use("queries", 128, "short"), Pipeline(2, 64, 4, 1, 168, 240)),
     Tuned(Use("queries", 128, "long"), Pipeline(2, 64, 4, 1, 168, 240)),
     Tuned(Use("keys", 64, "short"), Pipeline(2, 64, 6, 2, 168, 240)),
@@ -36,8 +37,8 @@ BUILT_IN = (
 """Measured on an H100 with `LEAST_TRITON`, and for that Triton on every Hopper: faster than Triton's kernel on the
 patterns that were tried but one. Sinks beside a window, with heads of 64, took 0.45 ms to Triton's 0.49 at least, and
 0.87 to 0.56 in the median. Other blocks were faster on windows and slower on global rows, or compute more where keys
-are scattered. Gradients of queries, with heads of 64, gained 6 % on windows and lost 9 % where rows are global, and
-those of keys, with heads of 128, lost; these stay with Triton's."""
+are scattered. Gradients of queries, with heads of 64, gained 6 % on windows, lost 9 % where rows are global and some on
+long lists; those of keys, with heads of 128, lost."""
 
 
 ROLES: tuple[Role, Role, Role] = ("forward", "queries", "keys")
@@ -75,11 +76,12 @@ def blocks_for(
     if not tuned:
         return usual
     blocks = tuned.get(Use(role, query.shape[3], lists.length), usual)
-    if isinstance(blocks, Pipeline) and not (
-        suits_hopper(query, key, value, *beside) and num_pieces(role, lists, blocks, query) >= FEWEST
-    ):
+    if not isinstance(blocks, Pipeline):
+        return blocks
+    if not suits_hopper(query, key, value, *beside) or num_pieces(role, lists, blocks, query) < FEWEST:
         return usual
-    return blocks
+    # the parts of a row that is cut are alone in a program, whose other consumers then have less to do
+    return usual if role == "queries" and lists.rows(blocks).num_joints else blocks
 
 
 @cache
