@@ -322,10 +322,15 @@ def test_labels_are_those_of_the_plain_twin(buckets: int, dim: int) -> None:
 @runs
 @on_cuda
 @pytest.mark.parametrize(
-    ("batch", "heads", "length", "labels"),
-    [(1, 1, 1, 1), (2, 3, 70, 6), (1, 2, 1024, 16), (2, 1, 1025, 256), (1, 1, 4100, 2048)],
+    ("batch", "heads", "length", "labels", "dtype"),
+    [
+        (1, 1, 1, 1, torch.int32),
+        (2, 3, 70, 6, torch.int16),
+        (1, 2, 1024, 16, torch.int16),
+        (2, 1, 1025, 256, torch.int32),
+        (1, 1, 4100, 2048, torch.int16),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
 def test_orders_by_counting_are_those_of_the_plain_twin(
     batch: int, heads: int, length: int, labels: int, dtype: torch.dtype
 ) -> None:
