@@ -357,21 +357,21 @@ MANY = 1 << 16
 
 def _name_of(term: Relation, bound: Bound) -> str | None:
     """The table whose lists a term asks for, in the way that they were listed."""
-    for part in term.terms if isinstance(term, And) else (term,):
-        if isinstance(part, Listed) and set(_asked(part.name, bound)) <= set(
-            term.terms if isinstance(term, And) else (term,)
-        ):
+    parts = term.terms if isinstance(term, And) else (term,)
+    for part in parts:
+        if isinstance(part, Listed) and set(_asked(part.name, bound, part.width)) <= set(parts):
             return part.name
     return None
 
 
-def _asked(name: str, bound: Bound) -> tuple[Relation, ...]:
-    """What is asked of a table where its lists are taken as they are."""
+def _asked(name: str, bound: Bound, of_routes: Index | None = None) -> tuple[Relation, ...]:
+    """What is asked of a table where its lists are taken as they are. of_routes: how many members a route is asked for;
+    it has no more than there are keys."""
     selection = next(shape.selection for shape in bound.inputs if name in shape.names)
     assert selection is not None
     width = Const(selection.width)
     if selection.label is not None:
-        return tuple(Listed(name, width, Const(0), position) for position in (Q, K))
+        return tuple(Listed(name, of_routes or width, Const(0), position) for position in (Q, K))
     row = arithmetic("-", arithmetic("//", Q, Const(selection.per)), Const(selection.first_row))
     return (Listed(name, width, row, arithmetic("//", K, Const(selection.of))),)
 
