@@ -92,15 +92,19 @@ def _keep(ctx: Any, tensors: tuple[Tensor, ...], run: Run, results: tuple[Tensor
     ctx.save_for_backward(*tensors, *results)
 
 
-class _AttendTransformed(_Attend):
+class _AttendTransformed(Function):
     @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         return run.forward(query, key, value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, run = inputs
         _keep(ctx, tuple(tensors), run, output)
+
+    backward = staticmethod(_Attend.backward)
+    vmap = staticmethod(_Attend.vmap)
+    jvp = staticmethod(_Attend.jvp)
 
 
 def _gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -157,17 +157,12 @@ def test_linformer(n: int) -> None:
     layer, x = layer_of("linformer", low=4, longest=16), states(n)
     e, f = source(layer, "mixtures").weights
 
+    def mixed(weights: Tensor, own: Row, part: int) -> Tensor:
+        return sum((weights[j] * own[j][part] for j in range(n)), torch.zeros(D, dtype=torch.float64))
+
     def rows(b: int, h: int, i: int) -> list[Row]:
         kv, own = h // (HEADS // KV_HEADS), keys_of(layer, x[b], h)
-        return [
-            [
-                tuple(  # type: ignore[misc]
-                    sum((w[kv, m, j] * own[j][part] for j in range(n)), torch.zeros(D, dtype=torch.float64))
-                    for part, w in ((0, e), (1, f))
-                )
-                for m in range(4)
-            ]
-        ]
+        return [[(mixed(e[kv, m], own, 0), mixed(f[kv, m], own, 1)) for m in range(4)]]
 
     assert_same(layer, x, layer(x), by_loops(layer, x, rows))
 

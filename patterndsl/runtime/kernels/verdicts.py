@@ -219,8 +219,6 @@ class _Name:
     def __eq__(self, other: object) -> Any:
         return self._compared("==", other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __and__(self, other: Any) -> Any:
         if isinstance(other, bool):
             return self if other else False
