@@ -284,6 +284,20 @@ def test_reset_rows_begin_anew() -> None:
     assert not cache.attend(query[:, :, :1]).any()
 
 
+@on_device
+@pytest.mark.parametrize("text", ["causal & recent(40) & strided(8)", "causal & (strided(8) | first(1))"])
+def test_what_no_query_attends_is_not_read(text: str) -> None:
+    """Neither in a bounded cache nor in a growing one."""
+    query, key, value = random_tensors(DTYPES[0], n=50)
+    is_kept = patterndsl.parse(text).compile(50).mask()[0, -1].to(DEVICE)
+    expected = patterndsl.attention(query, key, value, text, backend="oracle")[:, :, -1:]
+    for x in (key, value):
+        x[:, :, ~is_kept] = torch.nan
+    cache = Cache(text, batch=2, heads=4, kv_heads=2, head_dim=8, page=16, dtype=key.dtype, device=DEVICE)
+    cache.append(key, value)
+    assert_close(cache.attend(query[:, :, -1:]), expected, query.dtype)
+
+
 @pytest.mark.skipif(USES_KERNELS, reason="kernels take finite keys and values")
 @pytest.mark.parametrize("anything", [torch.nan, torch.inf])
 def test_what_a_query_does_not_attend_may_be_anything(anything: float) -> None:

@@ -31,7 +31,7 @@ def pages_at(table, start, num_places, rows: tl.constexpr, tile: tl.constexpr):
 def load_tile(
     pool, page, inside, kv_head, num_heads, needed, rows: tl.constexpr, width: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a pool [pages, heads, rows, width], one of each page; 0 where they are not needed, and may be anything."""
+    """Rows of a pool [pages, heads, rows, width], one of each page; 0 where they are not needed, and may be NaN."""
     channels = tl.arange(0, padded)
     first = (page.to(tl.int64) * num_heads + kv_head) * (rows * width)
     at = (first + inside * width)[:, None] + channels[None, :]
@@ -175,15 +175,18 @@ def decode_kernel(
                 top, total, acc = attend_tile(q, k, v, kept, steps, top, total, acc, precision)
             page = pages_at(pages, start + tile, stop, rows, tile)
         else:
-            held = ((rank < 0) & (in_ring >= 0)) | is_older
-            k = load_tile(keys, page, place % rows, kv_at, num_heads, held, rows, dim, padded)
-            v = load_tile(values, page, place % rows, kv_at, num_heads, held, rows, value_dim, value_padded)
+            q_place = places[:, None]
+            is_newest = (rank < 0) & (in_ring >= 0)
+            kept = keep(q_place, in_ring[None, :], q_place, in_ring[None, :], head[:, None], row, numbers, tables)
+            kept = kept & is_newest[None, :] & is_row[:, None]
+            needed = (tl.max(kept.to(tl.int32), 0) > 0) | is_older  # which does not wait for where the older ones are
+            k = load_tile(keys, page, place % rows, kv_at, num_heads, needed, rows, dim, padded)
+            v = load_tile(values, page, place % rows, kv_at, num_heads, needed, rows, value_dim, value_padded)
             page = pages_at(pages, start + tile, stop, rows, tile)
             last = tl.load(lasting + rank, mask=is_older, other=-1)
-            k_places = tl.where(rank < 0, in_ring, last)
-            q_place, k_place = places[:, None], k_places[None, :]
+            k_place = tl.where(rank < 0, in_ring, last)[None, :]
             kept = keep(q_place, k_place, q_place, k_place, head[:, None], row, numbers, tables)
-            kept = kept & held[None, :] & is_row[:, None]
+            kept = kept & (is_newest | is_older)[None, :] & is_row[:, None]
             top, total, acc = attend_tile(q, k, v, kept, steps, top, total, acc, precision)
     found, norms = normalised(top, total, acc)
     if is_cut:

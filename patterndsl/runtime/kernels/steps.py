@@ -29,6 +29,7 @@ MERGED_AT_ONCE = 8192
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
 OPTIONS = {"num_warps": 4, "num_stages": 2}
+"""In two stages tiles are copied to shared memory: in registers they would leave room for fewer programs."""
 MERGE_OPTIONS = {"num_warps": 4}
 EARLY_OPTIONS = MERGE_OPTIONS | {"launch_pdl": True}
 
@@ -38,7 +39,7 @@ _decode, _merge = Launcher(decode_kernel), Launcher(merge_splits_kernel)
 def attend(store: Store, step: Newest, asked: Asked) -> tuple[Tensor, Tensor]:
     """Output [B, Hq, T, Dv] in the query's dtype and lse [B, Hq, T] in float32. Empty rows yield 0 and -inf.
 
-    Work: what is kept is read once, and the predicate is asked at all places.
+    Work: what is kept is read once, and of a bounded store all that lasts; the predicate is asked at all places.
     """
     query, scale = positive(step.query, step.scale)
     batch, q_heads, q_len, dim = query.shape

@@ -14,7 +14,7 @@ from torch import Tensor
 
 ALIGNED = 32
 """Counters of two launches are so far apart that they share no line of a cache."""
-SPARE = 1 << 16
+SPARE = 1 << 18
 """Counters that are cleared once, of a device, for all that is captured."""
 
 _lock = Lock()
