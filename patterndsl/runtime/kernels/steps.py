@@ -17,15 +17,15 @@ from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.tickets import tickets
 
 PROGRAMS = 528
-"""Places are split until there are about so many programs: four for each processor of a large GPU, and a constant, so
+"""Places are split until there are so many programs at most: four for each processor of a large GPU, and a constant, so
 that results are the same on all of them."""
 TILE_BYTES = 16 << 10
 """Of keys that a program reads at once, and as many of values. Memory is busy where some 40 KB are on their way to each
 processor."""
-MERGED_BYTES = 64 << 10
+MERGED_BYTES = 32 << 10
 """Of a head's parts: the most that the last of its programs merges, while all others are idle."""
-MERGED_AT_ONCE = 8192
-"""Numbers of parts that a program reads at once."""
+MERGED_AT_ONCE = 4096
+"""Numbers of parts that a program reads at once. With more of them, fewer programs would have room at a time."""
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
 OPTIONS = {"num_warps": 4, "num_stages": 2}
@@ -126,7 +126,7 @@ def _tile(row_bytes: int) -> int:
 def _cut(num_places: int, tile: int, heads: int) -> tuple[int, int]:
     """Places of a split, and how many splits: all as long, but for the last one."""
     num_tiles = -(-num_places // tile)
-    wanted = max(1, min(-(-PROGRAMS // heads), num_tiles))
+    wanted = max(1, min(PROGRAMS // heads, num_tiles))
     span = max(1, -(-num_tiles // wanted)) * tile
     return span, max(1, -(-num_places // span))
 
