@@ -61,6 +61,26 @@ def place_in(turn):
 
 
 @gluon.jit
+def piece_at(pieces, turn, rows):
+    """The piece that a program takes in a turn: its batch row among those that share the work, the whole batch row,
+    its head, block, first and last entry, slot, and the steps of both from consumer to consumer."""
+    at = place_in(turn)
+    piece = pieces + (at // rows) * 8
+    row = at % rows
+    return (
+        row,
+        gl.load(piece) + row,
+        gl.load(piece + 1),
+        gl.load(piece + 2),
+        gl.load(piece + 3),
+        gl.load(piece + 4),
+        gl.load(piece + 5),
+        gl.load(piece + 6),
+        gl.load(piece + 7),
+    )
+
+
+@gluon.jit
 def ring_slot(count, size: gl.constexpr):
     """The slot of a ring for what is counted, and the phase of its barriers."""
     return count % size, (count // size) & 1
@@ -69,9 +89,9 @@ def ring_slot(count, size: gl.constexpr):
 @gluon.jit
 def produce(tensors, shared, barriers, lists, lengths):
     """Copies the queries of a piece, as room for them comes, and the keys and values of its entries."""
-    query, key, value, _, _, _, _, _ = tensors
+    query, key, value, _, _, _, _ = tensors
     queries, keys, values, _ = shared
-    q_full, q_empty, kv_full, kv_empty = barriers
+    q_full, q_empty, kv_full, kv_empty, _ = barriers
     pieces, entries = lists
     num_pieces, rows, _, _, _, _, kv_group = lengths
     ahead: gl.constexpr = q_full.shape[0]
@@ -110,9 +130,9 @@ def produce(tensors, shared, barriers, lists, lengths):
 def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr, which: gl.constexpr):
     """Output and lse of 64 queries of each piece."""
     tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale = seen
-    _, _, _, out, lse, known, part_out, part_lse = tensors
+    _, _, _, out, lse, part_out, part_lse = tensors
     queries, keys, values, outs = shared
-    q_full, q_empty, kv_full, kv_empty = barriers
+    q_full, q_empty, kv_full, kv_empty, known = barriers
     pieces, entries = lists
     num_pieces, rows, q_len, kv_len, q_start, num_slots, _ = lengths
     ahead: gl.constexpr = q_full.shape[0]
@@ -131,32 +151,34 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     channels = gl.expand_dims(gl.arange(0, dim, layout=gl.SliceLayout(0, of_out)), 0)
     columns = gl.expand_dims(gl.arange(0, kv_block, layout=gl.SliceLayout(0, of_scores)), 0)
     no_scores = gl.zeros([64, kv_block], gl.float32, of_scores)
+    result = outs.index(which)
     steps = scale * LOG2E
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
-        shared_row = at % rows
-        piece = pieces + (at // rows) * 8
-        row = gl.load(piece) + shared_row
-        head = gl.load(piece + 1)
-        first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
-        part = gl.load(piece + 5)
-        at_lse = lse + row.to(gl.int64) * strides[3] + head.to(gl.int64) * strides[4] + first.to(gl.int64) * strides[5]
+    times_known = 0
+    turns = pieces_of_program(num_pieces, rows)
+    # pieces and entries are read while what comes before them is computed
+    shared_row, row, head, block, begin, stop, part, block_step, part_step = piece_at(pieces, 0, rows)
+    entry = gl.load(entries + begin, mask=begin < stop, other=0)
+    for turn in range(turns):
+        following = piece_at(pieces, gl.minimum(turn + 1, turns - 1), rows)
+        first = (block + block_step * which) * 64
+        at_lse = lse + row.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + first.to(gl.int64) * strides[2]
+        at_lse = at_lse + lines * strides[2]
         top = gl.full([64], -float("inf"), gl.float32, of_rows)
         total = gl.full([64], 0.0, gl.float32, of_rows)
         acc = gl.zeros([64, dim], gl.float32, of_out)
+        known_top = top
         if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
-            if part < 0:
-                top = gl.load(at_lse + lines * strides[5], mask=lines < q_len - first, other=-float("inf")) * LOG2E
-                total = gl.where(top == -float("inf"), 0.0, 1.0)
-                start = row.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + first.to(gl.int64) * strides[2]
-                at_out = known + start + out_lines * strides[2] + channels
-                acc = gl.load(at_out, mask=out_lines < q_len - first, other=0.0).to(gl.float32)
+            if part < 0:  # what is there comes while its successor is made
+                tma.store_wait(0)
+                mbarrier.expect(known.index(which), out.block_type.nbytes)
+                copy_in(out, [row, head, first, 0], known.index(which), result)
+                known_top = gl.load(at_lse, mask=lines < q_len - first, other=-float("inf")) * LOG2E
         slot, phase = ring_slot(turn, ahead)
         mbarrier.wait(q_full.index(slot), phase)
         q = queries.index(slot * consumers + which).reshape([64, dim])
-        for entry_at in range(gl.load(piece + 3), gl.load(piece + 4)):
-            entry = gl.load(entries + entry_at)
+        for entry_at in range(begin, stop):
+            next_entry = gl.load(entries + gl.minimum(entry_at + 1, stop - 1))
             kv_slot, kv_phase = ring_slot(count, ring)
             mbarrier.wait(kv_full.index(kv_slot), kv_phase)
             if ((entry >> (4 + which)) & 1) != 0:
@@ -183,34 +205,48 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
                 acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(kv_empty.index(kv_slot), count=1)
             count += 1
+            entry = next_entry
         mbarrier.arrive(q_empty.index(slot), count=1)
+        entry = gl.load(entries + following[4], mask=following[4] < following[5], other=0)
+        if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
+            if part < 0:
+                mbarrier.wait(known.index(which), times_known & 1)
+                times_known += 1
+                higher = gl.maximum(top, known_top)
+                shift = gl.where(higher == -float("inf"), 0.0, higher)
+                shrink, known_weight = gl.exp2(top - shift), gl.exp2(known_top - shift)
+                total = total * shrink + known_weight
+                top = higher
+                before = result.reshape([64, dim]).load(of_out).to(gl.float32)
+                before = before * gl.expand_dims(gl.convert_layout(known_weight, of_out_rows), 1)
+                acc = acc * gl.expand_dims(gl.convert_layout(shrink, of_out_rows), 1) + before
         empty = total == 0.0
         some = gl.where(empty, 1.0, total)
         found = gl.where(empty, -float("inf"), (top + gl.log2(some)) * LN2)
-        result = acc * gl.expand_dims(gl.convert_layout(1.0 / some, of_out_rows), 1)
+        acc = acc * gl.expand_dims(gl.convert_layout(1.0 / some, of_out_rows), 1)
         if part >= 0:
-            place = (shared_row.to(gl.int64) * num_slots + part + gl.load(piece + 7) * which) * 64
+            place = (shared_row.to(gl.int64) * num_slots + part + part_step * which) * 64
             gl.store(part_lse + place + lines, found)
-            gl.store(part_out + (place + out_lines) * dim + channels, result)
+            gl.store(part_out + (place + out_lines) * dim + channels, acc)
         else:
-            gl.store(at_lse + lines * strides[5], found, mask=lines < q_len - first)
+            gl.store(at_lse, found, mask=lines < q_len - first)
             tma.store_wait(0)
-            outs.index(which).reshape([64, dim]).store(result.to(dtype))
+            result.reshape([64, dim]).store(acc.to(dtype))
             fence_async_shared()
-            copy_out(out, [row, head, first, 0], outs.index(which))
+            copy_out(out, [row, head, first, 0], result)
+        shared_row, row, head, block, begin, stop, part, block_step, part_step = following
     tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "kv_group", "numbers"])
 def attend_kernel(
-    query, key, value, out, lse, known, part_out, part_lse, pieces, entries, numbers, tables,
-    ob, oh, ol, lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
+    query, key, value, out, lse, part_out, part_lse, pieces, entries, numbers, tables,
+    lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
     keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     registers: gl.constexpr,
 ):  # fmt: skip
-    """Output and lse of each piece. query, key, value, out: descriptors of blocks [1, 1, rows, dim]; known: the
-    tensor out, where softmaxes begin with what is there. ring: tiles of keys in shared memory; ahead: of queries, for
+    """Output and lse of each piece. query, key, value, out: descriptors of blocks [1, 1, rows, dim]. ring: tiles of keys in shared memory; ahead: of queries, for
     each consumer; even: whether every block of keys is whole."""
     q_shape: gl.constexpr = [ahead * consumers, 1, 1, 64, dim]
     kv_shape: gl.constexpr = [ring, 1, 1, kv_block, dim]
@@ -225,7 +261,10 @@ def attend_kernel(
         gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
         gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
         gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [consumers, 1], mbarrier.MBarrierLayout()),
     )
+    for which in gl.static_range(consumers):
+        mbarrier.init(barriers[4].index(which), count=1)
     for slot in gl.static_range(ahead):
         mbarrier.init(barriers[0].index(slot), count=1)
         mbarrier.init(barriers[1].index(slot), count=consumers)
@@ -233,10 +272,10 @@ def attend_kernel(
         mbarrier.init(barriers[2].index(slot), count=1)
         mbarrier.init(barriers[3].index(slot), count=consumers)
     fence_async_shared()
-    tensors = (query, key, value, out, lse, known, part_out, part_lse)
+    tensors = (query, key, value, out, lse, part_out, part_lse)
     lists = (pieces, entries)
     lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group)
-    strides = (ob, oh, ol, lb, lh, ll)
+    strides = (lb, lh, ll)
     seen = tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale
     gl.warp_specialize(
         [(consume, (seen, keep, even, goes_on, which)) for which in (0, 1, 2, 3)[:consumers]]

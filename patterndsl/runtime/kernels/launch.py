@@ -145,9 +145,9 @@ def _forward_on_hopper(
     q, o, k, v = _described_on_hopper((query, out), (key, value), blocks)
     hopper.attend(
         _programs(work, rows, blocks, query.device),
-        (q, k, v, o, lse, out, part_out, part_lse, work.pieces, work.entries),
+        (q, k, v, o, lse, part_out, part_lse, work.pieces, work.entries),
         (
-            *strides_of(out), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
+            *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
             query.shape[1] // key.shape[1],
         ),
         {
