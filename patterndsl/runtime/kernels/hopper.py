@@ -61,26 +61,6 @@ def place_in(turn):
 
 
 @gluon.jit
-def piece_at(pieces, turn, rows):
-    """The piece that a program takes in a turn: its batch row among those that share the work, the whole batch row,
-    its head, block, first and last entry, slot, and the steps of both from consumer to consumer."""
-    at = place_in(turn)
-    piece = pieces + (at // rows) * 8
-    row = at % rows
-    return (
-        row,
-        gl.load(piece) + row,
-        gl.load(piece + 1),
-        gl.load(piece + 2),
-        gl.load(piece + 3),
-        gl.load(piece + 4),
-        gl.load(piece + 5),
-        gl.load(piece + 6),
-        gl.load(piece + 7),
-    )
-
-
-@gluon.jit
 def ring_slot(count, size: gl.constexpr):
     """The slot of a ring for what is counted, and the phase of its barriers."""
     return count % size, (count // size) & 1
@@ -155,13 +135,14 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     steps = scale * LOG2E
     count = 0
     times_known = 0
-    turns = pieces_of_program(num_pieces, rows)
-    # pieces and entries are read while what comes before them is computed
-    shared_row, row, head, block, begin, stop, part, block_step, part_step = piece_at(pieces, 0, rows)
-    entry = gl.load(entries + begin, mask=begin < stop, other=0)
-    for turn in range(turns):
-        following = piece_at(pieces, gl.minimum(turn + 1, turns - 1), rows)
-        first = (block + block_step * which) * 64
+    for turn in range(pieces_of_program(num_pieces, rows)):
+        at = place_in(turn)
+        shared_row = at % rows
+        piece = pieces + (at // rows) * 8
+        row = gl.load(piece) + shared_row
+        head = gl.load(piece + 1)
+        first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
+        part = gl.load(piece + 5)
         at_lse = lse + row.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + first.to(gl.int64) * strides[2]
         at_lse = at_lse + lines * strides[2]
         top = gl.full([64], -float("inf"), gl.float32, of_rows)
@@ -177,8 +158,8 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
         slot, phase = ring_slot(turn, ahead)
         mbarrier.wait(q_full.index(slot), phase)
         q = queries.index(slot * consumers + which).reshape([64, dim])
-        for entry_at in range(begin, stop):
-            next_entry = gl.load(entries + gl.minimum(entry_at + 1, stop - 1))
+        for entry_at in range(gl.load(piece + 3), gl.load(piece + 4)):
+            entry = gl.load(entries + entry_at)
             kv_slot, kv_phase = ring_slot(count, ring)
             mbarrier.wait(kv_full.index(kv_slot), kv_phase)
             if ((entry >> (4 + which)) & 1) != 0:
@@ -205,9 +186,7 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
                 acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(kv_empty.index(kv_slot), count=1)
             count += 1
-            entry = next_entry
         mbarrier.arrive(q_empty.index(slot), count=1)
-        entry = gl.load(entries + following[4], mask=following[4] < following[5], other=0)
         if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
             if part < 0:
                 mbarrier.wait(known.index(which), times_known & 1)
@@ -225,7 +204,7 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
         found = gl.where(empty, -float("inf"), (top + gl.log2(some)) * LN2)
         acc = acc * gl.expand_dims(gl.convert_layout(1.0 / some, of_out_rows), 1)
         if part >= 0:
-            place = (shared_row.to(gl.int64) * num_slots + part + part_step * which) * 64
+            place = (shared_row.to(gl.int64) * num_slots + part + gl.load(piece + 7) * which) * 64
             gl.store(part_lse + place + lines, found)
             gl.store(part_out + (place + out_lines) * dim + channels, acc)
         else:
@@ -234,7 +213,6 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
             result.reshape([64, dim]).store(acc.to(dtype))
             fence_async_shared()
             copy_out(out, [row, head, first, 0], result)
-        shared_row, row, head, block, begin, stop, part, block_step, part_step = following
     tma.store_wait(0)
 
 
