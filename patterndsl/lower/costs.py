@@ -300,6 +300,5 @@ def _copied_rows(piece: Piece, machine: Machine) -> int:
     is put back. Kernels of our own take positions in any order where they lie."""
     geometry, shape = piece.geometry, piece.shape
     is_ordered = isinstance(shape, Sparse) and shape.orders is not None and machine.sparse_kernel != "triton"
-    if len(geometry.q.axes) == len(geometry.k.axes) == 1 and not is_ordered:
-        return 0
-    return geometry.num_groups * (2 * geometry.q.length + 2 * geometry.k.length)
+    copied = (2 * side.length for side in (geometry.q, geometry.k) if is_ordered or len(side.axes) > 1)
+    return geometry.num_groups * sum(copied)
