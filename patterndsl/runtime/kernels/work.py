@@ -20,7 +20,12 @@ LONG = 4
 """Times the mean, from which on a list is too long for sharers to wait for each other."""
 PARTS = 2048
 """All work is cut as if into so many equal parts: a list of more than two of them is cut. Some sixteen for each
-processor of a large GPU, and a constant, so that results are the same on all of them."""
+processor of a large GPU, and a constant, so that results are the same on all of them. The work of owners
+that have all sharers for themselves, which leave parts anyway, is cut into half as many, however little it is: a few
+long pieces among short ones would be more than a program's share."""
+CLASSES = 8
+"""Of lengths, from one power of two to the next: pieces of a class stay in order, as neighbours read the same keys,
+and programs take of each class in turns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,10 +172,12 @@ def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shar
     num_entries = sum(len(found.entries) * len(places) for found, places in lists)
     num_lists = sum(len(found.counts) * len(places) for found, places in lists)
     sharers = lists[0][0].sharers if lists else 1  # whose pieces are so many times larger
+    num_alone = sum(int(found.counts[found.is_alone].sum()) * len(places) for found, places in lists)
     longest = max(SHORTEST, copies * num_entries * sharers // PARTS)
+    longest_alone = sharers * max(SHORTEST, 2 * copies * num_alone // sharers // PARTS)
     pieces, joints, num_slots, base = list[Tensor](), list[Tensor](), 0, 0
     for found, places in lists:
-        cut, cut_joints, slots = _cut(found, longest)
+        cut, cut_joints, slots = _cut(found, longest, longest_alone)
         cut[:, 1:3] += base
         base += len(found.entries)
         for row, head in places:
@@ -179,8 +186,9 @@ def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shar
             num_slots += slots
     all_pieces = torch.cat(pieces)
     lengths = all_pieces[:, 4] - all_pieces[:, 3]
-    # by powers of two, so that pieces of about one length stay in order: neighbours read the same keys
-    order = (lengths + 1).log2().ceil().argsort(descending=True, stable=True)
+    if sharers > 1:  # who takes turns with others has less to do
+        lengths = torch.where(all_pieces[:, 6] == 0, -(-lengths // sharers), lengths)
+    order = (CLASSES * (lengths + 1).log2()).ceil().argsort(descending=True, stable=True)
     return Work(
         all_pieces[order].to(torch.int32).contiguous(),
         torch.cat([found.entries for found, _ in lists]),
@@ -191,12 +199,12 @@ def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shar
     )
 
 
-def _cut(lists: Lists, longest: int) -> tuple[Tensor, Tensor, int]:
+def _cut(lists: Lists, longest: int, longest_alone: int) -> tuple[Tensor, Tensor, int]:
     """Pieces [.., (block, begin, stop, slot; steps of blocks and of slots from sharer to sharer)] of one head's lists,
     joints [.., (block, first slot, slots)], and the number of slots."""
     counts, device, sharers = lists.counts, lists.counts.device, lists.sharers
-    at_most = torch.where(lists.is_alone, sharers * longest, longest)
-    parts = torch.where(counts > 2 * at_most, -(-counts // at_most), 1)
+    parts = torch.where(counts > 2 * longest, -(-counts // longest), 1)
+    parts = torch.where(lists.is_alone, (-(-counts // longest_alone)).clamp(min=1), parts)
     is_cut = (parts > 1) | lists.is_alone
     slots = torch.where(is_cut, sharers * parts, 0)
     first_slots = slots.cumsum(0) - slots
