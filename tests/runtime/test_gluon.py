@@ -26,7 +26,7 @@ from patterndsl.runtime.kernels import shapes, work
 from patterndsl.runtime.kernels.asked import asked_of
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
-from patterndsl.runtime.kernels.work import shared_lists_of, shared_transposed, work_of
+from patterndsl.runtime.kernels.work import Work, shared_lists_of, shared_transposed, work_of
 from patterndsl.sema.parameters import Sizes
 from tests.strategies import Case, cases, many
 
@@ -116,6 +116,68 @@ def test_pieces_have_all_tiles(seed: int, sharers: int, width: int) -> None:
     assert found == {(q_blk, kv_blk // width): not is_kept(q_blk, kv_blk // width) for q_blk, kv_blk in kept}
     assert sorted(left) == list(range(done.num_slots))
     assert len({slot for mine in joints.values() for slot in mine}) == sum(map(len, joints.values()))
+
+
+PROCESSORS = 132
+OVERHEAD = 1.5
+"""Of a piece, in entries: what its program does before the first and after the last one."""
+HARD: dict[str, tuple[str, Role, int, Length]] = {
+    "global rows": ("window(256) | global(64)", "forward", 64, "short"),
+    "global rows, three share": ("window(256) | global(64)", "forward", 128, "short"),
+    "global columns": ("window(256) | global(64)", "keys", 64, "short"),
+    "some columns": ("causal & columns(256, 8)", "forward", 64, "short"),
+    "dense": ("causal", "forward", 128, "long"),
+    "dense columns": ("causal", "keys", 64, "long"),
+    "short lists": ("recent(256)", "forward", 64, "short"),
+}
+"""A pattern, and the role, width of heads and length of lists whose blocks are built in."""
+
+
+def costs_of(done: Work, sharers: int) -> Tensor:
+    """Entries of each piece that the sharer with the most of them needs."""
+    entries = (done.entries[:, None] >> 4 + torch.arange(sharers)) & 1
+    before = torch.cat([torch.zeros(1, sharers), entries.cumsum(0)])
+    begin, stop = done.pieces[:, 3:5].long().T
+    return (before[stop] - before[begin]).amax(1)
+
+
+@pytest.mark.parametrize(("text", "role", "dim", "length"), HARD.values(), ids=HARD)
+def test_no_program_has_much_more_than_others(text: str, role: Role, dim: int, length: Length) -> None:
+    """Of as many as an H100 runs at once, over 65,536 positions of 16 heads."""
+    blocks = next(item.blocks for item in shapes.BUILT_IN if item.use == Use(role, dim, length))
+    assert isinstance(blocks, Pipeline)
+    relation, sizes = patterndsl.parse(text).bind(65_536).relation, Sizes(65_536, 65_536, 0, 65_536)
+    lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0] * 16, 1, 65_536, CPU)
+    done = lists.columns(blocks) if role == "keys" else lists.rows(blocks)
+    cost = costs_of(done, blocks.consumers) + OVERHEAD
+    programs = PROCESSORS * blocks.programs
+    turn, own = torch.arange(len(cost)) // programs, torch.arange(len(cost)) % programs
+    own = torch.where(turn % 2 == 1, programs - 1 - own, own)
+    shares = torch.zeros(programs).index_add_(0, own, cost)
+    assert shares.max() <= 1.03 * shares.mean()
+
+
+@given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3)))
+@many(0.3)
+def test_pieces_come_longest_first_and_else_in_order(seed: int, sharers: int) -> None:
+    """Each is at most a little longer than the one before, and behind it in the lists unless it is shorter."""
+    draw = random.Random(seed)
+    num_q_blocks, num_kv_blocks = draw.randint(1, 40), draw.randint(1, 200)
+    reach = [draw.choice((1, 5, draw.randint(1, num_kv_blocks), num_kv_blocks)) for _ in range(num_q_blocks)]
+    kept = [(q_blk, kv_blk) for q_blk in range(num_q_blocks) for kv_blk in range(min(reach[q_blk], num_kv_blocks))]
+    q_blks, kv_blks = torch.tensor(kept).T
+    tiles = Tiles(SIDE, SIDE, num_q_blocks, num_kv_blocks, q_blks, kv_blks, q_blks >= 0, 0)
+    lists = shared_lists_of(tiles, num_kv_blocks * SIDE, CPU, sharers, SIDE)
+    done = work_of([(lists, [(0, 0), (0, 1), (0, 2)])], is_shared=True)
+    is_alone = done.pieces[:, 6] == 0
+    numbers = done.pieces[:, 4] - done.pieces[:, 3]
+    lengths = torch.where(is_alone, -(-numbers // sharers), numbers).tolist()
+    places = done.pieces[:, (1, 3, 4)].tolist()
+    for (length, following), (place, behind) in zip(
+        itertools.pairwise(lengths), itertools.pairwise(places), strict=True
+    ):
+        assert following + 1 <= 1.1 * (length + 1)
+        assert following < length or place <= behind
 
 
 # ---- choices
