@@ -6,6 +6,7 @@ Gluon has no interpreter: without such a GPU only lists and choices are looked a
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.kernels import shapes, work
 from patterndsl.runtime.kernels.asked import asked_of
+from patterndsl.runtime.kernels.dealing import CLASSES, deal
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
 from patterndsl.runtime.kernels.work import Work, shared_lists_of, shared_transposed, work_of
@@ -128,9 +130,30 @@ HARD: dict[str, tuple[str, Role, int, Length]] = {
     "some columns": ("causal & columns(256, 8)", "forward", 64, "short"),
     "dense": ("causal", "forward", 128, "long"),
     "dense columns": ("causal", "keys", 64, "long"),
+    "scattered": ("blocks(64, random(3, seed = 1) | window(1)) | global(64)", "forward", 128, "short"),
+    "all columns": ("causal & columns(256, 8)", "keys", 64, "short"),
     "short lists": ("recent(256)", "forward", 64, "short"),
 }
 """A pattern, and the role, width of heads and length of lists whose blocks are built in."""
+
+
+def taken_by(dealt: list[int], programs: int) -> list[list[int]]:
+    """The pieces of each program, as the kernel reads them."""
+    return [dealt[begin:stop] for begin, stop in itertools.pairwise(dealt[: programs + 1])]
+
+
+@given(costs=st.lists(st.integers(1, 1000), min_size=1, max_size=60), programs=st.integers(1, 20))
+@many(0.3)
+def test_each_piece_is_dealt_once(costs: list[int], programs: int) -> None:
+    """In the order in which they come, and some to every program; none is left with more than all others and a piece of
+    its own."""
+    programs = min(programs, len(costs))
+    in_classes = sorted(costs, key=lambda cost: -math.ceil(CLASSES * math.log2(cost)))
+    taken = taken_by(deal(torch.tensor(in_classes).float(), programs).tolist(), programs)
+    assert sorted(itertools.chain.from_iterable(taken)) == list(range(len(costs)))
+    assert all(mine and mine == sorted(mine) for mine in taken)
+    shares = [sum(in_classes[at] for at in mine) for mine in taken]
+    assert max(shares) <= sum(costs) / programs + max(costs) * 1.1
 
 
 def costs_of(done: Work, sharers: int) -> Tensor:
@@ -150,10 +173,8 @@ def test_no_program_has_much_more_than_others(text: str, role: Role, dim: int, l
     lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0] * 16, 1, 65_536, CPU)
     done = lists.columns(blocks) if role == "keys" else lists.rows(blocks)
     cost = costs_of(done, blocks.consumers) + OVERHEAD
-    programs = PROCESSORS * blocks.programs
-    turn, own = torch.arange(len(cost)) // programs, torch.arange(len(cost)) % programs
-    own = torch.where(turn % 2 == 1, programs - 1 - own, own)
-    shares = torch.zeros(programs).index_add_(0, own, cost)
+    taken = done.dealt(1, PROCESSORS * blocks.programs).tolist()
+    shares = torch.stack([cost[mine].sum() for mine in taken_by(taken, PROCESSORS * blocks.programs)])
     assert shares.max() <= 1.03 * shares.mean()
 
 
@@ -169,9 +190,8 @@ def test_pieces_come_longest_first_and_else_in_order(seed: int, sharers: int) ->
     tiles = Tiles(SIDE, SIDE, num_q_blocks, num_kv_blocks, q_blks, kv_blks, q_blks >= 0, 0)
     lists = shared_lists_of(tiles, num_kv_blocks * SIDE, CPU, sharers, SIDE)
     done = work_of([(lists, [(0, 0), (0, 1), (0, 2)])], is_shared=True)
-    is_alone = done.pieces[:, 6] == 0
-    numbers = done.pieces[:, 4] - done.pieces[:, 3]
-    lengths = torch.where(is_alone, -(-numbers // sharers), numbers).tolist()
+    leaves_a_part = (done.pieces[:, 5] >= 0).int()  # which takes longer, too
+    lengths = (costs_of(done, sharers) + leaves_a_part).tolist()
     places = done.pieces[:, (1, 3, 4)].tolist()
     for (length, following), (place, behind) in zip(
         itertools.pairwise(lengths), itertools.pairwise(places), strict=True
