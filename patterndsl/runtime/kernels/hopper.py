@@ -44,20 +44,16 @@ def descriptor(x: Tensor, shape: list[int], strides: list[int], block: list[int]
 
 
 @gluon.jit
-def pieces_of_program(num_pieces, rows):
-    """How many pieces a program takes; they are dealt in turns there and back, as they come longest first."""
-    total = num_pieces * rows
-    turns = total // gl.num_programs(0)
-    return turns + (place_in(turns) < total).to(gl.int32)
+def pieces_of_program(deals):
+    """How many pieces a program takes. deals: see `dealing.deal`."""
+    own = deals + gl.program_id(0)
+    return gl.load(own + 1) - gl.load(own)
 
 
 @gluon.jit
-def place_in(turn):
+def place_in(deals, turn):
     """The place of the piece that a program takes in a turn."""
-    own = gl.program_id(0)
-    if turn % 2 == 1:
-        own = gl.num_programs(0) - 1 - own
-    return turn * gl.num_programs(0) + own
+    return gl.load(deals + gl.load(deals + gl.program_id(0)) + turn)
 
 
 @gluon.jit
@@ -72,8 +68,8 @@ def produce(tensors, shared, barriers, lists, lengths):
     query, key, value, _, _, _, _ = tensors
     queries, keys, values, _ = shared
     q_full, q_empty, kv_full, kv_empty, _ = barriers
-    pieces, entries = lists
-    num_pieces, rows, _, _, _, _, kv_group = lengths
+    pieces, entries, deals = lists
+    rows, _, _, _, _, kv_group = lengths
     ahead: gl.constexpr = q_full.shape[0]
     ring: gl.constexpr = kv_full.shape[0]
     consumers: gl.constexpr = queries.shape[0] // ahead
@@ -81,8 +77,8 @@ def produce(tensors, shared, barriers, lists, lengths):
     q_bytes: gl.constexpr = consumers * query.block_type.nbytes
     kv_bytes: gl.constexpr = key.block_type.nbytes + value.block_type.nbytes
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + at % rows
         head = gl.load(piece + 1)
@@ -113,8 +109,8 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     _, _, _, out, lse, part_out, part_lse = tensors
     queries, keys, values, outs = shared
     q_full, q_empty, kv_full, kv_empty, known = barriers
-    pieces, entries = lists
-    num_pieces, rows, q_len, kv_len, q_start, num_slots, _ = lengths
+    pieces, entries, deals = lists
+    rows, q_len, kv_len, q_start, num_slots, _ = lengths
     ahead: gl.constexpr = q_full.shape[0]
     ring: gl.constexpr = kv_full.shape[0]
     consumers: gl.constexpr = queries.shape[0] // ahead
@@ -135,8 +131,8 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     steps = scale * LOG2E
     count = 0
     times_known = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         shared_row = at % rows
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + shared_row
@@ -216,10 +212,10 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "kv_group", "numbers"])
+@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "rows", "kv_group", "numbers"])
 def attend_kernel(
-    query, key, value, out, lse, part_out, part_lse, pieces, entries, numbers, tables,
-    lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
+    query, key, value, out, lse, part_out, part_lse, pieces, entries, deals, numbers, tables,
+    lb, lh, ll, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
     keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     registers: gl.constexpr,
@@ -251,8 +247,8 @@ def attend_kernel(
         mbarrier.init(barriers[3].index(slot), count=consumers)
     fence_async_shared()
     tensors = (query, key, value, out, lse, part_out, part_lse)
-    lists = (pieces, entries)
-    lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group)
+    lists = (pieces, entries, deals)
+    lengths = (rows, q_len, kv_len, q_start, num_slots, kv_group)
     strides = (lb, lh, ll)
     seen = tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale
     gl.warp_specialize(
