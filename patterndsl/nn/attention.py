@@ -33,7 +33,7 @@ from patterndsl.nn.scores import (
 )
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
-from patterndsl.runtime.chosen import highest_on
+from patterndsl.runtime.chosen import hash_on, highest_on
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.ops import Call as Asked
@@ -447,7 +447,7 @@ class Attention(nn.Module):
             if name not in given:
                 sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
                 settings = dict(learner_at(self.pattern.resolved, name, sizes).settings)
-                found[name] = labels_of_heads(key, settings, self.heads, redrawn())
+                found[name] = labels_of_heads(key, settings, self.heads, redrawn(), hash_on(x.device))
         for item in selections:
             if item.name not in self.indices:
                 continue
