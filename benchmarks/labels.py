@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 import patterndsl
+from patterndsl.learn.unit import unit
 from patterndsl.runtime.turns import first_line, in_turns
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ attend: causal & chunks(bucket, {chunk}, 1) & q != k
 def ours(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     pattern = patterndsl.parse(SPEC.format(buckets=n // CHUNK, rounds=rounds, chunk=CHUNK))
     program = pattern.compile(n, heads=heads, device=device)
-    return lambda query, value: program(query, normalize(query, dim=-1), value, scale=1.0)
+    return lambda query, value: program(query, unit(query), value, scale=1.0)
 
 
 def reformer_pytorch(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:

@@ -29,10 +29,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 import patterndsl
 from patterndsl.learn.kmeans import KMeans
+from patterndsl.learn.unit import unit
 from patterndsl.runtime.measure import cores_of_others, usage
 from patterndsl.runtime.turns import first_line, in_turns
 
@@ -74,7 +74,7 @@ def ours(sizes: Sizes) -> Run:
     program, learner = sizes.program(OURS), sizes.learner()
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key = normalize(query, dim=-1)
+        key = unit(query)
         labels, members = learner.assigned(key, (sizes.window,))
         out = program(query, key, value, inputs={"route": members[sizes.window]})
         return out, COMMITMENT * learner.commitment(key, labels)
@@ -86,7 +86,7 @@ def itself_last(sizes: Sizes) -> Run:
     program, learner = sizes.program(ITSELF_LAST), sizes.learner()
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key = normalize(query, dim=-1)
+        key = unit(query)
         labels, members = learner.assigned(key, (sizes.window,))
         lists = members[sizes.window]
         out = program(query, key, value, inputs={"route": lists, "first": lists[..., :1]})
@@ -122,7 +122,7 @@ def largest_difference(sizes: Sizes, query: Tensor, value: Tensor) -> float | No
         expected, _ = layer(query, query, value)
         lists = distribution(layer.kmeans(query)[0], sizes.window).view(*query.shape[:2], sizes.clusters, -1)
         inputs = {"route": lists, "first": lists.amin(-1, keepdim=True)}
-        out = sizes.program(ITSELF_LAST)(query, normalize(query, dim=-1), value, inputs=inputs)
+        out = sizes.program(ITSELF_LAST)(query, unit(query), value, inputs=inputs)
     assert out.isfinite().all()
     if query.dtype not in (torch.float32, torch.float64):
         return None

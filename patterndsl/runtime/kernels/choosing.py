@@ -15,10 +15,10 @@ from torch import Tensor
 from patterndsl.ir.relation import Relation
 from patterndsl.learn import topk
 from patterndsl.learn.graphs import remembered
+from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.choosing_kernels import choose_kernel, pick_kernel, pool_kernel
 from patterndsl.runtime.kernels.launch import strides_of
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import BoundSelection
 from patterndsl.sema.parameters import Sizes

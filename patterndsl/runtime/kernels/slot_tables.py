@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from patterndsl.learn.graphs import remembered
+from patterndsl.learn.launcher import Launcher
 from patterndsl.lower.hulls import Lists
 from patterndsl.runtime.kernels import work
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.slot_kernels import (
     begin_kernel,
     column_kernel,
