@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.kernels.hopper import (
     FEW,
     LOG2E,
@@ -29,7 +30,6 @@ from patterndsl.runtime.kernels.hopper import (
     place_in,
     ring_slot,
 )
-from patterndsl.runtime.kernels.launcher import Launcher
 
 LEAST_RING = 3
 """The tile before, whose products may not be done, the one at hand, and the next."""

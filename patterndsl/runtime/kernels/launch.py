@@ -11,11 +11,11 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.lower.blocks import ROWS, Blocks, Pipeline
 from patterndsl.runtime.kernels.asked import Asked, Orders
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.views import make_room, with_unit_stride
 
