@@ -220,18 +220,25 @@ class Cache:
                 "E503", message, "make the cache with max_queries=, or attend for a whole prompt by attention()"
             )
         scale = checked_scale(scale, self.head_dim)
-        wide = torch.promote_types(query.dtype, torch.float32)
-        out = query.new_zeros(self.batch, self.heads, q_len, self.value_dim)
-        lse = query.new_full((self.batch, self.heads, q_len), -torch.inf, dtype=wide)
-        if out.numel():
-            for part in self._parts:
-                asked = Newest(_heads(query, part.q_heads, self.heads), q_len, self.heads // self.kv_heads, scale)
-                found = part.attend(asked, self._history.values, self.backend)
-                if len(self._parts) == 1:
-                    out, lse = found
-                else:
-                    at = list(part.q_heads)
-                    out[:, at], lse[:, at] = found
+        parts = self._parts if query.numel() else ()
+        group = self.heads // self.kv_heads
+        found = [
+            part.attend(
+                Newest(_heads(query, part.q_heads, self.heads), q_len, group, scale),
+                self._history.values,
+                self.backend,
+            )
+            for part in parts
+        ]
+        if len(found) == 1:  # as it is: to write it once more would take a GPU about as long
+            out, lse = found[0]
+        else:
+            wide = torch.promote_types(query.dtype, torch.float32)
+            out = query.new_empty(self.batch, self.heads, q_len, self.value_dim)
+            lse = query.new_empty(self.batch, self.heads, q_len, dtype=wide)
+            for part, of_part in zip(parts, found, strict=True):
+                at = list(part.q_heads)
+                out[:, at], lse[:, at] = of_part
         return (out, lse) if return_lse else out
 
     def reset(self, rows: Iterable[int] | None = None) -> None:

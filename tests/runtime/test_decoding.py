@@ -61,6 +61,15 @@ def _new_tensors_are_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _rows_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short as they are: a tile is as small as a page."""
+    if IS_INTERPRETED:
+        from patterndsl.runtime.kernels import steps
+
+        monkeypatch.setattr(steps, "TILE_BYTES", 1)
+
+
 def random_tensors(
     dtype: torch.dtype,
     *,
@@ -171,6 +180,40 @@ def test_shapes(heads: int, kv_heads: int, dim: int, value_dim: int) -> None:
     )
 
 
+@pytest.mark.skipif(not USES_KERNELS, reason="it is about kernels")
+@on_device
+@pytest.mark.parametrize("text", ["causal & (recent(37) | first(3))", "causal & (recent(9) | strided(5))"])
+@pytest.mark.parametrize(
+    ("page", "tile_bytes", "programs", "merged_bytes"),
+    [(16, 1, 528, 1 << 20), (16, 1, 528, 0), (64, 1, 4, 1 << 20), (16, 1 << 20, 528, 1 << 20)],
+    ids=["tiles are pages, merged by the last", "by a second kernel", "several tiles in a page", "pages in a tile"],
+)
+def test_splits_are_merged(
+    text: str, page: int, tile_bytes: int, programs: int, merged_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However pages, tiles and splits lie; counters are zero again, and bits are the same."""
+    from patterndsl.runtime.kernels import steps, tickets
+
+    monkeypatch.setattr(steps, "PROGRAMS", programs)
+    monkeypatch.setattr(steps, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(steps, "MERGED_BYTES", merged_bytes)
+    monkeypatch.setattr(steps, "MERGED_AT_ONCE", 64)  # two splits of two query heads
+    taken = list[Tensor]()
+
+    def counters(device: torch.device, count: int) -> Tensor:
+        taken.append(tickets.tickets(device, count))
+        return taken[-1]
+
+    monkeypatch.setattr(steps, "tickets", counters)
+    tensors = random_tensors(DTYPES[0])
+    cache = assert_decodes(patterndsl.parse(text), tensors, [[50, 3], [2, 1]], page=page)
+    query = tensors[0][:, :, :1]
+    first, again = (cache.attend(query, return_lse=True) for _ in range(2))
+    assert all(torch.equal(*both) for both in zip(first, again, strict=True))
+    assert bool(taken) == (programs > 4 and tile_bytes == 1 and merged_bytes > 0)
+    assert not any(x.any() for x in taken)
+
+
 @on_device
 def test_many_queries_at_once() -> None:
     """More rows than a tile of a kernel has."""
@@ -195,6 +238,32 @@ def test_draws_and_lengths() -> None:
     assert_decodes(pattern, random_tensors(DTYPES[0]), [[30, 3], [1, 1], [1, 7]], n=N)
 
 
+@pytest.mark.skipif(not HAS_CUDA, reason="there are no graphs and streams")
+@pytest.mark.cuda
+def test_calls_in_flight_do_not_share_counters() -> None:
+    """Two graphs, a stream and the default one, beside each other, give the bits that one alone gives."""
+    query, key, value = random_tensors(torch.bfloat16, n=4000, dim=64, value_dim=64)
+    cache = Cache("recent(4000)", batch=2, heads=4, kv_heads=2, head_dim=64, dtype=query.dtype, device=DEVICE)
+    cache.append(key, value)
+    newest = query[:, :, -1:].contiguous()
+    alone = cache.attend(newest)
+    graphs, found = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            found.append(cache.attend(newest))
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    for _ in range(100):
+        for graph, stream in zip(graphs, streams, strict=False):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        with torch.cuda.stream(streams[2]):
+            beside = cache.attend(newest)
+        here = cache.attend(newest)
+        torch.cuda.synchronize()
+        assert all(torch.equal(alone, out) for out in (*found, beside, here))
+
+
 @on_device
 def test_reset_rows_begin_anew() -> None:
     """Pages of a row that was reset are used again, and what they held is not seen."""
@@ -213,6 +282,20 @@ def test_reset_rows_begin_anew() -> None:
     cache.reset()
     assert cache.lengths == (0, 0)
     assert not cache.attend(query[:, :, :1]).any()
+
+
+@on_device
+@pytest.mark.parametrize("text", ["causal & recent(40) & strided(8)", "causal & (strided(8) | first(1))"])
+def test_what_no_query_attends_is_not_read(text: str) -> None:
+    """Neither in a bounded cache nor in a growing one."""
+    query, key, value = random_tensors(DTYPES[0], n=50)
+    is_kept = patterndsl.parse(text).compile(50).mask()[0, -1].to(DEVICE)
+    expected = patterndsl.attention(query, key, value, text, backend="oracle")[:, :, -1:]
+    for x in (key, value):
+        x[:, :, ~is_kept] = torch.nan
+    cache = Cache(text, batch=2, heads=4, kv_heads=2, head_dim=8, page=16, dtype=key.dtype, device=DEVICE)
+    cache.append(key, value)
+    assert_close(cache.attend(query[:, :, -1:]), expected, query.dtype)
 
 
 @pytest.mark.skipif(USES_KERNELS, reason="kernels take finite keys and values")

@@ -55,10 +55,10 @@ class Pages:
         return np.searchsorted(self.lasting, self.lengths - self.ring)
 
     @property
-    def most_blocks(self) -> int:
-        """The most pages that any row attends to."""
-        in_ring = -(-np.minimum(self.lengths, self.ring) // self.page)
-        return int((in_ring + -(-self.older // self.page)).max(initial=0))
+    def most_columns(self) -> int:
+        """How many columns of the table a row attends to, of the row with most."""
+        older, in_ring = self.older, -(-np.minimum(self.lengths, self.ring) // self.page)
+        return int(np.where(older > 0, self.ring_pages - (-older // self.page), in_ring).max(initial=0))
 
     def append(self, counts: Integers, num_tokens: int) -> Writes:
         """Makes place for the first counts[row] of num_tokens new tokens of each row."""
