@@ -132,6 +132,15 @@ def checked_scale(scale: object, head_dim: int) -> float:
     return number
 
 
+def with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
+    """A query and a scale above 0 with the same scores. PyTorch's kernels mask before they scale, and then a scale of 0
+    makes -inf NaN, and one below 0 makes it inf."""
+    if scale < 0:
+        query, scale = -query, -scale
+    tiny = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).tiny  # where kernels calculate
+    return (query, scale) if scale >= tiny else (query * scale, 1.0)
+
+
 _AUTOCAST_KINDS = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 """Asked once, as PyTorch 2.11 cannot trace the question."""
 
