@@ -14,8 +14,8 @@ def documents(cu_seqlens: Tensor, n: int) -> Tensor:
 
     cu_seqlens: int [documents + 1] or [B, documents + 1], where documents start and the last one ends, from 0 on, as
     FlashAttention's varlen functions take them; equal neighbours are documents without tokens. Positions behind the end
-    are one more document, which nothing else attends. Raises InputError (E502) on another shape or dtype, on starts that
-    do not ascend from 0 or end behind n, which is not looked at on a GPU: it would have to wait.
+    are one more document, which nothing else attends. Raises InputError (E502) on another shape or dtype, and on starts
+    that do not ascend from 0 or end behind n, which is not looked at on a GPU: it would have to wait.
     Work: O(n log documents).
     """
     n = counted("n", n, 0, MAX_SIZE)
