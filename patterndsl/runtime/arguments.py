@@ -77,6 +77,9 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, bound: Bound, devic
     """Raises InputError (E503, E505) where the tensors do not fit each other or the program."""
     named = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
+        if isinstance(tensor, Tensor) and (tensor.is_nested or tensor.layout != torch.strided):
+            layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise input_error("E503", f"{name} is a {layout} tensor", "give dense tensors; lengths of rows are inputs")
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
