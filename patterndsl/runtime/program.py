@@ -44,6 +44,7 @@ from patterndsl.runtime.arguments import (
     checked_device,
     checked_positions,
     checked_scale,
+    with_positive_scale,
 )
 from patterndsl.runtime.chosen import hash_on, topk_on
 from patterndsl.runtime.constants import constants_for, given_constants
@@ -509,7 +510,11 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
+<<<<<<< HEAD
         hold(self)
+=======
+        query, scale = with_positive_scale(query, scale)
+>>>>>>> broken
         on_kernels = self.on_kernels(query, key, value)
         if on_kernels is not None:
             return on_kernels(query, key, value, given, scale)
