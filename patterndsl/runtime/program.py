@@ -510,11 +510,8 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
-<<<<<<< HEAD
         hold(self)
-=======
         query, scale = with_positive_scale(query, scale)
->>>>>>> broken
         on_kernels = self.on_kernels(query, key, value)
         if on_kernels is not None:
             return on_kernels(query, key, value, given, scale)

@@ -220,8 +220,8 @@ def attend_kernel(
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     registers: gl.constexpr,
 ):  # fmt: skip
-    """Output and lse of each piece. query, key, value, out: descriptors of blocks [1, 1, rows, dim]. ring: tiles of keys
-    in shared memory; ahead: of queries, for each consumer; even: whether every block of keys is whole."""
+    """Output and lse of each piece. query, key, value, out: descriptors of blocks [1, 1, rows, dim]. ring: tiles of
+    keys in shared memory; ahead: of queries, for each consumer; even: whether every block of keys is whole."""
     q_shape: gl.constexpr = [ahead * consumers, 1, 1, 64, dim]
     kv_shape: gl.constexpr = [ring, 1, 1, kv_block, dim]
     shared = (
