@@ -4,7 +4,8 @@
     python benchmarks/labels.py --device cuda          # 16 heads of 64
 
 Each call hashes, sorts and attends, causally, in chunks of 64 and the chunk before; a query attends itself only where
-it has nothing else. Forward and backward, in turns in one run, with peak memory. The libraries, where installed:
+it has nothing else. Forward, and forward and backward, in turns in one run, with peak memory; on a GPU called each time
+and captured in a CUDA graph, a library by what is faster. The libraries, where installed:
 reformer-pytorch (LSHAttention on shared query and key, its own defaults but for dropout) and transformers
 (LSHSelfAttention, with its projections of as many channels as the heads have). They wrap the first chunk around, and
 hash with directions of their own; that changes which keys are near, not how many. Writes
@@ -16,18 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 import patterndsl
-from patterndsl.runtime.measure import timed
+from patterndsl.learn.unit import unit
+from patterndsl.runtime.turns import first_line, in_turns
 
 ROOT = Path(__file__).parents[1]
 CHUNK, DIM = 64, 64
@@ -42,7 +42,7 @@ attend: causal & chunks(bucket, {chunk}, 1) & q != k
 def ours(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     pattern = patterndsl.parse(SPEC.format(buckets=n // CHUNK, rounds=rounds, chunk=CHUNK))
     program = pattern.compile(n, heads=heads, device=device)
-    return lambda query, value: program(query, normalize(query, dim=-1), value, scale=1.0)
+    return lambda query, value: program(query, unit(query), value, scale=1.0)
 
 
 def reformer_pytorch(n: int, heads: int, rounds: int, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
@@ -86,21 +86,19 @@ def buckets_of(number: int) -> list[int]:
 CONTESTANTS = {"ours": ours, "reformer-pytorch": reformer_pytorch, "transformers": transformers}
 
 
-def measured(
-    run: Callable[[Tensor, Tensor], Tensor], tensors: tuple[Tensor, Tensor], backward: bool
-) -> tuple[float, Any]:
-    """Seconds and peak bytes of a call."""
+MODES = {"forward": False, "training": True}
 
-    def call() -> None:
+
+def call_of(run: Callable[[Tensor, Tensor], Tensor], tensors: Sequence[Tensor], backward: bool) -> Callable[[], object]:
+    def call() -> object:
         if not backward:
             with torch.no_grad():
-                run(*tensors)
-            return
-        leaves = tuple(x.detach().requires_grad_() for x in tensors)
+                return run(*tensors)
+        leaves = [x.detach().requires_grad_() for x in tensors]  # transformers makes values by itself
         out = run(*leaves)
-        out.backward(torch.ones_like(out))
+        return torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
 
-    return timed(call, tensors[0].device)
+    return call
 
 
 def main() -> None:
@@ -119,25 +117,19 @@ def main() -> None:
         for rounds in arguments.rounds:
             torch.manual_seed(0)
             shape = (1, heads, n, DIM)
-            tensors = tuple(torch.randn(shape, device=device, dtype=getattr(torch, arguments.dtype)) for _ in range(2))
+            tensors = [torch.randn(shape, device=device, dtype=getattr(torch, arguments.dtype)) for _ in range(2)]
             row: dict[str, Any] = {"n": n, "rounds": rounds}
-            runs, times = {}, dict[tuple[str, bool], list[float]]()
+            calls = dict[tuple[str, str], Callable[[], object]]()
             for name, make in CONTESTANTS.items():
                 try:
                     run = make(n, heads, rounds, device)
-                    for backward in (False, True):
-                        measured(run, tensors, backward)
-                        _, peak = measured(run, tensors, backward)
-                        row[f"{name} {'training' if backward else 'forward'} bytes"] = peak
-                    runs[name] = run
+                    found = {(name, mode): call_of(run, tensors, backward) for mode, backward in MODES.items()}
+                    for call in found.values():
+                        call()
+                    calls |= found
                 except (ImportError, RuntimeError) as failed:
-                    row[name] = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
-            for _ in range(arguments.repeats):
-                for name, run in runs.items():
-                    for backward in (False, True):
-                        times.setdefault((name, backward), []).append(measured(run, tensors, backward)[0])
-            for (name, backward), found in times.items():
-                row[f"{name} {'training' if backward else 'forward'} ms"] = 1e3 * statistics.median(found)
+                    row[name] = first_line(failed)
+            row |= in_turns(calls, device, arguments.repeats)
             rows.append(row)
             print(row, flush=True)
     where = (
@@ -151,7 +143,7 @@ def main() -> None:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    found = {
+    report = {
         "device": where,
         "versions": versions,
         "heads": heads,
@@ -160,7 +152,7 @@ def main() -> None:
         "rows": rows,
     }
     path = arguments.out or ROOT / "benchmarks" / "results" / f"labels_{device.type}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

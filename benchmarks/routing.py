@@ -5,7 +5,8 @@
 
 Each call scores all tokens by centroids of its heads, takes the w nearest of each of N / w, and attends causally among
 them with shared queries and keys; a token's result is the mean over its routes. The commitment loss is part of it, the
-step of the centroids is not. Forward, and forward and backward, in turns in one run, with peak memory. Three do it:
+step of the centroids is not. Forward, and forward and backward, in turns in one run, with peak memory; on a GPU called
+each time and captured in a CUDA graph, the library by what is faster. Three do it:
 
 - ours: `causal & route`, as in the paper, where a token attends itself as well;
 - ours, itself last: as the library has it, where a token attends itself in a route only if it has nothing else there;
@@ -20,8 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,11 +29,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 import patterndsl
 from patterndsl.learn.kmeans import KMeans
-from patterndsl.runtime.measure import cores_of_others, timed, usage
+from patterndsl.learn.unit import unit
+from patterndsl.runtime.measure import cores_of_others, usage
+from patterndsl.runtime.turns import first_line, in_turns
 
 ROOT = Path(__file__).parents[1]
 DIM, COMMITMENT = 64, 1e-4
@@ -73,7 +74,7 @@ def ours(sizes: Sizes) -> Run:
     program, learner = sizes.program(OURS), sizes.learner()
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key = normalize(query, dim=-1)
+        key = unit(query)
         labels, members = learner.assigned(key, (sizes.window,))
         out = program(query, key, value, inputs={"route": members[sizes.window]})
         return out, COMMITMENT * learner.commitment(key, labels)
@@ -85,7 +86,7 @@ def itself_last(sizes: Sizes) -> Run:
     program, learner = sizes.program(ITSELF_LAST), sizes.learner()
 
     def run(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key = normalize(query, dim=-1)
+        key = unit(query)
         labels, members = learner.assigned(key, (sizes.window,))
         lists = members[sizes.window]
         out = program(query, key, value, inputs={"route": lists, "first": lists[..., :1]})
@@ -121,7 +122,7 @@ def largest_difference(sizes: Sizes, query: Tensor, value: Tensor) -> float | No
         expected, _ = layer(query, query, value)
         lists = distribution(layer.kmeans(query)[0], sizes.window).view(*query.shape[:2], sizes.clusters, -1)
         inputs = {"route": lists, "first": lists.amin(-1, keepdim=True)}
-        out = sizes.program(ITSELF_LAST)(query, normalize(query, dim=-1), value, inputs=inputs)
+        out = sizes.program(ITSELF_LAST)(query, unit(query), value, inputs=inputs)
     assert out.isfinite().all()
     if query.dtype not in (torch.float32, torch.float64):
         return None
@@ -133,19 +134,19 @@ def largest_difference(sizes: Sizes, query: Tensor, value: Tensor) -> float | No
     return found
 
 
-def measured(run: Run, tensors: tuple[Tensor, Tensor], backward: bool) -> tuple[float, Any]:
-    """Seconds and peak bytes of a call."""
+MODES = {"forward": False, "training": True}
 
-    def call() -> None:
+
+def call_of(run: Run, tensors: Sequence[Tensor], backward: bool) -> Callable[[], object]:
+    def call() -> object:
         if not backward:
             with torch.no_grad():
-                run(*tensors)
-            return
-        leaves = tuple(x.detach().requires_grad_() for x in tensors)
+                return run(*tensors)
+        leaves = [x.detach().requires_grad_() for x in tensors]
         out, loss = run(*leaves)
-        torch.autograd.backward((out, loss), (torch.ones_like(out), None))
+        return torch.autograd.grad((out, loss), leaves, (torch.ones_like(out), torch.ones_like(loss)))
 
-    return timed(call, tensors[0].device)
+    return call
 
 
 def measured_row(sizes: Sizes, repeats: int) -> dict[str, Any]:
@@ -156,31 +157,23 @@ def measured_row(sizes: Sizes, repeats: int) -> dict[str, Any]:
         torch.randn(shape, device=sizes.device, dtype=sizes.dtype),
     )
     row: dict[str, Any] = {"n": sizes.n, "window": sizes.window, "clusters": sizes.clusters}
-    runs, found = dict[str, Run](), dict[tuple[str, str], list[tuple[float, Any]]]()
-    modes = {"forward": False, "training": True}
+    calls = dict[tuple[str, str], Callable[[], object]]()
     before = usage()
     for name, make in CONTESTANTS.items():
         try:
             if name == "routing-transformer":
                 row["largest difference"] = largest_difference(sizes, *tensors)
             run = make(sizes)
-            for backward in modes.values():
-                measured(run, tensors, backward)
-            runs[name] = run
+            found = {(name, mode): call_of(run, tensors, backward) for mode, backward in MODES.items()}
+            for call in found.values():
+                call()
+            calls |= found
         except (ImportError, RuntimeError) as failed:
-            row[name] = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
-    for _ in range(repeats):
-        for name, run in runs.items():
-            for mode, backward in modes.items():
-                found.setdefault((name, mode), []).append(measured(run, tensors, backward))
-    for (name, mode), calls in found.items():
-        seconds, peaks = zip(*calls, strict=True)
-        row[f"{name} {mode} ms"] = 1e3 * statistics.median(seconds)
-        row[f"{name} {mode} ms, least and most"] = [1e3 * min(seconds), 1e3 * max(seconds)]
-        row[f"{name} {mode} bytes"] = None if None in peaks else statistics.median(peaks)
-    if "routing-transformer" in runs:
+            row[name] = first_line(failed)
+    row |= in_turns(calls, sizes.device, repeats)
+    if "routing-transformer" not in row:
         for name in ("ours", "ours, itself last"):
-            for what in (f"{mode} {unit}" for mode in modes for unit in ("ms", "bytes")):
+            for what in (f"{mode} {unit}" for mode in MODES for unit in ("ms", "bytes")):
                 mine, theirs = row.get(f"{name} {what}"), row.get(f"routing-transformer {what}")
                 row[f"{name}, {what} to theirs"] = mine / theirs if mine is not None and theirs else None
     row["cores of others"] = cores_of_others(before, usage())

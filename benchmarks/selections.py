@@ -6,8 +6,8 @@
 Each call of ours chooses and attends. Dense attention is PyTorch's scaled_dot_product_attention, causal where ours
 is, by the best of its kernels. Documents have random lengths, 1,024 positions on average, and differ in each call:
 FlexAttention makes its mask anew, by a compiled create_block_mask, as we do whatever we need. Forward, and with
-backward, in turns in one run, with peak memory; the selections were checked against float64 rows first. Writes
-benchmarks/results/selections_<device>.json.
+backward, in turns in one run, with peak memory; on a GPU called each time and captured in a CUDA graph, others by what
+is faster. The selections were checked against float64 rows first. Writes benchmarks/results/selections_<device>.json.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +28,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
-from patterndsl.runtime.measure import timed
+from patterndsl.runtime.turns import first_line, in_turns
 
 ROOT = Path(__file__).parents[1]
 DIM, DOCUMENT = 64, 1024
@@ -122,19 +121,19 @@ def check(run: Run, tensors: tuple[Tensor, ...], rows: int = 8) -> None:
     assert error < (2e-2 if query.dtype == torch.bfloat16 else 1e-4), f"wrong by {error:.1e}"
 
 
-def measured(run: Run, tensors: tuple[Tensor, ...], backward: bool) -> tuple[float, Any]:
-    """Seconds and peak bytes of a call."""
+MODES = {"forward": False, "training": True}
 
-    def call() -> None:
+
+def call_of(run: Run, tensors: Sequence[Tensor], backward: bool) -> Callable[[], object]:
+    def call() -> object:
         if not backward:
             with torch.no_grad():
-                run(*tensors)
-            return
-        leaves = tuple(x.detach().requires_grad_() for x in tensors)
+                return run(*tensors)
+        leaves = [x.detach().requires_grad_() for x in tensors]
         out = run(*leaves)
-        out.backward(torch.ones_like(out))
+        return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
-    return timed(call, tensors[0].device)
+    return call
 
 
 def main() -> None:
@@ -159,26 +158,26 @@ def main() -> None:
             row: dict[str, Any] = {"n": n, "pattern": name}
             if name in SELECTIONS:
                 check(runs["ours"], tensors)
-            times = dict[tuple[str, bool], list[float]]()
-            kinds = (False,) if arguments.forward or (name == "documents" and device.type == "cpu") else (False, True)
-            for who, run in list(runs.items()):
+            is_forward = arguments.forward or (name == "documents" and device.type == "cpu")
+            calls = dict[tuple[str, str], Callable[[], object]]()
+            for who, run in runs.items():
                 try:
-                    for backward in kinds:
+                    found = {
+                        (who, mode): call_of(run, tensors, backward)
+                        for mode, backward in MODES.items()
+                        if not (backward and is_forward)
+                    }
+                    for (_, mode), call in found.items():
                         start = time.perf_counter()
-                        measured(run, tensors, backward)
-                        what = f"{name}, N = {n}, {who}{', with backward' * backward}"
-                        print(f"{what}: first call {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-                        _, peak = measured(run, tensors, backward)
-                        row[f"{who} {'training' if backward else 'forward'} bytes"] = peak
+                        call()
+                        seconds = time.perf_counter() - start
+                        print(
+                            f"{name}, N = {n}, {who}, {mode}: first call {seconds:.1f} s", file=sys.stderr, flush=True
+                        )
+                    calls |= found
                 except RuntimeError as failed:
-                    row[who] = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
-                    del runs[who]
-            for _ in range(arguments.repeats):
-                for who, run in runs.items():
-                    for backward in kinds:
-                        times.setdefault((who, backward), []).append(measured(run, tensors, backward)[0])
-            for (who, backward), found in times.items():
-                row[f"{who} {'training' if backward else 'forward'} ms"] = 1e3 * statistics.median(found)
+                    row[who] = first_line(failed)
+            row |= in_turns(calls, device, arguments.repeats)
             rows.append(row)
             print(row, flush=True)
     is_gpu = device.type == "cuda"

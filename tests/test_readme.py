@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,22 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for code in others:
         if "torch.cuda" not in code:  # a graph of a GPU's kernels
             exec(code, names)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_step_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replay learns: of one batch, again and again, the loss goes down."""
+    monkeypatch.chdir(ROOT)
+    (code,) = [block for block in blocks(README, "python") if "capturable" in block]
+    batch, losses = torch.randn(2, 2, 512, 512, device="cuda"), list[float]()
+    names: dict[str, Any] = {"torch": torch, "patterndsl": patterndsl, "batches": [batch]}
+    exec(code.replace("4096", "512"), names)
+    for _ in range(5):
+        names["graph"].replay()
+        losses.append(names["loss"].item())
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == len(losses)
 
 
 def test_the_message_is_the_real_one(

@@ -130,8 +130,8 @@ class Reach:
     def _position(self, at: object) -> int:
         found = integer(at)
         if found is None or not 0 <= found < self.n:
-            there = f"the positions are 0 to {self.n - 1}" if self.n else "there are none"
-            raise error("E406", f"there is no position {at!r}; {there}")
+            help = f"the positions are 0 to {self.n - 1}" if self.n else "there are none at N = 0"
+            raise error("E406", f"there is no position {at!r}", None, help)
         return found
 
     def to_dict(self) -> dict[str, object]:

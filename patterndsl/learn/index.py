@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from patterndsl.ir.draws import NoInputs
 from patterndsl.ir.meaning import Point, member
+from patterndsl.learn.graphs import on_device
 from patterndsl.learn.topk import Choose, best, highest, pooled
 from patterndsl.sema.bind import BoundSelection
 
@@ -66,9 +67,7 @@ class Index(nn.Module):
         chosen = lists[:, 0, rows]  # [B, S, width]
         numbers = (rows + selection.first_row)[:, None]
         point = Point(numbers, chosen, 0, NoInputs())
-        among, always = (
-            torch.as_tensor(member(part, point), device=x.device) for part in (selection.among, selection.always)
-        )
+        among, always = (on_device(member(part, point), x.device) for part in (selection.among, selection.always))
         keep = (chosen >= 0) & among & ~always
         keep = keep & (keep.sum(-1, keepdim=True) >= 2)
         target = self._target(attention, rows, chosen.clamp(min=0), keep, selection, q_start)

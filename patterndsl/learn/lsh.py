@@ -6,24 +6,24 @@ Kitaev et al. 2020, Reformer, section 3 (the angular scheme of Andoni et al. 201
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from math import isqrt
+from math import isqrt, pi, prod
 
 import torch
 from torch import Tensor, nn
 
 from patterndsl.learn.again import Calls
+from patterndsl.learn.graphs import on_device, remembered
 
 MOST_AT_ONCE = 128
 """Buckets of one rotation; more are the pairs of two rotations' buckets, which costs the root of it."""
 
 
-def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
+def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int | Tensor) -> Tensor:
     """int64 [B, H, rounds, T] in 0..buckets of key [B, H, T, D]: argmax of [x R; -x R] for random directions R.
 
-    Each head and round has directions of its own, the same on every device and run for a seed. The length of a key has
-    no part in it; NaN counts as the largest. Work: O(T D buckets), O(T D sqrt(buckets)) where that is more than 128 and
-    a product of two even numbers. Without gradient.
+    Each head and round has directions of its own, the same on every device and run for a seed, which may be a number on
+    the device. The length of a key has no part in it; NaN counts as the largest. Work: O(T D buckets), O(T D
+    sqrt(buckets)) where that is more than 128 and a product of two even numbers. Without gradient.
     """
     label = torch.zeros(*key.shape[:2], rounds, key.shape[2], dtype=torch.int64, device=key.device)
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
@@ -44,13 +44,13 @@ def labels_of_heads(
     key: Tensor,
     settings: Mapping[str, int],
     heads: int,
-    turn: int = 0,
+    turn: int | Tensor = 0,
     hash_keys: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """The labels of key [B, Hkv, T, D] for query heads: int64 [B, heads, T], of several rounds [B, heads, rounds, T].
 
-    turn: how often the directions were drawn anew. hash_keys: `lsh_labels`, or what does the same, for one round
-    without a dimension for rounds.
+    turn: how often the directions were drawn anew, on the device where it changes. hash_keys: `lsh_labels`, or what
+    does the same, for one round without a dimension for rounds.
     """
     rounds, kv_group = settings["rounds"], heads // key.shape[1]
     label = (hash_keys or lsh_labels)(key, buckets=settings["buckets"], rounds=rounds, seed=settings["seed"] + turn)
@@ -60,7 +60,8 @@ def labels_of_heads(
 
 class Redrawn(nn.Module):
     """How often the directions of a label were drawn anew: in training every `redraw` calls, as released code does in
-    each. A call that checkpointing runs again has those of its first run."""
+    each. It is counted on the device, without a look at it. A call that checkpointing runs again has those of its first
+    run."""
 
     calls: Tensor
 
@@ -68,18 +69,18 @@ class Redrawn(nn.Module):
         super().__init__()
         self.redraw = redraw
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.earlier: Calls[int] = Calls()
+        self.earlier: Calls[Tensor] = Calls()
 
-    def forward(self) -> int:
-        if not self.training:
-            return int(self.calls) // self.redraw
-        former = self.earlier.started()
-        if former is not None:
-            return former
-        number = int(self.calls) + 1
-        self.calls.fill_(number)
-        self.earlier.begin(number // self.redraw)
-        return number // self.redraw
+    def forward(self) -> Tensor:
+        if self.training:
+            former = self.earlier.started()
+            if former is not None:
+                return former
+            self.calls.add_(1)
+        turn = self.calls // self.redraw
+        if self.training:
+            self.earlier.begin(turn)
+        return turn
 
 
 def factors_of(buckets: int) -> tuple[int, ...]:
@@ -90,10 +91,36 @@ def factors_of(buckets: int) -> tuple[int, ...]:
     return (buckets,) if small is None else (small, buckets // small)
 
 
-@lru_cache(maxsize=16)
 def directions_of(
-    shape: tuple[int, int, int, int], seed: int, turn: int, device: torch.device, dtype: torch.dtype
+    shape: tuple[int, int, int, int], seed: int | Tensor, turn: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Normal [heads, rounds, D, directions]; drawn on the host, where a seed means the same for every device."""
-    generator = torch.Generator().manual_seed(2 * seed + turn)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    """Normal [heads, rounds, D, directions] of a seed and the number of a rotation. Those of a number of the host are
+    made there and kept."""
+    if isinstance(seed, Tensor):
+        return normal(shape, 2 * seed + turn, device).to(dtype)
+    return _kept(shape, 2 * seed + turn, device, dtype)
+
+
+@remembered(16)
+def _kept(shape: tuple[int, int, int, int], seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return normal(shape, seed, torch.device("cpu")).to(device, dtype)
+
+
+def normal(shape: tuple[int, ...], seed: int | Tensor, device: torch.device) -> Tensor:
+    """Normal numbers in float64, which follow from the seed and where they stand alone: by Box and Muller from numbers
+    of 53 bits that are mixed of these. On all devices the same but for the last bits."""
+    number = prod(shape)
+    start = _mixed(on_device(seed, device))
+    bits = _mixed(torch.arange(2 * number, device=device) + start)
+    first, second = (((bits >> 11) & ((1 << 53) - 1)).to(torch.float64) + 0.5).mul_(2.0**-53).view(2, number)
+    found: Tensor = (-2 * first.log()).sqrt() * (2 * pi * second).cos()
+    return found.view(shape)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64, whose products wrap around as those without sign
+    do: every bit of x moves every bit of the result."""
+    x = x + (0x9E3779B97F4A7C15 - (1 << 64))
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
+    return x ^ ((x >> 31) & ((1 << 33) - 1))

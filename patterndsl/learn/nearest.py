@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.learn.nearest_kernels import (
     commitment_gradient_kernel,
     commitment_kernel,
@@ -27,6 +28,9 @@ TILE = 64
 """Centroids that are scored at once."""
 BLOCK = 64
 """Keys of a program of the commitment."""
+
+_split, _nearest, _find_members = Launcher(split_kernel), Launcher(nearest_kernel), Launcher(members_kernel)
+_commit, _commit_gradient = Launcher(commitment_kernel), Launcher(commitment_gradient_kernel)
 
 
 def takes(key: Tensor, centroids: Tensor, tops: Sequence[int] = ()) -> bool:
@@ -65,7 +69,8 @@ def assigned(key: Tensor, centroids: Tensor, tops: Sequence[int] = ()) -> tuple[
     parts = torch.empty(
         (3 if is_brief else 2, *centroids.shape), dtype=key.dtype if is_brief else torch.float32, device=key.device
     )
-    split_kernel[(-(-centroids.numel() // 1024),)](centroids, parts, centroids.numel(), is_brief=is_brief, block=1024)
+    number = centroids.numel()
+    _split((-(-number // 1024), 1, 1), (centroids, parts), (number,), {"is_brief": is_brief, "block": 1024})
     chunk = _chunk_of(length, tops) or SHORTEST_CHUNK
     num_chunks = -(-length // chunk)
     labels = torch.empty((batch, heads, length), dtype=torch.int64, device=key.device)
@@ -73,11 +78,15 @@ def assigned(key: Tensor, centroids: Tensor, tops: Sequence[int] = ()) -> tuple[
     maxima = torch.empty(of_chunks, dtype=torch.float32, device=key.device)
     is_small = key.element_size() == 2 and padded <= 64
     block = 128 if is_small else 64  # a multiprocessor then holds two programs
-    nearest_kernel[(-(-length // block), heads, batch)](
-        key, parts, labels, maxima, *key.stride()[:3], length, clusters, num_chunks,
-        dim=dim, padded=padded, block=block, tile=TILE, chunk=chunk, is_brief=is_brief,
-        is_whole=key.dtype == torch.float32, even=clusters % TILE == 0, wants_maxima=bool(tops),
-        num_warps=4, num_stages=3 if is_small and is_brief else 2,
+    _nearest(
+        (-(-length // block), heads, batch),
+        (key, parts, labels, maxima),
+        (*key.stride()[:3], length, clusters, num_chunks),
+        {
+            "dim": dim, "padded": padded, "block": block, "tile": TILE, "chunk": chunk, "is_brief": is_brief,
+            "is_whole": key.dtype == torch.float32, "even": clusters % TILE == 0, "wants_maxima": bool(tops),
+        },
+        {"num_warps": 4, "num_stages": 3 if is_small and is_brief else 2},
     )  # fmt: skip
     found = {top: _members(key, centroids, maxima, min(top, length), chunk) for top in tops}
     return labels, found
@@ -91,11 +100,15 @@ def _members(key: Tensor, centroids: Tensor, maxima: Tensor, top: int, chunk: in
     scores = torch.empty((batch, heads, clusters, num_chosen * chunk), dtype=torch.float32, device=key.device)
     members = torch.empty((batch, heads, clusters, top), dtype=torch.int64, device=key.device)
     chunks_padded, scores_padded = _padded(num_chunks), _padded(num_chosen * chunk)
-    members_kernel[(clusters, heads, batch)](
-        key, centroids, maxima, chosen, scores, members, *key.stride()[:3],
-        length, clusters, num_chunks, num_chosen, top,
-        dim=dim, padded=_padded(dim), block=128, chunk=chunk, chunks_padded=chunks_padded,
-        scores_padded=scores_padded, num_warps=8 if max(chunks_padded, scores_padded) > 1024 else 4,
+    _find_members(
+        (clusters, heads, batch),
+        (key, centroids, maxima, chosen, scores, members),
+        (*key.stride()[:3], length, clusters, num_chunks, num_chosen, top),
+        {
+            "dim": dim, "padded": _padded(dim), "block": 128, "chunk": chunk, "chunks_padded": chunks_padded,
+            "scores_padded": scores_padded,
+        },
+        {"num_warps": 8 if max(chunks_padded, scores_padded) > 1024 else 4},
     )  # fmt: skip
     return members
 
@@ -115,10 +128,13 @@ class _Commitment(Function):
         batch, heads, length, dim = key.shape
         grid = -(-length // BLOCK), heads, batch
         sums = torch.empty(grid[0] * heads * batch, dtype=torch.float32, device=key.device)
-        commitment_kernel[grid](
-            *asked, sums, *asked[0].stride()[:3], length, centroids.shape[1], 1 / key.numel(),
-            dim=dim, padded=_padded(dim), block=BLOCK,
-        )  # fmt: skip
+        _commit(
+            grid,
+            (*asked, sums),
+            (*asked[0].stride()[:3], length, centroids.shape[1]),
+            {"dim": dim, "padded": _padded(dim), "block": BLOCK},
+            scale=1 / key.numel(),
+        )
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(asked[0], asked[1].clone(), asked[2])  # a step moves the centroids
         return sums.sum()
@@ -129,11 +145,13 @@ class _Commitment(Function):
         key, centroids, labels = ctx.saved_tensors
         batch, heads, length, dim = key.shape
         grad_key = torch.empty_like(key)
-        commitment_gradient_kernel[(-(-length // BLOCK), heads, batch)](
-            key, centroids, labels, grad.contiguous(), grad_key, *key.stride()[:3], *grad_key.stride()[:3],
-            length, centroids.shape[1], 1 / key.numel(),
-            dim=dim, padded=_padded(dim), block=BLOCK,
-        )  # fmt: skip
+        _commit_gradient(
+            (-(-length // BLOCK), heads, batch),
+            (key, centroids, labels, grad.contiguous(), grad_key),
+            (*key.stride()[:3], *grad_key.stride()[:3], length, centroids.shape[1]),
+            {"dim": dim, "padded": _padded(dim), "block": BLOCK},
+            scale=1 / key.numel(),
+        )
         return grad_key, None, None
 
 

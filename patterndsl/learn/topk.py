@@ -16,6 +16,7 @@ from torch import Tensor
 from patterndsl.ir.draws import NoInputs
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
+from patterndsl.learn.graphs import on_device
 from patterndsl.sema.bind import BoundSelection
 
 MAX_SCORES = 1 << 25
@@ -100,7 +101,7 @@ def best(
 
 
 def _held(relation: Relation, rows: Tensor, blocks: Tensor) -> Tensor:
-    holds = torch.as_tensor(member(relation, Point(rows, blocks, 0, NoInputs())), device=blocks.device)
+    holds = on_device(member(relation, Point(rows, blocks, 0, NoInputs())), blocks.device)
     return holds.expand(rows.shape[0], blocks.shape[0])
 
 

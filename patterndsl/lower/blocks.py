@@ -5,9 +5,8 @@ Kernels read it when they run and never measure: see `runtime.kernels.shapes`. W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 Role: TypeAlias = Literal["forward", "queries", "keys"]
 """The forward kernel, that of gradients of queries, and that of gradients of keys and values."""
@@ -109,11 +108,12 @@ CANDIDATES: dict[tuple[Role, int], tuple[Blocks | Pipeline, ...]] = {
 """What is tried for a role and a width of heads in half precision; the first is what runs where nothing was tuned."""
 
 
-def tuned_from(data: Mapping[str, Any]) -> Tuned:
-    """What `asdict` made of it. Raises KeyError, TypeError or ValueError where it is something else, or where kernels
-    do not try such blocks any more."""
-    role, head_dim, length = (data["use"][name] for name in ("role", "head_dim", "length"))
-    for blocks in CANDIDATES.get((role, head_dim), ()):
-        if asdict(blocks) == data["blocks"] and length in get_args(Length):
-            return Tuned(Use(role, head_dim, length), blocks)
-    raise ValueError(f"no kernel for {data['use']!r} is tried on {data['blocks']!r}")
+def tuned_from(data: object) -> Tuned | None:
+    """What `asdict` made of it; None where it is something else, or where kernels do not try such blocks any more."""
+    tried = (
+        Tuned(Use(role, head_dim, length), blocks)
+        for (role, head_dim), candidates in CANDIDATES.items()
+        for length in get_args(Length)
+        for blocks in candidates
+    )
+    return next((tuned for tuned in tried if asdict(tuned) == data), None)

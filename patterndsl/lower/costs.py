@@ -47,6 +47,8 @@ DRAWN = 0.7
 with all of these."""
 SCATTERED = 1.0
 """How much longer reading a row of a key takes that stands by itself, mostly in the cache of a GPU."""
+APART = 2.0
+"""How much longer a kernel of our own takes to read the results that it goes on from where rows lie apart."""
 BEGUN = 150
 """Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a row of tiles, or a run
 of them where it is another's."""
@@ -209,7 +211,9 @@ def cost(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int, is_fi
 def _merging(piece: Piece, machine: Machine, rows: float) -> Cost:
     """Of merging a result into that of other passes, and of adding gradients: two read and one written. A kernel that
     goes on from what is there reads one more. rows: seconds to read a position once."""
-    times = 1.0 if kernel_of(piece, machine) == "triton" else 3.0
+    times = 3.0
+    if kernel_of(piece, machine) == "triton":
+        times = 1.0 if piece.geometry.q.axes[-1].stride == 1 else APART
     q_rows, k_rows = piece.geometry.num_rows, piece.geometry.num_groups * piece.geometry.k.length
     return Cost(times * rows * q_rows, times * rows * (q_rows + 2 * k_rows))
 
@@ -296,6 +300,5 @@ def _copied_rows(piece: Piece, machine: Machine) -> int:
     is put back. Kernels of our own take positions in any order where they lie."""
     geometry, shape = piece.geometry, piece.shape
     is_ordered = isinstance(shape, Sparse) and shape.orders is not None and machine.sparse_kernel != "triton"
-    if len(geometry.q.axes) == len(geometry.k.axes) == 1 and not is_ordered:
-        return 0
-    return geometry.num_groups * (2 * geometry.q.length + 2 * geometry.k.length)
+    copied = (2 * side.length for side in (geometry.q, geometry.k) if is_ordered or len(side.axes) > 1)
+    return geometry.num_groups * sum(copied)

@@ -7,10 +7,10 @@ not fit, and then the built-in constants hold; the reason is said and nothing is
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +27,8 @@ FORMAT = 3
 """Of the file; it changes where what it holds does."""
 NAMED = {machine.name: machine for machine in (CPU, CUDA)}
 MAX_BYTES = 1 << 20
+MOST_SHOWN = 80
+"""Characters of what is wrong in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,59 +186,105 @@ def calibration_from(path: str | PathLike[str]) -> Calibration:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES)
-    except OSError as failed:
-        raise error("E601", f"cannot read {path}: {failed.strerror or failed}", None, "check the path") from None
+    except (OSError, ValueError) as failed:  # a ValueError: no name of a file has a NUL in it
+        reason = getattr(failed, "strerror", None) or failed
+        raise error("E601", f"cannot read {path}: {reason}", None, "check the path") from None
     try:
-        return read_calibration(json.loads(content))
-    except (ValueError, KeyError, TypeError, RecursionError) as failed:
+        return read_calibration(_json(content))
+    except _NoConstants as failed:
         help = "measure again: patterndsl calibrate"
-        raise error("E604", f"{path} holds no constants of a machine: {_reason(failed)}", None, help) from None
+        raise error("E604", f"{path} holds no constants of a machine: {failed}", None, help) from None
 
 
-def _reason(failed: Exception) -> str:
-    if isinstance(failed, KeyError):
-        return f"{failed.args[0]} is missing"
-    return "it is no JSON" if isinstance(failed, json.JSONDecodeError | UnicodeDecodeError) else str(failed)
+class _NoConstants(Exception):
+    """Why a file's content is no calibration, in words for who damaged it."""
+
+
+def _json(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):  # numbers of thousands of digits are a ValueError, too
+        raise _NoConstants("it is no JSON") from None
 
 
 def read_calibration(data: object) -> Calibration:
-    """The calibration of a file's JSON. Raises KeyError, TypeError or ValueError where it is none."""
-    if not isinstance(data, dict):
-        raise TypeError("it is no mapping")
-    if data["format"] != FORMAT:
-        raise ValueError(f"its format is {data['format']!r}, not {FORMAT}")
-    device_type, device, torch, threads = (data[name] for name in ("device_type", "device", "torch", "threads"))
+    """The calibration of a file's JSON. Raises _NoConstants where it is none."""
+    file = _mapping(data, "it")
+    if (number := _entry(file, "format")) != FORMAT:
+        raise _NoConstants(f"its format is {_shown(number)}, not {FORMAT}")
+    device_type, device, torch, threads = (_entry(file, name) for name in ("device_type", "device", "torch", "threads"))
     texts = all(isinstance(text, str) and text for text in (device_type, device, torch))
     if not texts or device_type not in ("cpu", "cuda") or not _is_count(threads):
-        raise ValueError("what it was measured with is not said")
-    tuned = tuple(tuned_from(item) for item in data["tuned"])
-    return Calibration(_machine(data["machine"], device_type), device_type, device, torch, threads, tuned)
+        raise _NoConstants("what it was measured with is not said")
+    machine = _machine(_mapping(_entry(file, "machine"), "machine"), device_type)
+    return Calibration(machine, device_type, device, torch, threads, tuple(_tuned(_list(file, "tuned"))))
+
+
+def _tuned(items: Sequence[object]) -> Iterator[Tuned]:
+    for item in items:
+        found = tuned_from(item)
+        if found is None:
+            raise _NoConstants(f"no kernel is tried on {_shown(item)}")
+        yield found
 
 
 def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
     """The constants: rates above 0, counts, and the block-sparse kernel of that kind of device."""
-    values: dict[str, Any] = {field.name: data[field.name] for field in fields(Machine)}
+    values: dict[str, Any] = {field.name: _entry(data, field.name) for field in fields(Machine)}
     for name in ("blocks", "finer"):
-        values[name] = tuple((int(q_block), int(kv_block)) for q_block, kv_block in values[name])
+        values[name] = tuple(_block(name, block) for block in _list(data, name))
     usual = built_in(device_type)
     for name, value in values.items():
         if name in ("itemsize", "short", "few", "grain", "units"):
             is_fine = _is_count(value)
         elif isinstance(getattr(usual, name), float):
-            is_fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            is_fine = _is_rate(value)
         else:
             is_fine = isinstance(value, type(getattr(usual, name)))
         if not is_fine:
-            raise ValueError(f"{name} is {value!r}")
+            raise _NoConstants(f"{name} is {_shown(value)}")
     if values["sparse_kernel"] not in get_args(Kernel) or values["sparse_kernel"] != usual.sparse_kernel:
-        raise ValueError(f"sparse_kernel is {values['sparse_kernel']!r}")
-    for name in ("blocks", "finer"):
-        if any(not _is_count(size) for block in values[name] for size in block):
-            raise ValueError(f"{name} is {data[name]!r}")
+        raise _NoConstants(f"sparse_kernel is {_shown(values['sparse_kernel'])}")
     if not values["blocks"]:
-        raise ValueError("blocks is empty")
+        raise _NoConstants("blocks is empty")
     return Machine(**values)
+
+
+def _block(name: str, value: object) -> tuple[int, int]:
+    """Queries and keys of a block."""
+    if not isinstance(value, list) or len(value) != 2 or not all(map(_is_count, value)):
+        raise _NoConstants(f"a block in {name} is {_shown(value)}, not two sizes")
+    return value[0], value[1]
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _NoConstants(f"{name} is {_shown(value)}, no mapping")
+    return value
+
+
+def _list(data: Mapping[str, Any], name: str) -> Sequence[object]:
+    value = _entry(data, name)
+    if not isinstance(value, list):
+        raise _NoConstants(f"{name} is {_shown(value)}, no list")
+    return value
+
+
+def _entry(data: Mapping[str, Any], name: str) -> Any:
+    if name not in data:
+        raise _NoConstants(f"{name} is missing")
+    return data[name]
+
+
+def _shown(value: object) -> str:
+    """The value as the file has it, as much as fits in a line."""
+    text = json.dumps(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 40
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from patterndsl.composite import Composite
 from patterndsl.decoding import Cache
@@ -20,6 +20,7 @@ from patterndsl.ir.relation import inputs_read
 from patterndsl.learn.index import Index
 from patterndsl.learn.kmeans import KMeans
 from patterndsl.learn.lsh import Redrawn, labels_of_heads
+from patterndsl.learn.unit import unit
 from patterndsl.nn import decoding
 from patterndsl.nn.roles import Roles
 from patterndsl.nn.scores import (
@@ -33,7 +34,7 @@ from patterndsl.nn.scores import (
 )
 from patterndsl.pattern import Pattern, check_mapping
 from patterndsl.runtime.arguments import check_backend, is_autocast_on
-from patterndsl.runtime.chosen import highest_on
+from patterndsl.runtime.chosen import hash_on, highest_on
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.ops import Call as Asked
@@ -305,7 +306,7 @@ class Attention(nn.Module):
         """[B, H, T, D] each."""
         query = self._by_head(self.query_projection(x), self.heads)
         if self.is_shared and context is None:
-            return query, (normalize(query, dim=-1), self._by_head(self.value_projection(x), self.kv_heads))
+            return query, (unit(query), self._by_head(self.value_projection(x), self.kv_heads))
         return query, self._keys(x if context is None else context)
 
     @property
@@ -372,7 +373,7 @@ class Attention(nn.Module):
             weights = {name: x.detach() for name, x in module.named_parameters()} if frozen else {}
             projected.append(functional_call(module, weights, (states,)) if frozen else module(states))
         key, value = (self._by_head(x, self.kv_heads) for x in projected)
-        return normalize(key, dim=-1) if self.is_shared else key, value
+        return unit(key) if self.is_shared else key, value
 
     def _gates(self, x: Tensor) -> dict[str, Tensor] | None:
         """The weight of each gated branch, [B, H, T]."""
@@ -447,7 +448,7 @@ class Attention(nn.Module):
             if name not in given:
                 sizes = sizes_of(None, x.shape[1], source.shape[1], q_start)
                 settings = dict(learner_at(self.pattern.resolved, name, sizes).settings)
-                found[name] = labels_of_heads(key, settings, self.heads, redrawn())
+                found[name] = labels_of_heads(key, settings, self.heads, redrawn(), hash_on(x.device))
         for item in selections:
             if item.name not in self.indices:
                 continue

@@ -77,6 +77,9 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, bound: Bound, devic
     """Raises InputError (E503, E505) where the tensors do not fit each other or the program."""
     named = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
+        if isinstance(tensor, Tensor) and (tensor.is_nested or tensor.layout != torch.strided):
+            layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise input_error("E503", f"{name} is a {layout} tensor", "give dense tensors; lengths of rows are inputs")
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise input_error("E503", f"{name} is {shape}", "give query [B, Hq, Tq, D], key and value [B, Hkv, Tk, D]")
@@ -130,6 +133,15 @@ def checked_scale(scale: object, head_dim: int) -> float:
     if not math.isfinite(number):
         raise input_error("E503", "the scale is not finite", help)
     return number
+
+
+def with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
+    """A query and a scale above 0 with the same scores. PyTorch's kernels mask before they scale, and then a scale of 0
+    makes -inf NaN, and one below 0 makes it inf."""
+    if scale < 0:
+        query, scale = -query, -scale
+    tiny = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).tiny  # where kernels calculate
+    return (query, scale) if scale >= tiny else (query * scale, 1.0)
 
 
 _AUTOCAST_KINDS = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))

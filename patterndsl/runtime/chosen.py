@@ -1,4 +1,4 @@
-"""Who lists the blocks with the highest scores on a device? Kernels of our own where there are some.
+"""Who lists the blocks with the highest scores on a device, and who hashes? Kernels of our own where there are some.
 
 In a graph of torch.compile plain PyTorch does, which the compiler looks into.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from patterndsl.learn.lsh import lsh_labels
 from patterndsl.learn.topk import Choose, highest, topk_lists
 from patterndsl.runtime.kernels.attention import has_kernels
 from patterndsl.sema.bind import BoundSelection
@@ -31,3 +32,12 @@ def highest_on(device: torch.device) -> Choose:
     from patterndsl.runtime.kernels import choosing
 
     return choosing.highest
+
+
+def hash_on(device: torch.device) -> Callable[..., Tensor]:
+    """`lsh_labels`, or what does the same in narrower integers, and for one round without a dimension for rounds."""
+    if torch.compiler.is_compiling() or not has_kernels(device):
+        return lsh_labels
+    from patterndsl.runtime.kernels.hashing import hashed
+
+    return hashed

@@ -17,6 +17,7 @@ from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
 from patterndsl.ir.meaning import listed_by_reading
 from patterndsl.ir.relation import Listed, Random, Relation, at_head, depends_on, draws_in, indices, lists_in
+from patterndsl.learn.graphs import on_device
 from patterndsl.sema.bind import Bound, InputShape
 
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -45,7 +46,7 @@ class DeviceData:
         length = values.shape[-1]
         if length == 0:
             return index * 0 - 1
-        index = torch.as_tensor(index, device=values.device)
+        index = on_device(index, values.device)
         inside = (index >= 0) & (index < length)
         place = index.clamp(0, length - 1)
         found = values[place] if values.dim() == 1 else values[0 if values.shape[0] == 1 else self.row, place]
@@ -56,7 +57,7 @@ class DeviceData:
         num_q, count = keys.shape[1:]
         if num_q == 0:
             return
-        q = torch.as_tensor(q, device=keys.device)
+        q = on_device(q, keys.device)
         inside = (q >= 0) & (q < num_q)
         row = q.clamp(0, num_q - 1)
         for turn in range(count):

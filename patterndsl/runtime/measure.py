@@ -16,6 +16,8 @@ import torch
 
 CACHE_BYTES = 1 << 28
 """What is written between two calls on CUDA, so that none finds its tensors in the device's cache."""
+WARM_UPS = 3
+"""Calls before one is captured in a graph."""
 
 
 def timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
@@ -35,6 +37,35 @@ def timed(call: Callable[[], object], device: torch.device) -> tuple[float, int 
 def step_seconds(steps: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[list[float]]:
     """Seconds of each step, for each of so many rounds over all steps: by events on CUDA, else by the host's clock."""
     return _device_seconds(steps, device, repeats) if device.type == "cuda" else _host_seconds(steps, repeats)
+
+
+def captured(call: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """A call in a CUDA graph: what is returned runs it again, on what its tensors hold then, and asks the host for one
+    launch. It is called before, on a stream of its own, as PyTorch wants it.
+
+    Raises RuntimeError where a call waits for the device, as no graph can: that is asked of one outside of a graph, as
+    a capture that breaks leaves PyTorch's generator of random numbers unfit for more.
+    """
+    stream: Callable[..., torch.cuda.Stream] = torch.cuda.Stream  # which PyTorch leaves untyped
+    now, aside = torch.cuda.current_stream(device), stream(device)
+    aside.wait_stream(now)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UPS):
+            call()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    now.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    finally:
+        torch.cuda.set_stream(now)  # which a capture that breaks does not
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 def _host_seconds(steps: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:

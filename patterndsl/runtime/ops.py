@@ -18,6 +18,7 @@ from torch import Tensor, autocast
 
 from patterndsl.diagnostics import input_error
 from patterndsl.runtime import flex, gathered, masked, oracle, planned
+from patterndsl.runtime.arguments import with_positive_scale
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.placed import Placed
 
@@ -184,6 +185,8 @@ def _gradients(
     if on_kernels is None and program.runs_as_parts(given):
         return _differentiated(program, tensors, inputs, scale, grads)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
+    if with_positive_scale(query, scale)[1] != scale:
+        return _differentiated(program, tensors, inputs, scale, grads)
     if on_kernels is not None:
         return on_kernels.gradients(*tensors, *results, *grads, given, scale)
     match program.backend_for(query, key, value, train=True):

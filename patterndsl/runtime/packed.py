@@ -14,13 +14,19 @@ def documents(cu_seqlens: Tensor, n: int) -> Tensor:
 
     cu_seqlens: int [documents + 1] or [B, documents + 1], where documents start and the last one ends, from 0 on, as
     FlashAttention's varlen functions take them; equal neighbours are documents without tokens. Positions behind the end
-    are one more document, which nothing else attends. Raises InputError (E502) on another shape or dtype. Order and
-    ends are not looked at on a GPU, which would have to wait. Work: O(n log documents).
+    are one more document, which nothing else attends. Raises InputError (E502) on another shape or dtype, and on starts
+    that do not ascend from 0 or end behind n, which is not looked at on a GPU: it would have to wait.
+    Work: O(n log documents).
     """
     n = counted("n", n, 0, MAX_SIZE)
     starts = _checked("cu_seqlens", cu_seqlens, "[documents + 1] or [B, documents + 1], from 0 on and ascending")
     if starts.device.type == "cpu" and bool((starts[..., 0] != 0).any() | (starts.diff() < 0).any()):
         raise _misfit("cu_seqlens", "does not ascend from 0", "[0, length, length + length, ...]")
+    if starts.device.type == "cpu" and bool((starts[..., -1] > n).any()):
+        last = int(starts[..., -1].max())
+        raise _misfit(
+            "cu_seqlens", f"ends at {last:,}, behind the {n:,} positions", f"whose rows end at {n:,} or before"
+        )
     positions = torch.arange(n, device=starts.device).expand(*starts.shape[:-1], n).contiguous()
     return torch.searchsorted(starts.contiguous(), positions, right=True) - 1
 

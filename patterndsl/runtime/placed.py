@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, inputs_read
+from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import BLOCK, FEWEST_KEYS, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
@@ -142,7 +143,7 @@ class Placed:
 
         def keep(start: int, stop: int) -> Tensor:
             point = Point(positions[start:stop, None], keys[:, start:stop], 0, data.at_row(row))
-            return torch.as_tensor(member(rest, point), device=query.device).expand(keys[:, start:stop].shape)[:, None]
+            return on_device(member(rest, point), query.device).expand(keys[:, start:stop].shape)[:, None]
 
         return strips.attend(query, key, value, strips.Lists(keys[:, None], keep), scale)
 

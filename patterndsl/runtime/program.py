@@ -6,7 +6,7 @@ inputs of each call, on their device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from os import PathLike
@@ -20,7 +20,8 @@ from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
 from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.ir.relation import Relation
-from patterndsl.learn.lsh import labels_of_heads, lsh_labels
+from patterndsl.learn.graphs import hold
+from patterndsl.learn.lsh import labels_of_heads
 from patterndsl.lower.costs import Machine
 from patterndsl.lower.fallback import FALLBACK, Call, Rule, leaves, usual_backend
 from patterndsl.lower.gather import gather_tiles
@@ -43,8 +44,9 @@ from patterndsl.runtime.arguments import (
     checked_device,
     checked_positions,
     checked_scale,
+    with_positive_scale,
 )
-from patterndsl.runtime.chosen import topk_on
+from patterndsl.runtime.chosen import hash_on, topk_on
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
@@ -508,6 +510,8 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
+        hold(self)
+        query, scale = with_positive_scale(query, scale)
         on_kernels = self.on_kernels(query, key, value)
         if on_kernels is not None:
             return on_kernels(query, key, value, given, scale)
@@ -585,18 +589,9 @@ class Program:
                     f"`{shape.name}` is found from keys, and there are {key.shape[2]} for {shape.length} positions"
                 )
                 raise input_error("E505", message, f'pass inputs={{"{shape.name}": ...}}')
-            hash_keys = lsh_labels if torch.compiler.is_compiling() else self._hash
             settings, heads = dict(shape.learner.settings), self.bound.num_heads
-            found[shape.name] = labels_of_heads(key, settings, heads, hash_keys=hash_keys)
+            found[shape.name] = labels_of_heads(key, settings, heads, hash_keys=hash_on(self.device))
         return found
-
-    @cached_property
-    def _hash(self) -> Callable[..., Tensor]:
-        if not has_kernels(self.device):
-            return lsh_labels
-        from patterndsl.runtime.kernels.hashing import hashed
-
-        return hashed
 
     def with_found(self, query: Tensor, key: Tensor, inputs: Inputs | None) -> Inputs | None:
         """The inputs with what learners and selectors find, in int64, unless the caller says it."""

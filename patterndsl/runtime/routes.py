@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
+from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import CAUSAL, Lists
 from patterndsl.runtime.data import Inputs, device_data
 from patterndsl.sema.parameters import Sizes
@@ -91,7 +92,7 @@ class Routes:
         row = torch.arange(members.shape[0] * members.shape[1], device=members.device)
         row = row.view(*members.shape[:2], 1, 1, 1)
         point = Point(members[..., :, None], members[..., None, :], 0, data.at_row(row))
-        holds = torch.as_tensor(member(self.rest, point), device=members.device)
+        holds = on_device(member(self.rest, point), members.device)
         return (q_places >= 0)[..., :, None] & (members >= 0)[..., None, :] & holds
 
     def _multiplicity(self, met: _Met) -> Tensor:

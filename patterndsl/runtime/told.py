@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Box, Interval, Verdict, verdict
 from patterndsl.ir.relation import NOTHING, And, Listed, Or, Random, Relation, inputs_read
+from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import Lists, hull_of, is_told
 from patterndsl.lower.listings import Listing
 from patterndsl.runtime.data import Inputs, facet_of
@@ -63,7 +64,7 @@ class TileData:
             if is_position and grid.stop <= length:
                 return grid.bounds(facet_of(self.inputs[name], facet))
         levels = self._of(name, facet)
-        low, high = (torch.as_tensor(end, device=levels[0][0].device) for end in index)
+        low, high = (on_device(end, levels[0][0].device) for end in index)
         low, high = low + 0 * high, high + 0 * low
         if low.dim() < 2:
             low, high = low.reshape(1, 1), high.reshape(1, 1)
@@ -178,7 +179,7 @@ def states(
     found = verdict(relation, Box(q.edges, k.edges, TileData(inputs, (q, k), listings, whole=whole)))
     rows = max([1, *[values.shape[0] for values in inputs.values() if values.dim() == 2]])
     shape = (rows, -(-sizes.q_len // blocks[0]), -(-sizes.kv_len // blocks[1]))
-    certain, possible = (torch.as_tensor(x, device=device).expand(shape) for x in found)
+    certain, possible = (on_device(x, device).expand(shape) for x in found)
     return possible, certain & q.is_whole & k.is_whole
 
 

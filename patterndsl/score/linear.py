@@ -13,7 +13,6 @@ Sun et al. 2023, arXiv 2307.08621, equation 5; Qin et al. 2024, arXiv 2401.04658
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import log
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from patterndsl.diagnostics import input_error
+from patterndsl.learn.graphs import remembered
 from patterndsl.score.causal import CHUNK, Summing, causal_outputs
 from patterndsl.score.features import Elementwise, elementwise
 from patterndsl.score.state import (
@@ -114,7 +114,7 @@ def _decays_told(decay: tuple[float, ...], dtype: torch.dtype, device: torch.dev
     return torch.tensor([log(factor) for factor in decay], dtype=torch.float64).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _decays_kept(decay: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return _decays_told(decay, dtype, device)

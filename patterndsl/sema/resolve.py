@@ -20,6 +20,7 @@ from patterndsl.ir.relation import (
     Listed,
     Relation,
     conjunction,
+    depends_on,
     disjunction,
     inputs_read,
     negation,
@@ -636,6 +637,9 @@ class _Resolver(Expander):
         if inputs_read(relation):
             message = f"`{setting}` of `{selector}` depends on an input, and it is between numbers of blocks"
             raise self.report("E209", message, given[setting].place, "intersect what is selected: top & same(doc)")
+        if depends_on(relation, "head"):
+            message = f"`{setting}` of `{selector}` depends on the head, and candidates are those of all heads"
+            raise self.report("E209", message, given[setting].place, "intersect what is selected: top & recent(head)")
         return relation
 
     def word(self, setting: str, given: Mapping[str, ast.Expr], words: Sequence[_Word]) -> _Word | None:

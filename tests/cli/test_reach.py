@@ -91,7 +91,11 @@ def test_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "code", "said"),
     [
         (["causal"], 2, "error[E701]: no length is given\n  = help: add -n 4096"),
-        (["causal", "-n", "8", "--query", "8"], 1, "error[E406]: there is no position 8; the positions are 0 to 7"),
+        (
+            ["causal", "-n", "8", "--query", "8"],
+            1,
+            "error[E406]: there is no position 8\n  = help: the positions are 0 to 7",
+        ),
         (["causal", "-n", "8", "--path", "1", "9"], 1, "error[E406]: there is no position 9"),
         (["causal", "-n", "8", "--path", "1"], 2, "error[E701]: --path: expected 2 arguments"),
         (["causal", "-n", "8", "--layers", "0"], 2, "--layers: 0 is too small"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
@@ -134,8 +135,26 @@ BROKEN: dict[str, object] = {
     "a kernel that there is not": with_tuned("use", {"role": "sideways", "head_dim": 64, "length": "short"}),
     "lists of another length": with_tuned("use", {"role": "forward", "head_dim": 64, "length": "endless"}),
     "a width for no kernel": with_tuned("use", {"role": "forward", "head_dim": 65, "length": "short"}),
+    "an endless block": with_constant("blocks", [[64, float("inf")]]),
+    "a number for blocks": with_constant("blocks", 64),
+    "a text in a block": with_constant("blocks", [["wide", 64]]),
+    "a block in words": with_constant("blocks", [[" 64 ", "64"]]),
+    "a rate beyond floats": with_constant("dense_rate", 10**400),
+    "nothing for a name": with_constant("name", None),
+    "nothing at all": None,
+    "a mapping for a format": GOOD | {"format": {"a": 3}},
+    "a machine of nothing": GOOD | {"machine": None},
+    "a number for what was tuned": GOOD | {"tuned": 3},
+    "words for what was tuned": GOOD | {"tuned": ["fast"]},
+    "a use of nothing": with_tuned("use", None),
+    "a use without a width": with_tuned("use", {"role": "forward"}),
     "a list for a width": with_tuned("use", {"role": "forward", "head_dim": [64], "length": "short"}),
 }
+
+
+PYTHONS_WORDS = re.compile(
+    r"None|True|'|dict|NoneType|unpack|invalid literal|indices|iterable|hashable|recursion|limit"
+)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -143,17 +162,31 @@ def test_a_damaged_file_is_refused_where_named_and_passed_over_where_found(name:
     path = stored_path("cpu")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(BROKEN[name]))
-    with pytest.raises(PatternError, match="E604"):
+    with pytest.raises(PatternError, match="E604") as refused:
         calibration_from(path)
+    assert not PYTHONS_WORDS.search(str(refused.value))
     found = constants_of("cpu", cpu_name())
     assert found.machine == CPU and "damaged" in found.source
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"9" * 9_999], ids=lambda text: text[:3])
 def test_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(PatternError, match="E604"):
+    with pytest.raises(PatternError, match=r"E604.*: it is no JSON"):
         machine_from(tmp_path / "x.json")
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    content = json.dumps(GOOD | {"tuned": GOOD["tuned"][:1]})
+    for length in range(len(content)):
+        (tmp_path / "x.json").write_text(content[:length])
+        with pytest.raises(PatternError, match=r"E604.*: it is no JSON"):
+            machine_from(tmp_path / "x.json")
+
+
+def test_no_name_of_a_file_is_refused() -> None:
+    with pytest.raises(PatternError, match="E601"):
+        machine_from("x\0.json")
 
 
 def test_named_constants(tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ DTYPES = (torch.bfloat16, torch.float32)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks at the device is told that there are kernels for it. Numbers are those of memory that nobody wrote."""
     from patterndsl.lower import hulls
-    from patterndsl.runtime import program, telling
+    from patterndsl.runtime import chosen, program, telling
     from patterndsl.runtime.kernels import launch, steps, told_lists
 
-    monkeypatch.setattr(program, "has_kernels", lambda _: True)
+    for module in (program, chosen):
+        monkeypatch.setattr(module, "has_kernels", lambda _: True)
     monkeypatch.setattr(hulls, "BLOCK", 16)  # for few positions
     monkeypatch.setattr(launch, "is_interpreted", lambda: True)
     monkeypatch.setattr(telling, "has_list_kernels", lambda _: True)

@@ -99,13 +99,15 @@ def assert_decodes(
     tensors: tuple[Tensor, Tensor, Tensor],
     schedule: Sequence[Sequence[int]],
     inputs: dict[str, Tensor] | None = None,
+    *,
+    scale: float | None = None,
     **options: Any,
 ) -> Cache:
     """Rows of full attention, while each step of the schedule appends so many tokens to each batch row."""
     query, key, value = tensors
     batch, heads, n, dim = query.shape
     given = inputs or {}
-    full = {"inputs": inputs, "layer": options.get("layer", 0), "backend": "oracle"}
+    full = {"inputs": inputs, "layer": options.get("layer", 0), "backend": "oracle", "scale": scale}
     truth, truth_lse = patterndsl.attention(*tensors, pattern, **full, return_lse=True)
     options = {"page": 16, "backend": BACKEND, "dtype": query.dtype, "device": DEVICE, **options}
     shape: Any = {"kv_heads": key.shape[1], "value_dim": value.shape[3], "head_dim": dim}
@@ -139,7 +141,8 @@ def assert_decodes(
         at = torch.tensor(lengths, device=DEVICE)[:, None] - q_len + torch.arange(q_len, device=DEVICE)
         places = at.clamp(min=0)[:, None, :, None]
         before = (at < 0)[:, None]
-        out, lse = cache.attend(query.gather(2, places.expand(-1, heads, -1, dim)), return_lse=True)
+        asked = query.gather(2, places.expand(-1, heads, -1, dim))
+        out, lse = cache.attend(asked, scale=scale, return_lse=True)
         rows = truth.gather(2, places.expand(-1, heads, -1, truth.shape[3])).masked_fill(before[..., None], 0.0)
         assert_close(out, rows, query.dtype)
         rows_lse = truth_lse.gather(2, places[..., 0].expand(-1, heads, -1)).masked_fill(before, -torch.inf)
@@ -363,6 +366,13 @@ def test_random_patterns(data: st.DataObject, case: Case) -> None:
     given = {name: torch.tensor((case.inputs[name] * n)[:n]) for name in read}
     inputs = {name: torch.stack([values, values.flip(0)]) for name, values in given.items()}
     assert_decodes(pattern, tensors, schedule, inputs, **options)
+
+
+@on_device
+@pytest.mark.parametrize("scale", [0.0, -0.5, 1e-42])
+def test_every_scale(scale: float) -> None:
+    pattern = patterndsl.parse(PATTERNS["band and stride"])
+    assert_decodes(pattern, random_tensors(DTYPES[-1]), [[N, 3]], scale=scale)
 
 
 @pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")

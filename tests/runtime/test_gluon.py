@@ -6,6 +6,7 @@ Gluon has no interpreter: without such a GPU only lists and choices are looked a
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -24,9 +25,10 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.kernels import shapes, work
 from patterndsl.runtime.kernels.asked import asked_of
+from patterndsl.runtime.kernels.dealing import CLASSES, deal
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
-from patterndsl.runtime.kernels.work import shared_lists_of, shared_transposed, work_of
+from patterndsl.runtime.kernels.work import Work, shared_lists_of, shared_transposed, work_of
 from patterndsl.sema.parameters import Sizes
 from tests.strategies import Case, cases, many
 
@@ -116,6 +118,86 @@ def test_pieces_have_all_tiles(seed: int, sharers: int, width: int) -> None:
     assert found == {(q_blk, kv_blk // width): not is_kept(q_blk, kv_blk // width) for q_blk, kv_blk in kept}
     assert sorted(left) == list(range(done.num_slots))
     assert len({slot for mine in joints.values() for slot in mine}) == sum(map(len, joints.values()))
+
+
+PROCESSORS = 132
+OVERHEAD = 1.5
+"""Of a piece, in entries: what its program does before the first and after the last one."""
+HARD: dict[str, tuple[str, Role, int, Length]] = {
+    "global rows": ("window(256) | global(64)", "forward", 64, "short"),
+    "global rows, three share": ("window(256) | global(64)", "forward", 128, "short"),
+    "global columns": ("window(256) | global(64)", "keys", 64, "short"),
+    "some columns": ("causal & columns(256, 8)", "forward", 64, "short"),
+    "dense": ("causal", "forward", 128, "long"),
+    "dense columns": ("causal", "keys", 64, "long"),
+    "scattered": ("blocks(64, random(3, seed = 1) | window(1)) | global(64)", "forward", 128, "short"),
+    "all columns": ("causal & columns(256, 8)", "keys", 64, "short"),
+    "short lists": ("recent(256)", "forward", 64, "short"),
+}
+"""A pattern, and the role, width of heads and length of lists whose blocks are built in."""
+
+
+def taken_by(dealt: list[int], programs: int) -> list[list[int]]:
+    """The pieces of each program, as the kernel reads them."""
+    return [dealt[begin:stop] for begin, stop in itertools.pairwise(dealt[: programs + 1])]
+
+
+@given(costs=st.lists(st.integers(1, 1000), min_size=1, max_size=60), programs=st.integers(1, 20))
+@many(0.3)
+def test_each_piece_is_dealt_once(costs: list[int], programs: int) -> None:
+    """In the order in which they come, and some to every program; none is left with more than all others and a piece of
+    its own."""
+    programs = min(programs, len(costs))
+    in_classes = sorted(costs, key=lambda cost: -math.ceil(CLASSES * math.log2(cost)))
+    taken = taken_by(deal(torch.tensor(in_classes).float(), programs).tolist(), programs)
+    assert sorted(itertools.chain.from_iterable(taken)) == list(range(len(costs)))
+    assert all(mine and mine == sorted(mine) for mine in taken)
+    shares = [sum(in_classes[at] for at in mine) for mine in taken]
+    assert max(shares) <= sum(costs) / programs + max(costs) * 1.1
+
+
+def costs_of(done: Work, sharers: int) -> Tensor:
+    """Entries of each piece that the sharer with the most of them needs."""
+    entries = (done.entries[:, None] >> 4 + torch.arange(sharers)) & 1
+    before = torch.cat([torch.zeros(1, sharers), entries.cumsum(0)])
+    begin, stop = done.pieces[:, 3:5].long().T
+    return (before[stop] - before[begin]).amax(1)
+
+
+@pytest.mark.parametrize(("text", "role", "dim", "length"), HARD.values(), ids=HARD)
+def test_no_program_has_much_more_than_others(text: str, role: Role, dim: int, length: Length) -> None:
+    """Of as many as an H100 runs at once, over 65,536 positions of 16 heads."""
+    blocks = next(item.blocks for item in shapes.BUILT_IN if item.use == Use(role, dim, length))
+    assert isinstance(blocks, Pipeline)
+    relation, sizes = patterndsl.parse(text).bind(65_536).relation, Sizes(65_536, 65_536, 0, 65_536)
+    lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0] * 16, 1, 65_536, CPU)
+    done = lists.columns(blocks) if role == "keys" else lists.rows(blocks)
+    cost = costs_of(done, blocks.consumers) + OVERHEAD
+    taken = done.dealt(1, PROCESSORS * blocks.programs).tolist()
+    shares = torch.stack([cost[mine].sum() for mine in taken_by(taken, PROCESSORS * blocks.programs)])
+    assert shares.max() <= 1.03 * shares.mean()
+
+
+@given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3)))
+@many(0.3)
+def test_pieces_come_longest_first_and_else_in_order(seed: int, sharers: int) -> None:
+    """Each is at most a little longer than the one before, and behind it in the lists unless it is shorter."""
+    draw = random.Random(seed)
+    num_q_blocks, num_kv_blocks = draw.randint(1, 40), draw.randint(1, 200)
+    reach = [draw.choice((1, 5, draw.randint(1, num_kv_blocks), num_kv_blocks)) for _ in range(num_q_blocks)]
+    kept = [(q_blk, kv_blk) for q_blk in range(num_q_blocks) for kv_blk in range(min(reach[q_blk], num_kv_blocks))]
+    q_blks, kv_blks = torch.tensor(kept).T
+    tiles = Tiles(SIDE, SIDE, num_q_blocks, num_kv_blocks, q_blks, kv_blks, q_blks >= 0, 0)
+    lists = shared_lists_of(tiles, num_kv_blocks * SIDE, CPU, sharers, SIDE)
+    done = work_of([(lists, [(0, 0), (0, 1), (0, 2)])], is_shared=True)
+    leaves_a_part = (done.pieces[:, 5] >= 0).int()  # which takes longer, too
+    lengths = (costs_of(done, sharers) + leaves_a_part).tolist()
+    places = done.pieces[:, (1, 3, 4)].tolist()
+    for (length, following), (place, behind) in zip(
+        itertools.pairwise(lengths), itertools.pairwise(places), strict=True
+    ):
+        assert following + 1 <= 1.1 * (length + 1)
+        assert following < length or place <= behind
 
 
 # ---- choices

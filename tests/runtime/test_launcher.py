@@ -18,6 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import patterndsl
 from patterndsl.lower import hulls
+from patterndsl.runtime import chosen
 from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels import launch, own
 from patterndsl.runtime.kernels.hashing import hashed
@@ -103,7 +104,7 @@ def test_what_is_launched_is_what_triton_launches() -> None:
 
 
 def test_forms_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patterndsl.runtime.kernels.launcher.MOST", 3)
+    monkeypatch.setattr("patterndsl.learn.launcher.MOST", 3)
     with recording():
         for length in range(2, 9):
             query, key, value, out, lse = tensors(length=length)
@@ -115,9 +116,15 @@ def test_triton_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     key = torch.zeros(1, 2, 70, 16)
     with recording() as recorder:
         hashed(key, buckets=6, rounds=2, seed=0)
+        hashed(key, buckets=6, rounds=2, seed=torch.tensor(0))
         monkeypatch.setattr(triton.JITFunction, "run", None)
         assert [name for _, name, *_ in launches(recorder, lambda: hashed(key, buckets=6, rounds=2, seed=0))] == [
             "hash_kernel"
+        ]
+        seed = torch.tensor(0)
+        assert [name for _, name, *_ in launches(recorder, lambda: hashed(key, buckets=6, rounds=2, seed=seed))] == [
+            "draw_kernel",
+            "hash_kernel",
         ]
 
 
@@ -139,7 +146,8 @@ def test_a_call_is_few_launches(
 ) -> None:
     """All of them compile, and Triton is asked for none of them twice, wherever tensors then lie."""
     monkeypatch.setattr(launch, "is_interpreted", lambda: True)  # so that tensors of the CPU get there
-    monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
+    for module in (program_module, chosen):
+        monkeypatch.setattr(module, "has_kernels", lambda _: True)
     monkeypatch.setattr(hulls, "BLOCK", 16)
     with recording() as recorder:
         program, found = patterndsl.parse(text).compile(512, heads=2, backend=backend), list[Any]()

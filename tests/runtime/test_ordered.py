@@ -24,6 +24,7 @@ from patterndsl.lower import hulls
 from patterndsl.lower.hulls import hull_of
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles, find_tiles
+from patterndsl.runtime import chosen
 from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels import work
 from patterndsl.runtime.kernels.asked import Asked, Orders, asked_by
@@ -195,7 +196,8 @@ PATTERNS = {
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's, where there is no GPU, and for few positions."""
-    monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
+    for module in (program_module, chosen):
+        monkeypatch.setattr(module, "has_kernels", lambda _: True)
     monkeypatch.setattr(hulls, "BLOCK", 16)
 
 
@@ -313,10 +315,13 @@ def test_hashing() -> None:
 def test_labels_are_those_of_the_plain_twin(buckets: int, dim: int) -> None:
     key = torch.randn(2, 2, 70, dim, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
     key[0, 0, 5, 3] = torch.nan
-    settings = {"buckets": buckets, "rounds": 2, "seed": 3}
-    found = hashed(key, **settings)
+    settings = {"buckets": buckets, "rounds": 2}
+    found = hashed(key, **settings, seed=3)
     assert found.dtype == torch.int16
-    assert torch.equal(found.long(), lsh_labels(key, **settings))
+    assert torch.equal(found.long(), lsh_labels(key, **settings, seed=3))
+    there = torch.tensor(3, device=DEVICE)  # where directions are then drawn
+    assert torch.equal(found, hashed(key, **settings, seed=there))
+    assert torch.equal(found.long(), lsh_labels(key, **settings, seed=there))
 
 
 @runs

@@ -90,6 +90,8 @@ LIBRARY: Any = patterndsl  # called as no type checker would let it be
         (lambda: patterndsl.documents(torch.tensor([0.0, 3.0]), 4), "dtype float32"),
         (lambda: patterndsl.documents(torch.tensor([1, 3]), 4), "does not ascend from 0"),
         (lambda: patterndsl.documents(torch.tensor([0, 3, 2]), 4), "does not ascend from 0"),
+        (lambda: patterndsl.documents(torch.tensor([0, 3, 5]), 4), "ends at 5, behind the 4 positions"),
+        (lambda: patterndsl.documents(torch.tensor([[0, 3, 4], [0, 2, 6]]), 4), "ends at 6, behind the 4 positions"),
         (lambda: LIBRARY.documents([0, 3], 4), "is list"),
         (lambda: patterndsl.documents(torch.zeros(1, 1, 2, dtype=torch.int64), 4), "has shape"),
         (lambda: patterndsl.documents(torch.zeros(0, dtype=torch.int64), 4), "has shape"),

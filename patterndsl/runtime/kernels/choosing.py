@@ -6,7 +6,6 @@ Scores are of float32 and never lie in memory. Of equal ones the first block is 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from patterndsl.ir.relation import Relation
 from patterndsl.learn import topk
+from patterndsl.learn.graphs import remembered
+from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.choosing_kernels import choose_kernel, pick_kernel, pool_kernel
 from patterndsl.runtime.kernels.launch import strides_of
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import BoundSelection
 from patterndsl.sema.parameters import Sizes
@@ -145,7 +145,7 @@ def _padded(dim: int) -> int:
     return found
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _asked(selection: BoundSelection, device: torch.device) -> tuple[Asked, Asked]:
     """What makes a block a candidate, and what lists it before all others."""
     rows, blocks = selection.num_rows, selection.num_blocks

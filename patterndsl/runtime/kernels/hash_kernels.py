@@ -1,6 +1,6 @@
-"""The kernel of hashing: the directions that keys are nearest to, in all rounds, without projections in memory.
+"""The kernels of hashing: the directions that keys are nearest to, in all rounds, without projections in memory.
 
-A program has a block of keys of one head, and reads them once.
+A program has a block of keys of one head, and reads them once. Directions of a seed on the device are drawn there.
 """
 
 from __future__ import annotations
@@ -51,3 +51,27 @@ def hash_kernel(
             )
         at = label + (of_head + turn) * length + rows
         tl.store(at, found.to(label.dtype.element_ty), mask=rows >= 0)
+
+
+@triton.jit
+def _mixed(x):
+    x += -0x61C8864680B583EB
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+@triton.jit
+def _uniform(bits):
+    """In (0, 1), of 53 bits."""
+    return (((bits >> 11) & 0x1FFFFFFFFFFFFF).to(tl.float64) + 0.5) * 1.1102230246251565e-16
+
+
+@triton.jit(do_not_specialize=["turn", "number"])
+def draw_kernel(seed, into, turn, number, block: tl.constexpr):
+    """So many normal numbers of 2 * seed + turn, as `learn.lsh.normal` draws them. Grid: (blocks)."""
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    start = _mixed(tl.load(seed) * 2 + turn)
+    first, second = _uniform(_mixed(start + at)), _uniform(_mixed(start + at + number))
+    found = tl.sqrt(-2.0 * tl.log(first)) * tl.cos(6.283185307179586 * second)
+    tl.store(into + at, found.to(tl.float32), mask=at < number)

@@ -1,14 +1,17 @@
-"""How are keys hashed on a GPU? In one launch for all rounds; the plain twin is `learn.lsh`."""
+"""How are keys hashed on a GPU? In one launch for all rounds, and one for each rotation that is drawn anew; the plain
+twin is `learn.lsh`."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch import Tensor
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.learn.lsh import directions_of, factors_of, lsh_labels
-from patterndsl.runtime.kernels.hash_kernels import hash_kernel
+from patterndsl.runtime.kernels.hash_kernels import draw_kernel, hash_kernel
 from patterndsl.runtime.kernels.launch import strides_of
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.views import with_unit_stride
 
 BLOCK = 64
@@ -17,11 +20,13 @@ MOST_DIRECTIONS = 64
 MOST_CHANNELS = 128
 
 OPTIONS = {"num_warps": 4, "num_stages": 1}
+DRAWN = 1024
+"""Numbers that a program draws."""
 
-_hash = Launcher(hash_kernel)
+_hash, _draw = Launcher(hash_kernel), Launcher(draw_kernel)
 
 
-def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
+def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int | Tensor) -> Tensor:
     """`lsh_labels` of key [B, H, T, D], in int16 or int32: [B, H, rounds, T], or [B, H, T] of one round. Without
     gradient."""
     sizes = factors_of(buckets)
@@ -34,10 +39,7 @@ def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
     size = (batch, heads, rounds, length) if rounds > 1 else (batch, heads, length)
     label = torch.empty(size, dtype=dtype, device=key.device)
     numbers = [size // 2 for size in sizes]
-    tables = [
-        directions_of((heads, rounds, dim, number), seed, turn, key.device, torch.float32)
-        for turn, number in enumerate(numbers)
-    ]
+    tables = [_directions((heads, rounds, dim, number), seed, turn, key.device) for turn, number in enumerate(numbers)]
     _hash(
         (-(-length // BLOCK), heads, batch),
         (key, tables[0], tables[-1], label),
@@ -50,6 +52,15 @@ def hashed(key: Tensor, *, buckets: int, rounds: int, seed: int) -> Tensor:
         OPTIONS,
     )  # fmt: skip
     return label
+
+
+def _directions(shape: tuple[int, int, int, int], seed: int | Tensor, turn: int, device: torch.device) -> Tensor:
+    """`directions_of`, in float32."""
+    if not isinstance(seed, Tensor):
+        return directions_of(shape, seed, turn, device, torch.float32)
+    found, number = torch.empty(shape, dtype=torch.float32, device=device), prod(shape)
+    _draw((-(-number // DRAWN), 1, 1), (seed, found), (turn, number), {"block": DRAWN})
+    return found
 
 
 def _padded(width: int) -> int:

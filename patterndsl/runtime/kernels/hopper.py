@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from patterndsl.runtime.kernels.launcher import Launcher
+from patterndsl.learn.launcher import Launcher
 
 # the first names are those of later versions
 copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -44,20 +44,16 @@ def descriptor(x: Tensor, shape: list[int], strides: list[int], block: list[int]
 
 
 @gluon.jit
-def pieces_of_program(num_pieces, rows):
-    """How many pieces a program takes; they are dealt in turns there and back, as they come longest first."""
-    total = num_pieces * rows
-    turns = total // gl.num_programs(0)
-    return turns + (place_in(turns) < total).to(gl.int32)
+def pieces_of_program(deals):
+    """How many pieces a program takes. deals: see `dealing.deal`."""
+    own = deals + gl.program_id(0)
+    return gl.load(own + 1) - gl.load(own)
 
 
 @gluon.jit
-def place_in(turn):
+def place_in(deals, turn):
     """The place of the piece that a program takes in a turn."""
-    own = gl.program_id(0)
-    if turn % 2 == 1:
-        own = gl.num_programs(0) - 1 - own
-    return turn * gl.num_programs(0) + own
+    return gl.load(deals + gl.load(deals + gl.program_id(0)) + turn)
 
 
 @gluon.jit
@@ -69,11 +65,11 @@ def ring_slot(count, size: gl.constexpr):
 @gluon.jit
 def produce(tensors, shared, barriers, lists, lengths):
     """Copies the queries of a piece, as room for them comes, and the keys and values of its entries."""
-    query, key, value, _, _, _, _, _ = tensors
+    query, key, value, _, _, _, _ = tensors
     queries, keys, values, _ = shared
-    q_full, q_empty, kv_full, kv_empty = barriers
-    pieces, entries = lists
-    num_pieces, rows, _, _, _, _, kv_group = lengths
+    q_full, q_empty, kv_full, kv_empty, _ = barriers
+    pieces, entries, deals = lists
+    rows, _, _, _, _, kv_group = lengths
     ahead: gl.constexpr = q_full.shape[0]
     ring: gl.constexpr = kv_full.shape[0]
     consumers: gl.constexpr = queries.shape[0] // ahead
@@ -81,8 +77,8 @@ def produce(tensors, shared, barriers, lists, lengths):
     q_bytes: gl.constexpr = consumers * query.block_type.nbytes
     kv_bytes: gl.constexpr = key.block_type.nbytes + value.block_type.nbytes
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + at % rows
         head = gl.load(piece + 1)
@@ -110,11 +106,11 @@ def produce(tensors, shared, barriers, lists, lengths):
 def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr, which: gl.constexpr):
     """Output and lse of 64 queries of each piece."""
     tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale = seen
-    _, _, _, out, lse, known, part_out, part_lse = tensors
+    _, _, _, out, lse, part_out, part_lse = tensors
     queries, keys, values, outs = shared
-    q_full, q_empty, kv_full, kv_empty = barriers
-    pieces, entries = lists
-    num_pieces, rows, q_len, kv_len, q_start, num_slots, _ = lengths
+    q_full, q_empty, kv_full, kv_empty, known = barriers
+    pieces, entries, deals = lists
+    rows, q_len, kv_len, q_start, num_slots, _ = lengths
     ahead: gl.constexpr = q_full.shape[0]
     ring: gl.constexpr = kv_full.shape[0]
     consumers: gl.constexpr = queries.shape[0] // ahead
@@ -131,27 +127,30 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     channels = gl.expand_dims(gl.arange(0, dim, layout=gl.SliceLayout(0, of_out)), 0)
     columns = gl.expand_dims(gl.arange(0, kv_block, layout=gl.SliceLayout(0, of_scores)), 0)
     no_scores = gl.zeros([64, kv_block], gl.float32, of_scores)
+    result = outs.index(which)
     steps = scale * LOG2E
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    times_known = 0
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         shared_row = at % rows
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + shared_row
         head = gl.load(piece + 1)
         first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
         part = gl.load(piece + 5)
-        at_lse = lse + row.to(gl.int64) * strides[3] + head.to(gl.int64) * strides[4] + first.to(gl.int64) * strides[5]
+        at_lse = lse + row.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + first.to(gl.int64) * strides[2]
+        at_lse = at_lse + lines * strides[2]
         top = gl.full([64], -float("inf"), gl.float32, of_rows)
         total = gl.full([64], 0.0, gl.float32, of_rows)
         acc = gl.zeros([64, dim], gl.float32, of_out)
+        known_top = top
         if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
-            if part < 0:
-                top = gl.load(at_lse + lines * strides[5], mask=lines < q_len - first, other=-float("inf")) * LOG2E
-                total = gl.where(top == -float("inf"), 0.0, 1.0)
-                start = row.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + first.to(gl.int64) * strides[2]
-                at_out = known + start + out_lines * strides[2] + channels
-                acc = gl.load(at_out, mask=out_lines < q_len - first, other=0.0).to(gl.float32)
+            if part < 0:  # what is there comes while its successor is made
+                tma.store_wait(0)
+                mbarrier.expect(known.index(which), out.block_type.nbytes)
+                copy_in(out, [row, head, first, 0], known.index(which), result)
+                known_top = gl.load(at_lse, mask=lines < q_len - first, other=-float("inf")) * LOG2E
         slot, phase = ring_slot(turn, ahead)
         mbarrier.wait(q_full.index(slot), phase)
         q = queries.index(slot * consumers + which).reshape([64, dim])
@@ -184,34 +183,45 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
             mbarrier.arrive(kv_empty.index(kv_slot), count=1)
             count += 1
         mbarrier.arrive(q_empty.index(slot), count=1)
+        if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
+            if part < 0:
+                mbarrier.wait(known.index(which), times_known & 1)
+                times_known += 1
+                higher = gl.maximum(top, known_top)
+                shift = gl.where(higher == -float("inf"), 0.0, higher)
+                shrink, known_weight = gl.exp2(top - shift), gl.exp2(known_top - shift)
+                total = total * shrink + known_weight
+                top = higher
+                before = result.reshape([64, dim]).load(of_out).to(gl.float32)
+                before = before * gl.expand_dims(gl.convert_layout(known_weight, of_out_rows), 1)
+                acc = acc * gl.expand_dims(gl.convert_layout(shrink, of_out_rows), 1) + before
         empty = total == 0.0
         some = gl.where(empty, 1.0, total)
         found = gl.where(empty, -float("inf"), (top + gl.log2(some)) * LN2)
-        result = acc * gl.expand_dims(gl.convert_layout(1.0 / some, of_out_rows), 1)
+        acc = acc * gl.expand_dims(gl.convert_layout(1.0 / some, of_out_rows), 1)
         if part >= 0:
             place = (shared_row.to(gl.int64) * num_slots + part + gl.load(piece + 7) * which) * 64
             gl.store(part_lse + place + lines, found)
-            gl.store(part_out + (place + out_lines) * dim + channels, result)
+            gl.store(part_out + (place + out_lines) * dim + channels, acc)
         else:
-            gl.store(at_lse + lines * strides[5], found, mask=lines < q_len - first)
+            gl.store(at_lse, found, mask=lines < q_len - first)
             tma.store_wait(0)
-            outs.index(which).reshape([64, dim]).store(result.to(dtype))
+            result.reshape([64, dim]).store(acc.to(dtype))
             fence_async_shared()
-            copy_out(out, [row, head, first, 0], outs.index(which))
+            copy_out(out, [row, head, first, 0], result)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "kv_group", "numbers"])
+@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "rows", "kv_group", "numbers"])
 def attend_kernel(
-    query, key, value, out, lse, known, part_out, part_lse, pieces, entries, numbers, tables,
-    ob, oh, ol, lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
+    query, key, value, out, lse, part_out, part_lse, pieces, entries, deals, numbers, tables,
+    lb, lh, ll, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
     keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     registers: gl.constexpr,
 ):  # fmt: skip
-    """Output and lse of each piece. query, key, value, out: descriptors of blocks [1, 1, rows, dim]; known: the
-    tensor out, where softmaxes begin with what is there. ring: tiles of keys in shared memory; ahead: of queries, for
-    each consumer; even: whether every block of keys is whole."""
+    """Output and lse of each piece. query, key, value, out: descriptors of blocks [1, 1, rows, dim]. ring: tiles of
+    keys in shared memory; ahead: of queries, for each consumer; even: whether every block of keys is whole."""
     q_shape: gl.constexpr = [ahead * consumers, 1, 1, 64, dim]
     kv_shape: gl.constexpr = [ring, 1, 1, kv_block, dim]
     shared = (
@@ -225,7 +235,10 @@ def attend_kernel(
         gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
         gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
         gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [consumers, 1], mbarrier.MBarrierLayout()),
     )
+    for which in gl.static_range(consumers):
+        mbarrier.init(barriers[4].index(which), count=1)
     for slot in gl.static_range(ahead):
         mbarrier.init(barriers[0].index(slot), count=1)
         mbarrier.init(barriers[1].index(slot), count=consumers)
@@ -233,10 +246,10 @@ def attend_kernel(
         mbarrier.init(barriers[2].index(slot), count=1)
         mbarrier.init(barriers[3].index(slot), count=consumers)
     fence_async_shared()
-    tensors = (query, key, value, out, lse, known, part_out, part_lse)
-    lists = (pieces, entries)
-    lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group)
-    strides = (ob, oh, ol, lb, lh, ll)
+    tensors = (query, key, value, out, lse, part_out, part_lse)
+    lists = (pieces, entries, deals)
+    lengths = (rows, q_len, kv_len, q_start, num_slots, kv_group)
+    strides = (lb, lh, ll)
     seen = tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale
     gl.warp_specialize(
         [(consume, (seen, keep, even, goes_on, which)) for which in (0, 1, 2, 3)[:consumers]]

@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.kernels.hopper import (
     FEW,
     LOG2E,
@@ -29,7 +30,6 @@ from patterndsl.runtime.kernels.hopper import (
     place_in,
     ring_slot,
 )
-from patterndsl.runtime.kernels.launcher import Launcher
 
 LEAST_RING = 3
 """The tile before, whose products may not be done, the one at hand, and the next."""
@@ -39,13 +39,13 @@ LEAST_RING = 3
 def produce(seen):
     """Copies what the consumers own of a piece, as room for it comes, and the tiles of its entries, which they share.
 
-    counts: of pieces and of batch rows; of heads that own for each that is shared, or the other way round, the one
+    counts: of batch rows; of heads that own for each that is shared, or the other way round, the one
     being 1; and of blocks of a head, behind which entries count on through the next one.
     """
     owned, shared, own_tiles, shared_tiles, barriers, lists, counts = seen
     own_full, own_empty, full, empty = barriers
-    pieces, entries = lists
-    num_pieces, rows, sharing, shared_by, num_blocks = counts
+    pieces, entries, deals = lists
+    rows, sharing, shared_by, num_blocks = counts
     ahead: gl.constexpr = own_full.shape[0]
     ring: gl.constexpr = full.shape[0]
     consumers: gl.constexpr = own_tiles[0].shape[0] // ahead
@@ -53,8 +53,8 @@ def produce(seen):
     own_bytes: gl.constexpr = consumers * len(owned) * owned[0].block_type.nbytes
     tile_bytes: gl.constexpr = len(shared) * shared[0].block_type.nbytes
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + at % rows
         head = gl.load(piece + 1)
@@ -129,8 +129,8 @@ def own_of_queries(
     queries, grads, outs = own_tiles
     keys, values = shared_tiles
     own_full, own_empty, full, empty = barriers
-    pieces, entries = lists
-    num_pieces, rows, q_len, kv_len, q_start, num_slots = lengths
+    pieces, entries, deals = lists
+    rows, q_len, kv_len, q_start, num_slots = lengths
     ahead: gl.constexpr = own_full.shape[0]
     ring: gl.constexpr = full.shape[0]
     consumers: gl.constexpr = queries.shape[0] // ahead
@@ -148,8 +148,8 @@ def own_of_queries(
     nothing = gl.zeros([64, kv_block], gl.float32, of_scores)
     steps = scale * LOG2E
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         shared_row = at % rows
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + shared_row
@@ -232,8 +232,8 @@ def own_of_keys(
     keys, values = own_tiles
     queries, grads = shared_tiles
     own_full, own_empty, full, empty = barriers
-    pieces, entries = lists
-    num_pieces, rows, q_len, kv_len, q_start, num_slots, num_q_blocks = lengths
+    pieces, entries, deals = lists
+    rows, q_len, kv_len, q_start, num_slots, num_q_blocks = lengths
     ahead: gl.constexpr = own_full.shape[0]
     ring: gl.constexpr = full.shape[0]
     consumers: gl.constexpr = keys.shape[0] // ahead
@@ -253,8 +253,8 @@ def own_of_keys(
     nothing = gl.zeros([64, q_block], gl.float32, of_scores)
     steps = scale * LOG2E
     count = 0
-    for turn in range(pieces_of_program(num_pieces, rows)):
-        at = place_in(turn)
+    for turn in range(pieces_of_program(deals)):
+        at = place_in(deals, turn)
         shared_row = at % rows
         piece = pieces + (at // rows) * 8
         row = gl.load(piece) + shared_row
@@ -357,11 +357,11 @@ def made_barriers(ahead: gl.constexpr, ring: gl.constexpr, consumers: gl.constex
     return barriers
 
 
-@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "kv_group", "numbers"])
+@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "rows", "kv_group", "numbers"])
 def query_kernel(
-    query, key, value, out, grad_out, grad_described, lse, grad_lse, delta, grad_query, part, pieces, entries,
+    query, key, value, out, grad_out, grad_described, lse, grad_lse, delta, grad_query, part, pieces, entries, deals,
     numbers, tables,
-    db, dh, dl, lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
+    db, dh, dl, lb, lh, ll, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
     keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr,
     has_grad_lse: gl.constexpr, adds: gl.constexpr, registers: gl.constexpr,
@@ -381,11 +381,11 @@ def query_kernel(
     )
     barriers = made_barriers(ahead, ring, consumers)
     tensors = (lse, grad_lse, delta, grad_described, grad_query, part)
-    lists = (pieces, entries)
-    lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots)
+    lists = (pieces, entries, deals)
+    lengths = (rows, q_len, kv_len, q_start, num_slots)
     strides = (db, dh, dl, lb, lh, ll)
     seen = tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale
-    counts = (num_pieces, rows, kv_group, 1, kv_len)
+    counts = (rows, kv_group, 1, kv_len)
     to_copy = (query, grad_out, out), (key, value), own_tiles, shared_tiles, barriers, lists, counts
     gl.warp_specialize(
         [(own_of_queries, (seen, keep, even, has_grad_lse, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
@@ -397,13 +397,13 @@ def query_kernel(
 
 @gluon.jit(
     do_not_specialize=[
-        "q_len", "kv_len", "q_start", "num_slots", "num_pieces", "rows", "num_q_blocks", "numbers",
+        "q_len", "kv_len", "q_start", "num_slots", "rows", "num_q_blocks", "numbers",
     ]
 )  # fmt: skip
 def key_kernel(
     query, key, value, grad_out, key_described, value_described, lse, delta, grad_key, grad_value,
-    part_key, part_value, pieces, entries, numbers, tables,
-    db, dh, dl, eb, eh, el, lb, lh, ll, num_pieces, rows, q_len, kv_len, q_start, num_slots, num_q_blocks, scale,
+    part_key, part_value, pieces, entries, deals, numbers, tables,
+    db, dh, dl, eb, eh, el, lb, lh, ll, rows, q_len, kv_len, q_start, num_slots, num_q_blocks, scale,
     keep: gl.constexpr, kv_group: gl.constexpr, q_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, adds: gl.constexpr,
     registers: gl.constexpr,
@@ -422,11 +422,11 @@ def key_kernel(
     )
     barriers = made_barriers(ahead, ring, consumers)
     tensors = (lse, delta, key_described, value_described, grad_key, grad_value, part_key, part_value)
-    lists = (pieces, entries)
-    lengths = (num_pieces, rows, q_len, kv_len, q_start, num_slots, num_q_blocks)
+    lists = (pieces, entries, deals)
+    lengths = (rows, q_len, kv_len, q_start, num_slots, num_q_blocks)
     strides = (db, dh, dl, eb, eh, el, lb, lh, ll)
     seen = tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale
-    counts = (num_pieces, rows, 1, kv_group, num_q_blocks)
+    counts = (rows, 1, kv_group, num_q_blocks)
     to_copy = (key, value), (query, grad_out), own_tiles, shared_tiles, barriers, lists, counts
     gl.warp_specialize(
         [(own_of_keys, (seen, keep, kv_group, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]

@@ -11,11 +11,11 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.lower.blocks import ROWS, Blocks, Pipeline
 from patterndsl.runtime.kernels.asked import Asked, Orders
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.views import make_room, with_unit_stride
 
@@ -143,11 +143,12 @@ def _forward_on_hopper(
 
     q_len, dim = query.shape[2:]
     q, o, k, v = _described_on_hopper((query, out), (key, value), blocks)
+    grid, dealt = _dealt(work, rows, blocks, query.device)
     hopper.attend(
-        _programs(work, rows, blocks, query.device),
-        (q, k, v, o, lse, out, part_out, part_lse, work.pieces, work.entries),
+        grid,
+        (q, k, v, o, lse, part_out, part_lse, work.pieces, work.entries, dealt),
         (
-            *strides_of(out), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start, work.num_slots,
+            *lse.stride(), rows, q_len, key.shape[2], asked.q_start, work.num_slots,
             query.shape[1] // key.shape[1],
         ),
         {
@@ -159,9 +160,11 @@ def _forward_on_hopper(
     )  # fmt: skip
 
 
-def _programs(work: Work, rows: int, blocks: Pipeline, device: torch.device) -> tuple[int, int, int]:
+def _dealt(work: Work, rows: int, blocks: Pipeline, device: torch.device) -> tuple[tuple[int, int, int], Tensor]:
+    """As many programs as run at once, if there are so many pieces, and what each of them takes."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(work.num_pieces * rows, blocks.programs * processors), 1, 1
+    programs = min(work.num_pieces * rows, blocks.programs * processors)
+    return (programs, 1, 1), work.dealt(rows, programs)
 
 
 def gradient_of_queries(
@@ -312,11 +315,12 @@ def _gradient_of_queries_on_hopper(
 
     q_len, dim = query.shape[2:]
     q, o, do, dq, k, v = _described_on_hopper((query, out, grad_out, grad_query), (key, value), blocks)
+    grid, dealt = _dealt(work, rows, blocks, query.device)
     hopper_backward.of_queries(
-        _programs(work, rows, blocks, query.device),
-        (q, k, v, o, do, dq, lse, grad_lse, delta, grad_query, part, work.pieces, work.entries),
+        grid,
+        (q, k, v, o, do, dq, lse, grad_lse, delta, grad_query, part, work.pieces, work.entries, dealt),
         (
-            *strides_of(grad_query), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2], asked.q_start,
+            *strides_of(grad_query), *lse.stride(), rows, q_len, key.shape[2], asked.q_start,
             work.num_slots, query.shape[1] // key.shape[1],
         ),
         {
@@ -352,13 +356,15 @@ def _gradients_of_keys_on_hopper(
 
     q_len, dim = query.shape[2:]
     k, v, dk, dv, q, do = _described_on_hopper((key, value, grad_key, grad_value), (query, grad_out), blocks)
+    grid, dealt = _dealt(work, rows, blocks, query.device)
     hopper_backward.of_keys(
-        _programs(work, rows, blocks, query.device),
+        grid,
         (
             q, k, v, do, dk, dv, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
+            dealt,
         ),
         (
-            *strides_of(grad_key, grad_value), *lse.stride(), work.num_pieces, rows, q_len, key.shape[2],
+            *strides_of(grad_key, grad_value), *lse.stride(), rows, q_len, key.shape[2],
             asked.q_start, work.num_slots, -(-q_len // blocks.kv_block),
         ),
         {

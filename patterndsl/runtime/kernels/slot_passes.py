@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.calls import positive
@@ -23,7 +24,6 @@ from patterndsl.runtime.kernels.launch import (
     precision_of,
     strides_of,
 )
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.rows import APART, BY_SLOT, ORDERED, PLAIN_KEYS
 from patterndsl.runtime.kernels.slot_kernels import add_kernel, join_kernel, share_kernel
 from patterndsl.runtime.kernels.slots import Pass, Results, Slots

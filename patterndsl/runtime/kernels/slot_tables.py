@@ -8,15 +8,15 @@ same in every run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from patterndsl.learn.graphs import remembered
+from patterndsl.learn.launcher import Launcher
 from patterndsl.lower.hulls import Lists
 from patterndsl.runtime.kernels import work
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.slot_kernels import (
     begin_kernel,
     column_kernel,
@@ -123,7 +123,7 @@ class Keys(NamedTuple):
     number: int
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def keys_of(of: int, kv_len: int, kv_block: int, device: torch.device) -> Keys:
     """The keys of blocks of so many."""
     per_block, num_blocks = -(-of // kv_block), -(-kv_len // of)
@@ -136,7 +136,7 @@ def keys_of(of: int, kv_len: int, kv_block: int, device: torch.device) -> Keys:
     return Keys(order.view(1, 1, -1), per_block, num_blocks * per_block)
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _entries(number: int, device: torch.device) -> Tensor:
     """Each block of keys, and each of them again, masked."""
     blocks = 2 * torch.arange(number, dtype=torch.int32, device=device)

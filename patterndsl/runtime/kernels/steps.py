@@ -7,13 +7,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.decoding.gathered import Newest
 from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.decode import decode_kernel, merge_splits_kernel
 from patterndsl.runtime.kernels.launch import padded_widths, precision_of, strides_of
-from patterndsl.runtime.kernels.launcher import Launcher
 from patterndsl.runtime.kernels.tickets import tickets
 
 PROGRAMS = 528

@@ -7,12 +7,13 @@ are of owners (blocks of queries, or of keys where they are transposed) and entr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from patterndsl.lower.tiles import Tiles
+from patterndsl.runtime.kernels.dealing import classes_of, deal
 
 SHORTEST = 16
 """Entries that a part of a cut list has at least."""
@@ -21,6 +22,8 @@ LONG = 4
 PARTS = 2048
 """All work is cut as if into so many equal parts: a list of more than two of them is cut. Some sixteen for each
 processor of a large GPU, and a constant, so that results are the same on all of them."""
+OVERHEAD, LEAVING = 1.5, 1.0
+"""What a piece costs beside its entries, and a part of a cut list more than that, in entries."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +49,8 @@ class Work:
     pieces: int32 [num_pieces, 6], or 8 of shared lists, entries: int32, joints: int32 [num_joints, 5], as `forward`
     reads them; num_slots: parts of cut lists, of one batch row where rows share them. is_shared: whether all batch rows
     do the same.
-    mean_length: entries of a list, as it was before it was cut.
+    mean_length: entries of a list, as it was before it was cut. costs: float32 [num_pieces], on the CPU, of pieces that
+    are dealt to programs; None where each has a program.
     """
 
     pieces: Tensor
@@ -55,6 +59,8 @@ class Work:
     num_slots: int
     is_shared: bool
     mean_length: float = 0.0
+    costs: Tensor | None = None
+    _dealt: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def num_pieces(self) -> int:
@@ -63,6 +69,14 @@ class Work:
     @property
     def num_joints(self) -> int:
         return int(self.joints.shape[0])
+
+    def dealt(self, rows: int, programs: int) -> Tensor:
+        """Which pieces of so many batch rows each program takes, see `dealing.deal`; those of a piece follow each
+        other. Made when it is asked for and kept."""
+        if (rows, programs) not in self._dealt:
+            assert self.costs is not None
+            self._dealt[rows, programs] = deal(self.costs.repeat_interleave(rows), programs).to(self.pieces.device)
+        return self._dealt[rows, programs]
 
 
 def lists_of(tiles: Tiles, kv_len: int, device: torch.device) -> Lists:
@@ -178,17 +192,29 @@ def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shar
             joints.append(_placed(cut_joints, row, head, 1, num_slots))
             num_slots += slots
     all_pieces = torch.cat(pieces)
-    lengths = all_pieces[:, 4] - all_pieces[:, 3]
-    # by powers of two, so that pieces of about one length stay in order: neighbours read the same keys
-    order = (lengths + 1).log2().ceil().argsort(descending=True, stable=True)
+    entries = torch.cat([found.entries for found, _ in lists])
+    costs = _costs(all_pieces, entries, sharers)
+    order = classes_of(costs).argsort(descending=True, stable=True)
     return Work(
         all_pieces[order].to(torch.int32).contiguous(),
-        torch.cat([found.entries for found, _ in lists]),
+        entries,
         torch.cat(joints).to(torch.int32).contiguous(),
         num_slots,
         is_shared,
         num_entries / max(1, num_lists),
+        costs[order].cpu() if sharers > 1 else None,
     )
+
+
+def _costs(pieces: Tensor, entries: Tensor, sharers: int) -> Tensor:
+    """float32 [num_pieces]: of the sharer that needs the most entries of a piece, in entries."""
+    begin, stop, leaves = pieces[:, 3], pieces[:, 4], pieces[:, 5] >= 0
+    needed = stop - begin
+    if sharers > 1:
+        bits = (entries[:, None] >> (4 + torch.arange(sharers, device=entries.device))) & 1
+        before = torch.cat([bits.new_zeros(1, sharers), bits.cumsum(0)])
+        needed = (before[stop] - before[begin]).amax(1)
+    return needed + OVERHEAD + LEAVING * leaves
 
 
 def _cut(lists: Lists, longest: int) -> tuple[Tensor, Tensor, int]:

@@ -7,12 +7,13 @@ host, more than a small kernel takes a GPU. What that depends on is a part of wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton
 from torch import Tensor
 
-from patterndsl.runtime.kernels.asked import Asked
+if TYPE_CHECKING:
+    from patterndsl.runtime.kernels.asked import Asked
 
 MOST = 256
 """Forms that are remembered of a kernel; with more, all are found anew."""
