@@ -2,8 +2,8 @@
 
 Grid: (splits, key heads, batch rows). A program has a span of a row's places: those of the ring's pages come first,
 then those of keys that last. The query heads of a key head lie in one tile with their positions. What a kernel waits
-for is memory, so that no program asks for more than two things in turn: which page, beside the lengths, and then keys
-and values together. Splits leave parts, which a second kernel merges.
+for is memory, so that a program first asks for all that says where keys and values are, and then for these. Splits
+leave parts, which a second kernel merges.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ def decode_kernel(
             kept = keep(q_place, in_ring[None, :], q_place, in_ring[None, :], head[:, None], row, numbers, tables)
             kept = kept & is_newest[None, :] & is_row[:, None]
             needed = (tl.max(kept.to(tl.int32), 0) > 0) | is_older  # which does not wait for where the older ones are
+            last = tl.load(lasting + rank, mask=is_older, other=-1)
             k = load_tile(keys, page, place % rows, kv_at, num_heads, needed, rows, dim, padded)
             v = load_tile(values, page, place % rows, kv_at, num_heads, needed, rows, value_dim, value_padded)
             page = pages_at(pages, start + tile, stop, rows, tile)
-            last = tl.load(lasting + rank, mask=is_older, other=-1)
             k_place = tl.where(rank < 0, in_ring, last)[None, :]
             kept = keep(q_place, k_place, q_place, k_place, head[:, None], row, numbers, tables)
             kept = kept & (is_newest | is_older)[None, :] & is_row[:, None]

@@ -26,7 +26,10 @@ MERGED_NUMBERS = 4096
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
 OPTIONS = {"num_warps": 4, "num_stages": 2}
-"""In two stages tiles are copied to shared memory: in registers they would leave room for fewer programs."""
+"""In two stages keys and values are copied to shared memory together, and beside that a program makes ready for the
+tile that follows. In one stage Triton waits for the keys before it asks for the values."""
+OF_ONE_TILE = {"num_warps": 4, "num_stages": 1}
+"""Where no program has a second tile: to make ready for one takes longer than to wait for keys first."""
 MERGE_OPTIONS = {"num_warps": 4}
 
 _decode, _merge = Launcher(decode_kernel), Launcher(merge_splits_kernel)
@@ -87,7 +90,7 @@ def _attend_rows(
             "rows": pages.page, "tile": tile, "skips": pages.holding.kind == "growing", "is_cut": splits > 1,
             "precision": precision_of(query),
         },
-        OPTIONS, asked=asked, scale=scale,
+        OPTIONS if num_places > splits * tile else OF_ONE_TILE, asked=asked, scale=scale,
     )  # fmt: skip
     if splits > 1:
         block, width = _at_once(splits, value_padded)
