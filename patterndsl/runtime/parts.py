@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Relation, compare, inputs_read
+from patterndsl.learn.graphs import remembered
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.planned import is_finite
@@ -53,7 +54,7 @@ def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]
     found = dict[str, Tensor]()
     for name, values in given.items():
         if values.dim() == 3:
-            mine = values[:, list(heads)].expand(batch, -1, -1).flatten(0, 1)
+            mine = _of_heads(values, heads).expand(batch, -1, -1).flatten(0, 1)
         elif values.dim() == 2 and values.shape[0] > 1:
             mine = values.repeat_interleave(len(heads), 0)
         else:
@@ -64,7 +65,19 @@ def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]
 
 def only_heads(given: Inputs, heads: Sequence[int]) -> dict[str, Tensor]:
     """The inputs as these heads have them."""
-    return {name: values[:, list(heads)] if values.dim() == 3 else values for name, values in given.items()}
+    return {name: _of_heads(values, heads) if values.dim() == 3 else values for name, values in given.items()}
+
+
+def _of_heads(values: Tensor, heads: Sequence[int]) -> Tensor:
+    """Those of [rows, all heads, length]."""
+    is_all = tuple(heads) == tuple(range(values.shape[1]))
+    return values if is_all else values.index_select(1, _numbers(tuple(heads), values.device))
+
+
+@remembered(256)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept, as a copy from the host waits for the device."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +95,8 @@ class Chosen:
         """[B, heads, T, D] each; query heads that share a key head each have a copy of it unless all heads are here."""
         if self.is_all:
             return query, key, value
-        heads = torch.tensor(self.heads, device=query.device)
-        kv_heads = heads // (query.shape[1] // key.shape[1])
+        heads, again = _numbers(self.heads, query.device), query.shape[1] // key.shape[1]
+        kv_heads = heads // again
         return query.index_select(1, heads), key.index_select(1, kv_heads), value.index_select(1, kv_heads)
 
     def rows(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +118,7 @@ def assembled(parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
     if len(parts) == 1:
         return parts[0][1]
     order = [head for heads, _ in parts for head in heads]
-    places = torch.tensor(order, device=parts[0][1].device).argsort()
+    places = _numbers(tuple(sorted(range(len(order)), key=order.__getitem__)), parts[0][1].device)
     return torch.cat([x for _, x in parts], dim=1).index_select(1, places)
 
 

@@ -116,8 +116,7 @@ def _decays_told(decay: tuple[float, ...], dtype: torch.dtype, device: torch.dev
 
 @remembered(64)
 def _decays_kept(decay: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return _decays_told(decay, dtype, device)
+    return _decays_told(decay, dtype, device)
 
 
 def _by_kernels(
