@@ -205,7 +205,8 @@ class Composite(Pattern):
             case _ if self.whole is not None:
                 return self.whole.prove(claim, n=n, params=params)
             case _:
-                raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
+                help = f"ask a term: --term {self.terms[0].name}, in Python pattern.terms[0].pattern"
+                raise input_error("E506", f"`{claim}` is about one relation", help)
 
     def terms_at(self, layer: int) -> tuple[Term, ...]:
         """The terms that take part in a layer, all where none does."""
