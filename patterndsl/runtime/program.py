@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from os import PathLike
 from typing import Any, Literal, NamedTuple, overload
 
@@ -33,7 +33,7 @@ from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.row import row_keys
 from patterndsl.lower.stored import chosen
 from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
-from patterndsl.runtime import flex, ops, oracle
+from patterndsl.runtime import flex, gathered, ops, oracle
 from patterndsl.runtime.arguments import (
     as_autocast,
     check_backend,
@@ -47,7 +47,8 @@ from patterndsl.runtime.arguments import (
 from patterndsl.runtime.chosen import topk_on
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
-from patterndsl.runtime.gathered import Group, gathered_attention
+from patterndsl.runtime.function import Attending, Recorded, attended
+from patterndsl.runtime.gathered import Group
 from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
 from patterndsl.runtime.kernels.attention import Kernels, check_can_run, has_kernels
 from patterndsl.runtime.masked import Masked
@@ -508,28 +509,43 @@ class Program:
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`attend` of what was checked."""
+        made = self.attending(query, key, value, given, scale, train=train, want_lse=want_lse)
+        return attended(query, key, value, made)
+
+    def attending(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        given: dict[str, Tensor],
+        scale: float,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> Attending:
+        """How a call is attended, made ready."""
         on_kernels = self.on_kernels(query, key, value)
         if on_kernels is not None:
-            return on_kernels(query, key, value, given, scale)
+            return on_kernels.run(query, key, value, given, scale)
         if self.runs_as_parts(given):
-            return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
+            how: dict[str, Any] = {"given": given, "scale": scale, "train": train, "want_lse": want_lse}
+            return Recorded(partial(self._parts.run, **how))
         match self.backend_for(query, key, value, train=train):
             case "oracle":
-                output, lse = oracle.attend(query, key, value, self.dense(given), scale)
-                return output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
+                return Recorded(partial(_by_oracle, keep=self.dense(given), scale=scale))
             case "flex":
-                mask = self._block_mask(128, given)
                 if self._flex is None:
                     self._flex = flex.compiled_flex()
-                return flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=want_lse)
+                mask = self._block_mask(128, given)
+                return Recorded(partial(flex.flex, self._flex, mask=mask, scale=scale, want_lse=want_lse))
             case "planned":
-                return self.planned(train=train)(query, key, value, scale)
+                return self.planned(train=train).run(query, key, value, scale)
             case "masked":
-                return self.masked(query, key, value, given, scale)
+                return self.masked.run(query, key, value, given, scale)
             case "triton":
-                return self.kernels(query, key, value, given, scale)
+                return self.kernels.run(query, key, value, given, scale)
             case _:
-                return gathered_attention(query, key, value, self.groups(given), scale=scale)
+                return gathered.run_of(self.groups(given), scale)
 
     def runs_as_parts(self, given: dict[str, Tensor]) -> bool:
         """Whether programs of parts run in its place. Generated kernels take heads whose inputs differ as they are."""
@@ -809,6 +825,11 @@ class Program:
 
 def _wide(labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: label.to(torch.int64) for name, label in labels.items()}
+
+
+def _by_oracle(query: Tensor, key: Tensor, value: Tensor, *, keep: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    output, lse = oracle.attend(query, key, value, keep, scale)
+    return output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
 
 
 def _left_by(backend: str, device_type: str, query: Tensor, key: Tensor, value: Tensor) -> Rule | None:
