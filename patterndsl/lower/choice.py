@@ -6,7 +6,7 @@ backend leaves what it cannot do to another one, see `lower.fallback`; one that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias, cast
@@ -161,6 +161,15 @@ class Choice:
         if self.is_by_rule:
             return Verdict(rule.to, rule)
         return Refusal(f"the {backend} backend does not take {rule.when}", f"use backend={rule.to!r}")
+
+
+def refusal_of_terms(runs: Collection[str], asked: str) -> Refusal | None:
+    """Why terms do not run by the backend that was asked for, where none of them does. runs: how each runs, see
+    `terms.Branch.runs`; those that are scored gather their tiles as "gathered" does, sums look at no pair."""
+    if asked == "auto" or not runs or "planned" in runs or (asked == "gathered" and "scored" in runs):
+        return None
+    how = "scores that are more than products" if "scored" in runs else "sums of features"
+    return Refusal(f"the {asked} backend does not take {how}", "leave the backend to `auto`")
 
 
 def is_own_key(bound: Bound) -> bool:
