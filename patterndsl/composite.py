@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.composed import CompositeProgram
 

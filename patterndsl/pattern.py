@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.report import Report
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.machine import Constants
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.program import Program

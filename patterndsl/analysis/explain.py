@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
 from patterndsl.lower.choice import Choice, Runner
-from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
+from patterndsl.lower.costs import NO_COST, Cost, Moved, computed_pairs, cost, moved
+from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE
 from patterndsl.lower.hulls import Hull, Lists, num_listed
 from patterndsl.lower.lookup import Lookup

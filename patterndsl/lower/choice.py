@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, cast
 
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import compare
-from patterndsl.lower.costs import Machine
+from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import Backend, Call, Rule, leaves, rules_of, usual_backend
 from patterndsl.lower.hulls import Hull, SlotHulls, hulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell

@@ -19,7 +19,7 @@ from patterndsl.analysis.cache import CachePlan
 from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.diagnostics import input_error
 from patterndsl.lower.choice import Choice, Refusal, Runner
-from patterndsl.lower.costs import Machine
+from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import FALLBACK, Call
 from patterndsl.lower.hulls import Hull
 from patterndsl.lower.lookup import Lookup

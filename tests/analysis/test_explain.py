@@ -14,7 +14,7 @@ import torch
 import patterndsl
 from patterndsl.analysis.explain import Explanation, Way
 from patterndsl.analysis.pass_pairs import MAX_COUNTED
-from patterndsl.lower.costs import CPU, CUDA
+from patterndsl.lower.devices import CPU, CUDA
 from patterndsl.lower.fallback import MANY_GROUPS, RULES, Backend, Call, leaves, usual_backend
 
 PATTERNS = [

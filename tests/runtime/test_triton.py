@@ -22,7 +22,7 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Pattern
-from patterndsl.lower.costs import CUDA
+from patterndsl.lower.devices import CUDA
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, passes_of
 from patterndsl.lower.plan import plan as make_plan
