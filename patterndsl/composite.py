@@ -234,7 +234,7 @@ class Composite(Pattern):
     ) -> CompositeProgram:
         """An executable program for these sizes, see `Pattern.compile`; kv_len are the sequence's own keys.
 
-        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        Raises PatternError: E4xx where the sizes do not fit the pattern, E505 where no term runs by the backend.
         """
         from patterndsl.runtime.composed import CompositeProgram
 

@@ -18,6 +18,7 @@ from patterndsl.ir.relation import Relation, inputs_read
 from patterndsl.lower.choice import is_own_key
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.function import attended
 from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
@@ -221,7 +222,7 @@ class Parts:
         train: bool,
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Program.run`."""
+        """Output and lse of a call; see `Program.attend`."""
         if self.otherwise is not None:
             main, fallback = self.otherwise
             results = _run(main, (query, key, value), given, scale, train)
@@ -315,7 +316,7 @@ class Parts:
 def _run(
     program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool
 ) -> tuple[Tensor, Tensor]:
-    out, lse = program.run(*tensors, given, scale, train=train, want_lse=True)
+    out, lse = attended(*tensors, program.attending(*tensors, given, scale, train=train, want_lse=True))
     assert lse is not None
     return out, lse
 

@@ -333,29 +333,15 @@ class Program:
     ) -> tuple[Tensor, Tensor | None]:
         """Output and lse, eagerly; lse may be None where it is not wanted. train: whether a backward pass follows."""
         check_tensors(query, key, value, self.bound, self.device)
-        given = self.given(query, key, value, inputs)
-        return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
+        given, scale = self.given(query, key, value, inputs), checked_scale(scale, query.shape[-1])
+        made = self.attending(query, key, value, given, scale, train=train, want_lse=want_lse)
+        return attended(query, key, value, made)
 
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
         """The inputs of a call, checked, with what learners and selectors find, as who runs it takes them."""
         if inputs is None and not self.bound.inputs:
             return {}
         return self._finds.given(query, key, inputs, self.choice.kernels_of(_call(query, key, value, by_head=False)))
-
-    def run(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        given: dict[str, Tensor],
-        scale: float,
-        *,
-        train: bool,
-        want_lse: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`attend` of what was checked."""
-        made = self.attending(query, key, value, given, scale, train=train, want_lse=want_lse)
-        return attended(query, key, value, made)
 
     def attending(
         self,
@@ -368,7 +354,7 @@ class Program:
         train: bool,
         want_lse: bool,
     ) -> Attending:
-        """How a call is attended, made ready."""
+        """How a call with checked tensors and inputs is attended, made ready."""
         who = self.who(query, key, value, given=given, train=train)
         how: dict[str, Any] = {"train": train, "want_lse": want_lse}
         return self.ready.attending(who, query, key, value, given, scale, **how)
