@@ -76,6 +76,9 @@ class Program:
         self._asked, self._plan_number, self._machine = backend, choice, machine
         self._constants = None if machine is None else given_constants(machine, self.device)
         self.tilings = Tilings(bound, self.device)
+        self._finds = Finds(
+            bound, self.device, has_kernels=has_kernels(self.device)
+        )  # graphs of torch.compile find, too
         self._address = ops.register(self)
 
     def __repr__(self) -> str:
@@ -92,7 +95,7 @@ class Program:
     def choice(self) -> Choice:
         """Who runs it."""
         machine, kind = self.constants.machine, self.device.type
-        return Choice(self.bound, machine, kind, self._asked, has_kernels=has_kernels(self.device))
+        return Choice(self.bound, machine, kind, self._asked, has_kernels=self._finds.has_kernels)
 
     @cached_property
     def ready(self) -> Ready:
@@ -106,10 +109,6 @@ class Program:
             machine=self._machine,
         )
         return Ready(self.bound, self.device, self.choice, self.tilings, self._plan_number, program_of)
-
-    @cached_property
-    def _finds(self) -> Finds:
-        return Finds(self.bound, self.device, has_kernels=self.choice.has_kernels)
 
     @property
     def sizes(self) -> Sizes:
