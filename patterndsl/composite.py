@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.composed import CompositeProgram
 
@@ -235,7 +235,7 @@ class Composite(Pattern):
     ) -> CompositeProgram:
         """An executable program for these sizes, see `Pattern.compile`; kv_len are the sequence's own keys.
 
-        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        Raises PatternError: E4xx where the sizes do not fit the pattern, E505 where no term runs by the backend.
         """
         from patterndsl.runtime.composed import CompositeProgram
 
