@@ -46,7 +46,7 @@ from patterndsl.runtime.finds import Finds
 from patterndsl.runtime.function import Attending, attended
 from patterndsl.runtime.groups import num_rows_of, rows_of
 from patterndsl.runtime.keeping import cache_plans, checked_place, keys_of_row, on_host
-from patterndsl.runtime.kernels.attention import check_can_run
+from patterndsl.runtime.kernels.attention import check_can_run, has_kernels
 from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
@@ -78,7 +78,8 @@ class Program:
         self._asked, self._plan_number, self._machine = backend, choice, machine
         self._constants = None if machine is None else given_constants(machine, self.device)
         self.tilings = Tilings(bound, self.device)
-        self._finds = Finds(bound, self.device)  # graphs of torch.compile find, too
+        self._has_kernels = has_kernels(self.device)  # what graphs of torch.compile ask is known before
+        self._finds = Finds(bound, self.device)
         self._address = ops.register(self)
 
     def __repr__(self) -> str:
@@ -95,7 +96,7 @@ class Program:
     def choice(self) -> Choice:
         """Who runs it."""
         machine, kind = self.constants.machine, self.device.type
-        return Choice(self.bound, machine, kind, self._asked, has_kernels=has_kernels(self.device))
+        return Choice(self.bound, machine, kind, self._asked, has_kernels=self._has_kernels)
 
     @cached_property
     def ready(self) -> Ready:
