@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from patterndsl.device.graphs import remembered
 from patterndsl.ir.relation import Relation, inputs_read
-from patterndsl.learn.graphs import remembered
 from patterndsl.lower.choice import is_own_key
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs

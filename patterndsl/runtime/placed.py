@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.attention.flex_attention import BlockMask
 
+from patterndsl.device.graphs import on_device
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, inputs_read
-from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import BLOCK, FEWEST_KEYS, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips

@@ -17,8 +17,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from patterndsl.analysis.cache import CachePlan
 from patterndsl.analysis.explain import Explanation, explanation
+from patterndsl.device.graphs import hold
 from patterndsl.diagnostics import input_error
-from patterndsl.learn.graphs import hold
 from patterndsl.lower.choice import Choice, Refusal, Runner
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import FALLBACK, Call
