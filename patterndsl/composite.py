@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.composed import CompositeProgram
 
@@ -205,7 +205,8 @@ class Composite(Pattern):
             case _ if self.whole is not None:
                 return self.whole.prove(claim, n=n, params=params)
             case _:
-                raise input_error("E506", f"`{claim}` is about one relation", "ask a term: pattern.terms[0].pattern")
+                help = f"ask a term: --term {self.terms[0].name}, in Python pattern.terms[0].pattern"
+                raise input_error("E506", f"`{claim}` is about one relation", help)
 
     def terms_at(self, layer: int) -> tuple[Term, ...]:
         """The terms that take part in a layer, all where none does."""
@@ -234,7 +235,7 @@ class Composite(Pattern):
     ) -> CompositeProgram:
         """An executable program for these sizes, see `Pattern.compile`; kv_len are the sequence's own keys.
 
-        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        Raises PatternError: E4xx where the sizes do not fit the pattern, E505 where no term runs by the backend.
         """
         from patterndsl.runtime.composed import CompositeProgram
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.report import Report
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.machine import Constants
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.program import Program
@@ -271,11 +271,11 @@ class Pattern(Shown):
         n: the length of a self-attention. Otherwise q_len and kv_len; queries are then the positions
         [q_start, q_start + q_len), keys [0, kv_len). Inside the pattern N is `n` where given, else q_start + q_len.
         heads: query heads; heads that agree share their tiles. layer: what `layer` is in the pattern.
-        backend: auto, planned (dense passes on reordered positions), gathered (CPU and GPU, trains), flex (GPU;
-        inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs; by
-        default the one predicted to be fastest, for inference or for training. machine: the constants of that
-        prediction, by a built-in name ("cpu-2-core", "h100") or a calibration's file; by default those that
-        `patterndsl calibrate` stored for this device, else built-in ones.
+        backend: auto, planned (dense passes on reordered positions), masked (for patterns with inputs), gathered (CPU
+        and GPU, trains), flex (GPU; inference on CPU), triton (GPU) or oracle (dense, small sizes). plan: which of the
+        ways that `program.plan` lists runs; by default the one predicted to be fastest, for inference or for training.
+        machine: the constants of that prediction, by a built-in name ("cpu-2-core", "h100") or a calibration's file; by
+        default those that `patterndsl calibrate` stored for this device, else built-in ones.
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
         from patterndsl.runtime.program import Program

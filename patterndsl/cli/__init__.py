@@ -46,4 +46,11 @@ def _run(argv: list[str]) -> int:
     if arguments is None:  # help or version was all that was asked for
         return 0
     command = import_module(f"patterndsl.cli.{arguments.command}_command")
-    return cast("int", command.run(arguments))
+    try:
+        return cast("int", command.run(arguments))
+    except PatternError as failed:
+        if "heads" in arguments and any(found.code == "E405" for found in failed.diagnostics):
+            from patterndsl.cli.specs import heads_of, with_heads
+
+            raise with_heads(failed, heads_of(arguments)) from None
+        raise

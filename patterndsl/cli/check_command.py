@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from patterndsl.cli.output import report, say, say_json
-from patterndsl.cli.specs import DEFAULT_HEADS, pattern_of
+from patterndsl.cli.specs import DEFAULT_HEADS, pattern_of, with_heads
 from patterndsl.diagnostics import Diagnostic, PatternError
 from patterndsl.pattern import Pattern
 
@@ -48,7 +48,7 @@ def _found(spec: str, arguments: argparse.Namespace) -> Sequence[Diagnostic]:
         else:
             _check_constants(pattern, arguments.heads or 1)
     except PatternError as failed:
-        return [_with_heads(item, heads) for item in failed.diagnostics]
+        return with_heads(failed, heads).diagnostics
     if arguments.no_lint:
         return ()
     warnings = pattern.lint(arguments.n, heads=heads)
@@ -60,11 +60,6 @@ def _check_constants(pattern: Pattern, num_heads: int) -> None:
     wrong = pattern.misfit(num_heads)
     if wrong is not None:
         raise wrong
-
-
-def _with_heads(item: Diagnostic, num_heads: int) -> Diagnostic:
-    """A list that is too short may be right for fewer heads than were asked about."""
-    return replace(item, help=f"{item.help}; fewer heads than {num_heads}: --heads") if item.code == "E405" else item
 
 
 def _counted(warnings: Sequence[Diagnostic]) -> str:

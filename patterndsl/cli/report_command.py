@@ -103,7 +103,7 @@ def _rows(reports: list[Report]) -> list[list[str]]:
 
 def _headed(device: str, reports: list[Report]) -> str:
     """The device, and whose rate it is where that is another dtype."""
-    from patterndsl.analysis.cost import DEVICES
+    from patterndsl.lower.devices import DEVICES
 
     measured = DEVICES[device].dtype
     differs = any(report.shape is not None and report.shape.dtype != measured for report in reports)

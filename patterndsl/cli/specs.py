@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.composite import Composite
@@ -157,6 +158,13 @@ def heads_of(arguments: argparse.Namespace) -> int:
     if head is not None and head >= heads:
         raise error("E701", f"there is no head {head} among {heads}", None, f"--head is from 0 to {heads - 1}")
     return heads
+
+
+def with_heads(failed: PatternError, num_heads: int) -> PatternError:
+    """The same error; a list that is too short may be right for fewer heads than were asked about."""
+    hint = f"fewer heads than {num_heads}: --heads"
+    found = failed.diagnostics
+    return PatternError([replace(item, help=f"{item.help}; {hint}") if item.code == "E405" else item for item in found])
 
 
 # ---- inputs -------------------------------------------------------------------------------------------------

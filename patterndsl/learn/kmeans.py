@@ -113,7 +113,7 @@ class KMeans(nn.Module):
             flat = unit.transpose(0, 1).flatten(1, 2)  # [H, B T, D]
             kept = (flat != 0).any(-1)
             if labels is None:
-                self._begin(flat)
+                self._begin(self._spread(flat))
                 labels = self(key)
             nearest = labels.transpose(0, 1).flatten(1, 2)
             counts = torch.zeros_like(self.counts).scatter_add_(1, nearest, kept.to(self.counts.dtype))
@@ -152,14 +152,16 @@ class KMeans(nn.Module):
     def begin(self, key: Tensor) -> None:
         """The start of the first training step, before labels are asked; nothing in later ones."""
         with torch.autocast(key.device.type, enabled=False):
-            self._begin(self._unit(key).transpose(0, 1).flatten(1, 2))
+            self._begin(self._unit(self._spread(key.transpose(0, 1).flatten(1, 2))))
 
-    def _begin(self, flat: Tensor) -> None:
-        """Before the first step the centroids are keys of it, evenly spaced; padding is no key. Without a look at the
-        host: it would wait for the device in each step, and break a graph."""
+    def _spread(self, flat: Tensor) -> Tensor:
+        """As many of keys [H, B T, D] as there are centroids, evenly spaced."""
         clusters = self.centroids.shape[1]
-        places = torch.arange(clusters, device=flat.device) * flat.shape[1] // clusters
-        chosen = flat[:, places]
+        return flat[:, torch.arange(clusters, device=flat.device) * flat.shape[1] // clusters]
+
+    def _begin(self, chosen: Tensor) -> None:
+        """Before the first step the centroids are keys of it; padding is no key. Without a look at the host: it would
+        wait for the device in each step, and break a graph."""
         start = torch.where(self.is_begun | (chosen == 0).all(-1, keepdim=True), self.centroids, chosen)
         self.sums.copy_(torch.where(self.is_begun, self.sums, start))
         self.centroids.copy_(start)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patterndsl.ir.index import K, Q
-from patterndsl.ir.relation import Relation, compare, inputs_read
+from patterndsl.device.graphs import remembered
+from patterndsl.ir.relation import Relation, inputs_read
+from patterndsl.lower.choice import is_own_key
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.function import attended
 from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
@@ -53,7 +55,7 @@ def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]
     found = dict[str, Tensor]()
     for name, values in given.items():
         if values.dim() == 3:
-            mine = values[:, list(heads)].expand(batch, -1, -1).flatten(0, 1)
+            mine = _of_heads(values, heads).expand(batch, -1, -1).flatten(0, 1)
         elif values.dim() == 2 and values.shape[0] > 1:
             mine = values.repeat_interleave(len(heads), 0)
         else:
@@ -64,7 +66,19 @@ def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]
 
 def only_heads(given: Inputs, heads: Sequence[int]) -> dict[str, Tensor]:
     """The inputs as these heads have them."""
-    return {name: values[:, list(heads)] if values.dim() == 3 else values for name, values in given.items()}
+    return {name: _of_heads(values, heads) if values.dim() == 3 else values for name, values in given.items()}
+
+
+def _of_heads(values: Tensor, heads: Sequence[int]) -> Tensor:
+    """Those of [rows, all heads, length]."""
+    is_all = tuple(heads) == tuple(range(values.shape[1]))
+    return values if is_all else values.index_select(1, _numbers(tuple(heads), values.device))
+
+
+@remembered(256)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept, as a copy from the host waits for the device."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +96,8 @@ class Chosen:
         """[B, heads, T, D] each; query heads that share a key head each have a copy of it unless all heads are here."""
         if self.is_all:
             return query, key, value
-        heads = torch.tensor(self.heads, device=query.device)
-        kv_heads = heads // (query.shape[1] // key.shape[1])
+        heads, again = _numbers(self.heads, query.device), query.shape[1] // key.shape[1]
+        kv_heads = heads // again
         return query.index_select(1, heads), key.index_select(1, kv_heads), value.index_select(1, kv_heads)
 
     def rows(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +119,7 @@ def assembled(parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
     if len(parts) == 1:
         return parts[0][1]
     order = [head for heads, _ in parts for head in heads]
-    places = torch.tensor(order, device=parts[0][1].device).argsort()
+    places = _numbers(tuple(sorted(range(len(order)), key=order.__getitem__)), parts[0][1].device)
     return torch.cat([x for _, x in parts], dim=1).index_select(1, places)
 
 
@@ -131,12 +145,6 @@ def otherwise(main: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tupl
     """The results of another pattern in rows that have no keys."""
     empty = main[1] == -torch.inf
     return torch.where(empty[..., None], other[0], main[0]), torch.where(empty, other[1], main[1])
-
-
-def is_own_key(bound: Bound) -> bool:
-    """Whether each query attends itself and nothing else."""
-    is_square = bound.sizes.q_start == 0 and bound.sizes.q_len == bound.sizes.kv_len
-    return is_square and bound.is_plain and bound.relation == compare("==", Q, K)
 
 
 def or_own_key(
@@ -168,10 +176,6 @@ class Parts:
 
     def __init__(self, bound: Bound, program_of: Callable[[Bound], Program], *, takes_routes: bool) -> None:
         self.bound, self.program_of, self.takes_routes = bound, program_of, takes_routes
-
-    def are_needed(self, given: Inputs) -> bool:
-        """Whether the pattern is more than one relation whose inputs all heads share."""
-        return not self.bound.is_plain or has_heads(given)
 
     @cached_property
     def by_head(self) -> tuple[tuple[Chosen, Program], ...]:
@@ -231,7 +235,7 @@ class Parts:
         train: bool,
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Program.run`."""
+        """Output and lse of a call; see `Program.attend`."""
         if self.otherwise is not None:
             main, fallback = self.otherwise
             results = _run(main, (query, key, value), given, scale, train)
@@ -325,7 +329,7 @@ class Parts:
 def _run(
     program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool
 ) -> tuple[Tensor, Tensor]:
-    out, lse = program.run(*tensors, given, scale, train=train, want_lse=True)
+    out, lse = attended(*tensors, program.attending(*tensors, given, scale, train=train, want_lse=True))
     assert lse is not None
     return out, lse
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from patterndsl.device.graphs import remembered
 from patterndsl.diagnostics import input_error
-from patterndsl.learn.graphs import remembered
 from patterndsl.score.causal import CHUNK, Summing, causal_outputs
 from patterndsl.score.features import Elementwise, elementwise
 from patterndsl.score.state import (
@@ -116,8 +116,7 @@ def _decays_told(decay: tuple[float, ...], dtype: torch.dtype, device: torch.dev
 
 @remembered(64)
 def _decays_kept(decay: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return _decays_told(decay, dtype, device)
+    return _decays_told(decay, dtype, device)
 
 
 def _by_kernels(

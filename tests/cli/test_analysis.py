@@ -227,3 +227,14 @@ def test_the_library_says_the_same() -> None:
     assert (report.pairs.value, report.pairs.certainty) == (394, "Exact")
     bundle = report._repr_mimebundle_()
     assert bundle["text/latex"].startswith("$$")
+
+
+def test_a_claim_about_one_relation_names_the_option_that_asks_a_term(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "two.yaml"
+    spec.write_text("branches:\n  near: recent(4)\n  far: {attend: causal, score: elu}\n")
+    assert main(["prove", str(spec), "symmetric"]) == 1
+    assert "--term near.self" in capsys.readouterr().err
+    assert main(["prove", str(spec), "symmetric", "--term", "near.self"]) != 2
+    assert "Refuted: symmetric" in capsys.readouterr().out

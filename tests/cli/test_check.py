@@ -168,6 +168,17 @@ def test_a_list_that_is_too_short_for_the_heads(capsys: pytest.CaptureFixture[st
     assert main([*words, "-n", "64", "--heads", "2"]) == 0
 
 
+@pytest.mark.parametrize("command", ["show", "run", "compile", "reach", "explain"])
+def test_every_command_says_that_fewer_heads_may_be_meant(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "causal & recent(w[head])", "--set", "w=[1,2]", "-n", "64"]
+    words += ["-o", str(tmp_path / "plan.safetensors")] if command == "compile" else []
+    assert main(words) == 1
+    assert "fewer heads than 8: --heads" in capsys.readouterr().err
+    assert main([*words, "--heads", "2"]) == 0
+
+
 def test_a_parameter_that_an_expression_has_not(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["check", "causal"], ["report", "causal"], ["prove", "causal", "causal"], ["show", "causal"]):
         assert main([*command, "--set", "zz=3"]) == 1

@@ -233,7 +233,7 @@ def test_programs(text: str, rounds: int) -> None:
     inputs = inputs_of(pattern, n, outer)
     program = pattern.compile(n, heads=heads, device=DEVICE)
     if "first(3)" not in text:  # a fallback of its own is another program
-        ordered = program.on_kernels(*tensors)
+        ordered = program.ready.by_inputs
         assert isinstance(ordered, Ordered)
         assert len(ordered.ready) >= rounds
     truth = everything(pattern.compile(n, heads=heads, device=DEVICE, backend="oracle"), tensors, inputs)
@@ -293,7 +293,7 @@ def test_hashing() -> None:
     pattern = patterndsl.parse(f"{text}attend: causal & chunks(b, 16, 1) & q != k")
     tensors = [torch.randn(1, heads, 41, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1)]
     program = pattern.compile(41, heads=2, device=DEVICE)
-    ordered = program.on_kernels(*tensors)
+    ordered = program.ready.by_inputs
     assert isinstance(ordered, Ordered)
     assert ordered.labels == {"b#0": 6, "b#1": 6}
     out, labels = program(*tensors, return_labels=True)

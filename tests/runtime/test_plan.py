@@ -38,8 +38,8 @@ def planning_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("planned again")
 
-    for place in ("make_plan", "gather_tiles", "find_tiles"):
-        monkeypatch.setattr(f"patterndsl.runtime.program.{place}", forbidden)
+    for place in ("ready.make_plan", "tilings.gather_tiles", "tilings.find_tiles"):
+        monkeypatch.setattr(f"patterndsl.runtime.{place}", forbidden)
 
 
 def results(of: patterndsl.Program) -> list[torch.Tensor]:

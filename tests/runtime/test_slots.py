@@ -221,7 +221,7 @@ def test_programs(text: str, call: Call) -> None:
     torch.manual_seed(0)
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
     program = compiled(pattern, call)
-    assert isinstance(program.on_kernels(*tensors), Slotted)
+    assert program.who(*tensors) == "slotted"
     inputs = inputs_of(program, call)
     truth = everything(compiled(pattern, call, "oracle"), tensors, inputs)
     assert_close(everything(program, tensors, inputs), truth)
@@ -290,7 +290,7 @@ def test_random_lists(
     text = f"{label}{DOC}select: {{listed: '{listed}'}}\nmerge: {merge}\n{fallback}attend: {union}"
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
     program = compiled(pattern, call)
-    is_slotted = isinstance(program.on_kernels(*tensors), Slotted)
+    is_slotted = program.who(*tensors) == "slotted"
     assert is_slotted or (merge == "mean" and block)
     inputs = inputs_of(program, call)
     truth = everything(compiled(pattern, call, "oracle"), tensors, inputs)
@@ -312,7 +312,7 @@ def test_long_lists_are_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
     program = compiled(pattern, call)
     inputs = inputs_of(program, call)
-    slotted = program.on_kernels(*tensors)
+    slotted = program.ready.by_inputs
     assert isinstance(slotted, Slotted)
     query, key, value = tensors
     (item,) = slotted.passes(query, key, value, program.given(query, key, value, inputs))
@@ -422,10 +422,8 @@ def test_who_has_slots(monkeypatch: pytest.MonkeyPatch, text: str, is_slotted: b
     monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
     pattern = patterndsl.parse(text)
     program = pattern.compile(64, heads=2)
-    found = program.on_kernels(*(torch.zeros(1, 2, 64, 16) for _ in range(3)))
-    assert isinstance(found, Slotted) == is_slotted
-    if "fallback" not in text:  # which is another program
-        assert ("with a slot for" in pattern.explain(64, heads=2, device="h100").runs) == is_slotted
+    assert (program.who(*(torch.zeros(1, 2, 64, 16) for _ in range(3))) == "slotted") == is_slotted
+    assert ("with a slot for" in pattern.explain(64, heads=2, device="h100").runs) == is_slotted
 
 
 # ---- who stands where

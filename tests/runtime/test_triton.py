@@ -22,7 +22,7 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Pattern
-from patterndsl.lower.costs import CUDA
+from patterndsl.lower.devices import CUDA
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, passes_of
 from patterndsl.lower.plan import plan as make_plan
@@ -202,7 +202,7 @@ def test_long_lists_are_cut() -> None:
     tensors = [torch.randn(1, 1, length, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     pattern = patterndsl.parse("q < 3 | k == 1 & q < N - 40")
     program = pattern.compile(length, device=DEVICE, backend="triton")
-    work = program.kernels.lists(1, {}).rows(usual_shapes(torch.float32, 16).forward)
+    work = program.ready.kernels.lists(1, {}).rows(usual_shapes(torch.float32, 16).forward)
     assert work.num_joints == 1
     assert work.num_slots == 3
     assert_close(everything(pattern, "triton", tensors), everything(pattern, "oracle", tensors), torch.float32)

@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 
 # the first names are those of later versions
 copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.runtime.decoding.gathered import Newest
 from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked

@@ -32,16 +32,20 @@ def hold(read: object) -> None:
 
 
 def remembered(most: int) -> Callable[[T], T]:
-    """`lru_cache` of tensors, which keeps those that graphs read."""
+    """`lru_cache` of tensors, which keeps those that graphs read. Gradients may need them, too."""
 
     def of(make: T) -> T:
-        found = lru_cache(maxsize=most)(make)
+        @lru_cache(maxsize=most)
+        def found(*arguments: Any) -> Any:
+            with torch.inference_mode(False):
+                return make(*arguments)
 
         @wraps(make)
         def remember(*arguments: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return make(*arguments)
             result = found(*arguments)
-            if not torch.compiler.is_compiling():
-                hold(result)
+            hold(result)
             return result
 
         return cast("T", remember)
