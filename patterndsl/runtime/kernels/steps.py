@@ -25,11 +25,14 @@ MERGED_NUMBERS = 4096
 """Of the parts that a program merges at once; with many splits, several programs share the channels of a row."""
 MOST_ROWS = 64
 """Rows of a tile: query heads of a key head, times their positions."""
+FEW_ROWS = 16
+"""The fewest of a tile, as matrix units want them."""
 OPTIONS = {"num_warps": 4, "num_stages": 2}
 """In two stages keys and values are copied to shared memory together, and beside that a program makes ready for the
-tile that follows. In one stage Triton waits for the keys before it asks for the values."""
-OF_ONE_TILE = {"num_warps": 4, "num_stages": 1}
-"""Where no program has a second tile: to make ready for one takes longer than to wait for keys first."""
+tile that follows."""
+FEW_OPTIONS = {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
+"""With few rows in half precision that takes longer than to wait for keys first; so few registers, which then are
+enough, leave room for all programs."""
 MERGE_OPTIONS = {"num_warps": 4}
 
 _decode, _merge = Launcher(decode_kernel), Launcher(merge_splits_kernel)
@@ -67,7 +70,7 @@ def _attend_rows(
     pages, (out, lse) = store.pages, into
     batch, heads, _, dim = query.shape
     value_dim = out.shape[3]
-    q_block = max(16, 1 << (num_rows - 1).bit_length())
+    q_block = max(FEW_ROWS, 1 << (num_rows - 1).bit_length())
     padded, value_padded = padded_widths(dim, value_dim)
     tile = _tile(max(padded, value_padded) * query.element_size())
     num_places = pages.most_columns * pages.page
@@ -90,7 +93,7 @@ def _attend_rows(
             "rows": pages.page, "tile": tile, "skips": pages.holding.kind == "growing", "is_cut": splits > 1,
             "precision": precision_of(query),
         },
-        OPTIONS if num_places > splits * tile else OF_ONE_TILE, asked=asked, scale=scale,
+        FEW_OPTIONS if q_block == FEW_ROWS and query.element_size() == 2 else OPTIONS, asked=asked, scale=scale,
     )  # fmt: skip
     if splits > 1:
         block, width = _at_once(splits, value_padded)
