@@ -60,6 +60,29 @@ def test_dense_attention_is_asked_where_it_is_not_exact() -> None:
     assert near.error > near.rounding and near.passed and not far.passed
 
 
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        (
+            "select: {chosen: 'topk(3, of = blocks(8), by = mean, among = k < q // 8, always = k == q // 8)'}\n"
+            "attend: causal & chosen",
+            "float32",
+        ),
+        ("causal & (head % 2 == 0 | recent(3))", "float16"),
+    ],
+)
+def test_large_scores_are_rounded_as_by_dense_attention(text: str, dtype: str) -> None:
+    """Their digits behind the point are few: gradients err by thousandths in float32, and by tenths in float16."""
+    program = patterndsl.parse(text).compile(67, heads=2)
+    assert isinstance(program, Program)
+    for seed in range(12):
+        drawn = random_tensors(program.sizes, Shape(1, 2, 2, 300, dtype, CPU), seed)
+        tensors = Tensors(drawn.query * 32, drawn.key * 8, drawn.value * 8)
+        inputs = trial.with_found(program, tensors, None)
+        found = trial.check(program, tensors, inputs, backward=True, seed=seed)
+        assert found.passed, (seed, found.deviations)
+
+
 # ---- faults
 
 
