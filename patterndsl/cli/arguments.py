@@ -66,7 +66,8 @@ examples:
   patterndsl run plan.safetensors --input qkv.safetensors
 
 The output is compared with float64 attention straight from the predicate: every row where that is small, some rows
-otherwise. The error may be twice that of PyTorch's dense attention in the same dtype. Exit code 1 if it is larger.
+otherwise. The error may be twice that of PyTorch's dense attention in the same dtype, at the same inputs or at some
+that differ from them in their last digits, as that error is at some by chance very small. Exit code 1 if it is larger.
 Keys of sources, gates, tables and projections of roles are made by an initialised layer.
 """,
     "bench": """
