@@ -94,6 +94,13 @@ class Pattern(Shown):
     def __hash__(self) -> int:
         return hash(self.text)
 
+    @property
+    def listed_heads(self) -> int | None:
+        """How many heads its lists have items for: the shortest that is indexed by `head` itself; None without one."""
+        from patterndsl.sema.fits import listed_heads
+
+        return listed_heads(self.resolved)
+
     def with_params(self, *unnamed: object, **values: ParamValue | str) -> Pattern:
         """The same pattern with other defaults: integers, lists, or expressions such as "isqrt(N)".
 
@@ -239,15 +246,17 @@ class Pattern(Shown):
 
         return dead_terms(self.spec)
 
-    def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
+    def lint(self, n: int | None = None, *, heads: int | None = None, layer: int = 0) -> tuple[Diagnostic, ...]:
         """Advice with numbers: what costs far more than it keeps, attends nothing, changes nothing or is misnamed.
 
-        n: the length to count at; without it 4,096 positions, or as many as the pattern's grid has. What cannot be
-        counted or proven within some tenths of a second is not said. Raises PatternError (E4xx) where n does not fit.
+        n: the length to count at; without it 4,096 positions, or as many as the pattern's grid has.
+        heads: by default as many as lists indexed by `head` have items, else 8. What cannot be counted or proven
+        within some tenths of a second is not said. Raises PatternError (E4xx) where n does not fit.
         """
         from patterndsl.analysis.lint import lint
 
-        heads, layer = counted("heads", heads, 1, MAX_HEADS), counted("layer", layer, 0, MAX_LAYER)
+        heads = (self.listed_heads or 8) if heads is None else counted("heads", heads, 1, MAX_HEADS)
+        layer = counted("layer", layer, 0, MAX_LAYER)
         if n is not None:
             self.bind(n, heads=heads, layer=layer)
         return lint(self.spec, self.resolved, n, heads=heads, layer=layer)

@@ -52,8 +52,9 @@ from patterndsl.ir.relation import (
     substitute,
 )
 from patterndsl.sema.bind import Bound
+from patterndsl.sema.fits import listed_heads
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_SIZE
+from patterndsl.sema.parameters import MAX_HEADS, MAX_SIZE
 
 CLAIMS: tuple[Claim, ...] = ("causal", "rows_nonempty", "equals", "within", "symmetric")
 
@@ -187,6 +188,9 @@ class _Problem:
     ) -> Refuted | None:
         """A counterexample at one size, by looking at every pair."""
         heads, layers = heads if self.uses("head") else (0,), layers if self.uses("layer") else (0,)
+        listed = (listed_heads(resolved) for resolved in self.patterns())
+        most = min((number for number in listed if number is not None), default=MAX_HEADS)
+        heads = [head for head in heads if head < most]
         for layer in layers:
             try:
                 bounds = [self.bound(resolved, n, values, heads[-1] + 1, layer) for resolved in self.patterns()]

@@ -93,7 +93,7 @@ def _program(
     if given is not None:
         arguments.heads, arguments.q_len = given.query.shape[1:3]
         arguments.kv_len = given.key.shape[2]
-    return pattern, pattern.compile(**sizes_of(arguments, None), device=device, backend=arguments.backend)
+    return pattern, pattern.compile(**sizes_of(pattern, arguments, None), device=device, backend=arguments.backend)
 
 
 def _costs(

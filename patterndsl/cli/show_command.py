@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     pattern = pattern_of(arguments.spec, arguments)
     if isinstance(pattern, Composite):
         return _show_terms(pattern, suffix, arguments)
-    bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
+    bound = pattern.bind(**sizes_of(pattern, arguments, DEFAULT_N))
     lookup = _lookup(bound, inputs_of(bound.inputs, arguments))
     group = _group(bound, arguments.head)
     words = _words(pattern, bound, group, arguments)
@@ -59,7 +59,7 @@ def _show_terms(pattern: Composite, suffix: str | None, arguments: argparse.Name
     if suffix is not None or arguments.json:
         single(pattern)
     for term in pattern.terms:
-        bound = term.pattern.bind(**sizes_of(arguments, DEFAULT_N))
+        bound = term.pattern.bind(**sizes_of(pattern, arguments, DEFAULT_N))
         lookup = _lookup(bound, inputs_of(bound.inputs, arguments))
         group = _group(bound, arguments.head)
         words = _words(term.pattern, bound, group, arguments)

@@ -132,7 +132,7 @@ def _param_number(text: str) -> int | str:
 # ---- sizes --------------------------------------------------------------------------------------------------
 
 
-def sizes_of(arguments: argparse.Namespace, default_n: int | None) -> dict[str, Any]:
+def sizes_of(pattern: Pattern, arguments: argparse.Namespace, default_n: int | None) -> dict[str, Any]:
     """The size arguments of `bind` and `compile`. Raises PatternError (E701) where no length is given."""
     n = arguments.n
     if n is None and arguments.q_len is None:
@@ -146,15 +146,17 @@ def sizes_of(arguments: argparse.Namespace, default_n: int | None) -> dict[str, 
         "q_len": arguments.q_len,
         "kv_len": arguments.kv_len,
         "q_start": arguments.q_start or 0,
-        "heads": heads_of(arguments),
+        "heads": heads_of(arguments, pattern),
         "layer": arguments.layer or 0,
     }
 
 
-def heads_of(arguments: argparse.Namespace) -> int:
-    """--heads, or enough for --head, or the default."""
+def heads_of(arguments: argparse.Namespace, *patterns: Pattern, default: int = DEFAULT_HEADS) -> int:
+    """--heads; or as many as the patterns have list items for; or enough for --head, or the default."""
     head = getattr(arguments, "head", None)
-    heads: int = arguments.heads if arguments.heads is not None else max(DEFAULT_HEADS, (head or 0) + 1)
+    listed = (pattern.listed_heads for pattern in patterns)
+    known = arguments.heads or min((heads for heads in listed if heads is not None), default=None)
+    heads: int = known or max(default, (head or 0) + 1)
     if head is not None and head >= heads:
         raise error("E701", f"there is no head {head} among {heads}", None, f"--head is from 0 to {heads - 1}")
     return heads

@@ -363,3 +363,12 @@ def test_a_parameter_beside_an_input_on_the_diagonal() -> None:
     verdict = patterndsl.parse(text, params={"back": 1}, inputs={"x": "int[N]"}).prove("causal")
     assert isinstance(verdict, Proven)
     assert verdict.scope == "for all N and all back ≥ 0"
+
+
+LISTS = "params: {d: [1, 2]}\nattend: causal & {extra}(head < 1 & recent(4) | head >= 1 & dilated(2, d[head]))"
+
+
+@pytest.mark.parametrize(("extra", "outcome"), [("", Proven), ("q != k & ", Refuted)])
+def test_heads_are_those_that_lists_have_items_for(extra: str, outcome: type[Verdict]) -> None:
+    pattern = patterndsl.parse(LISTS.replace("{extra}", extra))
+    assert isinstance(pattern.prove("rows_nonempty"), outcome)
