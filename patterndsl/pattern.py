@@ -30,6 +30,7 @@ from patterndsl.sema.parameters import (
 )
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.join import check_relation, joined
 from patterndsl.syntax.parse import parse_expression, snippet_of
 from patterndsl.syntax.render import render_expression, render_spec
 
@@ -57,7 +58,8 @@ class Pattern(Shown):
     """A checked attention pattern, symbolic in N and its parameters.
 
     `str()` is its canonical text: the bare expression where nothing is declared, a YAML spec otherwise, with imported
-    specs written in place. Two patterns are equal when their canonical texts are. `parse(str(p)) == p`.
+    specs written in place. Two patterns are equal when their canonical texts are. `parse(str(p)) == p`. Patterns are
+    joined as in the language: `near & ~far | first`.
     """
 
     spec: ast.Spec
@@ -93,6 +95,24 @@ class Pattern(Shown):
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+    def __and__(self, other: Pattern) -> Pattern:
+        """What both attend. Declarations of both are kept; one name must mean one thing: raises InputError (E208) where
+        it does not, and (E505) on sources, branches, roles and fallbacks, which say more than which pairs there are."""
+        return self._joined("&", other)
+
+    def __or__(self, other: Pattern) -> Pattern:
+        """What either attends; as `&`."""
+        return self._joined("|", other)
+
+    def __invert__(self) -> Pattern:
+        """What the pattern does not attend; as `&`."""
+        check_relation("~", self.spec)
+        negated = ast.Not(self.spec.attend, place=self.spec.attend.place)
+        return Pattern.of(replace(self.spec, attend=negated, name=None, doc=None, cite=None))
+
+    def _joined(self, op: Literal["&", "|"], other: Pattern) -> Pattern:
+        return Pattern.of(joined(op, self.spec, other.spec)) if isinstance(other, Pattern) else NotImplemented
 
     @property
     def listed_heads(self) -> int | None:
