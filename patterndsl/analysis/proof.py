@@ -17,7 +17,7 @@ from patterndsl.analysis.conditions import assumptions
 from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.enclosing import enclosed, enclosing
 from patterndsl.analysis.formula import digits_at
-from patterndsl.analysis.glance import is_empty
+from patterndsl.analysis.glance import is_empty, mirrored, not_symmetric
 from patterndsl.analysis.keys import squared
 from patterndsl.analysis.pairs import Symbolic, hints, symbolic, usual
 from patterndsl.analysis.radix import NotAffineError
@@ -276,6 +276,8 @@ class _Problem:
         }
 
     def decide(self) -> Verdict:
+        if self.claim == "symmetric" and self.is_symmetric_by_parts():
+            return Proven(self.text, self.scope(None))
         reasons = []
         forms = ((False, False), (True, False), (True, True))
         for digits, aligned in forms[:2] if self.is_hurried else forms:
@@ -285,6 +287,14 @@ class _Problem:
                 reasons.append(str(failed))
         found = self.decided_by_a_bound()
         return Unknown(self.text, reasons[0]) if found is None else found
+
+    def is_symmetric_by_parts(self) -> bool:
+        """Whether unions and intersections of what is symmetric make the pattern."""
+        parts = not_symmetric(self.pattern.relation)
+        if parts == (self.pattern.relation,):
+            return False
+        problems = (replace(self, pattern=replace(self.pattern, relation=part)) for part in parts)
+        return all(item.decide() == Proven(self.text, item.scope(None)) for item in problems)
 
     def decided(self, digits: bool, aligned: bool) -> Verdict:
         given, known = self.given()
@@ -370,7 +380,7 @@ class _Problem:
                 second = sides[1].relation
                 return disjunction([conjunction([first, negation(second)]), conjunction([second, negation(first)])])
             case "symmetric":
-                return conjunction([first, negation(_transposed(first))])
+                return conjunction([first, negation(mirrored(first))])
             case "rows_nonempty":
                 raise AssertionError("rows are decided by projection")
 
@@ -474,11 +484,6 @@ def _united(resolved: Resolved) -> Resolved:
     if resolved.fallback is None:
         return resolved
     return replace(resolved, relation=disjunction([resolved.relation, resolved.fallback]), fallback=None)
-
-
-def _transposed(relation: Relation) -> Relation:
-    turned: dict[Index, Index] = {Var("q"): Var("k"), Var("k"): Var("q")}
-    return substitute(relation, lambda found: turned.get(found, found))
 
 
 def _empty_rows(everywhere: Any, points: Any, form: Affine) -> Any:
