@@ -106,7 +106,7 @@ def _lose_pair(keep: Tensor) -> None:
 
 
 def without_pass(program: Program) -> Attend:
-    plan = program.planned(train=True)
+    plan = program.ready.planned(train=True)
     assert len(plan.passes) > 1
     plan.passes = plan.passes[:-1]
     return trial.attend_of(program, None)
