@@ -5,12 +5,8 @@ Kernels run in Triton's interpreter in a process of its own, as in `test_triton`
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +18,9 @@ from torch import Tensor
 import patterndsl
 from patterndsl import Cache, Pattern, PatternError
 from patterndsl.syntax.tree import Logic
+from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles
 from tests.strategies import Case, cases, many
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 USES_KERNELS = HAS_CUDA or IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 BACKEND = "triton" if USES_KERNELS else "gathered"
@@ -355,16 +350,7 @@ def test_every_scale(scale: float) -> None:
     assert_decodes(pattern, random_tensors(DTYPES[-1]), [[N, 3]], scale=scale)
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)
