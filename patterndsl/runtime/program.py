@@ -231,6 +231,8 @@ class Program:
             return self._block_masks[block]
         sizes = self.bound.sizes
         tiles = self._tiles_of(_TileKey(block, block), given, None)
+        if not tiles:
+            raise input_error("E505", "a block mask of a batch without rows", "use backend='gathered', or give a row")
         some = tiles[0][0]
         by_head = has_heads(given)
         flat = folded(given, range(self.bound.num_heads), len(tiles)) if by_head else given
