@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from patterndsl.cli.calls import call_of
+from patterndsl.cli.calls import call_of, drawn_inputs
 from patterndsl.cli.output import picture_format, progress, say, say_json, table
 from patterndsl.cli.specs import heads_of, pattern_of
 from patterndsl.files import write_atomically
@@ -42,8 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
             program = pattern.compile(**options, device=device, backend=arguments.backend)
             found.append(_compared(pattern, program, arguments, device, on_event))
             if not arguments.json:
-                _say(spec, found[-1], sizes, arguments)
-    data = {**surroundings(device), **sizes, "patterns": list(map(_data, arguments.specs, found))}
+                _say(spec, found[-1], sizes, drawn_inputs(pattern, arguments), arguments)
+    data = {
+        **surroundings(device),
+        **sizes,
+        "patterns": [
+            _data(spec, drawn_inputs(pattern, arguments), item)
+            for spec, pattern, item in zip(arguments.specs, patterns, found, strict=True)
+        ],
+    }
     if suffix is not None:
         written = _file(suffix, data)
         write_atomically(arguments.output, written, arguments.force, "--force")
@@ -92,10 +99,16 @@ def _sizes(patterns: Sequence[Pattern], arguments: argparse.Namespace) -> dict[s
 # ---- words --------------------------------------------------------------------------------------------------
 
 
-def _say(spec: str, found: Comparison, sizes: Mapping[str, object], arguments: argparse.Namespace) -> None:
+def _say(
+    spec: str,
+    found: Comparison,
+    sizes: Mapping[str, object],
+    drawn: Sequence[str],
+    arguments: argparse.Namespace,
+) -> None:
     say(
         f"{spec}: N {sizes['n']:,}, {sizes['heads']} heads of {sizes['head_dim']}, {sizes['dtype']}, "
-        f"{arguments.device}, {found.backend}"
+        f"{arguments.device}, {found.backend}" + "".join(f", {name} at random" for name in drawn)
     )
     say("")
     entries = found.contest.entries
@@ -175,7 +188,7 @@ def _file(suffix: str, data: dict[str, object]) -> bytes:
     return bars.png(chart(data)) if suffix == ".png" else bars.svg(chart(data))
 
 
-def _data(spec: str, found: Comparison) -> dict[str, object]:
+def _data(spec: str, drawn: Sequence[str], found: Comparison) -> dict[str, object]:
     from dataclasses import asdict
 
-    return {"spec": spec, **asdict(found)}
+    return {"spec": spec, "drawn": list(drawn), **asdict(found)}

@@ -99,6 +99,8 @@ class Tilings:
             return self._block_masks[block]
         sizes = self.bound.sizes
         tiles = self.of((block, block), given)
+        if not tiles:
+            raise input_error("E505", "a block mask of a batch without rows", "use backend='gathered', or give a row")
         some = tiles[0][0]
         by_head = has_heads(given)
         flat = folded(given, range(self.bound.num_heads), len(tiles)) if by_head else given
