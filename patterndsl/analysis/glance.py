@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from patterndsl.ir.index import Arithmetic, Function, Index, Var
+from patterndsl.ir.index import NK, NQ, Arithmetic, Function, Index, K, Q
 from patterndsl.ir.relation import And, Compare, Everything, Not, Nothing, Or, Relation, negation, substitute
 
 
@@ -26,8 +26,8 @@ def is_empty(relation: Relation) -> bool:
 
 
 def mirrored(relation: Relation) -> Relation:
-    """{(q, k) : (k, q) in the relation}."""
-    turned: dict[Index, Index] = {Var("q"): Var("k"), Var("k"): Var("q")}
+    """{(q, k) : (k, q) in the relation}, of as many keys as it has queries."""
+    turned: dict[Index, Index] = {Q: K, K: Q, NQ: NK, NK: NQ}
     return substitute(relation, lambda found: turned.get(found, found))
 
 
