@@ -184,6 +184,8 @@ PARTS = 100
 
 @dataclass
 class _Planner:
+    """takes_sparse: whether tiles are looked at where no layout is seen to be dense."""
+
     sizes: Sizes
     lookup: Lookup
     machine: Machine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 import torch
@@ -29,6 +29,11 @@ class Documents:
         self.inside, self.device = inside, device
         self._ready = dict[int, Planned]()
         self._num_kept = 0
+
+    @property
+    def lengths(self) -> Collection[int]:
+        """Those that are remembered."""
+        return self._ready.keys()
 
     def of(self, length: int) -> Planned:
         """The passes of a document of so many positions."""
