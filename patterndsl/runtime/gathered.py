@@ -30,6 +30,8 @@ Keep: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 MAX_SEGMENT = 4096
 """Keys of one query block handled at once; longer lists are merged segment by segment."""
+MAX_KEYS = 512
+"""Keys of a product of matrices: those of longer lists are parts of a batch, which each stay in the cache of a core."""
 LARGE = 1 << 14
 """Scores of the lists of one length from which on these are taken by themselves: padding would cost more."""
 
@@ -499,11 +501,15 @@ def _forward_group(
             for rows in parts:
                 chunk = _Chunk(segment, at, rows)
                 q, k = chunk.of_queries(blocked.query, dtype), chunk.of_keys("listed", blocked.key, made)
+                cuts = _cuts(k.shape[1]) if kept is None else 1
+                q, k = q.repeat_interleave(cuts, 0) if cuts > 1 else q, k.unflatten(1, (cuts, -1)).flatten(0, 1)
                 weights, total, part_lse = _weights(_scores(q, k, kept, kv_group, scale, made))
                 v = chunk.of_keys("listed", blocked.value, made)  # in the place of the keys
-                place = chunk.into(out) if segment.is_first else None
+                v = v.unflatten(1, (cuts, -1)).flatten(0, 1)
+                place = chunk.into(out) if segment.is_first and cuts == 1 else None
                 part = made("mixed", *q.shape[:2], v.shape[2]) if place is None else place
                 _mix(weights, v, kept if careful else None, kv_group, part).div_(total)
+                part, part_lse = _united(part, part_lse, cuts)
                 if not segment.is_first:
                     before = chunk.of_queries(out, dtype), chunk.of_queries(lse, dtype)
                     part, part_lse = merge(*before, part, part_lse)
@@ -511,6 +517,22 @@ def _forward_group(
                     chunk.put(out, part)
                 chunk.put(lse, part_lse)
     return _query_from_blocks(out, blocked, kv_group, q_len), _query_from_blocks(lse, blocked, kv_group, q_len)
+
+
+def _cuts(num_keys: int) -> int:
+    """Into how many parts of the same length keys are cut, a power of 2."""
+    cuts = 1
+    while num_keys > cuts * MAX_KEYS and num_keys % (2 * cuts) == 0:
+        cuts *= 2
+    return cuts
+
+
+def _united(out: Tensor, lse: Tensor, cuts: int) -> tuple[Tensor, Tensor]:
+    """Results [items, tall, Dv] and [items, tall] from those of parts of the keys, [items * cuts, ...]."""
+    while cuts > 1:
+        out, lse = merge(out[::2], lse[::2], out[1::2], lse[1::2])
+        cuts //= 2
+    return out, lse
 
 
 def _is_finite(value: Tensor) -> bool:
