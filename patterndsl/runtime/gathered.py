@@ -287,12 +287,6 @@ class _Selection:
         x = x if self.rows is None else x.index_select(0, self.rows)
         return x if heads is None else x.index_select(1, heads)
 
-    def into(self, blocks: Tensor) -> Tensor | None:
-        """[items, alike * tall, ...] of new memory [R, num_q_blocks, tall, ...], to write into; None where no view has
-        that form."""
-        is_view = isinstance(self.places, slice) and self.rows.stop - self.rows.start == 1
-        return self.by_item(blocks[self.rows, self.places]) if is_view else None
-
     def put(self, into: Tensor, x: Tensor) -> None:
         """Writes the group's part of a query-shaped tensor."""
         rows = torch.arange(into.shape[0], device=into.device) if self.rows is None else self.rows
@@ -394,7 +388,12 @@ class _Chunk:
 
     def by_item(self, x: Tensor) -> Tensor:
         """[items, alike * tall, ...] of [rows, query blocks, tall, ...]."""
-        return x.reshape(-1, self.segment.alike * x.shape[2], *x.shape[3:])
+        alike = self.segment.alike
+        return x.reshape(x.shape[0] * x.shape[1] // alike, alike * x.shape[2], *x.shape[3:])
+
+    def by_block(self, x: Tensor, tall: int) -> Tensor:
+        """The inverse: [rows, query blocks, tall, ...]."""
+        return x.reshape(self.rows.stop - self.rows.start, self.at.stop - self.at.start, tall, *x.shape[2:])
 
     def of_keys(self, name: str, blocks: Tensor, made: Scratch) -> Tensor:
         """[items, width * kv_block, D] of [R, num_kv_blocks, kv_block, D]; a view where that can be."""
@@ -412,7 +411,7 @@ class _Chunk:
             torch.index_select(flat, 0, places, out=into)
         else:
             into.copy_(flat.index_select(0, places))
-        return into.view(-1, width * blocks.shape[2], blocks.shape[3])
+        return into.view(places.shape[0] // width, width * blocks.shape[2], blocks.shape[3])
 
     def into(self, blocks: Tensor) -> Tensor | None:
         """[items, alike * tall, ...] of new memory [R, num_q_blocks, tall, ...], to write into; None where no view has
@@ -422,11 +421,11 @@ class _Chunk:
 
     def put(self, into: Tensor, x: Tensor) -> None:
         """Writes [items, alike * tall, ...] where it belongs in [R, num_q_blocks, tall, ...]."""
-        into[self.rows, self.places] = x.view(self.rows.stop - self.rows.start, -1, *into.shape[2:])
+        into[self.rows, self.places] = self.by_block(x, into.shape[2])
 
     def add_to_queries(self, into: Tensor, x: Tensor) -> None:
         """Adds the same there."""
-        into[self.rows, self.places] += x.view(self.rows.stop - self.rows.start, -1, *into.shape[2:])
+        into[self.rows, self.places] += self.by_block(x, into.shape[2])
 
     def add_to_keys(self, into: Tensor, x: Tensor) -> None:
         """Adds [items, width * kv_block, D] to the listed blocks of [R, num_kv_blocks, kv_block, D]; a block may be
@@ -502,10 +501,9 @@ def _forward_group(
                 chunk = _Chunk(segment, at, rows)
                 q, k = chunk.of_queries(blocked.query, dtype), chunk.of_keys("listed", blocked.key, made)
                 cuts = _cuts(k.shape[1]) if kept is None else 1
-                q, k = q.repeat_interleave(cuts, 0) if cuts > 1 else q, k.unflatten(1, (cuts, -1)).flatten(0, 1)
+                q, k = q.repeat_interleave(cuts, 0) if cuts > 1 else q, _cut(k, cuts)
                 weights, total, part_lse = _weights(_scores(q, k, kept, kv_group, scale, made))
-                v = chunk.of_keys("listed", blocked.value, made)  # in the place of the keys
-                v = v.unflatten(1, (cuts, -1)).flatten(0, 1)
+                v = _cut(chunk.of_keys("listed", blocked.value, made), cuts)  # in the place of the keys
                 place = chunk.into(out) if segment.is_first and cuts == 1 else None
                 part = made("mixed", *q.shape[:2], v.shape[2]) if place is None else place
                 _mix(weights, v, kept if careful else None, kv_group, part).div_(total)
@@ -525,6 +523,11 @@ def _cuts(num_keys: int) -> int:
     while num_keys > cuts * MAX_KEYS and num_keys % (2 * cuts) == 0:
         cuts *= 2
     return cuts
+
+
+def _cut(x: Tensor, cuts: int) -> Tensor:
+    """[items * cuts, keys / cuts, D] of [items, keys, D]."""
+    return x.reshape(x.shape[0] * cuts, x.shape[1] // cuts, x.shape[2])
 
 
 def _united(out: Tensor, lse: Tensor, cuts: int) -> tuple[Tensor, Tensor]:
@@ -557,9 +560,11 @@ def _mix(weights: Tensor, value: Tensor, kept: Tensor | None, kv_group: int, out
         return torch.bmm(weights, value, out=out)
     finite = torch.isfinite(value)
     torch.bmm(weights, torch.where(finite, value, 0.0), out=out)
-    by_head = out.view(-1, kept.shape[0], kv_group, kept.shape[2], out.shape[2])
-    spoiling = (~finite).to(value.dtype).view(by_head.shape[0], -1, 1, *value.shape[1:])
-    spoiling = spoiling.repeat_interleave(kept.shape[0] // spoiling.shape[1], 1)
+    num_blocks, _, q_block, _ = kept.shape
+    num_rows = out.shape[0] * out.shape[1] // (num_blocks * kv_group * q_block)
+    by_head = out.view(num_rows, num_blocks, kv_group, q_block, out.shape[2])
+    spoiling = (~finite).to(value.dtype).view(num_rows, value.shape[0] // num_rows, 1, *value.shape[1:])
+    spoiling = spoiling.repeat_interleave(num_blocks // spoiling.shape[1], 1)
     by_head.masked_fill_(kept.to(value.dtype) @ spoiling > 0, torch.nan)
     return out
 
