@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from patterndsl.ir.draws import constant
 from patterndsl.ir.relation import draws_in
 from patterndsl.lower.devices import BACKWARD_PRODUCTS, FORWARD_PRODUCTS, Kernel, Machine
+from patterndsl.lower.segments import num_segments
 from patterndsl.lower.shapes import (
     Band,
     Keys,
@@ -43,6 +44,8 @@ SCATTERED = 1.0
 """How much longer reading a row of a key takes that stands by itself, mostly in the cache of a GPU."""
 APART = 2.0
 """How much longer a kernel of our own takes to read the results that it goes on from where rows lie apart."""
+SEGMENT = 0.5
+"""Of what a call of the gathered kernel takes, for each further length of its lists."""
 BEGUN = 150
 """Keys that a block of queries could do in the time that a block-sparse kernel takes to begin a row of tiles, or a run
 of them where it is another's."""
@@ -183,6 +186,8 @@ def _sparse(piece: Piece, shape: Sparse, machine: Machine, num_heads: int, head_
     rows = num_heads * head_dim * machine.itemsize / machine.bandwidth
     if machine.sparse_kernel == "gathered":
         found = found + Cost(3.0 * rows * geometry.num_rows, 6.0 * rows * geometry.num_rows)
+        further = SEGMENT * machine.sparse_call * max(0, num_segments(shape.tiles) - 1)
+        found = found + Cost(further, 2.0 * further)
     found = found + _copying(piece, machine, rows)
     return found + Cost(machine.sparse_call, machine.sparse_call)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from patterndsl.lower.segments import length_ranges, list_limit
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge
@@ -28,12 +29,8 @@ MAX_SCORES = 1 << 19
 Keep: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """May query row q attend key k? int64 tensors that broadcast, to bool."""
 
-MAX_SEGMENT = 4096
-"""Keys of one query block handled at once; longer lists are merged segment by segment."""
 MAX_KEYS = 512
 """Keys of a product of matrices: those of longer lists are parts of a batch, which each stay in the cache of a core."""
-LARGE = 1 << 14
-"""Scores of the lists of one length from which on these are taken by themselves: padding would cost more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,16 +184,16 @@ class _Segment:
 
 
 def _segments(lists: BlockLists) -> Iterator[_Segment]:
-    """The lists cut to MAX_SEGMENT keys, those of similar length together, padded to the longest.
+    """The lists cut to `MAX_SEGMENT` keys, those of similar length together, padded to the longest.
 
     A query block has at most one piece in each wave, so a wave merges into distinct rows.
     """
-    width_limit = max(1, MAX_SEGMENT // lists.kv_block)
+    width_limit = list_limit(lists.kv_block)
     starts, counts = lists.offsets[:-1], lists.offsets.diff()
     wave = 0
     while True:
         left = (counts - wave * width_limit).clamp(0, width_limit)
-        for low, high in _ranges(left.bincount().tolist(), LARGE // (lists.q_block * lists.kv_block)):
+        for low, high in length_ranges(left.bincount().tolist(), lists.q_block * lists.kv_block):
             q_blks = ((left > low) & (left <= high)).nonzero()[:, 0]
             width = int(left[q_blks].max())
             slot = torch.arange(width, device=left.device)
@@ -208,19 +205,6 @@ def _segments(lists: BlockLists) -> Iterator[_Segment]:
         if not left.any():
             return
         wave += 1
-
-
-def _ranges(numbers: Sequence[int], large: int) -> Iterator[tuple[int, int]]:
-    """Ranges (low, high] of lengths that share a segment: within a quarter of each other, but those with `large` tiles
-    by themselves. numbers: of lists of each length."""
-    low = 0
-    while low < len(numbers) - 1:
-        high = min(low + max(1, low // 4), len(numbers) - 1)
-        apart = next((width for width in range(low + 1, high + 1) if numbers[width] * width >= large), high + 1)
-        high = max(low + 1, apart - 1)
-        if any(numbers[low + 1 : high + 1]):
-            yield low, high
-        low = high
 
 
 @dataclass(frozen=True, slots=True, eq=False)

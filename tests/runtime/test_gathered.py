@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import patterndsl
+from patterndsl.lower import segments
+from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.tiles import find_tiles
 from patterndsl.runtime import gathered
 from patterndsl.runtime.gathered import BlockLists, Group, gathered_attention
+from patterndsl.sema.parameters import Sizes
 
 MASKS = {
     "nothing": lambda q, k: (q < 0) & (k < 0),
@@ -103,7 +108,7 @@ def test_equals_dense(name: str, q_len: int, kv_len: int, kv_block: int) -> None
 @pytest.mark.parametrize("limit", [1, 64, 5000])
 def test_small_chunks_and_segments_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(gathered, "MAX_SCORES", limit)
-    monkeypatch.setattr(gathered, "MAX_SEGMENT", 48)
+    monkeypatch.setattr(segments, "MAX_SEGMENT", 48)
     for name in MASKS:
         keep = mask(name, 100, 130)
         inputs = tensors(2, 4, 2, 100, 130)
@@ -275,4 +280,13 @@ def test_a_value_that_is_not_finite_spoils_no_other_block_of_the_same_keys() -> 
 def test_lists_of_similar_length_share_a_segment_but_many_of_one(
     numbers: list[int], expected: list[tuple[int, int]]
 ) -> None:
-    assert list(gathered._ranges(numbers, 100)) == expected
+    assert list(segments.length_ranges(numbers, segments.LARGE // 100)) == expected
+
+
+@pytest.mark.parametrize("limit", [16, 64, 4096])
+def test_segments_are_counted_beforehand(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(segments, "MAX_SEGMENT", limit)
+    for text in ("causal", "causal & (block(16) | columns(16, 2))", "window(20) | global(3)", "q % 64 < 32 & k < 40"):
+        tiles = find_tiles(patterndsl.parse(text).bind(500).relation, Sizes(500, 500, 0, 500), Lookup(), 16, 8)
+        lists = gathered.block_lists(tiles, torch.device("cpu"))
+        assert segments.num_segments(tiles) == len(lists.segments), text
