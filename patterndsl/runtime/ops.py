@@ -182,13 +182,16 @@ def _gradients(
     query, key, value = tensors
     given = program.given(query, key, value, inputs)
     on_kernels = program.on_kernels(query, key, value)
-    if on_kernels is None and program.runs_as_parts(given):
+    in_chunks = program.in_chunks(query, key, value)
+    if on_kernels is None and in_chunks is None and program.runs_as_parts(given):
         return _differentiated(program, tensors, inputs, scale, grads)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
     if with_positive_scale(query, scale)[1] != scale:
         return _differentiated(program, tensors, inputs, scale, grads)
     if on_kernels is not None:
         return on_kernels.gradients(*tensors, *results, *grads, given, scale)
+    if in_chunks is not None:
+        return in_chunks.gradients(*tensors, *results, *grads, given, scale)
     match program.backend_for(query, key, value, train=True):
         case "planned":
             return planned.gradients(*tensors, *results, *grads, program.planned(train=True), scale)

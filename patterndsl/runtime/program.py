@@ -47,6 +47,7 @@ from patterndsl.runtime.arguments import (
     with_positive_scale,
 )
 from patterndsl.runtime.chosen import hash_on, topk_on
+from patterndsl.runtime.chunked import Chunked
 from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
 from patterndsl.runtime.gathered import Group, gathered_attention
@@ -515,6 +516,9 @@ class Program:
         on_kernels = self.on_kernels(query, key, value)
         if on_kernels is not None:
             return on_kernels(query, key, value, given, scale)
+        in_chunks = self.in_chunks(query, key, value)
+        if in_chunks is not None:
+            return in_chunks(query, key, value, given, scale)
         if self.runs_as_parts(given):
             return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
         match self.backend_for(query, key, value, train=train):
@@ -707,6 +711,18 @@ class Program:
             return Slotted(listed, self.bound, self.device)
         found = ordered_hulls(self.bound, self.constants.machine)
         return None if found is None else Ordered(found, self.bound, self.device)
+
+    def in_chunks(self, query: Tensor, key: Tensor, value: Tensor) -> Chunked | None:
+        """What runs these tensors on a CPU where the pattern is chunks in the orders of a call."""
+        if self._in_chunks is None or _left_by("masked", self.device.type, query, key, value) is not None:
+            return None
+        return self._in_chunks if is_finite(query, key, value) else None
+
+    @cached_property
+    def _in_chunks(self) -> Chunked | None:
+        if self._asked not in ("auto", "masked") or self.device.type != "cpu" or not self.bound.inputs:
+            return None
+        return Chunked.of(self.bound, self.constants.machine)
 
     @cached_property
     def kernels(self) -> Kernels:
