@@ -75,7 +75,7 @@ def measured(text: str, n: int, repeats: int) -> dict[str, float | str]:
         figures["dense SDPA"] = seconds(
             lambda: scaled_dot_product_attention(query, key, value, is_causal=is_causal), repeats
         )
-        mod = flex.mask_mod(ours.bound, ours._device_data(inputs))
+        mod = flex.mask_mod(ours.bound, ours.tilings.data(inputs))
         figures["create_block_mask"] = seconds(lambda: create_block_mask(mod, 1, None, n, n, device="cpu"), 0)
     figures["ours, forward and backward"] = seconds(both(ours), repeats)
     figures["gathered, forward and backward"] = seconds(both(gathered), 0)

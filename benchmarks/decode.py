@@ -7,13 +7,15 @@ Each pattern is decoded from a cache that a prompt of that length went into. Eve
 float64 over the keys that `program.row` lists. Then two times are taken: `attend`, the row alone, and `step`, which
 appends a token before it. `of copy` is what a step must read (the keys and values of the rows that are attended, each
 once for a head of keys) divided by the time and by the measured bandwidth of a copy, which reads and writes; `graph` is
-attend captured in a CUDA graph, without the host. `dense` is PyTorch's SDPA over all cached keys of one batch row.
+attend captured in a CUDA graph, without the host, and `cold` the same where a graph has several caches in turn, so that
+the L2 cache of the device holds none of them. `dense` is PyTorch's SDPA over all cached keys of one batch row.
 Milliseconds, medians over the rounds. Writes benchmarks/results/decode_<device>.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -42,6 +44,8 @@ SECONDS = 0.1
 """Of one contestant in one round."""
 MOST_BYTES = 24 << 30
 """Of a cache; a pattern that would hold more is left out."""
+COLD = 8
+"""Caches that take turns."""
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
@@ -156,6 +160,10 @@ def measured(name: str, batch: int, options: argparse.Namespace, bandwidth: floa
     if device.type == "cuda":
         graph = milliseconds(captured(lambda: cache.attend(query)), device)
         found |= {"graph": graph, "graph of copy": read / graph * 1000 / bandwidth}
+        if COLD * cache.nbytes <= MOST_BYTES:
+            caches = [cache, *(copy.deepcopy(cache) for _ in range(COLD - 1))]
+            cold = milliseconds(captured(lambda: [each.attend(query) for each in caches]), device) / COLD
+            found |= {"cold": cold, "cold of copy": read / cold * 1000 / bandwidth}
     new = [x[:, :, :1].expand(batch, -1, -1, -1).contiguous() for x in (key, value)]
 
     def step() -> Tensor:

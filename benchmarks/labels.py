@@ -74,7 +74,13 @@ def transformers(n: int, heads: int, rounds: int, device: torch.device) -> Calla
         hash_seed=0,
     )
     layer: Any = LSHSelfAttention(config).to(device)
-    return lambda query, value: layer(query.transpose(1, 2).flatten(2)).hidden_states
+
+    def run(query: Tensor, value: Tensor) -> Tensor:
+        # in half precision it mixes types by itself
+        with torch.autocast(device.type, query.dtype, enabled=query.dtype != torch.float32):
+            return layer(query.transpose(1, 2).flatten(2)).hidden_states
+
+    return run
 
 
 def buckets_of(number: int) -> list[int]:

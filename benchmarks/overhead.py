@@ -88,7 +88,7 @@ def measured(
     kernels = [item for item in recorded.calls if KERNEL in item[0].name()]
     runs = (call, lambda: again(kernels), lambda: again(recorded.calls))
     whole, alone, all_operators = medians(runs, rounds)
-    num_passes = len(program.planned(train=train).passes)
+    num_passes = len(program.ready.planned(train=train).passes)
     return {
         "passes": num_passes,
         "kernel_calls": len(kernels),

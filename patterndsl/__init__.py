@@ -54,8 +54,8 @@ _LAZY = {
 
 
 def __dir__() -> list[str]:
-    """With the names that are not imported yet."""
-    return sorted({*globals(), *__all__})
+    """What is public, with the names that are not imported yet."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.proof import Verdict
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.composed import CompositeProgram
 
@@ -126,6 +126,12 @@ class Composite(Pattern):
             {term.name: term.projections for term in self.terms},
             self.combine,
         )
+
+    @property
+    def listed_heads(self) -> int | None:
+        """Of the terms; of lists in biases and decays nothing is known."""
+        found = (term.pattern.listed_heads for term in self.terms)
+        return min((heads for heads in found if heads is not None), default=None)
 
     def __repr__(self) -> str:
         return f"Composite({self.text!r})"
@@ -235,7 +241,7 @@ class Composite(Pattern):
     ) -> CompositeProgram:
         """An executable program for these sizes, see `Pattern.compile`; kv_len are the sequence's own keys.
 
-        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        Raises PatternError: E4xx where the sizes do not fit the pattern, E505 where no term runs by the backend.
         """
         from patterndsl.runtime.composed import CompositeProgram
 
@@ -342,11 +348,12 @@ class Composite(Pattern):
         """Dead terms of each term's expression."""
         return tuple(dead for term in self.written for dead in term.pattern.dead_terms())
 
-    def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
+    def lint(self, n: int | None = None, *, heads: int | None = None, layer: int = 0) -> tuple[Diagnostic, ...]:
         """What is said of the terms that are the sequence's own keys, and of what no term uses."""
         from patterndsl.analysis.bias import not_finite
         from patterndsl.analysis.names import unused
 
+        heads = (self.listed_heads or 8) if heads is None else heads
         places = {branch.name: branch.bias.place for branch in self.spec.branches if branch.bias is not None}
         biases = [
             item

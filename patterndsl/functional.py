@@ -17,7 +17,7 @@ from patterndsl.loading import parse
 from patterndsl.pattern import Pattern
 from patterndsl.runtime import ops, scored_ops
 from patterndsl.runtime.arguments import as_autocast, check_backend, check_no_others
-from patterndsl.runtime.composed import Call, combined
+from patterndsl.runtime.composed import Call, check_terms, combined
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
 from patterndsl.runtime.program import Program
@@ -183,6 +183,8 @@ def composite_attention(
     terms = {term.name: term.pattern for term in pattern.terms}
     total = asked.q_start + query.shape[2] if asked.n == -1 else asked.n
     layer = counted("layer", asked.layer, 0, MAX_LAYER)
+    if backend != "auto":
+        check_terms(pattern, layer, backend)
 
     def program_of(name: str, num_keys: int) -> Program:
         sizes = sizes_of(total, query.shape[2], num_keys, asked.q_start)

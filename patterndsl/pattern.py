@@ -30,6 +30,7 @@ from patterndsl.sema.parameters import (
 )
 from patterndsl.sema.resolve import resolve
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.join import check_relation, joined
 from patterndsl.syntax.parse import parse_expression, snippet_of
 from patterndsl.syntax.render import render_expression, render_spec
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from patterndsl.analysis.reach import Reach
     from patterndsl.analysis.redundancy import DeadTerm
     from patterndsl.analysis.report import Report
-    from patterndsl.lower.costs import Machine
+    from patterndsl.lower.devices import Machine
     from patterndsl.lower.machine import Constants
     from patterndsl.lower.tiles import OnEvent
     from patterndsl.runtime.program import Program
@@ -57,7 +58,8 @@ class Pattern(Shown):
     """A checked attention pattern, symbolic in N and its parameters.
 
     `str()` is its canonical text: the bare expression where nothing is declared, a YAML spec otherwise, with imported
-    specs written in place. Two patterns are equal when their canonical texts are. `parse(str(p)) == p`.
+    specs written in place. Two patterns are equal when their canonical texts are. `parse(str(p)) == p`. Patterns are
+    joined as in the language: `near & ~far | first`.
     """
 
     spec: ast.Spec
@@ -93,6 +95,31 @@ class Pattern(Shown):
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+    def __and__(self, other: Pattern) -> Pattern:
+        """What both attend. Declarations of both are kept; one name must mean one thing: raises InputError (E208) where
+        it does not, and (E505) on sources, branches, roles and fallbacks, which say more than which pairs there are."""
+        return self._joined("&", other)
+
+    def __or__(self, other: Pattern) -> Pattern:
+        """What either attends; as `&`."""
+        return self._joined("|", other)
+
+    def __invert__(self) -> Pattern:
+        """What the pattern does not attend; as `&`."""
+        check_relation("~", self.spec)
+        negated = ast.Not(self.spec.attend, place=self.spec.attend.place)
+        return Pattern.of(replace(self.spec, attend=negated, name=None, doc=None, cite=None))
+
+    def _joined(self, op: Literal["&", "|"], other: Pattern) -> Pattern:
+        return Pattern.of(joined(op, self.spec, other.spec)) if isinstance(other, Pattern) else NotImplemented
+
+    @property
+    def listed_heads(self) -> int | None:
+        """How many heads its lists have items for: the shortest that is indexed by `head` itself; None without one."""
+        from patterndsl.sema.fits import listed_heads
+
+        return listed_heads(self.resolved)
 
     def with_params(self, *unnamed: object, **values: ParamValue | str) -> Pattern:
         """The same pattern with other defaults: integers, lists, or expressions such as "isqrt(N)".
@@ -239,15 +266,17 @@ class Pattern(Shown):
 
         return dead_terms(self.spec)
 
-    def lint(self, n: int | None = None, *, heads: int = 8, layer: int = 0) -> tuple[Diagnostic, ...]:
+    def lint(self, n: int | None = None, *, heads: int | None = None, layer: int = 0) -> tuple[Diagnostic, ...]:
         """Advice with numbers: what costs far more than it keeps, attends nothing, changes nothing or is misnamed.
 
-        n: the length to count at; without it 4,096 positions, or as many as the pattern's grid has. What cannot be
-        counted or proven within some tenths of a second is not said. Raises PatternError (E4xx) where n does not fit.
+        n: the length to count at; without it 4,096 positions, or as many as the pattern's grid has.
+        heads: by default as many as lists indexed by `head` have items, else 8. What cannot be counted or proven
+        within some tenths of a second is not said. Raises PatternError (E4xx) where n does not fit.
         """
         from patterndsl.analysis.lint import lint
 
-        heads, layer = counted("heads", heads, 1, MAX_HEADS), counted("layer", layer, 0, MAX_LAYER)
+        heads = (self.listed_heads or 8) if heads is None else counted("heads", heads, 1, MAX_HEADS)
+        layer = counted("layer", layer, 0, MAX_LAYER)
         if n is not None:
             self.bind(n, heads=heads, layer=layer)
         return lint(self.spec, self.resolved, n, heads=heads, layer=layer)
@@ -271,11 +300,11 @@ class Pattern(Shown):
         n: the length of a self-attention. Otherwise q_len and kv_len; queries are then the positions
         [q_start, q_start + q_len), keys [0, kv_len). Inside the pattern N is `n` where given, else q_start + q_len.
         heads: query heads; heads that agree share their tiles. layer: what `layer` is in the pattern.
-        backend: auto, planned (dense passes on reordered positions), gathered (CPU and GPU, trains), flex (GPU;
-        inference on CPU) or oracle (dense, small sizes). plan: which of the ways that `program.plan` lists runs; by
-        default the one predicted to be fastest, for inference or for training. machine: the constants of that
-        prediction, by a built-in name ("cpu-2-core", "h100") or a calibration's file; by default those that
-        `patterndsl calibrate` stored for this device, else built-in ones.
+        backend: auto, planned (dense passes on reordered positions), masked (for patterns with inputs), gathered (CPU
+        and GPU, trains), flex (GPU; inference on CPU), triton (GPU) or oracle (dense, small sizes). plan: which of the
+        ways that `program.plan` lists runs; by default the one predicted to be fastest, for inference or for training.
+        machine: the constants of that prediction, by a built-in name ("cpu-2-core", "h100") or a calibration's file; by
+        default those that `patterndsl calibrate` stored for this device, else built-in ones.
         Raises PatternError (E4xx) where the sizes do not fit the pattern.
         """
         from patterndsl.runtime.program import Program

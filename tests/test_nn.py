@@ -52,3 +52,13 @@ def test_an_empty_row_yields_the_output_bias() -> None:
 def test_refuses_heads_that_do_not_divide(dim: int, heads: int, kv_heads: int | None) -> None:
     with pytest.raises(patterndsl.InputError, match=r"E503|E406"):
         Attention("causal", dim, heads, kv_heads=kv_heads)
+
+
+def test_a_layer_shows_only_what_its_pattern_has() -> None:
+    plain = repr(Attention("causal & recent(4)", dim=32, heads=4))
+    assert [line.split(":")[0].strip(" ()") for line in plain.splitlines()[2:-1]] == [
+        f"{name}_projection" for name in ("query", "key", "value", "output")
+    ]
+    pattern = patterndsl.parse("roles: {globals: q < 2}\nattend: window(4) | global(2)")
+    shown = repr(Attention(pattern, dim=32, heads=4))
+    assert "(globals): Role(" in shown and "(tables)" not in shown

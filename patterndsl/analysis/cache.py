@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from patterndsl.diagnostics import error
+from patterndsl.diagnostics import input_error
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Relation, compare, conjunction
 from patterndsl.lower.lookup import Lookup
@@ -126,7 +126,7 @@ class CachePlan:
 
     def _check_step(self, t: int, least: int) -> None:
         if not least <= t < self.q_stop:
-            raise error("E406", f"there is no step {t}; the steps are {self.q_start} to {self.q_stop - 1}")
+            raise input_error("E406", f"there is no step {t}; the steps are {self.q_start} to {self.q_stop - 1}")
 
 
 def cache_plans(

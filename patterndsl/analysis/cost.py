@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from patterndsl.analysis.figure import Figure
 from patterndsl.diagnostics import error, nearest
+from patterndsl.lower.devices import BACKWARD_PRODUCTS, FORWARD_PRODUCTS, Device
 
 ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +30,6 @@ class Shape:
     @property
     def itemsize(self) -> int:
         return ITEM_SIZES[self.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """How fast a device is at attention: FLOP/s, bytes/s, and the seconds of a call that do not depend on its size.
-
-    dense: PyTorch's own attention; sparse: a compiled program, by the pairs of its live tiles. Both were measured in
-    `dtype`.
-    """
-
-    name: str
-    dtype: str
-    dense_flops: float
-    sparse_flops: float
-    dense_overhead: float
-    sparse_overhead: float
-    bandwidth: float
-    how: str
-
-
-# Measured by benchmarks/device_rates.py, which says how; its results are beside it.
-DEVICES = {
-    "h200": Device(
-        "h200", "bfloat16", 4.7e14, 2.4e14, 2.4e-5, 1.4e-4, 4.2e12, "one NVIDIA H200, bfloat16, head_dim 64"
-    ),
-    "cpu-2-core": Device(
-        "cpu-2-core", "float32", 1.5e11, 6.9e10, 2.4e-4, 1.7e-3, 2.4e10, "two x86-64 cores, float32, head_dim 64"
-    ),
-}
 
 
 def checked_dtype(dtype: object) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 from patterndsl.analysis.at_length import EFFORT, area
 from patterndsl.analysis.budget import GaveUpError, check_time, within
-from patterndsl.analysis.cost import Device, Shape, forward_flops, least_bytes, predicted
+from patterndsl.analysis.cost import Shape, forward_flops, least_bytes, predicted
 from patterndsl.analysis.figure import Figure
 from patterndsl.analysis.kept import without_seeds
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import Const
 from patterndsl.ir.relation import Relation, draws_in
+from patterndsl.lower.devices import Device
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.sema.bind import Bound

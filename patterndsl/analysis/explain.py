@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from patterndsl.analysis.figure import readable
 from patterndsl.analysis.pass_pairs import kept_pairs
-from patterndsl.lower.costs import NO_COST, Cost, Machine, Moved, computed_pairs, cost, moved
-from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE, Backend, rules_of, usual_backend
-from patterndsl.lower.hulls import Hull, Lists, hulls, num_listed, ordered_hulls, slot_hulls
-from patterndsl.lower.listings import can_tell
+from patterndsl.lower.choice import Choice, Runner
+from patterndsl.lower.costs import NO_COST, Cost, Moved, computed_pairs, cost, moved
+from patterndsl.lower.devices import Machine
+from patterndsl.lower.fallback import FALLBACK, MANY_GROUPS, NOT_FINITE
+from patterndsl.lower.hulls import Hull, Lists, num_listed
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants, device_type_of
 from patterndsl.lower.plan import HEAD_DIM, Option, Pass, Plan, plan, runs_first
@@ -201,13 +202,11 @@ def explanation(
     lookup: Lookup,
     *,
     constants: Constants,
-    device_type: str,
-    backend: str,
-    is_by_rule: bool,
+    choice: Choice,
     head_dim: int,
     train: bool,
 ) -> Explanation:
-    """The explanation of a plan; of None where the pattern reads inputs. is_by_rule: nobody asked for the backend.
+    """The explanation of a plan; of None where the pattern reads inputs. choice: who runs it.
 
     Work: that of counting what passes keep, which is bounded.
     """
@@ -223,17 +222,7 @@ def explanation(
             for at, (options, forward, training) in enumerate(chosen)
         )
     why = None
-    is_told = device_type == "cuda" and can_tell(bound) and (is_by_rule or backend == "masked")
-    may_slot = device_type == "cuda" and not is_told and (is_by_rule or backend == "masked")
-    slotted = slot_hulls(bound, machine) if may_slot else None
-    has_hulls = backend == "masked" and not is_told and slotted is None
-    ordered = ordered_hulls(bound, machine) if has_hulls and device_type == "cuda" else None
-    found = hulls(bound, machine) if has_hulls and ordered is None else ordered
-    if slotted is not None:
-        beside = slotted.beside
-        if slotted.told is not None:
-            beside = tuple(replace(hull, passes=(), in_call=True) for hull in beside)
-        found = *slotted.listed, *beside
+    found = _hulls_of(choice)
     if found is not None:
         groups = tuple(_masked_groups(bound, found, machine, head_dim))
     if bound.inputs and not groups:
@@ -247,23 +236,32 @@ def explanation(
         machine.name,
         "bfloat16" if machine.itemsize == 2 else "float32",
         constants.source,
-        backend,
-        _runs(
-            bound,
-            "told" if is_told else "slotted" if slotted is not None else backend,
-            is_by_rule,
-            device_type,
-            found is not None,
-            ordered is not None,
-        ),
+        choice.backend,
+        _runs(choice),
         train,
         groups,
         why,
-        (
-            *_composed(bound, on_kernels=is_told or slotted is not None or ordered is not None),
-            *_rules(made, backend, is_by_rule, device_type, head_dim),
-        ),
+        (*_composed(choice), *_rules(choice, made, head_dim)),
     )
+
+
+def _hulls_of(choice: Choice) -> Sequence[Hull] | None:
+    """Where who runs computes pairs of a pattern with inputs; None where that is known in a call, or not at all."""
+    match choice.usual:
+        case "slotted":
+            assert choice.slots is not None
+            beside = choice.slots.beside
+            if choice.slots.told is not None:
+                beside = tuple(replace(hull, passes=(), in_call=True) for hull in beside)
+            return *choice.slots.listed, *beside
+        case "ordered":
+            return choice.ordered
+        case "chunked":
+            return choice.chunks
+        case "masked":
+            return choice.hulls
+        case _:
+            return None
 
 
 def explained(
@@ -284,17 +282,10 @@ def explained(
         made,
         lookup,
         constants=constants,
-        device_type=device_type,
-        backend=_usual(bound, device_type, constants.machine),
-        is_by_rule=True,
+        choice=Choice(bound, constants.machine, device_type, "auto", has_kernels=device_type == "cuda"),
         head_dim=head_dim,
         train=train,
     )
-
-
-def _usual(bound: Bound, device_type: str, machine: Machine) -> Backend:
-    has_hulls = bool(bound.inputs) and hulls(bound, machine) is not None
-    return usual_backend(device_type, bool(bound.inputs), len(bound.groups), has_hulls)
 
 
 def _group(
@@ -382,63 +373,71 @@ def _figures(seconds: Cost, num_bytes: Moved) -> dict[str, object]:
 # ---- what runs
 
 
-def _composed(bound: Bound, *, on_kernels: bool) -> Iterator[str]:
+def _composed(choice: Choice) -> Iterator[str]:
     """What a pattern is beside its relation."""
-    if on_kernels:
+    bound = choice.bound
+    if choice.by_inputs is not None and choice.has_kernels:
         yield "FlexAttention instead where Triton is missing, and for heads wider than 256"
     if bound.merge != "set":
         how = "merged" if bound.merge == "multiset" else "averaged, each a softmax of its own"
         yield f"a {bound.merge}: each term of the union and each round runs by itself, and all are {how}"
     if bound.fallback is not None:
         yield "rows without keys attend what `fallback` says"
-    if bound.found and not on_kernels:
+    if bound.found and choice.by_inputs is None:
         yield "labels and lists may differ from head to head: then each head is a batch row of its own"
 
 
-def _rules(made: Plan | None, backend: str, is_by_rule: bool, device_type: str, head_dim: int) -> Iterator[str]:
+def _rules(choice: Choice, made: Plan | None, head_dim: int) -> Iterator[str]:
     """When something else runs, and when nothing does."""
+    backend = choice.backend
     if made is not None and head_dim != HEAD_DIM:
         yield f"plans are chosen for heads of {HEAD_DIM}; these figures are of that plan with heads of {head_dim}"
-    if not is_by_rule:
+    if not choice.is_by_rule:
         yield f"{backend} was asked for, so it runs or refuses: nothing falls back"
+        yield from (f"refused: {rule.when}" for rule in choice.rules)
         return
-    for rule in rules_of(backend, device_type):
+    for rule in choice.rules:
         yield f"{rule.to} instead for {rule.when}"
-    if device_type == "cuda":
+    if choice.device_type == "cuda":
         yield "keys and values must be finite, as for dense attention: a look at them would wait for the GPU"
-    elif backend == "masked" or (backend == "planned" and made is not None and _masks(made)):
+    elif (
+        choice.usual == "chunked" or backend == "masked" or (backend == "planned" and made is not None and _masks(made))
+    ):
         yield f"{FALLBACK} instead for {NOT_FINITE}"
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
 
-def _runs(bound: Bound, backend: str, is_by_rule: bool, device_type: str, has_hulls: bool, is_ordered: bool) -> str:
-    """What runs unless a rule says otherwise. backend: or "told", where a call tells the tiles for kernels, or
-    "slotted", where queries have slots."""
-    masked = "dense on views" if device_type == "cpu" else "FlexAttention on tiles"
-    masked = "generated kernels in the orders by inputs" if is_ordered else masked
-    what = {
-        "planned": "planned, the passes below",
-        "masked": f"masked, {masked} where the pattern can have pairs, with masks from each call's inputs",
-        "told": "generated kernels on tiles that each call tells",
-        "slotted": "generated kernels with a slot for each route that a query is in, or for each block that it lists",
-        "flex": "flex, FlexAttention on the tiles of the whole pattern",
-        "triton": "triton, generated kernels on the tiles of the whole pattern",
-        "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",
-        "oracle": "oracle, dense float64",
-    }[backend]
-    if bound.inputs and backend == "planned":
-        return "nothing: the planned backend, which was asked for, takes no pattern with inputs"
-    if backend == "masked" and not has_hulls:
-        why = "refuses it: without its inputs it could hold most pairs"
-        return f"nothing: the masked backend, which was asked for, {why}"
-    if not is_by_rule:
+WORDS: dict[Runner, str] = {
+    "told": "generated kernels on tiles that each call tells",
+    "slotted": "generated kernels with a slot for each route that a query is in, or for each block that it lists",
+    "ordered": "generated kernels in the orders by inputs, where the pattern can have pairs, with masks of each call",
+    "chunked": "masked, block by block of chunks in the orders by inputs, with masks from each call's inputs",
+    "planned": "planned, the passes below",
+    "flex": "flex, FlexAttention on the tiles of the whole pattern",
+    "triton": "triton, generated kernels on the tiles of the whole pattern",
+    "gathered": "gathered, plain PyTorch on the tiles of the whole pattern",
+    "oracle": "oracle, dense float64",
+}
+
+
+def _runs(choice: Choice) -> str:
+    """What runs unless a rule says otherwise."""
+    bound, who, kind = choice.bound, choice.usual, choice.device_type
+    if choice.refusal is not None:
+        return f"nothing: the {choice.backend} backend, which was asked for, refuses it: {choice.refusal.message}"
+    if who == "masked":
+        how = "dense on views" if kind == "cpu" else "FlexAttention on tiles"
+        what = f"masked, {how} where the pattern can have pairs, with masks from each call's inputs"
+    else:
+        what = WORDS[who]
+    if not choice.is_by_rule:
         return f"{what}, as asked for"
-    why = f"as usual on {device_type}"
+    why = f"as usual on {kind}"
     if bound.inputs:
         return f"{what}, {why} for a pattern with inputs"
-    if len(bound.groups) > MANY_GROUPS and device_type == "cuda":
+    if len(bound.groups) > MANY_GROUPS and kind == "cuda":
         why = f"{why} for more than {MANY_GROUPS} kinds of heads"
-    others = "" if backend == "planned" else "; backend='planned' runs the plan below"
+    others = "" if who == "planned" else "; backend='planned' runs the plan below"
     return f"{what}, {why}{others}"
 
 

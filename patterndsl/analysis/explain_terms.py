@@ -12,7 +12,8 @@ from typing import Literal
 
 from patterndsl.analysis.explain import Explanation
 from patterndsl.analysis.figure import readable
-from patterndsl.lower.costs import BACKWARD, NO_COST, Cost, Machine, Moved
+from patterndsl.lower.costs import BACKWARD, NO_COST, Cost, Moved
+from patterndsl.lower.devices import Machine
 from patterndsl.lower.gather import gather_tiles
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants

@@ -20,7 +20,7 @@ from patterndsl.analysis.pairs import Symbolic
 from patterndsl.analysis.policy import CachePolicy, Policy, cache_policy
 from patterndsl.analysis.proof import prove
 from patterndsl.analysis.verdict import Proven, Refuted
-from patterndsl.diagnostics import error
+from patterndsl.diagnostics import error, input_error
 from patterndsl.ir.index import NK, NQ, Arithmetic, Const, Index, Read, Var
 from patterndsl.ir.relation import Relation, indices, subexpressions
 from patterndsl.sema.bind import Bound, bind, depends_on_length
@@ -64,7 +64,7 @@ def bound_for_decoding(resolved: Resolved, n: int | None, heads: int, layer: int
     Raises PatternError (E406) where it does and none is given, (E505) where it cannot be decoded token by token.
     """
     if n is None and _depends_on_length(resolved):
-        raise error("E406", "the pattern depends on N", None, "give n=, the length that the sequences will have")
+        raise input_error("E406", "the pattern depends on N", "give n=, the length that the sequences will have")
     if resolved.num_keys is not None:
         raise error(
             "E505", "the pattern says how many keys there are, and a decoder has one for each token", None, _FORWARD

@@ -3,13 +3,15 @@ say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from patterndsl.diagnostics import input_error
+from patterndsl.ir.index import Read, Var
 from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Compare, Relation, children
 from patterndsl.lower.lookup import Lookup
 from patterndsl.sema.bind import BoundSelection, InputShape
 
@@ -74,6 +76,35 @@ def expected_inputs(shapes: Iterable[InputShape]) -> dict[str, Any] | None:
             return None
         arrays |= _named(shape, values)
     return arrays
+
+
+NUM_DOCUMENTS = 6
+
+
+def documents_in(relations: Iterable[Relation]) -> frozenset[str]:
+    """The inputs that relations ask to be equal at the query and the key: of these a sample is easily drawn."""
+    found = set[str]()
+    for relation in relations:
+        for part in _parts(relation):
+            match part:
+                case Compare("==" | "!=", Read(name, "value", Var()), Read(other, "value", Var())) if name == other:
+                    found.add(name)
+    return frozenset(found)
+
+
+def _parts(relation: Relation) -> Iterator[Relation]:
+    yield relation
+    for child in children(relation):
+        yield from _parts(child)
+
+
+def drawn_documents(length: int, seed: int = 0) -> Any:
+    """Ascending numbers of documents of random lengths that are packed into one sequence, int64 [length]."""
+    random = np.random.default_rng(seed)
+    starts = np.zeros(length, dtype=np.int64)
+    if length > 1:
+        starts[random.choice(np.arange(1, length), size=min(NUM_DOCUMENTS, -(-length // 8)) - 1, replace=False)] = 1
+    return starts.cumsum()
 
 
 def _lists(selection: BoundSelection, routes: int, random: np.random.Generator) -> Any:

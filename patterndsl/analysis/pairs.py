@@ -6,7 +6,7 @@ values. What reads inputs or draws is bounded: nothing of it kept, all of it kep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import lcm, prod
@@ -21,7 +21,7 @@ from patterndsl.analysis.polynomial import Polynomial, constant, symbol
 from patterndsl.analysis.radix import NotAffineError
 from patterndsl.analysis.sets import GaveUpError, coalesced, constraints, limited, regions
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.index import NK, Arithmetic, Const, Index, Param, Var
+from patterndsl.ir.index import NK, Arithmetic, Const, Index, Param, Select, Var
 from patterndsl.ir.relation import (
     EVERYTHING,
     NOTHING,
@@ -38,6 +38,7 @@ from patterndsl.ir.relation import (
     conjunction,
     disjunction,
     draws_in,
+    indices,
     inputs_read,
     lists_in,
     substitute,
@@ -110,6 +111,7 @@ def symbolic(
             continue  # a list, whose values are put in
         left, right = (item.value, item.least) if item.kind == "grid" else (item.least, item.value)
         given.append(substitute(compare("==" if item.kind == "grid" else "<=", left, right), put, lists))
+    given += (substitute(item, put) for item in _inside_lists(resolved))
     relation = substitute(resolved.relation, put, lists)
     lengths = dict(LENGTHS)
     if resolved.num_keys is not None:
@@ -120,6 +122,15 @@ def symbolic(
     demanded = tuple(item for item in given if item != EVERYTHING)
     typical, short = (_defaults(resolved, values, some) for some in (TYPICAL, SHORT))
     return Symbolic(relation, demanded, typical, short, lengths)
+
+
+def _inside_lists(resolved: Resolved) -> Iterator[Relation]:
+    """What says that each list has an item for the head and layer: others are refused, whatever they would attend."""
+    sizes = {item.name: len(item.default) for item in resolved.params if isinstance(item.default, tuple)}
+    for index in dict.fromkeys(indices(resolved.relation)):
+        if isinstance(index, Select) and isinstance(index.items, str):
+            yield compare("<=", Const(0), index.index)
+            yield compare("<", index.index, Const(sizes[index.items]))
 
 
 def _defaults(resolved: Resolved, fixed: Mapping[str, int], lengths: Iterable[int]) -> tuple[Mapping[str, int], ...]:

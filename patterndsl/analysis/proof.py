@@ -17,7 +17,7 @@ from patterndsl.analysis.conditions import assumptions
 from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.enclosing import enclosed, enclosing
 from patterndsl.analysis.formula import digits_at
-from patterndsl.analysis.glance import is_empty
+from patterndsl.analysis.glance import is_empty, mirrored, not_symmetric
 from patterndsl.analysis.keys import squared
 from patterndsl.analysis.pairs import Symbolic, hints, symbolic, usual
 from patterndsl.analysis.radix import NotAffineError
@@ -52,8 +52,9 @@ from patterndsl.ir.relation import (
     substitute,
 )
 from patterndsl.sema.bind import Bound
+from patterndsl.sema.fits import listed_heads
 from patterndsl.sema.model import Resolved
-from patterndsl.sema.parameters import MAX_SIZE
+from patterndsl.sema.parameters import MAX_HEADS, MAX_SIZE
 
 CLAIMS: tuple[Claim, ...] = ("causal", "rows_nonempty", "equals", "within", "symmetric")
 
@@ -187,6 +188,9 @@ class _Problem:
     ) -> Refuted | None:
         """A counterexample at one size, by looking at every pair."""
         heads, layers = heads if self.uses("head") else (0,), layers if self.uses("layer") else (0,)
+        listed = (listed_heads(resolved) for resolved in self.patterns())
+        most = min((number for number in listed if number is not None), default=MAX_HEADS)
+        heads = [head for head in heads if head < most]
         for layer in layers:
             try:
                 bounds = [self.bound(resolved, n, values, heads[-1] + 1, layer) for resolved in self.patterns()]
@@ -272,6 +276,8 @@ class _Problem:
         }
 
     def decide(self) -> Verdict:
+        if self.claim == "symmetric" and self.is_symmetric_by_parts():
+            return Proven(self.text, self.scope(None))
         reasons = []
         forms = ((False, False), (True, False), (True, True))
         for digits, aligned in forms[:2] if self.is_hurried else forms:
@@ -281,6 +287,14 @@ class _Problem:
                 reasons.append(str(failed))
         found = self.decided_by_a_bound()
         return Unknown(self.text, reasons[0]) if found is None else found
+
+    def is_symmetric_by_parts(self) -> bool:
+        """Whether unions and intersections of what is symmetric make the pattern."""
+        parts = not_symmetric(self.pattern.relation)
+        if parts == (self.pattern.relation,):
+            return False
+        problems = (replace(self, pattern=replace(self.pattern, relation=part)) for part in parts)
+        return all(item.decide() == Proven(self.text, item.scope(None)) for item in problems)
 
     def decided(self, digits: bool, aligned: bool) -> Verdict:
         given, known = self.given()
@@ -366,7 +380,7 @@ class _Problem:
                 second = sides[1].relation
                 return disjunction([conjunction([first, negation(second)]), conjunction([second, negation(first)])])
             case "symmetric":
-                return conjunction([first, negation(_transposed(first))])
+                return conjunction([first, negation(mirrored(first))])
             case "rows_nonempty":
                 raise AssertionError("rows are decided by projection")
 
@@ -470,11 +484,6 @@ def _united(resolved: Resolved) -> Resolved:
     if resolved.fallback is None:
         return resolved
     return replace(resolved, relation=disjunction([resolved.relation, resolved.fallback]), fallback=None)
-
-
-def _transposed(relation: Relation) -> Relation:
-    turned: dict[Index, Index] = {Var("q"): Var("k"), Var("k"): Var("q")}
-    return substitute(relation, lambda found: turned.get(found, found))
 
 
 def _empty_rows(everywhere: Any, points: Any, form: Affine) -> Any:

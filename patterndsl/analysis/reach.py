@@ -38,7 +38,7 @@ from patterndsl.analysis.flow import (
     without_partner,
 )
 from patterndsl.analysis.inputs import checked_inputs
-from patterndsl.diagnostics import error
+from patterndsl.diagnostics import input_error
 from patterndsl.ir.index import Const, Index, Param, Var
 from patterndsl.ir.relation import Relation, at_head, depends_on, disjunction, indices, substitute
 from patterndsl.lower.tiles import OnEvent
@@ -131,7 +131,7 @@ class Reach:
         found = integer(at)
         if found is None or not 0 <= found < self.n:
             help = f"the positions are 0 to {self.n - 1}" if self.n else "there are none at N = 0"
-            raise error("E406", f"there is no position {at!r}", None, help)
+            raise input_error("E406", f"there is no position {at!r}", help)
         return found
 
     def to_dict(self) -> dict[str, object]:

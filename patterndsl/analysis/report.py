@@ -9,7 +9,6 @@ from typing import Any
 from patterndsl.analysis.at_length import HeadFigures, head_figures
 from patterndsl.analysis.budget import within
 from patterndsl.analysis.cost import (
-    DEVICES,
     Shape,
     backward_flops,
     checked_dtype,
@@ -38,6 +37,7 @@ from patterndsl.analysis.pairs import NoFormula
 from patterndsl.analysis.policy import CachePolicy
 from patterndsl.diagnostics import input_error
 from patterndsl.ir.relation import depends_on, inputs_read
+from patterndsl.lower.devices import DEVICES
 from patterndsl.sema.bind import Bound, bind
 from patterndsl.sema.fits import misfit
 from patterndsl.sema.model import Resolved

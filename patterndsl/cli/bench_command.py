@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from patterndsl.cli.calls import call_of
+from patterndsl.cli.calls import call_of, drawn_inputs
 from patterndsl.cli.output import picture_format, progress, say, say_json, table
 from patterndsl.cli.specs import heads_of, pattern_of
 from patterndsl.files import write_atomically
@@ -34,15 +35,22 @@ def run(arguments: argparse.Namespace) -> int:
         from patterndsl.runtime.bench import surroundings
 
         device = checked_device(arguments.device)
-        sizes = _sizes(arguments)
+        sizes = _sizes(patterns, arguments)
         options: dict[str, Any] = {"n": sizes["n"], "heads": sizes["heads"], "layer": arguments.layer or 0}
         found = []
         for spec, pattern in zip(arguments.specs, patterns, strict=True):
             program = pattern.compile(**options, device=device, backend=arguments.backend)
             found.append(_compared(pattern, program, arguments, device, on_event))
             if not arguments.json:
-                _say(spec, found[-1], arguments)
-    data = {**surroundings(device), **sizes, "patterns": list(map(_data, arguments.specs, found))}
+                _say(spec, found[-1], sizes, drawn_inputs(pattern, arguments), arguments)
+    data = {
+        **surroundings(device),
+        **sizes,
+        "patterns": [
+            _data(spec, drawn_inputs(pattern, arguments), item)
+            for spec, pattern, item in zip(arguments.specs, patterns, found, strict=True)
+        ],
+    }
     if suffix is not None:
         written = _file(suffix, data)
         write_atomically(arguments.output, written, arguments.force, "--force")
@@ -75,12 +83,13 @@ def _compared(
     )
 
 
-def _sizes(arguments: argparse.Namespace) -> dict[str, object]:
+def _sizes(patterns: Sequence[Pattern], arguments: argparse.Namespace) -> dict[str, object]:
+    heads = heads_of(arguments, *patterns)
     return {
         "n": DEFAULT_N if arguments.n is None else arguments.n,
         "batch": arguments.batch or 1,
-        "heads": heads_of(arguments),
-        "kv_heads": arguments.kv_heads or heads_of(arguments),
+        "heads": heads,
+        "kv_heads": arguments.kv_heads or heads,
         "head_dim": arguments.head_dim or 64,
         "dtype": arguments.dtype or "float32",
         "device": arguments.device,
@@ -90,11 +99,16 @@ def _sizes(arguments: argparse.Namespace) -> dict[str, object]:
 # ---- words --------------------------------------------------------------------------------------------------
 
 
-def _say(spec: str, found: Comparison, arguments: argparse.Namespace) -> None:
-    sizes = _sizes(arguments)
+def _say(
+    spec: str,
+    found: Comparison,
+    sizes: Mapping[str, object],
+    drawn: Sequence[str],
+    arguments: argparse.Namespace,
+) -> None:
     say(
         f"{spec}: N {sizes['n']:,}, {sizes['heads']} heads of {sizes['head_dim']}, {sizes['dtype']}, "
-        f"{arguments.device}, {found.backend}"
+        f"{arguments.device}, {found.backend}" + "".join(f", {name} at random" for name in drawn)
     )
     say("")
     entries = found.contest.entries
@@ -174,7 +188,7 @@ def _file(suffix: str, data: dict[str, object]) -> bytes:
     return bars.png(chart(data)) if suffix == ".png" else bars.svg(chart(data))
 
 
-def _data(spec: str, found: Comparison) -> dict[str, object]:
+def _data(spec: str, drawn: Sequence[str], found: Comparison) -> dict[str, object]:
     from dataclasses import asdict
 
-    return {"spec": spec, **asdict(found)}
+    return {"spec": spec, "drawn": list(drawn), **asdict(found)}

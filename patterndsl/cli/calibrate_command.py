@@ -10,7 +10,7 @@ from patterndsl.cli.output import progress, say, say_json, table
 from patterndsl.diagnostics import error
 from patterndsl.files import refuse_unwritable
 from patterndsl.lower.blocks import CANDIDATES, Pipeline, Tuned
-from patterndsl.lower.costs import Machine, built_in
+from patterndsl.lower.devices import Machine, built_in
 from patterndsl.lower.machine import Calibration, storage, store, write_calibration
 
 BUSY = 0.2

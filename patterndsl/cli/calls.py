@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from patterndsl.cli.specs import inputs_of
+from patterndsl.cli.specs import documents_of, inputs_of
+from patterndsl.composite import Composite
 from patterndsl.diagnostics import error
 
 if TYPE_CHECKING:
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from patterndsl.runtime.data import Inputs
     from patterndsl.runtime.program import Program
     from patterndsl.runtime.tensors import Tensors
+
+
+def drawn_inputs(pattern: Pattern, arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The inputs of a call that are drawn, as nobody gives any."""
+    parts = pattern.terms if isinstance(pattern, Composite) else ()
+    relations = (part.resolved.relation for part in (pattern, *(term.pattern for term in parts)))
+    declared = {item.name for item in pattern.resolved.inputs}
+    return tuple(sorted(documents_of(relations, arguments) & declared))
 
 
 def call_of(
@@ -35,7 +44,8 @@ def call_of(
     from patterndsl.runtime.tensors import Shape, Tensors, as_inputs, random_tensors
 
     shapes = program.inputs if isinstance(program, CompositeProgram) else program.bound.inputs
-    inputs = as_inputs(inputs_of(shapes, arguments, drawn=True), device) or None
+    documents = drawn_inputs(pattern, arguments)
+    inputs = as_inputs(inputs_of(shapes, arguments, drawn=True, documents=documents), device) or None
     by_layer = [item.name for item in shapes if item.found_by == "layer" and item.name not in (inputs or {})]
     heads = program.num_heads
     shape = Shape(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from patterndsl.cli.output import report, say, say_json
-from patterndsl.cli.specs import DEFAULT_HEADS, pattern_of, with_heads
+from patterndsl.cli.specs import DEFAULT_HEADS, heads_of, pattern_of, with_heads
 from patterndsl.diagnostics import Diagnostic, PatternError
 from patterndsl.pattern import Pattern
 
@@ -43,6 +43,7 @@ def _found(spec: str, arguments: argparse.Namespace) -> Sequence[Diagnostic]:
     heads = DEFAULT_HEADS if arguments.heads is None else arguments.heads
     try:
         pattern = pattern_of(spec, arguments)
+        heads = heads_of(arguments, pattern)
         if arguments.n is not None:
             pattern.fit(arguments.n, heads=heads)
         else:

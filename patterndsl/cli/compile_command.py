@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise error("E701", f"a plan is a .safetensors file, not {path}", None, help)
     refuse_unwritable(path, overwrite=arguments.force)
     pattern = single(pattern_of(arguments.spec, arguments))
-    sizes = sizes_of(arguments, None)
+    sizes = sizes_of(pattern, arguments, None)
     bound = pattern.bind(**sizes)
     pattern.compile(**sizes).save(path, overwrite=arguments.force)
     groups = f"{bound.num_heads} heads" + (f" in {len(bound.groups)} groups" if len(bound.groups) > 1 else "")

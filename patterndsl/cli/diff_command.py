@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from patterndsl.cli.output import picture_format, say, say_json, shows_unicode, width
 from patterndsl.cli.prove_command import fixed_params, other_of
-from patterndsl.cli.specs import inputs_of, of_term, pattern_of
+from patterndsl.cli.specs import documents_of, inputs_of, of_term, pattern_of, sampled
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import error
 from patterndsl.files import write_atomically
@@ -129,20 +129,14 @@ def _of_both(params: dict[str, int], first: Pattern, second: Pattern) -> dict[st
 
 
 def _lookup(bound: Bound, arguments: argparse.Namespace) -> tuple[Lookup, list[str]]:
-    """What a term reads: inputs that are given, and labels and lists at random, alike in both patterns; which."""
-    from patterndsl.analysis.inputs import checked_inputs, expected_inputs
+    """What a term reads: what is given, and documents, labels and lists at random, alike in both patterns; which."""
+    from patterndsl.analysis.inputs import checked_inputs
 
-    given = inputs_of(bound.inputs, arguments, drawn=True)
-    missing = [shape for shape in bound.inputs if shape.name not in given]
-    drawn: dict[str, Any] = {}
-    for shape in missing:
-        made = expected_inputs([shape])
-        if made is None:
-            message = f"`{shape.name}` is more than is drawn at random"
-            raise error("E504", message, None, f"give a smaller length, or --inputs with `{shape.name}`")
-        drawn |= made
+    documents = documents_of([bound.relation], arguments)
+    given = inputs_of(bound.inputs, arguments, drawn=True, documents=documents)
+    drawn, names = sampled(bound.inputs, given)
     known = [shape for shape in bound.inputs if shape.name in given]
-    return checked_inputs(known, given, drawn), [shape.name for shape in missing]
+    return checked_inputs(known, given, drawn), [*names, *(name for name in given if name in documents)]
 
 
 def _besides(first: Pattern, second: Pattern) -> list[str]:

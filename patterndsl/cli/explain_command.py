@@ -11,7 +11,7 @@ from patterndsl.cli.specs import pattern_of, sizes_of
 def run(arguments: argparse.Namespace) -> int:
     """Prints the explanation."""
     pattern = pattern_of(arguments.spec, arguments)
-    sizes = sizes_of(arguments, None)
+    sizes = sizes_of(pattern, arguments, None)
     with progress() as on_event:
         found = pattern.explain(
             **sizes,

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     pattern = (given.whole if isinstance(given, Composite) else None) or single(given)
     if arguments.n is None:
         raise error("E701", "no length is given", None, "add -n 4096")
-    heads, layers = heads_of(arguments), arguments.layers
+    heads, layers = heads_of(arguments, pattern), arguments.layers
     inputs = _inputs(pattern, heads, arguments)
     with progress() as on_event:
         found = pattern.reach(arguments.n, heads=heads, layers=layers, inputs=inputs, on_event=on_event)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patterndsl.cli.output import report as complain
 from patterndsl.cli.output import say, say_json, table
-from patterndsl.cli.specs import inputs_of, pattern_of
+from patterndsl.cli.specs import heads_of, inputs_of, pattern_of
 from patterndsl.diagnostics import Diagnostic, PatternError, error
 from patterndsl.pattern import Pattern
 
@@ -50,7 +50,7 @@ def _report(spec: str, arguments: argparse.Namespace) -> Report:
     pattern: Pattern = pattern_of(spec, arguments)
     return pattern.report(
         arguments.n,
-        heads=arguments.heads or 1,
+        heads=heads_of(arguments, pattern, default=1),
         kv_heads=arguments.kv_heads,
         head_dim=arguments.head_dim or 64,
         dtype=arguments.dtype or "float32",
@@ -66,7 +66,7 @@ def _inputs(pattern: Pattern, arguments: argparse.Namespace) -> dict[str, Array]
         return None
     if arguments.n is None:
         raise error("E701", "inputs are for the figures at one length", None, "add -n")
-    bound = pattern.bind(arguments.n, heads=arguments.heads or 1, layer=arguments.layer or 0)
+    bound = pattern.bind(arguments.n, heads=heads_of(arguments, pattern, default=1), layer=arguments.layer or 0)
     return inputs_of(bound.inputs, arguments, drawn=True) if bound.inputs or len(arguments.specs) == 1 else None
 
 
@@ -103,7 +103,7 @@ def _rows(reports: list[Report]) -> list[list[str]]:
 
 def _headed(device: str, reports: list[Report]) -> str:
     """The device, and whose rate it is where that is another dtype."""
-    from patterndsl.analysis.cost import DEVICES
+    from patterndsl.lower.devices import DEVICES
 
     measured = DEVICES[device].dtype
     differs = any(report.shape is not None and report.shape.dtype != measured for report in reports)

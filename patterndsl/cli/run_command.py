@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from patterndsl.cli.calls import call_of
+from patterndsl.cli.calls import call_of, drawn_inputs
 from patterndsl.cli.output import OnEvent, progress, say, say_json, shows_color, table
 from patterndsl.cli.specs import pattern_of, sizes_of
 from patterndsl.diagnostics import error
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         on_event("timing dense attention", 0, 1)
         rival = trial.dense_rival(program, tensors, inputs, limit_seconds=arguments.dense_limit, **options)
     if arguments.json:
-        say_json(_data(arguments, program, tensors, found, ours, rival))
+        say_json(_data(arguments, pattern, program, tensors, found, ours, rival))
     else:
-        _say(arguments, program, tensors, found, ours, rival)
+        _say(arguments, pattern, program, tensors, found, ours, rival)
     return 0 if found.passed else 1
 
 
@@ -93,7 +93,7 @@ def _program(
     if given is not None:
         arguments.heads, arguments.q_len = given.query.shape[1:3]
         arguments.kv_len = given.key.shape[2]
-    return pattern, pattern.compile(**sizes_of(arguments, None), device=device, backend=arguments.backend)
+    return pattern, pattern.compile(**sizes_of(pattern, arguments, None), device=device, backend=arguments.backend)
 
 
 def _costs(
@@ -112,6 +112,7 @@ def _costs(
 
 def _say(
     arguments: argparse.Namespace,
+    pattern: Pattern,
     program: Program | CompositeProgram,
     tensors: Tensors,
     found: Check,
@@ -127,7 +128,11 @@ def _say(
     say(f"{arguments.spec}: {lengths}, {heads} of {query.shape[3]}{batch}, {where}")
     say("")
     rows = "every row" if found.every_row else f"{found.num_rows} rows of {sizes.q_len:,}"
-    say(f"attends {_pairs(found)}")
+    drawn = drawn_inputs(pattern, arguments)
+    say(
+        f"attends {_pairs(found)}"
+        + (f", with {', '.join(drawn)} at random, in runs like packed documents" if drawn else "")
+    )
     say(f"checked against float64, {rows}: {_verdict(found)}")
     lines = [["", "largest error", "dense SDPA's"]]
     lines += [[f"  {d.what}", f"{d.error:.1e}", f"{d.dense_error:.1e}"] for d in found.deviations]
@@ -202,6 +207,7 @@ def _dtype(tensors: Tensors) -> str:
 
 def _data(
     arguments: argparse.Namespace,
+    pattern: Pattern,
     program: Program | CompositeProgram,
     tensors: Tensors,
     found: Check,
@@ -218,6 +224,7 @@ def _data(
 
     return {
         "spec": arguments.spec,
+        "drawn": list(drawn_inputs(pattern, arguments)),
         "query": list(tensors.query.shape),
         "key": list(tensors.key.shape),
         "dtype": _dtype(tensors),

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patterndsl.cli.output import picture_format, progress, say, say_json, shows_color, shows_unicode, width
-from patterndsl.cli.specs import inputs_of, pattern_of, single, sizes_of
+from patterndsl.cli.specs import documents_of, inputs_of, pattern_of, sampled, single, sizes_of
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import error, input_error
 from patterndsl.files import write_atomically
 from patterndsl.pattern import Pattern
 
 if TYPE_CHECKING:
-    from patterndsl.cli.specs import Array
     from patterndsl.lower.lookup import Lookup
     from patterndsl.sema.bind import Bound, HeadGroup
     from patterndsl.show.cells import Caption, Cells
@@ -31,15 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     pattern = pattern_of(arguments.spec, arguments)
     if isinstance(pattern, Composite):
         return _show_terms(pattern, suffix, arguments)
-    bound = pattern.bind(**sizes_of(arguments, DEFAULT_N))
-    lookup = _lookup(bound, inputs_of(bound.inputs, arguments))
+    bound = pattern.bind(**sizes_of(pattern, arguments, DEFAULT_N))
+    lookup, drawn = _lookup(bound, arguments)
     group = _group(bound, arguments.head)
-    words = _words(pattern, bound, group, arguments)
+    words = _words(pattern, bound, group, drawn, arguments)
     if suffix == ".html":
         with progress() as on_event:
             from patterndsl.show.page import page
 
-            captions = [_words(pattern, bound, other, arguments) for other in bound.groups]
+            captions = [_words(pattern, bound, other, drawn, arguments) for other in bound.groups]
             data = page(bound, lookup, captions, bound.groups.index(group), on_event)
         write_atomically(arguments.output, data, arguments.force, "--force")
     elif suffix is not None:
@@ -59,21 +58,26 @@ def _show_terms(pattern: Composite, suffix: str | None, arguments: argparse.Name
     if suffix is not None or arguments.json:
         single(pattern)
     for term in pattern.terms:
-        bound = term.pattern.bind(**sizes_of(arguments, DEFAULT_N))
-        lookup = _lookup(bound, inputs_of(bound.inputs, arguments))
+        bound = term.pattern.bind(**sizes_of(pattern, arguments, DEFAULT_N))
+        lookup, drawn = _lookup(bound, arguments)
         group = _group(bound, arguments.head)
-        words = _words(term.pattern, bound, group, arguments)
+        words = _words(term.pattern, bound, group, drawn, arguments)
         say(f"of {term.name}")
         sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
     return 0
 
 
-def _lookup(bound: Bound, inputs: Mapping[str, Array]) -> Lookup:
-    """Labels of several rounds have one row for all, or one each."""
+def _lookup(bound: Bound, arguments: argparse.Namespace) -> tuple[Lookup, list[str]]:
+    """What is given, and documents, labels and lists at random; which. Labels of several rounds have one row for all,
+    or one each."""
     from patterndsl.lower.lookup import Lookup
 
-    one_row: dict[str, Array] = {}
+    documents = documents_of([bound.relation], arguments)
+    inputs = inputs_of(bound.inputs, arguments, drawn=True, documents=documents)
+    one_row, names = sampled(bound.inputs, inputs)
     for shape in bound.inputs:
+        if shape.name not in inputs:
+            continue
         name, values = shape.name, inputs[shape.name]
         outer = values.shape[: values.ndim - len(shape.inner)]
         if any(size != 1 for size in outer):
@@ -84,14 +88,16 @@ def _lookup(bound: Bound, inputs: Mapping[str, Array]) -> Lookup:
             raise input_error("E502", f"input `{name}` has {shown}; a picture shows one", help)
         rows = values.reshape(shape.rounds, -1).astype("int64")
         one_row |= dict(zip(shape.names, rows, strict=True))
-    return Lookup(one_row)
+    return Lookup(one_row), [*names, *(name for name in inputs if name in documents)]
 
 
 def _group(bound: Bound, head: int | None) -> HeadGroup:
     return next(group for group in bound.groups if (head or 0) in group.heads)
 
 
-def _words(pattern: Pattern, bound: Bound, group: HeadGroup, arguments: argparse.Namespace) -> Caption:
+def _words(
+    pattern: Pattern, bound: Bound, group: HeadGroup, drawn: Sequence[str], arguments: argparse.Namespace
+) -> Caption:
     from patterndsl.sema.parameters import param_values
     from patterndsl.show.cells import caption
     from patterndsl.syntax.render import render_expression
@@ -99,7 +105,7 @@ def _words(pattern: Pattern, bound: Bound, group: HeadGroup, arguments: argparse
     values = param_values(pattern.resolved, {}, bound.sizes)
     shown = (f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in values.items())
     text = ", ".join((render_expression(pattern.spec.attend), *shown))
-    return caption(pattern.name, text, bound, group, arguments.layer)
+    return caption(pattern.name, text, bound, group, arguments.layer, drawn)
 
 
 def _cells(bound: Bound, group: HeadGroup, lookup: Lookup, q_cell: int, kv_cell: int) -> Cells:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from patterndsl.sema.parameters import MAX_SIZE
 if TYPE_CHECKING:
     import numpy as np
 
+    from patterndsl.ir.relation import Relation
     from patterndsl.sema.bind import InputShape
 
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -132,7 +133,7 @@ def _param_number(text: str) -> int | str:
 # ---- sizes --------------------------------------------------------------------------------------------------
 
 
-def sizes_of(arguments: argparse.Namespace, default_n: int | None) -> dict[str, Any]:
+def sizes_of(pattern: Pattern, arguments: argparse.Namespace, default_n: int | None) -> dict[str, Any]:
     """The size arguments of `bind` and `compile`. Raises PatternError (E701) where no length is given."""
     n = arguments.n
     if n is None and arguments.q_len is None:
@@ -146,15 +147,17 @@ def sizes_of(arguments: argparse.Namespace, default_n: int | None) -> dict[str, 
         "q_len": arguments.q_len,
         "kv_len": arguments.kv_len,
         "q_start": arguments.q_start or 0,
-        "heads": heads_of(arguments),
+        "heads": heads_of(arguments, pattern),
         "layer": arguments.layer or 0,
     }
 
 
-def heads_of(arguments: argparse.Namespace) -> int:
-    """--heads, or enough for --head, or the default."""
+def heads_of(arguments: argparse.Namespace, *patterns: Pattern, default: int = DEFAULT_HEADS) -> int:
+    """--heads; or as many as the patterns have list items for; or enough for --head, or the default."""
     head = getattr(arguments, "head", None)
-    heads: int = arguments.heads if arguments.heads is not None else max(DEFAULT_HEADS, (head or 0) + 1)
+    listed = (pattern.listed_heads for pattern in patterns)
+    known = arguments.heads or min((heads for heads in listed if heads is not None), default=None)
+    heads: int = known or max(default, (head or 0) + 1)
     if head is not None and head >= heads:
         raise error("E701", f"there is no head {head} among {heads}", None, f"--head is from 0 to {heads - 1}")
     return heads
@@ -170,9 +173,39 @@ def with_heads(failed: PatternError, num_heads: int) -> PatternError:
 # ---- inputs -------------------------------------------------------------------------------------------------
 
 
-def inputs_of(shapes: Iterable[InputShape], arguments: argparse.Namespace, *, drawn: bool = False) -> dict[str, Array]:
+def documents_of(relations: Iterable[Relation], arguments: argparse.Namespace) -> frozenset[str]:
+    """The inputs that are drawn, as numbers of packed documents: those that are asked to be equal, where no option
+    gives any."""
+    from patterndsl.analysis.inputs import documents_in
+
+    return frozenset() if arguments.inputs or arguments.input_values else documents_in(relations)
+
+
+def sampled(shapes: Iterable[InputShape], given: Container[str]) -> tuple[dict[str, Array], list[str]]:
+    """Labels and lists at random in place of those that are found in calls or layers, by the names that relations
+    read; whose they are. Raises PatternError (E504) where that is too much."""
+    from patterndsl.analysis.inputs import expected_inputs
+
+    missing = [shape for shape in shapes if shape.name not in given]
+    drawn: dict[str, Array] = {}
+    for shape in missing:
+        made = expected_inputs([shape])
+        if made is None:
+            message = f"`{shape.name}` is more than is drawn at random"
+            raise error("E504", message, None, f"give a smaller length, or --inputs with `{shape.name}`")
+        drawn |= made
+    return drawn, [shape.name for shape in missing]
+
+
+def inputs_of(
+    shapes: Iterable[InputShape],
+    arguments: argparse.Namespace,
+    *,
+    drawn: bool = False,
+    documents: Container[str] = (),
+) -> dict[str, Array]:
     """The inputs that a pattern reads: int64 or bool, [length] or, from a file, [batch, length]. drawn: whether labels
-    and lists that calls or layers find may be left out.
+    and lists that calls or layers find may be left out. documents: those that are drawn here (`documents_of`).
 
     Raises PatternError (E501) on missing and unknown ones, (E502) on values that do not fit.
     """
@@ -186,6 +219,10 @@ def inputs_of(shapes: Iterable[InputShape], arguments: argparse.Namespace, *, dr
         given[name] = _values(wanted[name], text)
     for name, shape in wanted.items():
         is_found = drawn and shape.found_by != "caller"
+        if name in documents and shape.found_by == "caller" and shape.dtype == "int" and shape.length is not None:
+            from patterndsl.analysis.inputs import drawn_documents
+
+            given[name] = drawn_documents(shape.length)
         if name not in given and not is_found:
             raise _missing_input(shape, arguments.inputs)
     return {name: _checked(shape, given[name]) for name, shape in wanted.items() if name in given}

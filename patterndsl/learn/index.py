@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from patterndsl.device.graphs import on_device
 from patterndsl.ir.draws import NoInputs
 from patterndsl.ir.meaning import Point, member
-from patterndsl.learn.graphs import on_device
 from patterndsl.learn.topk import Choose, best, highest, pooled
 from patterndsl.sema.bind import BoundSelection
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patterndsl.device.graphs import on_device, remembered
 from patterndsl.learn.again import Calls
-from patterndsl.learn.graphs import on_device, remembered
 
 MOST_AT_ONCE = 128
 """Buckets of one rotation; more are the pairs of two rotations' buckets, which costs the root of it."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.learn.nearest_kernels import (
     commitment_gradient_kernel,
     commitment_kernel,

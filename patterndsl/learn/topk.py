@@ -13,10 +13,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from patterndsl.device.graphs import on_device
 from patterndsl.ir.draws import NoInputs
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
-from patterndsl.learn.graphs import on_device
 from patterndsl.sema.bind import BoundSelection
 
 MAX_SCORES = 1 << 25

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 
 NUMBERS = 4096
 """Numbers that a program has."""

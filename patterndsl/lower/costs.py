@@ -1,18 +1,16 @@
 """How long does a piece of a plan take on a device? Work over a rate that depends on its shape, plus what a call costs.
 
-The constants below were fitted by hand to what benchmarks/plans.py measured on the named machines; `runtime.calibrate`
-measures those of another one, and `lower.machine` says which are taken. They decide between plans: what matters is
-their order and not their last digit.
+The factors below were fitted by hand to what benchmarks/plans.py measured; rates are those of a machine, see
+`lower.devices`. They decide between plans: what matters is their order and not their last digit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from patterndsl.ir.draws import constant
 from patterndsl.ir.relation import draws_in
-from patterndsl.lower.gather import GATHERED, SAVING, Blocks
+from patterndsl.lower.devices import BACKWARD_PRODUCTS, FORWARD_PRODUCTS, Kernel, Machine
 from patterndsl.lower.shapes import (
     Band,
     Keys,
@@ -20,7 +18,6 @@ from patterndsl.lower.shapes import (
     Piece,
     Sparse,
     Triangle,
-    Wanted,
     longest_column,
     longest_row,
     num_rows,
@@ -28,11 +25,8 @@ from patterndsl.lower.shapes import (
 )
 from patterndsl.lower.tiles import Tiles
 
-Kernel: TypeAlias = Literal["sdpa", "single", "triton", "flex", "gathered"]
-
-
-BACKWARD = 2.5
-"""Products of a backward pass to those of a forward pass: scores again, dV, dP, dQ, dK to scores and output."""
+BACKWARD = BACKWARD_PRODUCTS / FORWARD_PRODUCTS
+"""Products of a backward pass to those of a forward pass."""
 
 MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
@@ -81,96 +75,6 @@ class Moved:
 
     def __add__(self, other: Moved) -> Moved:
         return Moved(self.forward + other.forward, self.backward + other.backward)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a device runs a piece with, and how fast. Rates are FLOP/s at head_dim 64, bandwidth bytes/s, calls seconds.
-
-    bands, blocks, saving, finer: see `shapes.Wanted`. partial: the work of a tile that is masked, to one that is not.
-    short, few: rows of a group, and keys, below which a dense kernel loses speed in proportion; grain: positions that
-    causal kernels skip at once. units: of the device, that work on one row of tiles each, so that the longest row is a
-    tail.
-    """
-
-    name: str
-    bands: bool
-    blocks: Blocks
-    saving: float
-    finer: Blocks
-    sparse_kernel: Kernel
-    dense_rate: float
-    band_rate: float
-    sparse_rate: float
-    backward_rate: float
-    partial: float
-    bandwidth: float
-    dense_call: float
-    sparse_call: float
-    itemsize: int
-    short: int
-    few: int
-    grain: int
-    units: int
-
-    @property
-    def is_gpu(self) -> bool:
-        """Whether many units work side by side."""
-        return self.units > 1
-
-    @property
-    def wanted(self) -> Wanted:
-        """What its kernels take well."""
-        return Wanted(self.bands, self.blocks, self.saving, self.finer, single_keys=self.sparse_kernel == "triton")
-
-
-CPU = Machine(
-    name="cpu-2-core",
-    bands=True,
-    blocks=GATHERED,
-    saving=SAVING,
-    finer=(),
-    sparse_kernel="gathered",
-    dense_rate=2.15e11,
-    band_rate=2.4e11,
-    sparse_rate=6e10,
-    backward_rate=0.75,
-    partial=1.0,
-    bandwidth=1.2e10,
-    dense_call=6e-5,
-    sparse_call=6e-4,
-    itemsize=4,
-    short=12,
-    few=50,
-    grain=32,
-    units=1,
-)
-CUDA = Machine(
-    name="h100",
-    bands=False,
-    blocks=((64, 64),),
-    saving=1.06,
-    finer=(),
-    sparse_kernel="triton",
-    dense_rate=4.2e14,
-    band_rate=4.2e14,
-    sparse_rate=4.2e14,
-    backward_rate=0.7,
-    partial=1.2,
-    bandwidth=3.1e12,
-    dense_call=1.2e-4,
-    sparse_call=1.2e-4,
-    itemsize=2,
-    short=64,
-    few=16,
-    grain=128,
-    units=132,
-)
-
-
-def built_in(device_type: str) -> Machine:
-    """The constants that are the same everywhere, for a kind of device."""
-    return CUDA if device_type == "cuda" else CPU
 
 
 def kernel_of(piece: Piece, machine: Machine) -> Kernel:

@@ -1,7 +1,4 @@
-"""Which backend runs a pattern, and which calls does it leave to another one? The rules that the runtime follows.
-
-They are data, so that what is explained is what happens. A backend that was asked for by name never falls back.
-"""
+"""Which backend is usual, and which calls does it not take? A table of rules, which `lower.choice` decides by."""
 
 from __future__ import annotations
 
@@ -19,12 +16,14 @@ FALLBACK: Backend = "gathered"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the tensors of a call are. is_empty: a dimension of one of them is 0."""
+    """What the tensors of a call are. is_empty: a dimension of one of them is 0; by_head: inputs differ from head to
+    head."""
 
     dtype: str
     head_dim: int
     value_dim: int
     is_empty: bool
+    by_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

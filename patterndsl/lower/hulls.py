@@ -31,7 +31,7 @@ from patterndsl.ir.relation import (
     lists_in,
     negation,
 )
-from patterndsl.lower.costs import Machine
+from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import whole
 from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup

@@ -21,7 +21,7 @@ from typing import Any, get_args
 from patterndsl.diagnostics import PatternError, error, nearest
 from patterndsl.files import write_atomically
 from patterndsl.lower.blocks import Tuned, tuned_from
-from patterndsl.lower.costs import CPU, CUDA, Kernel, Machine, built_in
+from patterndsl.lower.devices import CPU, CUDA, Kernel, Machine, built_in
 
 FORMAT = 3
 """Of the file; it changes where what it holds does."""

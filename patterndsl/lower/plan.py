@@ -14,7 +14,8 @@ from math import factorial, prod
 from typing import Literal, overload
 
 from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, indices, negation
-from patterndsl.lower.costs import NO_COST, Cost, Kernel, Machine, cost, kernel_of
+from patterndsl.lower.costs import NO_COST, Cost, cost, kernel_of
+from patterndsl.lower.devices import Kernel, Machine
 from patterndsl.lower.geometry import Geometry, Side
 from patterndsl.lower.layout import Cell, Chain, cells, chains
 from patterndsl.lower.lookup import Lookup

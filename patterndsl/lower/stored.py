@@ -13,7 +13,8 @@ from typing import Any, TypeAlias, assert_never, get_args
 import numpy as np
 
 from patterndsl.ir import codec
-from patterndsl.lower.costs import Cost, Kernel
+from patterndsl.lower.costs import Cost
+from patterndsl.lower.devices import Kernel
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.order import Order, Patches
 from patterndsl.lower.plan import Option, Pass, Plan

@@ -513,8 +513,18 @@ class Attention(nn.Module):
         """Losses belong to a graph, and are not copied."""
         return {**self.__dict__, "losses": {}}
 
+    def __repr__(self) -> str:
+        """As of any module, without the containers that this pattern puts nothing into."""
+        empty = {f"  ({name}): {child!r}" for name, child in self.named_children() if _is_empty(child)}
+        return "\n".join(line for line in super().__repr__().splitlines() if line not in empty)
+
     def extra_repr(self) -> str:
         return f"{self.pattern.text!r}, heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+
+
+def _is_empty(module: nn.Module) -> bool:
+    containers = (Named, Roles, Sources, nn.ModuleDict)
+    return isinstance(module, containers) and next(module.children(), None) is None
 
 
 def _summing(pattern: Pattern, layer: int) -> tuple[str, ...]:

@@ -91,10 +91,13 @@ def compare(
     if isinstance(program, CompositeProgram):
         return _compare_terms(program, tensors, inputs, backward, rivals, others, limits, on_event)
     began = time.perf_counter()
-    if program.backend == "planned":
-        _ = program.plan
-    elif program.backend != "oracle":
-        program.tiles(inputs=inputs)
+    match program.choice.usual:
+        case "planned":
+            _ = program.plan
+        case "told" | "slotted" | "ordered" | "chunked":
+            _ = program.ready.by_inputs
+        case who if who != "oracle":
+            program.tiles(inputs=inputs)
     planning = time.perf_counter() - began
     found = [Contestant("patterndsl", (Variant(program.backend, attend_of(program, inputs), program, inputs),))]
     if rivals.dense:

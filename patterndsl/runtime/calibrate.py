@@ -18,7 +18,8 @@ from torch import Tensor
 from patterndsl.ir.index import Const, K, Q, arithmetic
 from patterndsl.ir.relation import EVERYTHING, Compare, Relation, conjunction
 from patterndsl.lower.blocks import Tuned
-from patterndsl.lower.costs import BACKWARD, NO_COST, Machine, built_in, kernel_of
+from patterndsl.lower.costs import BACKWARD, NO_COST, kernel_of
+from patterndsl.lower.devices import Machine, built_in
 from patterndsl.lower.geometry import Axis, Geometry, Side
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Calibration, torch_version

@@ -15,24 +15,18 @@ from torch import Tensor
 
 from patterndsl.ir.index import Facet
 from patterndsl.ir.relation import Random, Relation
-from patterndsl.lower.costs import Machine
-from patterndsl.lower.hulls import Hull, hulls_of_summands
-from patterndsl.lower.shapes import Band, Masked, Piece, Triangle
+from patterndsl.lower.chunks import chunks_of
+from patterndsl.lower.hulls import Hull
+from patterndsl.lower.shapes import Piece
 from patterndsl.runtime.chunk import LN2, Block, Places, Scratch, attend, by_position, differentiate, lag_of, put_back
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of, place_of
-from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.merge import merge_
-from patterndsl.runtime.parts import is_own_key
-from patterndsl.runtime.sdpa import launches
-from patterndsl.runtime.views import Launch, with_unit_stride
+from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import Bound
 
 BLOCK_PAIRS = 1 << 18
 """Pairs of a block: with fewer, what it takes to call PyTorch shows; with more, scores leave the caches."""
-MAX_CHUNK_PAIRS = 1 << 18
-"""Pairs of the largest chunk: longer ones are left to a kernel that cuts them."""
-MAX_LENGTH = 1 << 24
-"""Positions that float32 tells apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,44 +89,11 @@ class Chunked:
         self.or_own_key = bound.fallback is not None
         self.has_all_heads = all(any(head in item.heads for item in self.ready) for head in range(bound.num_heads))
 
-    @staticmethod
-    def of(bound: Bound, machine: Machine) -> Chunked | None:
-        """None where the hulls of a pattern are not all chunks, or none is in the order of an input."""
-        sizes = bound.sizes
-        is_square = sizes.q_start == 0 and 0 < sizes.q_len == sizes.kv_len <= MAX_LENGTH
-        if not is_square or not (bound.fallback is None or is_own_key(bound.fallback)):
-            return None
-        found = hulls_of_summands(bound, machine)
-        if found is None or all(hull.order is None for hull in found) or not all(map(_is_of_chunks, found)):
-            return None
-        return Chunked(found, bound)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32 at least; differentiable in both.
-
-        Memory beyond these: the orders, and results of one head.
-        """
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
+        """One call with checked inputs: output in the tensors' dtype, lse in float32 at least. Memory beyond these: the
+        orders, and results of one head."""
         call = _Call(self._given(given), scale)
-        run = Run("masked", partial(self._results, call), partial(self._gradients, call))
-        return attended(query, key, value, run)
-
-    def gradients(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        given: Inputs,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of query, key and value, from what a forward pass gave; which rows had no keys it must find again."""
-        call = _Call(self._given(given), scale)
-        if self.or_own_key:
-            self._results(call, query, key, value)
-        return self._gradients(call, query, key, value, out, lse, grad_out, grad_lse)
+        return Run("masked", partial(self._results, call), partial(self._gradients, call))
 
     def _given(self, inputs: Inputs) -> _Given:
         names = dict.fromkeys(item.order for item in self.ready if item.order is not None)
@@ -187,6 +148,8 @@ class Chunked:
         grad_out: Tensor,
         grad_lse: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.or_own_key and call.alone is None:
+            self._results(call, query, key, value)
         query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
         kv_group, made = query.shape[1] // key.shape[1], Scratch(lse.dtype)
         new = torch.empty if self.has_all_heads else torch.zeros
@@ -266,21 +229,6 @@ def _add_own(
 # ---- what is made ready
 
 
-def _is_of_chunks(hull: Hull) -> bool:
-    """Whether all of a hull is passes whose queries are chunks one behind the other."""
-    found = [launch for item in hull.passes for launch in launches(item.piece, None)]
-    return hull.runs is None and hull.lists is None and all(map(_are_chunks, found))
-
-
-def _are_chunks(launch: Launch) -> bool:
-    """Whether keys are in one piece, too, and move along with the queries."""
-    (q, k), (q_groups, k_groups) = (launch.queries.side, launch.keys.side), (launch.queries.groups, launch.keys.groups)
-    if max(map(len, (q_groups, q.axes, k.axes))) > 1 or q.length * k.length > MAX_CHUNK_PAIRS:
-        return False
-    is_dense = all(side.axes[0].stride == 1 or side.length == 1 for side in (q, k))
-    return is_dense and all(axis.stride == q.length for axis in (*q_groups, *k_groups))
-
-
 def _ready(hull: Hull, length: int) -> _Ready:
     rest, seen = hull.said[0].rest, torch.zeros(length, dtype=torch.bool)
     blocks = tuple(block for item in hull.passes for block in _blocks(item.piece, seen))
@@ -291,24 +239,14 @@ def _ready(hull: Hull, length: int) -> _Ready:
 
 def _blocks(piece: Piece, seen: Tensor) -> Iterator[Block]:
     """seen: the places whose queries were in blocks before, which this adds to."""
-    kept = _kept(piece)
-    for launch in launches(piece, None):
-        q, k, number = launch.queries.side, launch.keys.side, launch.queries.num_groups
-        most = max(1, BLOCK_PAIRS // (q.length * k.length))
-        for first in range(0, number, most):
-            moved, some = first * q.length, min(most, number - first)
-            places = slice(q.start + moved, q.start + moved + some * q.length)
+    found = chunks_of(piece)
+    assert found is not None
+    for chunks in found:
+        kept = None if chunks.mask is None else torch.tensor(chunks.mask)
+        most = max(1, BLOCK_PAIRS // (chunks.q_len * chunks.kv_len))
+        for first in range(0, chunks.number, most):
+            moved, some = first * chunks.q_len, min(most, chunks.number - first)
+            places = slice(chunks.q_start + moved, chunks.q_start + moved + some * chunks.q_len)
             is_first = not seen[places].any()
             seen[places] = True
-            yield Block(some, places.start, q.length, k.start + moved, k.length, kept, is_first)
-
-
-def _kept(piece: Piece) -> Tensor | None:
-    """Pairs of a chunk that are its piece's; None for all."""
-    match piece.shape:
-        case Band(_, mask) | Masked(mask):
-            return None if mask.all() else torch.tensor(mask)
-        case Triangle():
-            return torch.ones(piece.geometry.q.length, piece.geometry.k.length, dtype=torch.bool).tril()
-        case _:
-            return None
+            yield Block(some, places.start, chunks.q_len, chunks.k_start + moved, chunks.kv_len, kept, is_first)

@@ -17,6 +17,7 @@ from torch import Tensor
 from patterndsl.analysis.explain_terms import Part, WholeExplanation, whole_explanation
 from patterndsl.diagnostics import Diagnostic, MissingError, input_error
 from patterndsl.ir.relation import inputs_read
+from patterndsl.lower.choice import refusal_of_terms
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import ops, scored_ops
 from patterndsl.runtime.arguments import as_autocast
@@ -48,9 +49,9 @@ class CompositeProgram:
         self.pattern, self.sizes, self.options = pattern, sizes, dict(options)
         self._programs: OrderedDict[tuple[str, int], Program] = OrderedDict()
         self._number = _living.add(self)
-        pattern.branches_at(self.layer)  # found now, and not while a graph is made
         for term in pattern.terms:  # what does not fit is said now
             self.program(term.name, self.usual_keys(term))
+        check_terms(pattern, self.layer, str(self.options["backend"]))  # its branches are found before a graph is made
 
     def __repr__(self) -> str:
         terms = ", ".join(term.name for term in self.pattern.terms)
@@ -231,6 +232,14 @@ class CompositeProgram:
         asked = ops.Call(self.layer)
         call = Call(self.program, self.sizes, inputs, scale, f"term:{self._number}", asked)
         return combined(self.pattern, call, query, (key, value), learned, return_lse=return_lse)
+
+
+def check_terms(pattern: Composite, layer: int, backend: str) -> None:
+    """Raises InputError (E505) where no term of a layer runs by the backend that was asked for."""
+    runs = {pattern.branches[name].runs for name in pattern.branches_at(layer)}
+    refusal = refusal_of_terms(runs, backend)
+    if refusal is not None:
+        raise input_error("E505", refusal.message, refusal.help)
 
 
 _living: ops.Living[CompositeProgram] = ops.Living()

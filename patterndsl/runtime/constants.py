@@ -7,7 +7,7 @@ from os import PathLike
 import torch
 
 from patterndsl.diagnostics import input_error
-from patterndsl.lower.costs import Machine
+from patterndsl.lower.devices import Machine
 from patterndsl.lower.machine import Constants, constants_named, constants_of, cpu_name, device_type_of
 
 

@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from patterndsl.device.graphs import on_device
 from patterndsl.diagnostics import InputError, input_error, nearest
 from patterndsl.ir.draws import draw
 from patterndsl.ir.index import Facet, Read
 from patterndsl.ir.meaning import listed_by_reading
 from patterndsl.ir.relation import Listed, Random, Relation, at_head, depends_on, draws_in, indices, lists_in
-from patterndsl.learn.graphs import on_device
 from patterndsl.sema.bind import Bound, InputShape
 
 Inputs: TypeAlias = Mapping[str, Tensor]

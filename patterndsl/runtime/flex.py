@@ -206,6 +206,8 @@ def flex(
             raise input_error("E505", "FlexAttention has no gradients on the CPU", "use backend='gathered'")
         if want_lse:
             raise input_error("E505", "FlexAttention returns no lse on the CPU", "use backend='gathered'")
+        # it refuses parameters there, gradients or not
+        query, key, value = query.detach(), key.detach(), value.detach()
     with torch.autocast(query.device.type, enabled=False):
         shared = query.shape[1] != key.shape[1]
         options = _options(mask) if query.device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""How does attention that knows its own gradients join autograd? As one function of query, key and value.
+"""What is one call? A Run, which knows its own gradients and joins autograd as one function; or what PyTorch records.
 
 Where gradients are differentiated, they are a function of their own, so that asking for second ones is understood and
 refused. The form with `setup_context` is what torch.func needs, and takes PyTorch longer: it is for torch.func alone.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor, autocast
@@ -24,7 +24,8 @@ class Run:
     """What is attended in one call, and how. backend: its name, where derivatives are refused.
 
     forward: output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] of query, key and value, without a graph. gradients: those of
-    query, key and value, from these, output and lse, and the gradients of the latter; None where lse has none.
+    query, key and value, from these, output and lse, and the gradients of the latter; None where lse has none. What
+    `forward` may keep for them they find again where it did not run: in a graph, backward is a call of its own.
     """
 
     backend: str
@@ -32,8 +33,30 @@ class Run:
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def attended(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Output and lse of a run, differentiable once in both. What it computes in float32 stays so under autocast."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """The same by operations that PyTorch records and differentiates. forward: lse may be None where nobody asked."""
+
+    forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+Attending: TypeAlias = Run | Recorded
+"""One call, made ready."""
+
+
+@overload
+def attended(query: Tensor, key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def attended(query: Tensor, key: Tensor, value: Tensor, run: Attending) -> tuple[Tensor, Tensor | None]: ...
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, run: Attending) -> tuple[Tensor, Tensor | None]:
+    """Output and lse of a call, differentiable in both, once where it is a Run. What that computes in float32 stays so
+    under autocast."""
+    if isinstance(run, Recorded):
+        return run.forward(query, key, value)
     if is_autocast_on(query.device.type):
         with autocast(query.device.type, enabled=False):
             return attended(query, key, value, run)

@@ -77,8 +77,13 @@ def gathered_attention(
     inputs, outputs and gradients O(MAX_SCORES). Deterministic on the CPU; on CUDA gradients of key and value add in
     no fixed order.
     """
+    return attended(query, key, value, run_of(groups, scale))
+
+
+def run_of(groups: Sequence[Group], scale: float) -> Run:
+    """One call of it."""
     how: dict[str, Any] = {"groups": groups, "scale": scale}
-    return attended(query, key, value, Run("gathered", partial(_forward_groups, **how), partial(gradients, **how)))
+    return Run("gathered", partial(_forward_groups, **how), partial(gradients, **how))
 
 
 def forward(

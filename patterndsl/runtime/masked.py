@@ -26,7 +26,7 @@ from patterndsl.lower.shapes import Band, Shape, Triangle
 from patterndsl.lower.shapes import Masked as MaskedShape
 from patterndsl.runtime import listed
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
-from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.merge import merge_, with_lse_gradient
 from patterndsl.runtime.sdpa import launches
 from patterndsl.runtime.views import Launch, with_unit_stride
@@ -67,18 +67,16 @@ class _Ready:
 
 
 class Masked:
-    """The hulls of a pattern made ready for a device; call it with tensors and checked inputs."""
+    """The hulls of a pattern made ready for the CPU."""
 
     def __init__(self, hulls: Sequence[Hull], num_heads: int, sizes: Sizes, device: torch.device) -> None:
         self.sizes = sizes
         self.hulls = tuple(_ready(hull, num_heads, sizes.q_len, device) for hull in hulls)
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq] in float32 at least; differentiable."""
-        how: dict[str, Any] = {"masked": self, "given": Given.of(self, inputs), "scale": scale}
-        return attended(query, key, value, Run("masked", partial(forward, **how), partial(gradients, **how)))
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
+        """One call with checked inputs: output in the tensors' dtype, lse in float32 at least."""
+        how: dict[str, Any] = {"masked": self, "given": Given.of(self, given), "scale": scale}
+        return Run("masked", partial(forward, **how), partial(gradients, **how))
 
 
 def _ready(hull: Hull, num_heads: int, q_len: int, device: torch.device) -> _Ready:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, autocast
 
 from patterndsl.diagnostics import input_error
-from patterndsl.runtime import flex, gathered, masked, oracle, planned
-from patterndsl.runtime.arguments import with_positive_scale
+from patterndsl.runtime import flex
+from patterndsl.runtime.arguments import checked_scale, with_positive_scale
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.placed import Placed
+from patterndsl.runtime.function import Run, attended
 
 if TYPE_CHECKING:
     from patterndsl.runtime.program import Program
@@ -180,54 +180,16 @@ def _gradients(
     grads: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, ...]:
     query, key, value = tensors
-    given = program.given(query, key, value, inputs)
-    on_kernels = program.on_kernels(query, key, value)
-    in_chunks = program.in_chunks(query, key, value)
-    if on_kernels is None and in_chunks is None and program.runs_as_parts(given):
-        return _differentiated(program, tensors, inputs, scale, grads)
-    scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
-    if with_positive_scale(query, scale)[1] != scale:
-        return _differentiated(program, tensors, inputs, scale, grads)
-    if on_kernels is not None:
-        return on_kernels.gradients(*tensors, *results, *grads, given, scale)
-    if in_chunks is not None:
-        return in_chunks.gradients(*tensors, *results, *grads, given, scale)
-    match program.backend_for(query, key, value, train=True):
-        case "planned":
-            return planned.gradients(*tensors, *results, *grads, program.planned(train=True), scale)
-        case "masked":
-            hulls = program.masked
-            if isinstance(hulls, Placed):
-                return _differentiated(program, tensors, inputs, scale, grads)
-            return masked.gradients(*tensors, *results, *grads, hulls, masked.Given.of(hulls, given), scale)
-        case "triton":
-            return program.kernels.gradients(*tensors, *results, *grads, given, scale)
-        case "gathered":
-            return gathered.gradients(*tensors, *results, *grads, program.groups(given), scale)
-        case "flex":
-            return _differentiated(program, tensors, inputs, scale, grads)
-        case _:
-            keep = program.dense(given)
-            found, pull, *_ = torch.func.vjp(lambda q, k, v: oracle.attend(q, k, v, keep, scale), *tensors)
-            back = [
-                torch.zeros_like(x) if grad is None else grad.to(x.dtype) for x, grad in zip(found, grads, strict=True)
-            ]
-            return tuple(pull(tuple(back)))
-
-
-def _differentiated(
-    program: Program,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    inputs: Inputs | None,
-    scale: float | None,
-    grads: tuple[Tensor, Tensor | None],
-) -> tuple[Tensor, ...]:
-    """Gradients by running it again, where PyTorch differentiates it."""
-    with flex.with_derivatives():
+    given, scale = program.given(query, key, value, inputs), checked_scale(scale, query.shape[-1])
+    asked, positive = with_positive_scale(query, scale)
+    run = program.attending(asked, key, value, given, positive, train=True, want_lse=True)
+    if isinstance(run, Run) and asked is query:
+        return run.gradients(*tensors, *results, *grads)
+    with flex.with_derivatives():  # it runs again, and PyTorch records it
         leaves = [x.detach().requires_grad_() for x in tensors]
-        out, lse = program.attend(leaves[0], leaves[1], leaves[2], inputs, scale, train=True, want_lse=True)
-    wanted = [(x, grad) for x, grad in zip((out, lse), grads, strict=True) if grad is not None]
-    return torch.autograd.grad([x for x, _ in wanted if x is not None], leaves, [grad for _, grad in wanted])
+        found = attended(with_positive_scale(leaves[0], scale)[0], leaves[1], leaves[2], run)
+    wanted = [(x, grad.to(x.dtype)) for x, grad in zip(found, grads, strict=True) if x is not None and grad is not None]
+    return torch.autograd.grad([x for x, _ in wanted], leaves, [grad for _, grad in wanted])
 
 
 # ---- what the compiler and autograd know of them

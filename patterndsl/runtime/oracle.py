@@ -76,3 +76,9 @@ def attend(
         kept = keep.expand(scores.shape).to(v.dtype)
         output = output + torch.where(kept @ (~finite).to(v.dtype) > 0, torch.nan, 0.0)
     return output, lse
+
+
+def rounded(query: Tensor, key: Tensor, value: Tensor, keep: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same in the dtype of the query, the lse in float32 at least."""
+    output, lse = attend(query, key, value, keep, scale)
+    return output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()

@@ -20,7 +20,7 @@ from patterndsl.lower.hulls import Hull
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.runtime.data import Inputs, facet_of, place_of
-from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, Orders, asked_by, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
@@ -62,7 +62,7 @@ class _Call:
 
 
 class Ordered:
-    """The hulls of a pattern made ready for a GPU; call it with tensors and checked inputs.
+    """The hulls of a pattern made ready for a GPU.
 
     Inputs may differ from row to row and from head to head. They are int64 but for labels that the call has found: of
     these is known how many there are. hulls: those of all heads first. A fallback can only be that of each query to its
@@ -79,35 +79,11 @@ class Ordered:
         self.is_begun = len(hulls[0].heads) < bound.num_heads  # whether there must be results to go on from
         self.or_own_key = bound.fallback is not None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both.
-
-        Memory beyond these: what orders take, a number for each place of each round.
-        """
-        return attended(query, key, value, self.run(query, key, given, scale))
-
-    def run(self, query: Tensor, key: Tensor, given: Inputs, scale: float) -> Run:
-        """How it is attended in one call."""
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
+        """One call with checked inputs: output in the tensors' dtype, lse in float32. Memory beyond these: what orders
+        take, a number for each place of each round."""
         call = _Call(self._launches(query, key, given), scale)
         return Run("masked", partial(self._results, call), partial(self._gradients, call))
-
-    def gradients(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        given: Inputs,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of query, key and value, from what a forward pass gave; which rows had no keys it must find again."""
-        call = _Call(self._launches(query, key, given), scale)
-        if self.or_own_key:
-            self._results(call, query, key, value)
-        return self._gradients(call, query, key, value, out, lse, grad_out, grad_lse)
 
     def _results(self, call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         results = None
@@ -135,6 +111,8 @@ class Ordered:
         grad_out: Tensor,
         grad_lse: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.or_own_key and call.alone is None:
+            self._results(call, query, key, value)
         found = None
         if self.is_begun:
             found = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)

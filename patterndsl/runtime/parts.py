@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patterndsl.ir.index import K, Q
-from patterndsl.ir.relation import Relation, compare, inputs_read
-from patterndsl.learn.graphs import remembered
+from patterndsl.device.graphs import remembered
+from patterndsl.ir.relation import Relation, inputs_read
+from patterndsl.lower.choice import is_own_key
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.function import attended
 from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
@@ -146,12 +147,6 @@ def otherwise(main: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tupl
     return torch.where(empty[..., None], other[0], main[0]), torch.where(empty, other[1], main[1])
 
 
-def is_own_key(bound: Bound) -> bool:
-    """Whether each query attends itself and nothing else."""
-    is_square = bound.sizes.q_start == 0 and bound.sizes.q_len == bound.sizes.kv_len
-    return is_square and bound.is_plain and bound.relation == compare("==", Q, K)
-
-
 def or_own_key(
     main: tuple[Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor, scale: float, *, want_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -181,10 +176,6 @@ class Parts:
 
     def __init__(self, bound: Bound, program_of: Callable[[Bound], Program], *, takes_routes: bool) -> None:
         self.bound, self.program_of, self.takes_routes = bound, program_of, takes_routes
-
-    def are_needed(self, given: Inputs) -> bool:
-        """Whether the pattern is more than one relation whose inputs all heads share."""
-        return not self.bound.is_plain or has_heads(given)
 
     @cached_property
     def by_head(self) -> tuple[tuple[Chosen, Program], ...]:
@@ -244,7 +235,7 @@ class Parts:
         train: bool,
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Program.run`."""
+        """Output and lse of a call; see `Program.attend`."""
         if self.otherwise is not None:
             main, fallback = self.otherwise
             results = _run(main, (query, key, value), given, scale, train)
@@ -338,7 +329,7 @@ class Parts:
 def _run(
     program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool
 ) -> tuple[Tensor, Tensor]:
-    out, lse = program.run(*tensors, given, scale, train=train, want_lse=True)
+    out, lse = attended(*tensors, program.attending(*tensors, given, scale, train=train, want_lse=True))
     assert lse is not None
     return out, lse
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.attention.flex_attention import BlockMask
 
+from patterndsl.device.graphs import on_device
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, NOTHING, Relation, inputs_read
-from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import BLOCK, FEWEST_KEYS, Hull, Lists, Said
 from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
 from patterndsl.runtime.data import DeviceData, Inputs, data_of, device_data, place_of
+from patterndsl.runtime.function import Recorded
 from patterndsl.runtime.parts import Chosen, assembled, merged
 from patterndsl.runtime.routes import Routes
 from patterndsl.runtime.told import list_teller, read_in, teller, told
@@ -41,7 +43,7 @@ class _Ready:
 
 
 class Placed:
-    """The hulls of a pattern made ready for a GPU; call it with tensors and checked inputs that heads share."""
+    """The hulls of a pattern made ready for a GPU, by inputs that heads share."""
 
     def __init__(self, hulls: Sequence[Hull], bound: Bound, device: torch.device) -> None:
         self.bound = bound
@@ -50,8 +52,12 @@ class Placed:
             _Ready(hull, _mask(hull, bound, device), flex.compiled_flex(), _teller(hull)) for hull in hulls
         )
 
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Recorded:
+        """One call with checked inputs: output in the tensors' dtype, lse in float32."""
+        return Recorded(partial(self, given=given, scale=scale))
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable."""
+        """Output [B, Hq, Tq, Dv] and lse [B, Hq, Tq] of a call."""
         found = list[tuple[Sequence[int], tuple[Tensor, Tensor]]]()
         for heads in self.heads:
             tensors = Chosen(heads, self.bound.num_heads).take(query, key, value)

@@ -26,7 +26,7 @@ from patterndsl.lower.stored import Arrays, read_option, read_tiles, written_opt
 from patterndsl.lower.tiles import Tiles
 from patterndsl.sema.parameters import Sizes
 
-FORMAT = 3
+FORMAT = 4
 _KEY = "patterndsl"
 _CURE = "compile the pattern again: patterndsl compile SPEC -n N -o FILE"
 
@@ -78,8 +78,9 @@ def plan_bytes(plan: StoredPlan) -> bytes:
 def _digest(body: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
     digest = hashlib.sha256(body.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].tobytes())
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

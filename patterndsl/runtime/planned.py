@@ -21,7 +21,8 @@ from patterndsl.ir.relation import Relation
 from patterndsl.lower.geometry import Integers, whole
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Keys, Orders, Sparse
-from patterndsl.runtime.function import Run, attended, without_autocast
+from patterndsl.runtime.derivatives import no_vmap
+from patterndsl.runtime.function import Attending, Run, attended
 from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.kernels.passes import KeysPass, ListedPass, Member, WholePass
 from patterndsl.runtime.merge import Merged, with_lse_gradient
@@ -125,16 +126,18 @@ class Planned:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, Tq, D] in the inputs' dtype and lse [B, Hq, Tq]; differentiable in both."""
+        out, lse = attended(query, key, value, self.run(query, key, value, scale))
+        assert lse is not None
+        return out, lse
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Attending:
+        """One call."""
         kernel = self.passes[0].kernel if self.passes else None
         is_alone = len(self.passes) == 1 and len(self.passes[0].heads) == query.shape[1]
         if is_alone and isinstance(kernel, WholePass):
-            return attended(query, key, value, kernel.alone(query, key, scale))
-        if is_alone and isinstance(kernel, FlexPass):
-            with without_autocast(query.device.type):
-                found = kernel.alone(query, key, value, scale)
-            if found is not None:
-                return found
-        return attended(query, key, value, _run(self, scale, _has_backward(query, key, value)))
+            return kernel.alone(query, key, scale)
+        recorded = kernel.alone(query, key, value, scale) if is_alone and isinstance(kernel, FlexPass) else None
+        return recorded or _run(self, scale, _has_backward(query, key, value))
 
     def turns(self, query: Tensor, key: Tensor, value: Tensor) -> _Turns:
         """What the backward pass does; found once for each form of the tensors."""
@@ -148,8 +151,11 @@ class Planned:
 
 def is_finite(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether every number is. A sum is finite only where every summand is; where finite ones overflow, this errs on
-    the careful side."""
-    return isfinite((query.sum() + key.sum() + value.sum()).item())
+    the careful side. Raises InputError (E505) under torch.vmap, where a number cannot be looked at."""
+    total = query.sum() + key.sum() + value.sum()
+    if torch._C._functorch.is_batchedtensor(total):
+        raise no_vmap()
+    return isfinite(total.item())
 
 
 def _has_backward(*tensors: Tensor) -> bool:
@@ -414,11 +420,11 @@ def gradients(
     grad_lse: Tensor | None,
     plan: Planned,
     scale: float,
-    saved: Sequence[object] | None = None,
+    saved: Sequence[object] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. out, lse, saved: `results`; what was not saved is computed again."""
     query, key, value, out = map(with_unit_stride, (query, key, value, out))
-    head_dim, kept = query.shape[-1], itertools.repeat(None) if saved is None else iter(saved)
+    head_dim, kept = query.shape[-1], iter(saved) if saved else itertools.repeat(None)
     if grad_lse is not None:
         query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)
     turns, are_covered = plan.turns(query, key, value)

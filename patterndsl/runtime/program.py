@@ -1,40 +1,34 @@
 """What can be done with a pattern at given sizes? A Program: its mask, its tiles, its gather indices, its attention.
 
-Tiles of a pattern without inputs are found once and kept; those of a pattern that reads inputs are found for the
-inputs of each call, on their device.
+Each is a module of its own: `lower.choice` says who runs a call, `ready` makes that one ready, `tilings` has the tiles,
+`finds` the labels and lists of a call, and `keeping` answers decoders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from os import PathLike
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from patterndsl.analysis.cache import CachePlan, NotDecodable, cache_plan
+from patterndsl.analysis.cache import CachePlan
 from patterndsl.analysis.explain import Explanation, explanation
-from patterndsl.diagnostics import PatternError, error, input_error
-from patterndsl.ir.relation import Relation
-from patterndsl.learn.graphs import hold
-from patterndsl.learn.lsh import labels_of_heads
-from patterndsl.lower.costs import Machine
-from patterndsl.lower.fallback import FALLBACK, Call, Rule, leaves, usual_backend
-from patterndsl.lower.gather import gather_tiles
-from patterndsl.lower.hulls import Hull, hulls, ordered_hulls, slot_hulls
-from patterndsl.lower.listings import can_tell
+from patterndsl.device.graphs import hold
+from patterndsl.diagnostics import input_error
+from patterndsl.lower.choice import Choice, Refusal, Runner
+from patterndsl.lower.devices import Machine
+from patterndsl.lower.fallback import Call
+from patterndsl.lower.hulls import Hull
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants
-from patterndsl.lower.plan import Plan, passes_of
-from patterndsl.lower.plan import plan as make_plan
-from patterndsl.lower.row import row_keys
+from patterndsl.lower.plan import Plan
 from patterndsl.lower.stored import chosen
-from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
-from patterndsl.runtime import flex, ops, oracle
+from patterndsl.lower.tiles import OnEvent, Tiles
+from patterndsl.runtime import ops, oracle
 from patterndsl.runtime.arguments import (
     as_autocast,
     check_backend,
@@ -46,40 +40,21 @@ from patterndsl.runtime.arguments import (
     checked_scale,
     with_positive_scale,
 )
-from patterndsl.runtime.chosen import hash_on, topk_on
-from patterndsl.runtime.chunked import Chunked
 from patterndsl.runtime.constants import constants_for, given_constants
-from patterndsl.runtime.data import DeviceData, Inputs, by_round, checked_inputs, device_data
-from patterndsl.runtime.gathered import Group, gathered_attention
-from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of, rows_of
-from patterndsl.runtime.kernels.attention import Kernels, check_can_run, has_kernels
-from patterndsl.runtime.masked import Masked
-from patterndsl.runtime.ordered import Ordered
-from patterndsl.runtime.parts import Parts, folded, has_heads, is_own_key
-from patterndsl.runtime.placed import Placed
+from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.finds import Finds
+from patterndsl.runtime.function import Attending, attended
+from patterndsl.runtime.groups import num_rows_of, rows_of
+from patterndsl.runtime.keeping import cache_plans, checked_place, keys_of_row, on_host
+from patterndsl.runtime.kernels.attention import check_can_run, has_kernels
+from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
-from patterndsl.runtime.planned import Planned, is_finite
-from patterndsl.runtime.slotted import Slotted
-from patterndsl.runtime.telling import Telling
-from patterndsl.sema.bind import Bound, HeadGroup, InputShape
-from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted, integer
-
-MAX_GATHERED = 1 << 28
-
-
-class GatherIndices(NamedTuple):
-    """Keys per query block: indices int64 [heads or 1, num_q_blocks, width], ascending, padded with -1, the exact
-    union over the block's rows; counts int64 [heads or 1, num_q_blocks]. Batched inputs put a batch dimension first."""
-
-    indices: Tensor
-    counts: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _TileKey:
-    q_block: int
-    kv_block: int
+from patterndsl.runtime.planned import is_finite
+from patterndsl.runtime.ready import Ready
+from patterndsl.runtime.tilings import GatherIndices, Tilings
+from patterndsl.sema.bind import Bound
+from patterndsl.sema.parameters import MAX_SIZE, Sizes, counted
 
 
 class Program:
@@ -100,17 +75,11 @@ class Program:
         self.device = checked_device(device)
         if backend == "triton":
             check_can_run(self.device)
-        self._chosen_by_rule = backend == "auto"
-        self._choice = choice
-        self._constants_asked = machine
+        self._asked, self._plan_number, self._machine = backend, choice, machine
         self._constants = None if machine is None else given_constants(machine, self.device)
-        self._asked = backend
-        self._tiles: dict[_TileKey, tuple[Tiles, ...]] = {}
-        self._gathered: tuple[Tiles, ...] | None = None
-        self._static_groups: tuple[Group, ...] | None = None
-        self._data: DeviceData | None = None
-        self._flex: flex.Attend | None = None
-        self._block_masks: dict[int, BlockMask] = {}
+        self.tilings = Tilings(bound, self.device)
+        self._has_kernels = has_kernels(self.device)  # what graphs of torch.compile ask is known before
+        self._finds = Finds(bound, self.device)
         self._address = ops.register(self)
 
     def __repr__(self) -> str:
@@ -118,14 +87,29 @@ class Program:
         lengths = f"q_len={sizes.q_len}, kv_len={sizes.kv_len}, q_start={sizes.q_start}"
         return f"Program({lengths}, heads={self.bound.num_heads}, device={self.device}, backend={self.backend!r})"
 
-    @cached_property
+    @property
     def backend(self) -> str:
         """What was asked for, or what `auto` means here."""
-        if self._asked != "auto":
-            return self._asked
-        kind, has_inputs = self.device.type, bool(self.bound.inputs)
-        has_hulls = has_inputs and self.hulls is not None
-        return usual_backend(kind, has_inputs, len(self.bound.groups), has_hulls)
+        return self.choice.backend
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Who runs it."""
+        machine, kind = self.constants.machine, self.device.type
+        return Choice(self.bound, machine, kind, self._asked, has_kernels=self._has_kernels)
+
+    @cached_property
+    def ready(self) -> Ready:
+        """What runs it."""
+        program_of = partial(  # that of a part, which runs the same way
+            Program,
+            text=self.text,
+            device=self.device,
+            backend=self._asked,
+            choice=self._plan_number,
+            machine=self._machine,
+        )
+        return Ready(self.bound, self.device, self.choice, self.tilings, self._plan_number, program_of)
 
     @property
     def sizes(self) -> Sizes:
@@ -180,13 +164,13 @@ class Program:
         """`softmaxes` of checked positions and inputs, with a dimension for batch rows."""
         if self.bound.merge != "mean":
             return self.counted(positions, given)[None]
-        return self._parts.averaged_counts(positions, given)
+        return self.ready.parts.averaged_counts(positions, given)
 
     def counted(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
         """`counts` of checked positions and inputs, with a dimension for batch rows; bool where none counts twice."""
-        if self._parts.are_needed(given):
-            return self._parts.counts(positions, given)
-        return oracle.membership_rows(self.bound, self._device_data(given), positions, rows_of(given))
+        if not self.bound.is_plain or has_heads(given):
+            return self.ready.parts.counts(positions, given)
+        return oracle.membership_rows(self.bound, self.tilings.data(given), positions, rows_of(given))
 
     def tiles(
         self,
@@ -201,21 +185,8 @@ class Program:
         Groups are those of `program.bound.groups`; each head is one where inputs have a dimension for heads. Work:
         O(live tiles), see `lower.tiles`.
         """
-        key = _TileKey(checked_block(q_block), checked_block(q_block if kv_block is None else kv_block))
-        given = self._inputs(inputs)
-        return self._tiles_of(key, given, on_event)
-
-    def _tiles_of(self, key: _TileKey, given: dict[str, Tensor], on_event: OnEvent | None) -> list[tuple[Tiles, ...]]:
-        if has_heads(given):
-            return [
-                tuple(self._found(key, self._group_of(head).relation, lookup) for head, lookup in enumerate(row))
-                for row in lookups_of_heads(given, self.bound.num_heads)
-            ]
-        if given:
-            return [self._find(key, lookup, on_event) for lookup in lookups_of_rows(given)]
-        if key not in self._tiles:
-            self._tiles[key] = self._find(key, Lookup(), on_event)
-        return [self._tiles[key]]
+        blocks = checked_block(q_block), checked_block(q_block if kv_block is None else kv_block)
+        return self.tilings.of(blocks, self._inputs(inputs), on_event)
 
     def block_mask(self, block: int = 128, inputs: Inputs | None = None) -> BlockMask:
         """FlexAttention's BlockMask, [batch or 1, heads or 1, ...], equal to create_block_mask's, without its N x N.
@@ -224,89 +195,13 @@ class Program:
         `to_dense` and slicing.
         """
         given, block = self._inputs(inputs), checked_block(block)
-        self._refuse("block masks", None)
-        return self._block_mask(block, given)
-
-    def _block_mask(self, block: int, given: dict[str, Tensor]) -> BlockMask:
-        if not given and block in self._block_masks:
-            return self._block_masks[block]
-        sizes = self.bound.sizes
-        tiles = self._tiles_of(_TileKey(block, block), given, None)
-        some = tiles[0][0]
-        by_head = has_heads(given)
-        flat = folded(given, range(self.bound.num_heads), len(tiles)) if by_head else given
-        mask = flex.block_mask(
-            [self._per_head(row) for row in tiles],
-            (block, block),
-            (some.num_q_blocks, some.num_kv_blocks),
-            (sizes.q_len, sizes.kv_len),
-            flex.mask_mod(self.bound, self._device_data(flat), by_head=by_head),
-        )
-        if not given:
-            self._block_masks[block] = mask
-        return mask
-
-    def _per_head(self, groups: tuple[Tiles, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The tiles of each head, or of one head where all agree."""
-        on_device = [tuple(self._tensor(part) for part in (t.q_blks, t.kv_blks, t.is_full)) for t in groups]
-        if len(groups) in (1, self.bound.num_heads):
-            return [(parts[0], parts[1], parts[2]) for parts in on_device]
-        group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
-        picked = (on_device[group_of[head]] for head in range(self.bound.num_heads))
-        return [(parts[0], parts[1], parts[2]) for parts in picked]
+        self._refuse_more("block masks")
+        return self.tilings.block_mask(block, given)
 
     def gather_indices(self, q_block: int = 64, inputs: Inputs | None = None) -> GatherIndices:
         """The keys that each block of q_block queries needs. Raises InputError (E504) where there are too many."""
         given, q_block = self._inputs(inputs), checked_block(q_block)
-        key = _TileKey(q_block, 1)
-        if has_heads(given):
-            rows = self._tiles_of(key, given, None)
-        else:
-            lookups = lookups_of_rows(given) if given else [Lookup()]
-            rows = [self._find(key, lookup, None, tell_full=False) for lookup in lookups]
-        per_row = [[(self._tensor(tiles.q_blks), self._tensor(tiles.kv_blks)) for tiles in row] for row in rows]
-        num_q_blocks = -(-self.bound.sizes.q_len // q_block)
-        counts = torch.stack(
-            [torch.stack([torch.bincount(q, minlength=num_q_blocks) for q, _ in groups]) for groups in per_row]
-        )
-        width = int(counts.max()) if counts.numel() else 0
-        if counts.numel() * width > MAX_GATHERED:
-            message = f"{counts.numel() * width:,} gather indices are above the limit of {MAX_GATHERED:,}"
-            raise input_error("E504", message, "use block_mask(), whose cost follows tiles and not keys")
-        indices = torch.full((*counts.shape, width), -1, device=self.device)
-        starts = counts.cumsum(-1) - counts
-        for row, groups in enumerate(per_row):
-            for group, (q_blks, keys) in enumerate(groups):
-                place = torch.arange(len(keys), device=self.device) - starts[row, group, q_blks]
-                indices[row, group, q_blks, place] = keys
-        if len(self.bound.groups) > 1 and not has_heads(given):
-            group_of = {head: at for at, group in enumerate(self.bound.groups) for head in group.heads}
-            order = [group_of[head] for head in range(self.bound.num_heads)]
-            indices, counts = indices[:, order], counts[:, order]
-        if num_rows_of(given) is None:
-            indices, counts = indices[0], counts[0]
-        return GatherIndices(indices, counts)
-
-    def _find(
-        self, key: _TileKey, lookup: Lookup, on_event: OnEvent | None, tell_full: bool = True
-    ) -> tuple[Tiles, ...]:
-        groups = self.bound.groups
-        return tuple(self._found(key, group.relation, lookup, on_event, tell_full=tell_full) for group in groups)
-
-    def _found(
-        self,
-        key: _TileKey,
-        relation: Relation,
-        lookup: Lookup,
-        on_event: OnEvent | None = None,
-        *,
-        tell_full: bool = True,
-    ) -> Tiles:
-        blocks, sizes = (key.q_block, key.kv_block), self.bound.sizes
-        return find_tiles(relation, sizes, lookup, *blocks, tell_full=tell_full, on_event=on_event)
-
-    def _group_of(self, head: int) -> HeadGroup:
-        return next(group for group in self.bound.groups if head in group.heads)
+        return self.tilings.gather_indices(q_block, given)
 
     # ---- decoding -------------------------------------------------------------------------------------------
 
@@ -316,19 +211,9 @@ class Program:
         Work: O(keys x log kv_len). Raises InputError: E406 for a query or head that is not there, E502 for inputs of
         more than one batch row.
         """
-        sizes, num_heads = self.bound.sizes, self.bound.num_heads
-        at, number = integer(q), integer(head)
-        for name, found, given, start, length in (
-            ("query", at, q, sizes.q_start, sizes.q_len),
-            ("head", number, head, 0, num_heads),
-        ):
-            if found is None or not start <= found < start + length:
-                help = f"give an integer in {start}..{start + length}"
-                raise input_error("E406", f"there is no {name} {given!r}", help)
-        assert at is not None
-        assert number is not None
-        lookup = self._host_lookup(inputs, number)
-        return self._tensor(row_keys(self._group_of(number).relation, sizes, lookup, at))
+        place = checked_place(self.bound, q, head)
+        lookup = self._on_host(inputs, place[1])
+        return torch.as_tensor(keys_of_row(self.bound, lookup, *place), device=self.device)
 
     def cache_plan(self, inputs: Inputs | None = None) -> tuple[CachePlan, ...]:
         """Which keys a decoder keeps, in which slots, until when: one plan per head group, see `analysis.cache`.
@@ -336,34 +221,12 @@ class Program:
         Raises PatternError (E505) where a query attends a later key, and InputError (E502) for inputs of more than one
         batch row.
         """
-        self._refuse("cache plans", None)
-        lookup = self._host_lookup(inputs)
-        plans = []
-        for group in self.bound.groups:
-            plan_or_not = cache_plan(group, self.bound.sizes, lookup)
-            if isinstance(plan_or_not, NotDecodable):
-                raise _cannot_decode(plan_or_not, self.bound)
-            plans.append(plan_or_not)
-        return tuple(plans)
+        self._refuse_more("cache plans")
+        return cache_plans(self.bound, self._on_host(inputs))
 
-    def _host_lookup(self, inputs: Inputs | None, head: int | None = None) -> Lookup:
-        """The inputs of a head as NumPy arrays; one line at a time is faster on the host."""
+    def _on_host(self, inputs: Inputs | None, head: int | None = None) -> Lookup:
         given = self._inputs(inputs)
-        if not given:
-            return self._static_lookup
-        num_rows = num_rows_of(given)
-        if num_rows not in (None, 1):
-            raise input_error("E502", f"inputs of {num_rows} batch rows", "give those of one row: rows may differ")
-        if has_heads(given):
-            if head is None:
-                raise input_error("E502", "inputs that differ from head to head", "give those of one head")
-            given = folded(given, (head,), 1)
-        return Lookup({name: values.reshape(-1).cpu().numpy() for name, values in given.items()})
-
-    @cached_property
-    def _static_lookup(self) -> Lookup:
-        """For patterns without inputs; it keeps what was drawn."""
-        return Lookup()
+        return on_host(given, head) if given else self.tilings.lookup
 
     # ---- attention ------------------------------------------------------------------------------------------
 
@@ -470,36 +333,19 @@ class Program:
     ) -> tuple[Tensor, Tensor | None]:
         """Output and lse, eagerly; lse may be None where it is not wanted. train: whether a backward pass follows."""
         check_tensors(query, key, value, self.bound, self.device)
+        hold(self)
         given = self.given(query, key, value, inputs)
-        return self.run(query, key, value, given, checked_scale(scale, query.shape[-1]), train=train, want_lse=want_lse)
+        query, scale = with_positive_scale(query, checked_scale(scale, query.shape[-1]))
+        made = self.attending(query, key, value, given, scale, train=train, want_lse=want_lse)
+        return attended(query, key, value, made)
 
     def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
-        """The inputs of a call, checked, with what learners and selectors find; the labels among these in narrow
-        integers where only their order is asked for, see `Ordered`."""
-        on_kernels = self.on_kernels(query, key, value)
-        is_ordered, is_told = isinstance(on_kernels, Ordered), isinstance(on_kernels, Telling)
-        if is_ordered and inputs is None and self._finds_all:  # and what we found needs no check
-            labels = self._labels(key, self.bound.inputs)
-            return {name: x for shape in self.bound.inputs for name, x in by_round(shape, labels[shape.name]).items()}
-        lists = [shape.name for shape in self.bound.inputs if shape.selection is not None]
-        found, named = self._with_found(query, key, inputs), inputs if isinstance(inputs, Mapping) else {}
-        ours = [shape for shape in self.bound.inputs if is_told or shape.name not in named]
-        return checked_inputs(
-            self.bound,
-            found,
-            self.device,
-            query.shape[0],
-            narrow=[shape.name for shape in ours if is_ordered and shape.selection is None],
-            unchanged=[shape.name for shape in ours if shape.selection is not None],
-            whole=lists if isinstance(on_kernels, Slotted) else (),
-        )
+        """The inputs of a call, checked, with what learners and selectors find, as who runs it takes them."""
+        if inputs is None and not self.bound.inputs:
+            return {}
+        return self._finds.given(query, key, inputs, self.choice.by_inputs_of(_call(query, key, value, by_head=False)))
 
-    @cached_property
-    def _finds_all(self) -> bool:
-        """Whether a call finds all that the pattern reads, from its keys."""
-        return all(shape.learner is not None and shape.found_by == "call" for shape in self.bound.inputs)
-
-    def run(
+    def attending(
         self,
         query: Tensor,
         key: Tensor,
@@ -509,53 +355,33 @@ class Program:
         *,
         train: bool,
         want_lse: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`attend` of what was checked."""
-        hold(self)
-        query, scale = with_positive_scale(query, scale)
-        on_kernels = self.on_kernels(query, key, value)
-        if on_kernels is not None:
-            return on_kernels(query, key, value, given, scale)
-        in_chunks = self.in_chunks(query, key, value)
-        if in_chunks is not None:
-            return in_chunks(query, key, value, given, scale)
-        if self.runs_as_parts(given):
-            return self._parts.run(query, key, value, given, scale, train=train, want_lse=want_lse)
-        match self.backend_for(query, key, value, train=train):
-            case "oracle":
-                output, lse = oracle.attend(query, key, value, self.dense(given), scale)
-                return output.to(query.dtype), lse if query.dtype == torch.float64 else lse.float()
-            case "flex":
-                mask = self._block_mask(128, given)
-                if self._flex is None:
-                    self._flex = flex.compiled_flex()
-                return flex.flex(self._flex, query, key, value, mask, scale=scale, want_lse=want_lse)
-            case "planned":
-                return self.planned(train=train)(query, key, value, scale)
-            case "masked":
-                return self.masked(query, key, value, given, scale)
-            case "triton":
-                return self.kernels(query, key, value, given, scale)
-            case _:
-                return gathered_attention(query, key, value, self.groups(given), scale=scale)
+    ) -> Attending:
+        """How a call with checked tensors and inputs is attended, made ready."""
+        who = self.who(query, key, value, given=given, train=train)
+        how: dict[str, Any] = {"train": train, "want_lse": want_lse}
+        return self.ready.attending(who, query, key, value, given, scale, **how)
 
-    def runs_as_parts(self, given: dict[str, Tensor]) -> bool:
-        """Whether programs of parts run in its place. Generated kernels take heads whose inputs differ as they are."""
-        return self._parts.are_needed(given) and not (self.bound.is_plain and self.backend == "triton")
+    def who(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        train: bool = False,
+    ) -> Runner:
+        """Who runs these tensors with these checked inputs. Raises InputError (E505) where the backend that was asked
+        for does not."""
+        found = self.choice.of(_call(query, key, value, by_head=has_heads(given or {})))
+        if isinstance(found, Refusal):
+            raise input_error("E505", found.message, found.help)
+        other = found.if_not_finite
+        if other and self.ready.must_be_finite(found.who, train=train) and not is_finite(query, key, value):
+            return other
+        return found.who
 
-    @cached_property
-    def _parts(self) -> Parts:
-        """What the pattern is composed of, each part a program that runs the same way."""
-
-        def program_of(bound: Bound) -> Program:
-            return Program(bound, self.text, self.device, self._asked, self._choice, self._constants_asked)
-
-        return Parts(self.bound, program_of, takes_routes=self._asked not in ("oracle", "gathered", "triton"))
-
-    def _refuse(self, what: str, given: dict[str, Tensor] | None) -> None:
-        """Raises InputError (E505) where the relation is not all there is, or heads differ by inputs."""
-        if given is not None and has_heads(given):
-            raise input_error("E505", f"{what} of inputs that differ from head to head", "use mask()")
+    def _refuse_more(self, what: str) -> None:
+        """Raises InputError (E505) where the relation is not all there is."""
         if self.bound.fallback is not None:
             raise input_error("E505", f"{what} know no `fallback`", "use mask(), or leave the fallback out")
         if self.bound.merge != "set":
@@ -569,71 +395,21 @@ class Program:
         Query heads that share a key head share its labels. Without gradient. Learners that have a state, and labels
         that are given, are left out. Raises InputError (E505) where queries stand behind the last key.
         """
-        return _wide(self._labels(key, self.bound.found))
+        return _wide(self._finds.labels(key, self.bound.found))
 
     def selections(self, query: Tensor, key: Tensor) -> dict[str, Tensor]:
         """What selectors list for query [B, heads, Tq, D] of key [B, Hkv, Tk, D]: int64 [B, heads or 1, rows, width],
         by name; see `learn.topk`. Selections that layers or the caller make are left out."""
-        return self._selections(query, key, self.bound.found)
-
-    def _selections(self, query: Tensor, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
-        found = dict[str, Tensor]()
-        for shape in shapes:
-            if shape.selection is not None and shape.found_by == "call":
-                found[shape.name] = topk_on(self.device)(query, key, shape.selection, self.bound.sizes.q_start)
-        return found
-
-    def _labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
-        found = dict[str, Tensor]()
-        for shape in shapes:
-            if shape.found_by != "call" or shape.learner is None:
-                continue
-            if shape.length != key.shape[2]:
-                message = (
-                    f"`{shape.name}` is found from keys, and there are {key.shape[2]} for {shape.length} positions"
-                )
-                raise input_error("E505", message, f'pass inputs={{"{shape.name}": ...}}')
-            settings, heads = dict(shape.learner.settings), self.bound.num_heads
-            found[shape.name] = labels_of_heads(key, settings, heads, hash_keys=hash_on(self.device))
-        return found
+        return self._finds.selections(query, key, self.bound.found)
 
     def with_found(self, query: Tensor, key: Tensor, inputs: Inputs | None) -> Inputs | None:
         """The inputs with what learners and selectors find, in int64, unless the caller says it."""
-        found = self._with_found(query, key, inputs)
+        found = self._finds.with_found(query, key, inputs)
         if found is None or found is inputs:
             return inputs
         return {name: x if inputs and name in inputs else x.to(torch.int64) for name, x in found.items()}
 
-    def _with_found(self, query: Tensor, key: Tensor, inputs: Inputs | None) -> Inputs | None:
-        """The same in integers of any width."""
-        if not (inputs is None or isinstance(inputs, Mapping)):
-            return inputs  # which is refused where inputs are checked
-        given = dict(inputs or {})
-        missing = [shape for shape in self.bound.found if shape.name not in given]
-        if not missing:
-            return inputs
-        return self._labels(key, missing) | self._selections(query, key, missing) | given
-
-    def backend_for(self, query: Tensor, key: Tensor, value: Tensor, *, train: bool) -> str:
-        """What runs these tensors. Chosen by rule, a backend leaves what it cannot do to another one, asked for it
-        refuses that (InputError, E505): see `lower.fallback`."""
-        says_itself = self.backend == "flex" and not self._chosen_by_rule  # what it refuses
-        if self.backend not in ("flex", "planned", "masked", "triton") or says_itself:
-            return self.backend
-        rule = _left_by(self.backend, self.device.type, query, key, value)
-        if rule is not None:
-            if self._chosen_by_rule:
-                return rule.to
-            raise input_error(
-                "E505", f"the {self.backend} backend does not take {rule.when}", f"use backend={rule.to!r}"
-            )
-        if not self._chosen_by_rule:
-            return self.backend
-        if self.backend == "planned" and not self.planned(train=train).takes(query, key, value):
-            return FALLBACK
-        if self.backend == "masked" and self.device.type == "cpu" and not is_finite(query, key, value):
-            return FALLBACK
-        return self.backend
+    # ---- plans ----------------------------------------------------------------------------------------------
 
     @cached_property
     def constants(self) -> Constants:
@@ -647,146 +423,32 @@ class Program:
         the predictions; the plan itself is the one that runs, made for heads of 64.
         """
         head_dim = counted("head_dim", head_dim, 1, MAX_SIZE)
-        if "plan" not in self.__dict__ and not self.bound.inputs:
-            self.plan = self._made_plan(on_event)
+        if "plan" not in self.ready.__dict__ and not self.bound.inputs:
+            self.ready.plan = self.ready.find_plan(on_event)
         title = " ".join(self.text.rpartition("\nattend: ")[2].split())  # a spec ends with its expression
         return explanation(
             self.bound,
             title,
             None if self.bound.inputs else self.plan,
-            self._static_lookup,
+            self.tilings.lookup,
             constants=self.constants,
-            device_type=self.device.type,
-            backend=self.backend,
-            is_by_rule=self._chosen_by_rule,
+            choice=self.choice,
             head_dim=head_dim,
             train=train,
         )
 
-    @cached_property
+    @property
     def plan(self) -> Plan:
         """The passes that the planned backend runs, and the ways that were rejected; for patterns without inputs."""
-        if self.bound.inputs:
-            help = "its tiles depend on each call's inputs; use backend='gathered' or 'flex'"
-            raise input_error("E505", "a pattern that reads inputs has no plan", help)
-        return self._made_plan(None)
-
-    def _made_plan(self, on_event: OnEvent | None) -> Plan:
-        machine, lookup = self.constants.machine, self._static_lookup
-        return make_plan(self.bound, lookup, machine, choice=self._choice, on_event=on_event)
-
-    @cached_property
-    def hulls(self) -> tuple[Hull, ...] | None:
-        """Where a pattern with inputs can have pairs, whatever they are: see `lower.hulls`."""
-        return hulls(self.bound, self.constants.machine)
-
-    @cached_property
-    def masked(self) -> Masked | Placed:
-        """The hulls made ready. Raises InputError (E505) where there are none."""
-        if self.hulls is None:
-            help = "use backend='gathered', which finds tiles in each call"
-            raise input_error("E505", "without its inputs the pattern could hold most pairs", help)
-        if self.device.type != "cpu":
-            return Placed(self.hulls, self.bound, self.device)
-        return Masked(self.hulls, self.bound.num_heads, self.bound.sizes, self.device)
-
-    def on_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> Ordered | Telling | Slotted | None:
-        """What runs these tensors in the place of all else where kernels take positions in the orders of a call, tiles
-        that a call tells, or what it lists."""
-        if self._on_kernels is None or _left_by("triton", self.device.type, query, key, value) is not None:
-            return None
-        return self._on_kernels
-
-    @cached_property
-    def _on_kernels(self) -> Ordered | Telling | Slotted | None:
-        fallback = self.bound.fallback
-        if self._asked not in ("auto", "masked") or not has_kernels(self.device):
-            return None
-        if can_tell(self.bound):
-            return Telling(self.bound, self.device)
-        if fallback is not None and not is_own_key(fallback):
-            return None
-        listed = slot_hulls(self.bound, self.constants.machine)
-        if listed is not None:
-            return Slotted(listed, self.bound, self.device)
-        found = ordered_hulls(self.bound, self.constants.machine)
-        return None if found is None else Ordered(found, self.bound, self.device)
-
-    def in_chunks(self, query: Tensor, key: Tensor, value: Tensor) -> Chunked | None:
-        """What runs these tensors on a CPU where the pattern is chunks in the orders of a call."""
-        if self._in_chunks is None or _left_by("masked", self.device.type, query, key, value) is not None:
-            return None
-        return self._in_chunks if is_finite(query, key, value) else None
-
-    @cached_property
-    def _in_chunks(self) -> Chunked | None:
-        if self._asked not in ("auto", "masked") or self.device.type != "cpu" or not self.bound.inputs:
-            return None
-        return Chunked.of(self.bound, self.constants.machine)
-
-    @cached_property
-    def kernels(self) -> Kernels:
-        """The whole pattern over its tiles, on kernels of our own."""
-        return Kernels(self.bound, self.device, lambda q, k, given: self._tiles_of(_TileKey(q, k), given, None))
-
-    def planned(self, *, train: bool) -> Planned:
-        """The passes made ready, for training or for inference."""
-        return self._training if train else self._inference
-
-    @cached_property
-    def _inference(self) -> Planned:
-        return Planned(passes_of(self.plan.forward), self.device, self._lengths)
-
-    @cached_property
-    def _training(self) -> Planned:
-        plan = self.plan
-        if plan.training == plan.forward:
-            return self._inference
-        return Planned(passes_of(plan.training), self.device, self._lengths)
+        return self.ready.plan
 
     @property
-    def _lengths(self) -> tuple[int, int]:
-        return self.bound.sizes.q_len, self.bound.sizes.kv_len
-
-    def groups(self, given: dict[str, Tensor]) -> tuple[Group, ...]:
-        """Batch rows and heads that share tiles, as the gathered backend takes them."""
-        if not given:
-            if self._static_groups is None:
-                tiles = self._gather_tiles(self._static_lookup)
-                self._static_groups = tuple(groups_of_row(self.bound, tiles, given, None, self.device))
-            return self._static_groups
-        rows = list(enumerate(lookups_of_rows(given)))
-        return tuple(
-            group
-            for row, lookup in rows
-            for group in groups_of_row(
-                self.bound, self._gather_tiles(lookup), given, row if len(rows) > 1 else None, self.device
-            )
-        )
-
-    def _gather_tiles(self, lookup: Lookup) -> tuple[Tiles, ...]:
-        """The tiles that the gathered backend runs on; those of a pattern without inputs are found once."""
-        if self._gathered is not None and not self.bound.inputs:
-            return self._gathered
-        found = tuple(gather_tiles(group.relation, self.bound.sizes, lookup) for group in self.bound.groups)
-        if not self.bound.inputs:
-            self._gathered = found
-        return found
-
-    # ---- data -----------------------------------------------------------------------------------------------
+    def hulls(self) -> tuple[Hull, ...] | None:
+        """Where a pattern with inputs can have pairs, whatever they are: see `lower.hulls`."""
+        return self.choice.hulls
 
     def _inputs(self, inputs: Inputs | None) -> dict[str, Tensor]:
         return checked_inputs(self.bound, inputs, self.device)
-
-    def _device_data(self, given: dict[str, Tensor]) -> DeviceData:
-        if given:
-            return device_data(self.bound.relation, self.bound.num_heads, given, self.device)
-        if self._data is None:
-            self._data = device_data(self.bound.relation, self.bound.num_heads, {}, self.device)
-        return self._data
-
-    def _tensor(self, array: object) -> Tensor:
-        return torch.as_tensor(array, device=self.device)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the plan as safetensors: the passes that run, or the tiles, and the canonical text in the metadata.
@@ -804,42 +466,29 @@ class Program:
             bound.num_heads,
             bound.layer,
             self.device.type,
-            "auto" if self._chosen_by_rule else self.backend,
+            self._asked,
             chosen(self.plan) if has_passes else (),
-            () if has_passes or bound.inputs else self._gather_tiles(Lookup()),
+            () if has_passes or bound.inputs else self.tilings.to_gather,
         )
         write_plan(stored, path, overwrite=overwrite)
 
     def adopt(self, stored: StoredPlan) -> None:
         """Takes what a plan of the same pattern and device holds instead of finding it again."""
         if stored.tiles:
-            self._gathered = stored.tiles
+            self.tilings.to_gather = stored.tiles
         if stored.options and stored.device_type == self.device.type:
-            self.plan = Plan(self.constants.machine, stored.options)
+            self.ready.plan = Plan(self.constants.machine, stored.options)
 
 
 def _wide(labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: label.to(torch.int64) for name, label in labels.items()}
 
 
-def _left_by(backend: str, device_type: str, query: Tensor, key: Tensor, value: Tensor) -> Rule | None:
-    """The rule by which the backend leaves a call to another one."""
+def _call(query: Tensor, key: Tensor, value: Tensor, *, by_head: bool) -> Call:
     is_empty = not (query.numel() and key.numel() and value.numel())
-    return _rule(backend, device_type, query.dtype, query.shape[-1], value.shape[-1], is_empty)
+    return _call_of(query.dtype, query.shape[-1], value.shape[-1], is_empty, by_head)
 
 
 @lru_cache(maxsize=256)
-def _rule(
-    backend: str, device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, is_empty: bool
-) -> Rule | None:
-    return leaves(backend, device_type, Call(str(dtype).removeprefix("torch."), head_dim, value_dim, is_empty))
-
-
-def _cannot_decode(found: NotDecodable, bound: Bound) -> PatternError:
-    start, stop = found.decodable_from, bound.sizes.q_start + bound.sizes.q_len
-    heads = f" in head {found.heads[0]}" if len(bound.groups) > 1 else ""
-    message = f"query {found.q} attends key {found.k}, a later one{heads}: the pattern cannot be decoded token by token"
-    help = "add `causal &`"
-    if start < stop:
-        help += f", or compile with q_start={start}: from there on no query looks ahead, what is before is prefilled"
-    return error("E505", message, None, help)
+def _call_of(dtype: torch.dtype, head_dim: int, value_dim: int, is_empty: bool, by_head: bool) -> Call:
+    return Call(str(dtype).removeprefix("torch."), head_dim, value_dim, is_empty, by_head)

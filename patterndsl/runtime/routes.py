@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from patterndsl.device.graphs import on_device
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
-from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import CAUSAL, Lists
 from patterndsl.runtime.data import Inputs, device_data
 from patterndsl.sema.parameters import Sizes

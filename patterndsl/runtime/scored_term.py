@@ -61,7 +61,7 @@ class ScoredTerm:
         looked_up = self.read_by_bias(scoring.bias, inputs, query, keys[0])
         scale = checked_scale(scale, query.shape[-1])
         by_head = has_heads(given)
-        groups = tuple(groups_of_heads(bound, given, query.device)) if by_head else self.program.groups(given)
+        groups = tuple(groups_of_heads(bound, given, query.device)) if by_head else self.program.tilings.groups(given)
         with without_autocast(query.device.type):
             return scored_attention(query, *keys, groups, bound, looked_up, scoring, scale=scale)
 

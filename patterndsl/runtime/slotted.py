@@ -22,7 +22,7 @@ from patterndsl.lower.hulls import CAUSAL, Hull, Lists, SlotHulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.runtime.data import Inputs, facet_of
-from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_by, draws_for
 from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
 from patterndsl.runtime.kernels.predicate import Predicate, of_first_routes, predicate_of
@@ -73,7 +73,7 @@ class _Term:
 
 
 class Slotted:
-    """The lists of a pattern made ready for a GPU; call it with tensors and checked inputs.
+    """The lists of a pattern made ready for a GPU.
 
     Inputs may differ from row to row and from head to head; lists are as they came. A fallback can only be that of each
     query to its own key.
@@ -89,39 +89,18 @@ class Slotted:
         self.placed = Ordered(hulls.beside, replace(bound, fallback=None), device) if is_placed else None
         self.or_own_key = bound.fallback is not None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; of a mean the lse is the log of
-        how many softmaxes have keys. Differentiable, in both where it is one softmax.
-
-        Memory beyond these: a query, a key and a value, or the gradients of these, for each slot.
-        """
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
+        """One call with checked inputs: output in the tensors' dtype, lse in float32; of a mean the lse is the log of
+        how many softmaxes have keys, and has no gradient. Memory beyond these: a query, a key and a value, or the
+        gradients of these, for each slot."""
         call = _Call(self, query, key, value, given, scale)
-        return attended(query, key, value, Run("masked", call.results, call.gradients))
-
-    def gradients(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        given: Inputs,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of query, key and value, from what a forward pass gave. What slots of a mean gave, and which rows had
-        no keys, it must find again."""
-        call = _Call(self, query, key, value, given, scale)
-        if self.is_mean or self.or_own_key:
-            call.results(query, key, value)
-        return call.gradients(query, key, value, out, lse, grad_out, grad_lse)
+        return Run("masked", call.results, call.gradients)
 
     def beside(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run | None:
         """How what is beside lists is attended, before these; None where it has slots, too, or there is nothing."""
         if self.told is not None:
             return self.told.run(query, key, value, read_by(self.told.bound, given), scale)
-        return None if self.placed is None else self.placed.run(query, key, given, scale)
+        return None if self.placed is None else self.placed.run(query, key, value, given, scale)
 
     def passes(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs) -> list[Pass]:
         """Who stands in the slots of each of the lists, and what they meet."""
@@ -249,6 +228,8 @@ class _Call:
         from patterndsl.runtime.kernels.slot_passes import gradients, shares
 
         is_mean, adds = self.slotted.is_mean, self.beside is not None
+        if (is_mean and not self.parts) or (self.slotted.or_own_key and self.alone is None):
+            self.results(query, key, value)
         tensors = query, key, value
         if self.beside is None:
             of_query, of_key, of_value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors)

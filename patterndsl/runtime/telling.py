@@ -17,7 +17,7 @@ from patterndsl.ir.index import Facet
 from patterndsl.ir.relation import And, Listed, Relation, conjunction
 from patterndsl.lower.listings import listings_of
 from patterndsl.runtime.data import Inputs, facet_of
-from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_by
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 
 class Telling:
-    """A pattern made ready for a GPU; call it with tensors and checked inputs, which may differ from row to row and
-    from head to head. What depends on forms alone is found once."""
+    """A pattern made ready for a GPU. Its inputs may differ from row to row and from head to head; what depends on
+    their forms alone is found once."""
 
     def __init__(self, bound: Bound, device: torch.device) -> None:
         self.bound, self.device = bound, device
@@ -55,31 +55,11 @@ class Telling:
         self._ready = dict[tuple[object, ...], _Ready]()
         self._predicates = dict[tuple[torch.dtype, int], Predicate]()
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both. Work:
-        O(q tiles x kv tiles) beside the pairs of live tiles."""
-        return attended(query, key, value, self.run(query, key, value, given, scale))
-
     def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
-        """How it is attended in one call."""
+        """One call with checked inputs: output in the tensors' dtype, lse in float32. Work: O(q tiles x kv tiles), and
+        the pairs of live tiles."""
         lists, asked = self._asks(query, key, value, given)
         return Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale))
-
-    def gradients(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        given: Inputs,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of query, key and value, from what a forward pass gave."""
-        lists, asked = self._asks(query, key, value, given)
-        return gradients(lists, asked, scale, query, key, value, out, lse, grad_out, grad_lse)
 
     def _asks(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs) -> tuple[ToldLists, Asked]:
         call, kv_group = _Call(given), query.shape[1] // key.shape[1]

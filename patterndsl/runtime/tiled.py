@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from patterndsl.lower.shapes import Sparse
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime import flex, gathered
 from patterndsl.runtime.data import DeviceData, device_data
+from patterndsl.runtime.function import Recorded, without_autocast
 from patterndsl.runtime.fused import share_of_gradient
 from patterndsl.runtime.merge import Merged
 from patterndsl.runtime.views import Launch, OneLaunch, by_group, from_groups, is_everything
@@ -183,24 +184,34 @@ class FlexPass(OneLaunch):
             out, lse = self._run(leaves[0], leaves[1], leaves[2], self.training_mask, scale)
         return out.detach(), lse.detach(), (leaves, out, lse)
 
-    def alone(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Output and lse of all heads, [B, Hq, Tq, ...], by PyTorch's own derivatives, for a plan of this pass alone;
-        None where its groups are no plain views. Nothing is merged then."""
+    def alone(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Recorded | None:
+        """How a plan of this pass alone runs, whose heads are all there are; None where its groups are no plain views.
+        Nothing is merged then."""
         (launch,) = self.launches
         groups, side = launch.queries.groups, launch.queries.side
         if (groups, side) != (launch.keys.groups, launch.keys.side):
             return None
+        is_whole = is_everything(groups, side, query.shape[2]) and query.shape[2] == key.shape[2]
+        has_views = query.shape[1] == key.shape[1] and all(
+            by_group(x, groups, side) is not None for x in (query, key, value)
+        )
+        return Recorded(partial(self._alone, scale=scale, is_whole=is_whole)) if is_whole or has_views else None
+
+    def _alone(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, is_whole: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Output and lse of all heads, [B, Hq, Tq, ...]."""
         train = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         mask = self.training_mask if train else self.inference_mask
-        if is_everything(groups, side, query.shape[2]) and query.shape[2] == key.shape[2]:
-            return self._run(query, key, value, mask, scale)
-        if query.shape[1] != key.shape[1]:
-            return None
-        q, k, v = (by_group(x, groups, side) for x in (query, key, value))
-        if q is None or k is None or v is None:
-            return None
-        out, lse = self._run(q, k, v, mask, scale)
-        return from_groups(out, groups, query.shape[:2]), from_groups(lse, groups, query.shape[:2])
+        with without_autocast(query.device.type):
+            if is_whole:
+                return self._run(query, key, value, mask, scale)
+            (launch,) = self.launches
+            groups, side = launch.queries.groups, launch.queries.side
+            q, k, v = (by_group(x, groups, side) for x in (query, key, value))
+            assert q is not None and k is not None and v is not None
+            out, lse = self._run(q, k, v, mask, scale)
+            return from_groups(out, groups, query.shape[:2]), from_groups(lse, groups, query.shape[:2])
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]:
         """Copies in another order are of PyTorch's operations, which have derivatives."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from patterndsl.device.graphs import on_device
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Box, Interval, Verdict, verdict
 from patterndsl.ir.relation import NOTHING, And, Listed, Or, Random, Relation, inputs_read
-from patterndsl.learn.graphs import on_device
 from patterndsl.lower.hulls import Lists, hull_of, is_told
 from patterndsl.lower.listings import Listing
 from patterndsl.runtime.data import Inputs, facet_of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -35,6 +35,8 @@ ALL_ROWS_PAIRS = 1 << 25
 PAIRS_AT_ONCE = 1 << 22
 TIMING_SECONDS = 2.0
 MAX_REPEATS = 20
+NEIGHBOURS = 8
+"""At how many inputs beside those of a check dense attention is measured too, where it is very exact at these."""
 _PROBE = 1024
 
 
@@ -43,7 +45,13 @@ _PROBE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """Largest distance from float64: the program's, dense SDPA's in the same dtype, one rounding of the result."""
+    """Largest distance from float64: the program's, dense SDPA's in the same dtype, one rounding of the result.
+
+    dense_error: at the inputs of the check; where twice that is too little, the largest there and at neighbours, inputs
+    that differ in the last half of their digits. A gradient of few pairs errs by a few roundings, so dense attention is
+    by chance very exact at some inputs, where any other order of the same sums would fail. At neighbours its roundings
+    are others, and of the same size; a fault is larger than all of them.
+    """
 
     what: str
     error: float
@@ -54,6 +62,10 @@ class Deviation:
     def passed(self) -> bool:
         """At most twice as far as dense attention, or within one rounding of the result. Never for NaN."""
         return self.error <= max(2 * self.dense_error, self.rounding)
+
+    def beside(self, dense_error: float) -> Deviation:
+        """With what dense attention's is at a neighbour, which may overflow and then says nothing."""
+        return replace(self, dense_error=max(self.dense_error, dense_error)) if math.isfinite(dense_error) else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +98,8 @@ def check(
     """The program's output, and gradients, against the oracle: every row where pairs are few, else some.
 
     attend: other attention, which should compute what the program does, to check instead of it.
-    Work: O(rows x B x Hq x Tk x D) in float64, in memory of PAIRS_AT_ONCE scores and one head of keys and values; of
-    several terms that of all heads.
+    Work: O(rows x B x Hq x Tk x D) in float64, up to 1 + NEIGHBOURS times where something does not pass at once; in
+    memory of PAIRS_AT_ONCE scores and one head of keys and values; of several terms that of all heads.
     """
     sizes = program.sizes
     num_keys = sizes.kv_len
@@ -104,20 +116,43 @@ def check(
     attend = attend or attend_of(program, inputs)
     found = _results(attend, tensors, upstream if backward else None, rows)
     wanted = upstream if backward else None
-    if isinstance(program, CompositeProgram):
-        expected, dense, num_pairs = _dense_reference(program, tensors, inputs, wanted, rows, on_event)
-    else:
-        expected, dense, num_pairs = _reference(program, tensors, inputs, wanted, rows, on_event)
-    epsilon = torch.finfo(value.dtype).eps
+
+    def reference(tensors: Tensors) -> tuple[list[Tensor], list[Tensor], int]:
+        if isinstance(program, CompositeProgram):
+            return _dense_reference(program, tensors, inputs, wanted, rows, on_event)
+        return _reference(program, tensors, inputs, wanted, rows, on_event)
+
+    expected, dense, num_pairs = reference(tensors)
     names = ("output", *(f"{name} gradient" for name in tensors.names))
-    single = [
-        Deviation(name, _largest(mine.double() - exact), _largest(rough - exact), epsilon * _largest(exact))
-        for name, mine, exact, rough in zip(names, found, expected, dense, strict=False)
-    ]
-    alike = {name: [item for item in single if item.what == name] for name in dict.fromkeys(names)}
-    deviations = [_together(items) for items in alike.values() if items]
+    ours, theirs = (_furthest(names, results, expected) for results in (found, dense))
+    largest, epsilon = _furthest(names, expected), torch.finfo(value.dtype).eps
+    deviations = [Deviation(name, ours[name], theirs[name], epsilon * largest[name]) for name in ours]
+    generator = torch.Generator("cpu").manual_seed(seed + 2)
+    for _ in range(NEIGHBOURS):
+        if all(item.passed for item in deviations) or not all(math.isfinite(item.error) for item in deviations):
+            break
+        expected, dense, _ = reference(tensors.each(partial(_moved, generator=generator)))
+        there = _furthest(names, dense, expected)
+        deviations = [item if item.passed else item.beside(there[item.what]) for item in deviations]
     num_all = shape[0] * shape[1] * len(rows) * num_keys
     return Check(len(rows), len(rows) == sizes.q_len, tuple(deviations), num_pairs, num_all)
+
+
+def _furthest(
+    names: Sequence[str], results: Sequence[Tensor], origin: Sequence[Tensor] | None = None
+) -> dict[str, float]:
+    """The largest distance from float64, or from 0, of all results of a name: of tensors that are made together. NaN
+    where some number is."""
+    found: dict[str, list[float]] = {}
+    for at, (name, result) in enumerate(zip(names, results, strict=False)):
+        found.setdefault(name, []).append(_largest(result.double() - (0 if origin is None else origin[at])))
+    return {name: math.nan if any(map(math.isnan, sizes)) else max(sizes) for name, sizes in found.items()}
+
+
+def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A neighbour: each number with the last half of its digits changed at random, so that no rounding is the same."""
+    share = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device) - 1
+    return (x.double() * (1 + math.sqrt(torch.finfo(x.dtype).eps) * share)).to(x.dtype)
 
 
 def _largest(values: Tensor) -> float:
@@ -129,12 +164,6 @@ def keys_of_branches(program: CompositeProgram, tensors: Tensors) -> int:
     learned, own = learned_of(program.pattern, tensors.more), (tensors.key, tensors.value)
     attended = {(term.branch, term.source) for term in program.pattern.terms_at(program.layer)}
     return sum(learned.keys_of(source, own)[0].shape[2] for _, source in attended)
-
-
-def _together(alike: list[Deviation]) -> Deviation:
-    """Of tensors that are made together."""
-    errors = (max(getattr(item, name) for item in alike) for name in ("error", "dense_error", "rounding"))
-    return Deviation(alike[0].what, *errors)
 
 
 def _checked_rows(q_len: int, num_keys: int, shape: torch.Size, sample_rows: int, seed: int) -> Tensor:

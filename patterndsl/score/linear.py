@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from patterndsl.device.graphs import remembered
 from patterndsl.diagnostics import input_error
-from patterndsl.learn.graphs import remembered
 from patterndsl.score.causal import CHUNK, Summing, causal_outputs
 from patterndsl.score.features import Elementwise, elementwise
 from patterndsl.score.state import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patterndsl.diagnostics import PatternError
-from patterndsl.ir.index import NK
+from patterndsl.ir.index import HEAD, NK, Select
 from patterndsl.ir.relation import indices
 from patterndsl.sema.bind import bind
 from patterndsl.sema.model import Resolved
@@ -30,6 +30,17 @@ def fitting(resolved: Resolved, n: int, most: int = MAX_SIZE) -> int | None:
         if not 0 < n <= most:
             return None
     return None
+
+
+def listed_heads(resolved: Resolved) -> int | None:
+    """How many heads the lists have items for that are indexed by `head` itself: as many as the shortest has; None
+    where there is none."""
+    sizes = {item.name: len(item.default) for item in resolved.params if isinstance(item.default, tuple)}
+    relations = [relation for relation in (resolved.relation, resolved.fallback) if relation is not None]
+    found = (index for relation in relations for index in indices(relation) if isinstance(index, Select))
+    return min(
+        (sizes[item.items] for item in found if item.index == HEAD and isinstance(item.items, str)), default=None
+    )
 
 
 def misfit(resolved: Resolved, num_heads: int, layer: int = 0) -> PatternError | None:

@@ -71,7 +71,7 @@ def sizes_of(n: int | None, q_len: int | None, kv_len: int | None, q_start: int)
     """Sizes from what the caller gave: `n` alone for self-attention, or the lengths of both sides.
 
     N in the pattern is `n` where given, else q_start + q_len: a slice of queries sees the pattern of the whole
-    sequence. Raises PatternError (E406) where the lengths contradict each other.
+    sequence. Raises InputError (E406) where the lengths contradict each other.
     """
     n, q_len, kv_len = (
         None if given is None else counted(name, given, 0, MAX_SIZE)
@@ -79,15 +79,15 @@ def sizes_of(n: int | None, q_len: int | None, kv_len: int | None, q_start: int)
     )
     q_start = counted("q_start", q_start, 0, MAX_SIZE)
     if n is None and q_len is None:
-        raise error("E406", "no length is given", None, "give n=, or q_len= and kv_len=")
+        raise input_error("E406", "no length is given", "give n=, or q_len= and kv_len=")
     total = n if n is not None else counted("q_start + q_len", q_start + (q_len or 0), 0, MAX_SIZE)
     if q_len is None and q_start > total:
-        raise error("E406", f"q_start is {q_start}, behind a sequence of {total}", None, "lower q_start, or raise n")
+        raise input_error("E406", f"q_start is {q_start}, behind a sequence of {total}", "lower q_start, or raise n")
     q_len = total - q_start if q_len is None else q_len
     kv_len = total if kv_len is None else kv_len
     if q_start + q_len > total:
         message = f"queries {q_start} to {q_start + q_len} do not lie in a sequence of {total}"
-        raise error("E406", message, None, "lower q_start or q_len, or raise n")
+        raise input_error("E406", message, "lower q_start or q_len, or raise n")
     return Sizes(q_len, kv_len, q_start, total)
 
 

@@ -6,6 +6,7 @@ decided elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -112,8 +113,11 @@ class Caption:
     view: str
 
 
-def caption(name: str | None, text: str, bound: Bound, group: HeadGroup, layer: int | None) -> Caption:
-    """The words for one head group. name, text: of the pattern; layer: as the user gave it, if they did."""
+def caption(
+    name: str | None, text: str, bound: Bound, group: HeadGroup, layer: int | None, drawn: Sequence[str] = ()
+) -> Caption:
+    """The words for one head group. name, text: of the pattern; layer: as the user gave it, if they did; drawn: which
+    inputs are a random sample."""
     one_line = " ".join(text.split())
     title = f"{name}: {one_line}" if name else one_line
     view = [_lengths(bound.sizes)]
@@ -121,6 +125,8 @@ def caption(name: str | None, text: str, bound: Bound, group: HeadGroup, layer: 
         view.append(f"{_heads(group.heads)} of {bound.num_heads}; {len(bound.groups)} groups differ")
     if layer is not None:
         view.append(f"layer {layer}")
+    if drawn:
+        view.append(f"{', '.join(drawn)} at random")
     return Caption(title, " · ".join(view))
 
 

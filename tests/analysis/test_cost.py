@@ -10,7 +10,7 @@ import torch
 
 import patterndsl
 from patterndsl import PatternError
-from patterndsl.analysis.cost import DEVICES
+from patterndsl.lower.devices import DEVICES
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

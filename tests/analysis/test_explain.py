@@ -14,7 +14,7 @@ import torch
 import patterndsl
 from patterndsl.analysis.explain import Explanation, Way
 from patterndsl.analysis.pass_pairs import MAX_COUNTED
-from patterndsl.lower.costs import CPU, CUDA
+from patterndsl.lower.devices import CPU, CUDA
 from patterndsl.lower.fallback import MANY_GROUPS, RULES, Backend, Call, leaves, usual_backend
 
 PATTERNS = [
@@ -210,10 +210,10 @@ def test_rules(backend: str, device_type: str, call: Call, leaves_it: bool) -> N
 def test_the_runtime_follows_the_rules() -> None:
     program = patterndsl.parse("causal & recent(9)").compile(20)
     x = torch.randn(1, 1, 20, 8)
-    assert program.backend_for(x, x, x, train=False) == "planned"
-    assert program.backend_for(x, x, x[..., :4], train=False) == "gathered"
-    assert program.backend_for(x[:0], x[:0], x[:0], train=False) == "gathered"
-    assert program.backend_for(x, x, torch.full_like(x, torch.nan), train=False) == "gathered"
+    assert program.who(x, x, x) == "planned"
+    assert program.who(x, x, x[..., :4]) == "gathered"
+    assert program.who(x[:0], x[:0], x[:0]) == "gathered"
+    assert program.who(x, x, torch.full_like(x, torch.nan)) == "gathered"
 
 
 # ---- whose constants

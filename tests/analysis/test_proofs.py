@@ -363,3 +363,36 @@ def test_a_parameter_beside_an_input_on_the_diagonal() -> None:
     verdict = patterndsl.parse(text, params={"back": 1}, inputs={"x": "int[N]"}).prove("causal")
     assert isinstance(verdict, Proven)
     assert verdict.scope == "for all N and all back ≥ 0"
+
+
+LISTS = "params: {d: [1, 2]}\nattend: causal & {extra}(head < 1 & recent(4) | head >= 1 & dilated(2, d[head]))"
+
+
+@pytest.mark.parametrize(("extra", "outcome"), [("", Proven), ("q != k & ", Refuted)])
+def test_heads_are_those_that_lists_have_items_for(extra: str, outcome: type[Verdict]) -> None:
+    pattern = patterndsl.parse(LISTS.replace("{extra}", extra))
+    assert isinstance(pattern.prove("rows_nonempty"), outcome)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "params: {w: 128, g: 4, s: 64}\ninputs: {doc: 'int[N]'}\n"
+        "attend: same(doc) & (window(w) | strided(s)) | global(g)",
+        "params: {f: 64}\ndefine: {dt: abs(q // f - k // f), ds: abs(q % f - k % f)}\n"
+        "attend: dt <= 1 | ds <= f // max(1, dt)",
+        "params: {h: 8, w: 8}\ngrid: {t: N // 64, y: h, x: w}\n"
+        "attend: abs(q.y - k.y) <= 1 & abs(q.x - k.x) <= 1 & abs(q.t - k.t) <= 1 | along(t) | along(y) | along(x)",
+        "random(2, seed = 1) | transpose(random(2, seed = 1))",
+    ],
+)
+def test_what_is_symmetric_in_its_terms(text: str) -> None:
+    assert isinstance(patterndsl.parse(text).prove("symmetric"), Proven)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["window(3, 2) | strided(4)", "global(2) & k < 5", "random(2, seed = 1) | strided(4)", "abs(q - k) <= q | q < 2"],
+)
+def test_what_is_not_symmetric_in_some_term(text: str) -> None:
+    assert isinstance(patterndsl.parse(text).prove("symmetric"), Refuted)

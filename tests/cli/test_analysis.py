@@ -238,3 +238,19 @@ def test_a_claim_about_one_relation_names_the_option_that_asks_a_term(
     assert "--term near.self" in capsys.readouterr().err
     assert main(["prove", str(spec), "symmetric", "--term", "near.self"]) != 2
     assert "Refuted: symmetric" in capsys.readouterr().out
+
+
+def test_heads_are_by_default_those_that_a_list_has_items_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "heads.yaml"
+    spec.write_text("params: {d: [1, 2, 4]}\nattend: causal & dilated(8, d[head])\n")
+    assert main(["report", str(spec), "-n", "256", "--json"]) == 0
+    assert [group["heads"] for group in json.loads(capsys.readouterr().out)["groups"]] == [[0], [1], [2]]
+    assert main(["reach", str(spec), "-n", "256"]) == 0
+    assert "3 heads united" in capsys.readouterr().out
+    assert main(["show", str(spec), "-n", "64", "--json"]) == 0
+    assert [group["heads"] for group in json.loads(capsys.readouterr().out)["groups"]] == [[0], [1], [2]]
+    assert main(["explain", str(spec), "-n", "256"]) == 0
+    assert "3 heads" in capsys.readouterr().out
+    assert any("in head" in item.message for item in patterndsl.load(spec).lint())  # counted for the three

@@ -100,7 +100,7 @@ def test_inputs_and_groups_of_heads(capsys: pytest.CaptureFixture[str]) -> None:
     (pattern,) = found(capsys, *words, "--kv-heads", "1")["patterns"]
     assert pattern["backend"] == "masked"
     assert set(entries(pattern)) == {"patterndsl", "dense SDPA, causal", "FlexAttention"}
-    assert main(["bench", "causal & same(doc)", "--declare", "doc=int[N]", "-n", "40", *QUICK]) == 1
+    assert main(["bench", "causal & k.there", "--declare", "there=bool[N]", "-n", "40", *QUICK]) == 1
     assert "E501" in capsys.readouterr().err
 
 
@@ -226,3 +226,11 @@ def test_the_readme_shows_what_the_file_holds(peers: ModuleType) -> None:
     data = json.loads((peers.RESULTS / "peers_cpu.json").read_text())
     assert peers.table(data) in (ROOT / "README.md").read_text()
     assert (peers.RESULTS / "peers_cpu.svg").read_bytes() == bars.svg(chart(data))
+
+
+def test_documents_are_drawn_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "causal & same(doc)", "--declare", "doc=int[N]", "-n", "40", *QUICK]
+    assert main(words) == 0
+    assert ", doc at random\n" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["patterns"][0]["drawn"] == ["doc"]

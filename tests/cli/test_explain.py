@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patterndsl.cli import main
-from patterndsl.lower.costs import CPU
+from patterndsl.lower.devices import CPU
 from patterndsl.lower.machine import stored_path
 from patterndsl.runtime import calibrate, measure
 from patterndsl.runtime.calibrate import Setting

@@ -165,3 +165,12 @@ def test_what_cannot_run(words: list[str], code: str, capsys: pytest.CaptureFixt
 def test_backends_that_cannot_do_it_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "causal", "-n", "16", "--backend", "flex", "--backward"]) == 1
     assert "error[E505]" in capsys.readouterr().err
+
+
+def test_documents_are_drawn_where_no_option_gives_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "packed.yaml"
+    spec.write_text("inputs: {doc: 'int[N]'}\nattend: causal & same(doc)")
+    assert main(["run", str(spec), "-n", "64", "--heads", "1"]) == 0
+    assert "with doc at random, in runs like packed documents" in capsys.readouterr().out
+    assert main(["run", str(spec), "-n", "64", "--heads", "1", "--json", "--input-values", "doc=0*64"]) == 0
+    assert json.loads(capsys.readouterr().out)["drawn"] == []

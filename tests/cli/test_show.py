@@ -112,7 +112,6 @@ def test_input_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("values", "code", "said"),
     [
-        ([], 1, "E501]: input `doc` is missing"),
         (["dog=1*5"], 1, "did you mean `doc`?"),
         (["doc=0*4"], 1, "E502]: input `doc` has 4 values"),
         (["doc=a,b"], 2, "`a` is no value"),
@@ -191,3 +190,35 @@ def test_sizes(sizes: list[str], said: str, capsys: pytest.CaptureFixture[str]) 
 def test_sizes_that_cannot_be(sizes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "causal", *sizes]) == 1
     assert "error[E406]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("inputs: {doc: 'int[N]'}\nattend: causal & same(doc)", "doc"),
+        ("labels: {b: lsh(buckets = 4)}\nattend: causal & chunks(b, 8, 1)", "b"),
+        (
+            "select: {top: 'topk(2, of = blocks(8), per = blocks(8), among = k < q, always = k == q)'}\n"
+            "attend: causal & top",
+            "top",
+        ),
+    ],
+)
+def test_what_nobody_gives_is_drawn_where_the_spec_tells_how(
+    text: str, drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "drawn.yaml"
+    spec.write_text(text)
+    assert main(["show", str(spec), "-n", "64"]) == 0
+    first = capsys.readouterr().out
+    assert f"{drawn} at random" in first
+    assert main(["show", str(spec), "-n", "64"]) == 0
+    assert capsys.readouterr().out == first  # the same sample each time
+    assert main(["show", str(spec), "-n", "64", "-o", str(tmp_path / "x.png")]) == 0
+
+
+def test_a_mask_of_the_caller_is_not_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "pad.yaml"
+    spec.write_text("inputs: {there: 'bool[Nk]'}\nattend: window(8) & k.there")
+    assert main(["show", str(spec), "-n", "64"]) == 1
+    assert "--input-values there=0*32,1*32" in capsys.readouterr().err

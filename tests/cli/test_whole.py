@@ -73,13 +73,8 @@ each = pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 
 @each
 def test_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The largest error of so few numbers is by chance more than twice that of others, and on another CPU not: three
-    times in a row it is not by chance."""
-    words = [*spec(path), *inputs(path), *map(str, SIZES), "--backward", "--json", "--seed"]
-    for seed in ("0", "1", "2"):
-        code, text = main(["run", *words, seed]), capsys.readouterr().out
-        if code == 0:
-            break
+    words = [*spec(path), *inputs(path), *map(str, SIZES), "--backward", "--json"]
+    code, text = main(["run", *words]), capsys.readouterr().out
     assert code == 0, text
     found = json.loads(text)
     check = found["check"]

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,14 +9,12 @@ from torch.nn.functional import normalize
 
 from patterndsl.learn import unit as module
 from patterndsl.learn.unit import unit
+from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles, runs
 
 pytest.importorskip("triton")
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
 on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 
@@ -106,15 +99,6 @@ def test_kernels_compile(dtype: torch.dtype, dim: int) -> None:
     assert found.compiled == ["unit_kernel", "unit_gradient_kernel"]
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)

@@ -14,7 +14,7 @@ import pytest
 from patterndsl.diagnostics import PatternError
 from patterndsl.lower import machine as machines
 from patterndsl.lower.blocks import CANDIDATES, Length, Tuned, Use
-from patterndsl.lower.costs import CPU, CUDA
+from patterndsl.lower.devices import CPU, CUDA
 from patterndsl.lower.machine import (
     FORMAT,
     Calibration,

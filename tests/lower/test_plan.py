@@ -11,7 +11,7 @@ from hypothesis import assume, given
 
 import patterndsl
 from patterndsl.ir.meaning import Point, member
-from patterndsl.lower.costs import CPU, CUDA, Machine
+from patterndsl.lower.devices import CPU, CUDA, Machine
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Option, Pass, Plan, plan
 from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle

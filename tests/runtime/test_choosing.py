@@ -7,12 +7,8 @@ Integers whose products and sums float32 holds leave nothing to rounding: then l
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,14 +29,11 @@ pytest.importorskip("triton")
 from patterndsl.runtime.kernels import choosing
 from patterndsl.runtime.kernels.choosing_kernels import choose_kernel
 from patterndsl.runtime.kernels.source import function_of
+from tests.interpreting import HAS_CUDA, assert_passes_in_the_interpreter, compiles, runs
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 
-runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
 on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
-compiles = pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="kernels run here")
 
 
 @pytest.fixture(autouse=True)
@@ -434,13 +427,4 @@ def test_two_predicates_of_a_kernel_are_two_functions() -> None:
 
 @compiles
 def test_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)

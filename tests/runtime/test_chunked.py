@@ -50,7 +50,7 @@ def test_they_are_the_oracles(
     pattern = patterndsl.parse(SPECS[name])
     tensors = [torch.randn(2, heads, n, 8, dtype=dtype) for heads in (4, kv_heads, kv_heads)]
     program, oracle = (pattern.compile(n, heads=4, backend=backend) for backend in ("auto", "oracle"))
-    assert program.in_chunks(*tensors) is not None
+    assert program.who(*tensors) == "chunked"
     labels = program.labels(tensors[1])
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for found, truth in zip(results(program, tensors, labels), results(oracle, tensors, labels), strict=True):
@@ -62,7 +62,7 @@ def test_half_precision_is_rounded_once() -> None:
     pattern = patterndsl.parse(SPECS["rounds, itself last"])
     tensors = [torch.randn(1, 2, 300, 8, dtype=torch.bfloat16) for _ in range(3)]
     program = pattern.compile(300, heads=2)
-    assert program.in_chunks(*tensors) is not None
+    assert program.who(*tensors) == "chunked"
     labels = program.labels(tensors[1])
     found, truth = (program(*(x.to(t) for x in tensors), inputs=labels) for t in (torch.bfloat16, torch.float32))
     torch.testing.assert_close(found, truth.to(torch.bfloat16), rtol=0, atol=0)
@@ -75,9 +75,9 @@ def test_what_is_not_finite_is_left_to_others() -> None:
     tensors = [torch.randn(1, 1, 300, 8) for _ in range(3)]
     program, oracle = (pattern.compile(300, backend=backend) for backend in ("auto", "oracle"))
     labels = program.labels(tensors[1])
-    assert program.in_chunks(*tensors) is not None
+    assert program.who(*tensors) == "chunked"
     tensors[2][0, 0, 40] = torch.nan
-    assert program.in_chunks(*tensors) is None
+    assert program.who(*tensors) == "gathered"
     found, truth = (each(*tensors, inputs=labels) for each in (program, oracle))
     torch.testing.assert_close(found, truth, equal_nan=True)
 

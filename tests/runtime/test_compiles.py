@@ -25,7 +25,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks at the device is told that there are kernels for it. Numbers are those of memory that nobody wrote."""
     from patterndsl.lower import hulls
     from patterndsl.runtime import chosen, program, telling
-    from patterndsl.runtime.kernels import launch, steps, told_lists
+    from patterndsl.runtime.kernels import launch, told_lists
 
     for module in (program, chosen):
         monkeypatch.setattr(module, "has_kernels", lambda _: True)
@@ -33,8 +33,6 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "is_interpreted", lambda: True)
     monkeypatch.setattr(telling, "has_list_kernels", lambda _: True)
     monkeypatch.setattr(told_lists, "SHORTEST", 1)  # so that lists are cut
-    monkeypatch.setattr(steps, "MERGED_BYTES", 8 << 10)  # so that there may be too much
-    monkeypatch.setattr(steps, "can_start_early", lambda _: True)
 
 
 def leaves(n: int, heads: int, kv_heads: int, dim: int, value_dim: int, dtype: torch.dtype) -> list[Tensor]:
@@ -71,20 +69,28 @@ def told(dtype: torch.dtype) -> None:
 
 
 def decoded(dtype: torch.dtype) -> None:
-    """In several tiles and one, of several pages and one; many query heads of a key head leave much to merge."""
+    """In several tiles and one, of several pages and one; of many splits, programs merge some channels each."""
     sinks, stride = "recent(300) | causal & first(4)", "causal & (recent(9) | strided(64))"
-    for text, length, heads, page in (
-        (sinks, 700, 4, 64),
-        (sinks, 700, 4, 16),
-        (stride, 150, 4, 64),
-        (sinks, 700, 64, 64),
+    for text, length, page, value_dim in (
+        (sinks, 700, 64, 32),
+        (sinks, 700, 16, 32),
+        (stride, 150, 64, 32),
+        ("recent(4096) | causal & first(4)", 5000, 64, 128),
     ):
-        tensors = [x.detach() for x in leaves(length, heads, 2, 64, 32, dtype)]
+        query, key, value = (x.detach() for x in leaves(length, 4, 2, 64, value_dim, dtype))
         cache = patterndsl.Cache(
-            text, batch=1, heads=heads, kv_heads=2, head_dim=64, value_dim=32, page=page, dtype=dtype, backend="triton"
+            text,
+            batch=1,
+            heads=4,
+            kv_heads=2,
+            head_dim=64,
+            value_dim=value_dim,
+            page=page,
+            dtype=dtype,
+            backend="triton",
         )
-        cache.append(*tensors[1:])
-        cache.attend(tensors[0][:, :, -1:])
+        cache.append(key, value)
+        cache.attend(query[:, :, -1:])
 
 
 def drawn(dtype: torch.dtype) -> None:

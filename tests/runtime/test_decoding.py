@@ -5,12 +5,8 @@ Kernels run in Triton's interpreter in a process of its own, as in `test_triton`
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +18,9 @@ from torch import Tensor
 import patterndsl
 from patterndsl import Cache, Pattern, PatternError
 from patterndsl.syntax.tree import Logic
+from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles
 from tests.strategies import Case, cases, many
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 USES_KERNELS = HAS_CUDA or IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 BACKEND = "triton" if USES_KERNELS else "gathered"
@@ -187,34 +182,40 @@ def test_shapes(heads: int, kv_heads: int, dim: int, value_dim: int) -> None:
 @on_device
 @pytest.mark.parametrize("text", ["causal & (recent(37) | first(3))", "causal & (recent(9) | strided(5))"])
 @pytest.mark.parametrize(
-    ("page", "tile_bytes", "programs", "merged_bytes"),
-    [(16, 1, 528, 1 << 20), (16, 1, 528, 0), (64, 1, 4, 1 << 20), (16, 1 << 20, 528, 1 << 20)],
-    ids=["tiles are pages, merged by the last", "by a second kernel", "several tiles in a page", "pages in a tile"],
+    ("page", "tile_bytes", "programs", "merged"),
+    [(16, 1, 528, 128), (16, 1, 12, 128), (16, 1, 528, 2), (64, 1, 4, 128), (16, 1 << 20, 528, 128)],
+    ids=["a tile in a split", "splits of one and two", "merged in turns", "several tiles in a page", "pages in a tile"],
 )
 def test_splits_are_merged(
-    text: str, page: int, tile_bytes: int, programs: int, merged_bytes: int, monkeypatch: pytest.MonkeyPatch
+    text: str, page: int, tile_bytes: int, programs: int, merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However pages, tiles and splits lie; counters are zero again, and bits are the same."""
-    from patterndsl.runtime.kernels import steps, tickets
+    """However pages, tiles and splits lie, and the same bits again."""
+    from patterndsl.runtime.kernels import steps
 
     monkeypatch.setattr(steps, "PROGRAMS", programs)
     monkeypatch.setattr(steps, "TILE_BYTES", tile_bytes)
-    monkeypatch.setattr(steps, "MERGED_BYTES", merged_bytes)
-    monkeypatch.setattr(steps, "MERGED_AT_ONCE", 64)  # two splits of two query heads
-    taken = list[Tensor]()
-
-    def counters(device: torch.device, count: int) -> Tensor:
-        taken.append(tickets.tickets(device, count))
-        return taken[-1]
-
-    monkeypatch.setattr(steps, "tickets", counters)
+    monkeypatch.setattr(steps, "MERGED_SPLITS", merged)
+    monkeypatch.setattr(steps, "MERGED_NUMBERS", 32)  # of the 16 channels at least that a row is padded to
     tensors = random_tensors(DTYPES[0])
     cache = assert_decodes(patterndsl.parse(text), tensors, [[50, 3], [2, 1]], page=page)
     query = tensors[0][:, :, :1]
     first, again = (cache.attend(query, return_lse=True) for _ in range(2))
     assert all(torch.equal(*both) for both in zip(first, again, strict=True))
-    assert bool(taken) == (programs > 4 and tile_bytes == 1 and merged_bytes > 0)
-    assert not any(x.any() for x in taken)
+
+
+@pytest.mark.parametrize("heads", [1, 8, 16, 48, 64, 128, 256, 529])
+@pytest.mark.parametrize("num_places", [0, 1, 16, 4096, 4160, 1 << 20])
+def test_a_step_is_cut_into_equal_splits(num_places: int, heads: int) -> None:
+    """So many programs as run at a time, none with more than a tile more than another, and each place in one."""
+    pytest.importorskip("triton")
+    from patterndsl.runtime.kernels import steps
+
+    tile, num_tiles = 64, -(-num_places // 64)
+    splits, span, shorter = steps.cut(num_places, tile, heads)
+    assert splits * heads <= max(steps.PROGRAMS, heads)
+    assert (splits + 1) * heads > steps.PROGRAMS or splits == max(1, num_tiles)
+    assert 0 < shorter <= splits
+    assert splits * span + (splits - shorter) * tile == num_tiles * tile
 
 
 @on_device
@@ -239,32 +240,6 @@ def test_draws_and_lengths() -> None:
     """The pattern depends on N, which is given."""
     pattern = patterndsl.parse("causal & (random(5, seed = head) | recent(isqrt(N)))")
     assert_decodes(pattern, random_tensors(DTYPES[0]), [[30, 3], [1, 1], [1, 7]], n=N)
-
-
-@pytest.mark.skipif(not HAS_CUDA, reason="there are no graphs and streams")
-@pytest.mark.cuda
-def test_calls_in_flight_do_not_share_counters() -> None:
-    """Two graphs, a stream and the default one, beside each other, give the bits that one alone gives."""
-    query, key, value = random_tensors(torch.bfloat16, n=4000, dim=64, value_dim=64)
-    cache = Cache("recent(4000)", batch=2, heads=4, kv_heads=2, head_dim=64, dtype=query.dtype, device=DEVICE)
-    cache.append(key, value)
-    newest = query[:, :, -1:].contiguous()
-    alone = cache.attend(newest)
-    graphs, found = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
-    for graph in graphs:
-        with torch.cuda.graph(graph):
-            found.append(cache.attend(newest))
-    streams = [torch.cuda.Stream() for _ in range(3)]
-    torch.cuda.synchronize()
-    for _ in range(100):
-        for graph, stream in zip(graphs, streams, strict=False):
-            with torch.cuda.stream(stream):
-                graph.replay()
-        with torch.cuda.stream(streams[2]):
-            beside = cache.attend(newest)
-        here = cache.attend(newest)
-        torch.cuda.synchronize()
-        assert all(torch.equal(alone, out) for out in (*found, beside, here))
 
 
 @on_device
@@ -375,16 +350,7 @@ def test_every_scale(scale: float) -> None:
     assert_decodes(pattern, random_tensors(DTYPES[-1]), [[N, 3]], scale=scale)
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)

@@ -13,7 +13,7 @@ from torch import Tensor
 import patterndsl
 from patterndsl.lower import plan as lower_plan
 from patterndsl.lower import shapes
-from patterndsl.lower.costs import CPU, CUDA
+from patterndsl.lower.devices import CPU, CUDA
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Masked, Sparse
 from patterndsl.lower.stored import Arrays, read_option, written_option

@@ -56,6 +56,17 @@ def twice(f: Loss, x: Tensor) -> None:
     torch.autograd.grad(f(x), x, create_graph=True)[0].sum().backward()
 
 
+@pytest.mark.parametrize("backend", ["auto", "planned"])
+@pytest.mark.parametrize("mapped", range(3), ids=["query", "key", "value"])
+def test_one_mapped_tensor_is_enough_to_refuse(mapped: int, backend: str) -> None:
+    program = patterndsl.parse("causal & recent(8)").compile(32, heads=2, backend=backend)
+    plain = torch.randn(1, 2, 32, 8)
+    tensors = [plain.expand(3, -1, -1, -1, -1) if at == mapped else plain for at in range(3)]
+    dims = tuple(0 if at == mapped else None for at in range(3))
+    with pytest.raises(InputError, match=r"(?s)E505.*torch\.vmap.*= help"):
+        torch.func.vmap(program, in_dims=dims)(*tensors)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("said", "call"), ABSENT.values(), ids=ABSENT)
 def test_what_is_absent_is_said(said: str, call: Callable[[Loss], object], backend: str) -> None:

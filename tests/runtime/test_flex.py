@@ -53,3 +53,21 @@ def run(**kinds: object) -> None:
 def test_refuses_what_it_cannot_do_on_the_cpu(kinds: dict[str, object]) -> None:
     with pytest.raises(InputError, match="E505"):
         run(**kinds)
+
+
+def test_a_batch_without_rows_has_no_block_mask() -> None:
+    pattern = patterndsl.parse("inputs: {doc: 'int[N]'}\nattend: causal & same(doc)")
+    program, inputs = pattern.compile(32, backend="flex"), {"doc": torch.zeros(0, 32, dtype=torch.int64)}
+    empty = torch.zeros(0, 1, 32, 8)
+    with pytest.raises(InputError, match="E505"):
+        program.block_mask(16, inputs)
+    with pytest.raises(InputError, match="E505"):
+        program(empty, empty, empty, inputs=inputs)
+
+
+@pytest.mark.slow
+def test_parameters_without_gradients_run_on_the_cpu() -> None:
+    pattern, query = patterndsl.parse("causal & recent(4)"), torch.nn.Parameter(torch.randn(1, 1, 33, 8))
+    with torch.no_grad():
+        out = pattern.compile(33, backend="flex")(query, query, query)
+        torch.testing.assert_close(out, pattern.compile(33, backend="oracle")(query, query, query))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import patterndsl
+from patterndsl.device import graphs
 from patterndsl.functional import MAX_PROGRAMS, cache_clear
-from patterndsl.learn import graphs
 from patterndsl.learn.lsh import lsh_labels
 from patterndsl.nn import Attention
 from patterndsl.runtime.measure import captured

@@ -104,7 +104,7 @@ def test_what_is_launched_is_what_triton_launches() -> None:
 
 
 def test_forms_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patterndsl.learn.launcher.MOST", 3)
+    monkeypatch.setattr("patterndsl.device.launcher.MOST", 3)
     with recording():
         for length in range(2, 9):
             query, key, value, out, lse = tensors(length=length)

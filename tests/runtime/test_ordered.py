@@ -5,12 +5,8 @@ The interpreter must be chosen before Triton is imported, so one test runs this 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,16 +31,14 @@ from patterndsl.runtime.kernels.predicate import predicate_of
 from patterndsl.runtime.kernels.sorting import order_by_label
 from patterndsl.runtime.ordered import Ordered, order_of
 from patterndsl.sema.parameters import Sizes
+from tests.interpreting import HAS_CUDA, assert_passes_in_the_interpreter, compiles, runs
 
 pytest.importorskip("triton")
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 TOLERANCE = 2e-5
 """Of the largest number: float32, and sums in another order."""
 
-runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
 on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 
@@ -233,7 +227,7 @@ def test_programs(text: str, rounds: int) -> None:
     inputs = inputs_of(pattern, n, outer)
     program = pattern.compile(n, heads=heads, device=DEVICE)
     if "first(3)" not in text:  # a fallback of its own is another program
-        ordered = program.on_kernels(*tensors)
+        ordered = program.ready.by_inputs
         assert isinstance(ordered, Ordered)
         assert len(ordered.ready) >= rounds
     truth = everything(pattern.compile(n, heads=heads, device=DEVICE, backend="oracle"), tensors, inputs)
@@ -293,7 +287,7 @@ def test_hashing() -> None:
     pattern = patterndsl.parse(f"{text}attend: causal & chunks(b, 16, 1) & q != k")
     tensors = [torch.randn(1, heads, 41, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1)]
     program = pattern.compile(41, heads=2, device=DEVICE)
-    ordered = program.on_kernels(*tensors)
+    ordered = program.ready.by_inputs
     assert isinstance(ordered, Ordered)
     assert ordered.labels == {"b#0": 6, "b#1": 6}
     out, labels = program(*tensors, return_labels=True)
@@ -350,15 +344,6 @@ def test_orders_by_counting_are_those_of_the_plain_twin(
 # ---- all of it in the interpreter
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)

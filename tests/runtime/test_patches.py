@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import patterndsl
 from patterndsl.ir.relation import Random, Relation, children
-from patterndsl.lower.costs import CPU, CUDA, Machine
+from patterndsl.lower.devices import CPU, CUDA, Machine
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.order import Order, Patches
 from patterndsl.lower.plan import Option, pass_of, plan

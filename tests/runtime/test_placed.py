@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 import patterndsl
-from patterndsl.lower.costs import CUDA
+from patterndsl.lower.devices import CUDA
 from patterndsl.lower.hulls import hulls
 from patterndsl.runtime import flex, oracle
 from patterndsl.runtime.data import checked_inputs

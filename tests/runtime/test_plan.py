@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import patterndsl
 from patterndsl import PatternError
@@ -38,8 +40,8 @@ def planning_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("planned again")
 
-    for place in ("make_plan", "gather_tiles", "find_tiles"):
-        monkeypatch.setattr(f"patterndsl.runtime.program.{place}", forbidden)
+    for place in ("ready.make_plan", "tilings.gather_tiles", "tilings.find_tiles"):
+        monkeypatch.setattr(f"patterndsl.runtime.{place}", forbidden)
 
 
 def results(of: patterndsl.Program) -> list[torch.Tensor]:
@@ -202,3 +204,16 @@ def test_an_unwritable_folder_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(PatternError, match="E602"):
         program().save(tmp_path / "none" / "plan.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype"])
+def test_a_tensor_of_another_shape_or_dtype_is_damage(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.safetensors"
+    patterndsl.parse("causal & recent(8)").compile(64).save(path)
+    tensors = load_file(path)
+    assert tensors
+    changed = {name: array[None] if change == "shape" else array.view("int8") for name, array in tensors.items()}
+    with safe_open(path, "np") as file:
+        save_file(changed, path, file.metadata())
+    with pytest.raises(PatternError, match="E603"):
+        patterndsl.load_program(path)

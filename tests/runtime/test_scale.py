@@ -15,7 +15,6 @@ PATTERNS = {
     "documents": "inputs: {doc: 'int[N]'}\nattend: causal & same(doc)",
     "buckets": "labels: {b: given}\nattend: causal & (same(b) | recent(2))",
     "chosen": "select: {top: 'topk(2, of = blocks(8), per = blocks(8))'}\nattend: causal & (top | recent(2))",
-    "biased": "attend: causal\nbias: -(q - k) * 0.1",
 }
 SCALES = [0.0, -0.5, 1e-42, 1e-300]
 """Kernels mask before they scale: -inf x 0 is NaN, and x a number below 0 is inf. Some are 0 in float32."""
@@ -38,6 +37,20 @@ def test_is_the_oracles(text: str, scale: float) -> None:
         expected = found(text, "oracle", scale, torch.float64)
         for ours, exact in zip(found(text, "auto", scale, dtype), expected, strict=True):
             torch.testing.assert_close(ours.double(), exact, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_beside_a_bias(scale: float) -> None:
+    """Which is added to the scores and not scaled."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, N, 8)
+    at = torch.arange(N)
+    past = at[:, None] - at
+    scores = query.double() @ key.double().mT * scale - 0.1 * past
+    expected = scores.masked_fill(past < 0, -torch.inf).softmax(-1) @ value.double()
+    pattern = patterndsl.parse("attend: causal\nbias: -(q - k) * 0.1")
+    out = patterndsl.attention(query, key, value, pattern, scale=scale)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])

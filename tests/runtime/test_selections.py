@@ -15,7 +15,7 @@ from torch import Tensor
 import patterndsl
 from patterndsl.diagnostics import InputError
 from patterndsl.learn.index import Index
-from patterndsl.lower.costs import CUDA
+from patterndsl.lower.devices import CUDA
 from patterndsl.lower.hulls import hulls
 from patterndsl.nn import Attention
 from patterndsl.runtime import strips

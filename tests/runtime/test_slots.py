@@ -5,12 +5,8 @@ The interpreter must be chosen before Triton is imported, so one test runs this 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,16 +21,14 @@ from patterndsl.runtime import program as program_module
 from patterndsl.runtime.kernels import work
 from patterndsl.runtime.slotted import Slotted
 from patterndsl.sema.parameters import Sizes
+from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles, runs
 
 pytest.importorskip("triton")
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 TOLERANCE = 2e-5
 """Of the largest number: float32, and sums in another order."""
 
-runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
 on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 
@@ -221,7 +215,7 @@ def test_programs(text: str, call: Call) -> None:
     torch.manual_seed(0)
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
     program = compiled(pattern, call)
-    assert isinstance(program.on_kernels(*tensors), Slotted)
+    assert program.who(*tensors) == "slotted"
     inputs = inputs_of(program, call)
     truth = everything(compiled(pattern, call, "oracle"), tensors, inputs)
     assert_close(everything(program, tensors, inputs), truth)
@@ -290,7 +284,7 @@ def test_random_lists(
     text = f"{label}{DOC}select: {{listed: '{listed}'}}\nmerge: {merge}\n{fallback}attend: {union}"
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
     program = compiled(pattern, call)
-    is_slotted = isinstance(program.on_kernels(*tensors), Slotted)
+    is_slotted = program.who(*tensors) == "slotted"
     assert is_slotted or (merge == "mean" and block)
     inputs = inputs_of(program, call)
     truth = everything(compiled(pattern, call, "oracle"), tensors, inputs)
@@ -312,7 +306,7 @@ def test_long_lists_are_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
     program = compiled(pattern, call)
     inputs = inputs_of(program, call)
-    slotted = program.on_kernels(*tensors)
+    slotted = program.ready.by_inputs
     assert isinstance(slotted, Slotted)
     query, key, value = tensors
     (item,) = slotted.passes(query, key, value, program.given(query, key, value, inputs))
@@ -422,10 +416,8 @@ def test_who_has_slots(monkeypatch: pytest.MonkeyPatch, text: str, is_slotted: b
     monkeypatch.setattr(program_module, "has_kernels", lambda _: True)
     pattern = patterndsl.parse(text)
     program = pattern.compile(64, heads=2)
-    found = program.on_kernels(*(torch.zeros(1, 2, 64, 16) for _ in range(3)))
-    assert isinstance(found, Slotted) == is_slotted
-    if "fallback" not in text:  # which is another program
-        assert ("with a slot for" in pattern.explain(64, heads=2, device="h100").runs) == is_slotted
+    assert (program.who(*(torch.zeros(1, 2, 64, 16) for _ in range(3))) == "slotted") == is_slotted
+    assert ("with a slot for" in pattern.explain(64, heads=2, device="h100").runs) == is_slotted
 
 
 # ---- who stands where
@@ -507,15 +499,6 @@ def test_each_block_that_is_listed_has_a_slot(
 # ---- all of it in the interpreter
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)

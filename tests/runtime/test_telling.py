@@ -5,11 +5,7 @@ The interpreter must be chosen before Triton is imported, so one test runs this 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -31,18 +27,16 @@ from patterndsl.runtime.kernels.work import Work
 from patterndsl.runtime.telling import Telling, _Call
 from patterndsl.runtime.told import most_live, states
 from patterndsl.sema.bind import Bound
+from tests.interpreting import HAS_CUDA, assert_passes_in_the_interpreter, compiles, runs
 from tests.strategies import Case, cases, many
 
 pytest.importorskip("triton")
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 N, HEADS = 70, 2
 TOLERANCE = 2e-5
 """Of the largest number: float32, and sums in another order."""
 
-runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
 on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 DOC = 'inputs: {doc: "int[N]"}\n'
@@ -306,7 +300,7 @@ def test_programs(text: str) -> None:
     inputs = inputs_of(program.bound, *outer)
     torch.manual_seed(0)
     tensors = [torch.randn(batch, heads, N, 16, device=DEVICE, requires_grad=True) for heads in (HEADS, 1, 1)]
-    assert isinstance(program.on_kernels(*tensors), Telling)
+    assert program.who(*tensors) == "told"
     found = everything(program, tensors, inputs)
     truth = everything(pattern.compile(N, heads=HEADS, device=DEVICE, backend="oracle"), tensors, inputs)
     for mine, true in zip(found, truth, strict=True):
@@ -360,25 +354,6 @@ def test_more_tiles_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- all of it in the interpreter
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "kernels or programs or selected",
-            __file__,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__, "kernels or programs or selected")

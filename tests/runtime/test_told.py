@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 import patterndsl
 from patterndsl.ir.relation import NOTHING
-from patterndsl.lower.costs import CUDA
+from patterndsl.lower.devices import CUDA
 from patterndsl.lower.hulls import hulls
 from patterndsl.runtime import told
 

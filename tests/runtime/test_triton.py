@@ -6,12 +6,8 @@ is slow and of float32 alone: sizes are small there, and of a few ragged tiles o
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +18,7 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Pattern
-from patterndsl.lower.costs import CUDA
+from patterndsl.lower.devices import CUDA
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, passes_of
 from patterndsl.lower.plan import plan as make_plan
@@ -31,18 +27,16 @@ from patterndsl.runtime import ops
 from patterndsl.runtime.kernels.predicate import predicate_of
 from patterndsl.runtime.kernels.shapes import usual_shapes
 from patterndsl.runtime.planned import Planned
+from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles, runs
 from tests.strategies import Case, cases, many
 
 triton = pytest.importorskip("triton")
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_CUDA = torch.cuda.is_available() and not IS_INTERPRETED
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 DTYPES = [torch.float32, *([torch.bfloat16, torch.float16] if HAS_CUDA else [])]
 N = 1000 if HAS_CUDA else 45
 """No multiple of any tile."""
 
-runs = pytest.mark.skipif(not HAS_CUDA and not IS_INTERPRETED, reason="needs a CUDA device, or the interpreter")
 on_cuda = pytest.mark.cuda if HAS_CUDA else pytest.mark.filterwarnings("default")
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -202,7 +196,7 @@ def test_long_lists_are_cut() -> None:
     tensors = [torch.randn(1, 1, length, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     pattern = patterndsl.parse("q < 3 | k == 1 & q < N - 40")
     program = pattern.compile(length, device=DEVICE, backend="triton")
-    work = program.kernels.lists(1, {}).rows(usual_shapes(torch.float32, 16).forward)
+    work = program.ready.kernels.lists(1, {}).rows(usual_shapes(torch.float32, 16).forward)
     assert work.num_joints == 1
     assert work.num_slots == 3
     assert_close(everything(pattern, "triton", tensors), everything(pattern, "oracle", tensors), torch.float32)
@@ -407,15 +401,6 @@ def test_random_patterns(case: Case, kv_group: int) -> None:
 # ---- all of it in the interpreter
 
 
-@pytest.mark.skipif(HAS_CUDA or IS_INTERPRETED, reason="there is something to run on")
+@compiles
 def test_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    assert_passes_in_the_interpreter(__file__)

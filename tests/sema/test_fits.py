@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import patterndsl
-from patterndsl.sema.fits import fitting, misfit
+from patterndsl.sema.fits import fitting, listed_heads, misfit
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,18 @@ def test_a_length_that_fits_a_grid() -> None:
     resolved = patterndsl.parse("grid: {row: N // 64, col: 64}\nattend: q.row == k.row").resolved
     assert (fitting(resolved, 4096), fitting(resolved, 4100), fitting(resolved, 4100, 4000)) == (4096, 4096, None)
     assert fitting(patterndsl.parse("grid: {row: 7, col: 9}\nattend: q.row == k.row").resolved, 4096) == 63
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("params: {w: [1, 2, 4, 8]}\nattend: causal & recent(w[head])", 4),
+        ("params: {w: [1, 2, 4, 8], d: [1, 2]}\nattend: causal & dilated(w[head], d[head])", 2),
+        ("params: {w: [1, 2, 4, 8]}\nattend: causal\nfallback: recent(w[head])", 4),
+        ("params: {w: [1, 2]}\nattend: causal & recent(w[head % 2])", None),
+        ("params: {w: [1, 2]}\nattend: causal & recent(w[layer])", None),
+        ("causal", None),
+    ],
+)
+def test_how_many_heads_lists_have_items_for(text: str, heads: int | None) -> None:
+    assert listed_heads(patterndsl.parse(text).resolved) == heads

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,3 +317,25 @@ def test_a_source_may_be_called_as_what_modules_have(name: str) -> None:
     torch.testing.assert_close(layer.train()(x), layer.eval()(x))
     assert not any(module.training for module in layer.modules())
     assert any(key.startswith(f"sources.{name}.") for key in layer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "is_taken"),
+    [
+        ("alibi", "gathered", True),
+        ("alibi", "oracle", False),
+        ("performer", "gathered", False),
+        ("window-and-sums", "oracle", True),
+    ],
+)
+def test_a_backend_that_no_term_runs_by_is_refused(name: str, backend: str, is_taken: bool) -> None:
+    pattern = patterndsl.load(Path(__file__).parents[2] / "examples" / "sources" / f"{name}.yaml")
+    for call in (
+        lambda: pattern.compile(64, heads=2, backend=backend),
+        lambda: Attention(pattern, 16, 2, backend=backend)(torch.randn(1, 64, 16)),
+    ):
+        if is_taken:
+            call()
+            continue
+        with pytest.raises(patterndsl.InputError, match=f"the {backend} backend does not take"):
+            call()

@@ -16,7 +16,7 @@ from torch import Tensor
 from patterndsl.diagnostics import input_error
 from patterndsl.ir.relation import Random
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.function import Run, attended
+from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import Found, WorkLists
@@ -43,43 +43,16 @@ def check_can_run(device: torch.device) -> None:
 
 
 class Kernels:
-    """A pattern made ready for generated kernels; call it with tensors and checked inputs.
-
-    The relation may read inputs that differ from row to row and from head to head.
-    """
+    """A pattern made ready for generated kernels. Its inputs may differ from row to row and from head to head."""
 
     def __init__(self, bound: Bound, device: torch.device, find: FindTiles) -> None:
         self.bound, self.device, self.find = bound, device, find
         self._static = dict[int, WorkLists]()
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Tensor], scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Output [B, Hq, Tq, Dv] in the inputs' dtype and lse [B, Hq, Tq] in float32; differentiable in both."""
-        lists = self.lists(query.shape[1] // key.shape[1], given)
-        asked = self._asked(given)
-        return attended(
-            query,
-            key,
-            value,
-            Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale)),
-        )
-
-    def gradients(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        given: dict[str, Tensor],
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of query, key and value, from what a forward pass gave."""
-        lists = self.lists(query.shape[1] // key.shape[1], given)
-        return gradients(lists, self._asked(given), scale, query, key, value, out, lse, grad_out, grad_lse)
+    def run(self, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Tensor], scale: float) -> Run:
+        """One call with checked inputs: output in the tensors' dtype, lse in float32."""
+        lists, asked = self.lists(query.shape[1] // key.shape[1], given), self._asked(given)
+        return Run("triton", partial(forward, lists, asked, scale), partial(gradients, lists, asked, scale))
 
     def lists(self, kv_group: int, given: dict[str, Tensor]) -> WorkLists:
         """The work over the tiles of these inputs."""

@@ -12,10 +12,10 @@ import torch
 import triton
 from torch import Tensor
 
+from patterndsl.device.graphs import remembered
+from patterndsl.device.launcher import Launcher
 from patterndsl.ir.relation import Relation
 from patterndsl.learn import topk
-from patterndsl.learn.graphs import remembered
-from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.choosing_kernels import choose_kernel, pick_kernel, pool_kernel
 from patterndsl.runtime.kernels.launch import strides_of

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.learn.lsh import directions_of, factors_of, lsh_labels
 from patterndsl.runtime.kernels.hash_kernels import draw_kernel, hash_kernel
 from patterndsl.runtime.kernels.launch import strides_of

@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 
 # the first names are those of later versions
 copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -63,11 +63,30 @@ def ring_slot(count, size: gl.constexpr):
 
 
 @gluon.jit
+def made_barriers(ahead: gl.constexpr, ring: gl.constexpr, consumers: gl.constexpr):
+    """Of tiles that are owned, full and empty, and of those that are shared."""
+    barriers = (
+        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
+    )
+    for slot in gl.static_range(ahead):
+        mbarrier.init(barriers[0].index(slot), count=1)
+        mbarrier.init(barriers[1].index(slot), count=consumers)
+    for slot in gl.static_range(ring):
+        mbarrier.init(barriers[2].index(slot), count=1)
+        mbarrier.init(barriers[3].index(slot), count=consumers)
+    fence_async_shared()
+    return barriers
+
+
+@gluon.jit
 def produce(tensors, shared, barriers, lists, lengths):
     """Copies the queries of a piece, as room for them comes, and the keys and values of its entries."""
     query, key, value, _, _, _, _ = tensors
     queries, keys, values, _ = shared
-    q_full, q_empty, kv_full, kv_empty, _ = barriers
+    q_full, q_empty, kv_full, kv_empty = barriers
     pieces, entries, deals = lists
     rows, _, _, _, _, kv_group = lengths
     ahead: gl.constexpr = q_full.shape[0]
@@ -105,10 +124,10 @@ def produce(tensors, shared, barriers, lists, lengths):
 @gluon.jit
 def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr, which: gl.constexpr):
     """Output and lse of 64 queries of each piece."""
-    tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale = seen
+    tensors, shared, barriers, known, lists, lengths, numbers, tables, strides, scale = seen
     _, _, _, out, lse, part_out, part_lse = tensors
     queries, keys, values, outs = shared
-    q_full, q_empty, kv_full, kv_empty, known = barriers
+    q_full, q_empty, kv_full, kv_empty = barriers
     pieces, entries, deals = lists
     rows, q_len, kv_len, q_start, num_slots, _ = lengths
     ahead: gl.constexpr = q_full.shape[0]
@@ -230,27 +249,16 @@ def attend_kernel(
         gl.allocate_shared_memory(query.dtype, kv_shape, value.layout),
         gl.allocate_shared_memory(query.dtype, [consumers, 1, 1, 64, dim], query.layout),
     )
-    barriers = (
-        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [consumers, 1], mbarrier.MBarrierLayout()),
-    )
+    barriers = made_barriers(ahead, ring, consumers)
+    known = gl.allocate_shared_memory(gl.int64, [consumers, 1], mbarrier.MBarrierLayout())
     for which in gl.static_range(consumers):
-        mbarrier.init(barriers[4].index(which), count=1)
-    for slot in gl.static_range(ahead):
-        mbarrier.init(barriers[0].index(slot), count=1)
-        mbarrier.init(barriers[1].index(slot), count=consumers)
-    for slot in gl.static_range(ring):
-        mbarrier.init(barriers[2].index(slot), count=1)
-        mbarrier.init(barriers[3].index(slot), count=consumers)
+        mbarrier.init(known.index(which), count=1)
     fence_async_shared()
     tensors = (query, key, value, out, lse, part_out, part_lse)
     lists = (pieces, entries, deals)
     lengths = (rows, q_len, kv_len, q_start, num_slots, kv_group)
     strides = (lb, lh, ll)
-    seen = tensors, shared, barriers, lists, lengths, numbers, tables, strides, scale
+    seen = tensors, shared, barriers, known, lists, lengths, numbers, tables, strides, scale
     gl.warp_specialize(
         [(consume, (seen, keep, even, goes_on, which)) for which in (0, 1, 2, 3)[:consumers]]
         + [(produce, (tensors, shared, barriers, lists, lengths))],

@@ -20,12 +20,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.runtime.kernels.hopper import (
     FEW,
     LOG2E,
     copy_in,
     copy_out,
+    made_barriers,
     pieces_of_program,
     place_in,
     ring_slot,
@@ -336,25 +337,6 @@ def own_of_keys(
             tma.store_wait(0)
             mbarrier.arrive(own_empty.index(own_slot), count=1)
     tma.store_wait(0)
-
-
-@gluon.jit
-def made_barriers(ahead: gl.constexpr, ring: gl.constexpr, consumers: gl.constexpr):
-    """Of tiles that are owned, full and empty, and of those that are shared."""
-    barriers = (
-        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
-    )
-    for slot in gl.static_range(ahead):
-        mbarrier.init(barriers[0].index(slot), count=1)
-        mbarrier.init(barriers[1].index(slot), count=consumers)
-    for slot in gl.static_range(ring):
-        mbarrier.init(barriers[2].index(slot), count=1)
-        mbarrier.init(barriers[3].index(slot), count=consumers)
-    fence_async_shared()
-    return barriers
 
 
 @gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "rows", "kv_group", "numbers"])

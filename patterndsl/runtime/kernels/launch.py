@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.lower.blocks import ROWS, Blocks, Pipeline
 from patterndsl.runtime.kernels.asked import Asked, Orders
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.calls import positive

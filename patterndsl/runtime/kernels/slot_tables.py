@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patterndsl.learn.graphs import remembered
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.graphs import remembered
+from patterndsl.device.launcher import Launcher
 from patterndsl.lower.hulls import Lists
 from patterndsl.runtime.kernels import work
 from patterndsl.runtime.kernels.slot_kernels import (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patterndsl.learn.launcher import Launcher
+from patterndsl.device.launcher import Launcher
 from patterndsl.runtime.kernels.sort_kernels import begin_kernel, count_kernel, place_kernel
 from patterndsl.runtime.views import with_unit_stride
 

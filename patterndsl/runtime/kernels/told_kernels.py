@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from patterndsl.device.launcher import Launcher
 from patterndsl.ir.index import Facet
-from patterndsl.learn.launcher import Launcher
 from patterndsl.runtime.kernels.told_lists import Turned, room_of
 from patterndsl.runtime.kernels.told_tables import ListJob, RangeJob, TileJob
 from patterndsl.runtime.kernels.work import Work

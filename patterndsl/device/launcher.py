@@ -7,17 +7,24 @@ host, more than a small kernel takes a GPU. What that depends on is a part of wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import triton
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from patterndsl.runtime.kernels.asked import Asked
-
 MOST = 256
 """Forms that are remembered of a kernel; with more, all are found anew."""
 NOTHING: Mapping[str, Any] = {}
+
+
+class Asked(Protocol):
+    """What a kernel asks of pairs: the constants and the tables of a predicate."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]: ...
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]: ...
 
 
 class Launcher:
