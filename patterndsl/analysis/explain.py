@@ -258,6 +258,8 @@ def _hulls_of(choice: Choice) -> Sequence[Hull] | None:
             return choice.ordered
         case "chunked":
             return choice.chunks
+        case "routed":
+            return choice.routes
         case "masked":
             return choice.hulls
         case _:
@@ -412,6 +414,7 @@ WORDS: dict[Runner, str] = {
     "slotted": "generated kernels with a slot for each route that a query is in, or for each block that it lists",
     "ordered": "generated kernels in the orders by inputs, where the pattern can have pairs, with masks of each call",
     "chunked": "masked, block by block of chunks in the orders by inputs, with masks from each call's inputs",
+    "routed": "masked, some routes at a time, as each call lists them",
     "planned": "planned, the passes below",
     "flex": "flex, FlexAttention on the tiles of the whole pattern",
     "triton": "triton, generated kernels on the tiles of the whole pattern",

@@ -13,17 +13,17 @@ from typing import Literal, TypeAlias, cast
 
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import compare
-from patterndsl.lower.chunks import chunk_hulls
+from patterndsl.lower.chunks import chunk_hulls, route_hulls
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import FALLBACK, Backend, Call, Rule, leaves, rules_of, usual_backend
 from patterndsl.lower.hulls import Hull, SlotHulls, hulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.sema.bind import Bound
 
-ByInputs: TypeAlias = Literal["told", "slotted", "ordered", "chunked"]
+ByInputs: TypeAlias = Literal["told", "slotted", "ordered", "chunked", "routed"]
 """What takes a pattern that reads inputs as a whole. Generated kernels: on tiles that each call tells, with a slot for
 each route that a query is in or block that it lists, in the orders by inputs. On a CPU: chunks in the orders by
-inputs."""
+inputs, routes whose results are averaged."""
 Runner: TypeAlias = Backend | ByInputs | Literal["parts"]
 """A backend, what runs in its place, or programs of the parts of a pattern."""
 
@@ -90,10 +90,16 @@ class Choice:
         if fallback is not None and not is_own_key(fallback):
             return None
         if not self.has_kernels:
-            return "chunked" if self.device_type == "cpu" and self.chunks is not None else None
+            return self._by_inputs_on_cpu if self.device_type == "cpu" else None
         if self.slots is not None:
             return "slotted"
         return None if self.ordered is None else "ordered"
+
+    @property
+    def _by_inputs_on_cpu(self) -> ByInputs | None:
+        if self.chunks is not None:
+            return "chunked"
+        return None if self.routes is None else "routed"
 
     @property
     def usual(self) -> Runner:
@@ -141,12 +147,18 @@ class Choice:
         """Its hulls where they are chunks in the orders by inputs."""
         return chunk_hulls(self.bound, self.machine)
 
+    @cached_property
+    def routes(self) -> tuple[Hull, ...] | None:
+        """Its lists where they are routes of few members each, and their results averaged."""
+        return route_hulls(self.bound, self.machine)
+
     # ---- a call
 
     def by_inputs_of(self, call: Call) -> ByInputs | None:
         """`by_inputs` where that takes the call."""
-        left = self.by_inputs and leaves("masked" if self.by_inputs == "chunked" else "triton", self.device_type, call)
-        return None if left else self.by_inputs
+        if self.by_inputs is None or leaves("triton" if self.has_kernels else "masked", self.device_type, call):
+            return None
+        return self.by_inputs
 
     def of(self, call: Call) -> Verdict | Refusal:
         """Who runs a call; found once for each kind of call."""
@@ -159,7 +171,7 @@ class Choice:
         # kernels of a whole pattern take heads whose inputs differ as they are
         in_parts = not self.bound.is_plain or (call.by_head and backend != "triton")
         if by_inputs is not None:
-            has_other = self.is_by_rule and by_inputs == "chunked"
+            has_other = self.is_by_rule and not self.has_kernels
             return Verdict(by_inputs, None, ("parts" if in_parts else FALLBACK) if has_other else None)
         if in_parts:
             return Verdict("parts")

@@ -1,7 +1,8 @@
-"""Which patterns are chunks in the orders of a call? Those whose hulls are, some of them in the order of an input.
+"""Which patterns are chunks in the orders of a call, or where it lists them? Their form a CPU computes in small blocks.
 
-Queries are chunks one behind the other there, and keys are in one piece and move along: rounds of hashing, and windows
-beside them. That is a form which a CPU computes in small blocks, see `runtime.chunked`.
+In an order by an input, such as that of a round of hashing, queries are chunks one behind the other, and keys are in
+one piece and move along; so they may be in windows beside it. See `runtime.chunked`. Members of a route attend each
+other, whoever they are, see `runtime.routed`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from patterndsl.ir.index import Read
 from patterndsl.ir.relation import indices
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import Axis, Side
-from patterndsl.lower.hulls import Hull, hulls_of_summands
+from patterndsl.lower.hulls import Hull, hulls_of_summands, slot_hulls
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle, Truths
 from patterndsl.sema.bind import Bound
 
@@ -41,14 +42,28 @@ class Chunks:
 def chunk_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     """Hulls that are all chunks: of each term of a multiset, whatever the fallback. None where one is not, or none is
     in the order of an input."""
-    sizes = bound.sizes
-    is_square = sizes.q_start == 0 and 0 < sizes.q_len == sizes.kv_len <= MAX_LENGTH
-    if not is_square or not any(isinstance(i, Read) and i.facet == "rank" for i in indices(bound.relation)):
+    if not _is_square(bound) or not any(isinstance(i, Read) and i.facet == "rank" for i in indices(bound.relation)):
         return None
     found = hulls_of_summands(bound, machine)
     if found is None or all(hull.order is None for hull in found) or not all(map(_are_chunks, found)):
         return None
     return found
+
+
+def route_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
+    """Hulls of routes of few members, where these are all there is and their results are averaged."""
+    if bound.merge != "mean" or bound.fallback is not None or not _is_square(bound):
+        return None
+    found = slot_hulls(bound, machine)
+    if found is None or found.beside:
+        return None
+    is_small = all(hull.lists is not None and hull.lists.width**2 <= MAX_CHUNK_PAIRS for hull in found.listed)
+    return found.listed if is_small else None
+
+
+def _is_square(bound: Bound) -> bool:
+    sizes = bound.sizes
+    return sizes.q_start == 0 and 0 < sizes.q_len == sizes.kv_len <= MAX_LENGTH
 
 
 def _are_chunks(hull: Hull) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import log, prod
 
 import torch
@@ -73,7 +74,8 @@ class Block:
 class Places:
     """Where the positions of a head stand: the position at each place and the place of each position, int64 [T]; None
     where these are the same. rest: what a pair must be besides being in a block, as `data` says; lag: see `lag_of`,
-    which positions [T] are for, by place: in the dtype of scores where there is one."""
+    which positions [T] are for, by place: in the dtype of scores where there is one. missing: bool [T], places where
+    nothing stands; None where there are none."""
 
     order: Tensor | None
     back: Tensor | None
@@ -81,6 +83,7 @@ class Places:
     lag: int | None
     positions: Tensor
     data: DeviceData
+    missing: Tensor | None = None
 
     def by_place(self, x: Tensor) -> Tensor:
         """What is by position, [T, ...]."""
@@ -147,25 +150,29 @@ def differentiate(
     block: Block,
     places: Places,
     tensors: tuple[Tensor, Tensor, Tensor],
-    results: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor | None],
     scale: float,
     made: Scratch,
-    totals: Sequence[Tensor],
-) -> None:
-    """Adds gradients to totals of query, key and value, by place. results: the gradient of the output [T, Dv] by
-    position; by place lse [T, 1] as a power of 2, +inf where a row is empty, and what is subtracted from each weight's
-    gradient [T, 1]."""
+    of_query: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Puts gradients of the block's queries into of_query [number * q_len, D], or adds them to what is there; returns
+    those of its keys [number, kv_len, D] and values. results: the gradient of the output [T, Dv] by position; by place
+    lse [T, 1], see `power_of`, and what is subtracted from each weight's gradient [T, 1], None where it is to be found
+    as no other block has these rows."""
     q, k, v = _taken(block, places, tensors, made)
     grad = block.of_queries(_rows(results[0], places, block.queries, made, "grad"))
-    lse, delta = (block.of_queries(x[block.queries]) for x in results[1:])
+    lse = block.of_queries(results[1][block.queries])
     weights = _scores(block, places, q, k, lse, scale, made).exp2_()
     of_values = torch.bmm(weights.mT, grad, out=made("of values", block.number, block.kv_len, v.shape[2]))
-    block.add_keys(totals[2], of_values)
     of_scores = torch.bmm(grad, v.mT, out=made("of scores", *weights.shape))
-    of_scores.sub_(delta).mul_(weights)
-    block.of_queries(totals[0][block.queries]).baddbmm_(of_scores, k, beta=0 if block.is_first else 1, alpha=scale)
+    if results[2] is None:
+        of_scores.mul_(weights)
+        of_scores.addcmul_(weights, of_scores.sum(-1, keepdim=True), value=-1)
+    else:
+        of_scores.sub_(block.of_queries(results[2][block.queries])).mul_(weights)
+    block.of_queries(of_query).baddbmm_(of_scores, k, beta=0 if block.is_first else 1, alpha=scale)
     of_keys = made("of keys", block.number, block.kv_len, q.shape[2])
-    block.add_keys(totals[1], of_keys.baddbmm_(of_scores.mT, q, beta=0, alpha=scale))
+    return of_keys.baddbmm_(of_scores.mT, q, beta=0, alpha=scale), of_values
 
 
 def _scores(
@@ -181,7 +188,7 @@ def _scores(
 
 def _masked(scores: Tensor, block: Block, places: Places) -> bool:
     """Makes scores 0 where a pair counts, else -inf, if there is any that does not; says whether it did."""
-    if places.rest == EVERYTHING and block.kept is None:
+    if places.rest == EVERYTHING and block.kept is None and places.missing is None:
         return False
     q = block.of_queries(places.positions[block.queries]).unsqueeze(2)
     k = block.of_keys(places.positions[block.keys]).unsqueeze(1)
@@ -196,6 +203,9 @@ def _masked(scores: Tensor, block: Block, places: Places) -> bool:
         torch.where(keep.expand_as(scores), counts, not_at_all, out=scores)
     if block.kept is not None:
         scores.masked_fill_(~block.kept, -torch.inf)
+    if places.missing is not None:
+        of_queries, of_keys = block.of_queries(places.missing[block.queries]), block.of_keys(places.missing[block.keys])
+        scores.masked_fill_(of_queries.unsqueeze(2) | of_keys.unsqueeze(1), -torch.inf)
     return True
 
 
@@ -218,6 +228,25 @@ def _rows(x: Tensor, places: Places, part: slice, made: Scratch, name: str) -> T
     if x.dtype != made.dtype:
         return x.index_select(0, places.order[part]).to(made.dtype)
     return torch.index_select(x, 0, places.order[part], out=made(name, part.stop - part.start, *x.shape[1:]))
+
+
+def heads_of(query: Tensor) -> Iterator[tuple[int, int]]:
+    """Batch rows and heads of query [B, H, T, D], one after the other."""
+    return product(range(query.shape[0]), range(query.shape[1]))
+
+
+def of_head(x: Tensor, row: int, head: int) -> Tensor:
+    """[T] of a checked input [T], [B or 1, T] or [B or 1, H or 1, T]."""
+    if x.dim() == 1:
+        return x
+    x = x[row % x.shape[0]]
+    return x if x.dim() == 1 else x[head % x.shape[0]]
+
+
+def power_of(lse: Tensor) -> Tensor:
+    """An lse as a power of 2, +inf where a row is empty: its weights are then 0."""
+    found = lse / LN2
+    return found.masked_fill_(found == -torch.inf, torch.inf)
 
 
 def put_back(x: Tensor, into: Tensor, back: Tensor | None) -> None:

@@ -18,7 +18,19 @@ from patterndsl.ir.relation import Random, Relation
 from patterndsl.lower.chunks import chunks_of
 from patterndsl.lower.hulls import Hull
 from patterndsl.lower.shapes import Piece
-from patterndsl.runtime.chunk import LN2, Block, Places, Scratch, attend, by_position, differentiate, lag_of, put_back
+from patterndsl.runtime.chunk import (
+    Block,
+    Places,
+    Scratch,
+    attend,
+    by_position,
+    differentiate,
+    heads_of,
+    lag_of,
+    of_head,
+    power_of,
+    put_back,
+)
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of, place_of
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.merge import merge_
@@ -55,19 +67,12 @@ class _Given:
         """Those of a hull and a head."""
         order, back = None, None
         if item.order is not None:
-            order, back = (_mine(x[item.order], row, head) for x in (self.orders, self.places))
+            order, back = (of_head(x[item.order], row, head) for x in (self.orders, self.places))
         positions = torch.arange(length) if order is None else order
         if item.lag is not None:
             return Places(order, back, item.rest, item.lag, positions.to(dtype), DeviceData({}, {}))
-        facets = {name: _mine(x, row, head) for name, x in self.facets.items()}
+        facets = {name: of_head(x, row, head) for name, x in self.facets.items()}
         return Places(order, back, item.rest, None, positions, DeviceData(facets, item.draws))
-
-
-def _mine(x: Tensor, row: int, head: int) -> Tensor:
-    if x.dim() == 1:
-        return x
-    x = x[row % x.shape[0]]
-    return x if x.dim() == 1 else x[head]
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +120,7 @@ class Chunked:
             lse.fill_(-torch.inf)
         made = Scratch(dtype)
         part, part_lse = made("out", *out.shape[2:]), made("lse", lse.shape[2])
-        for row, head in _heads(query):
+        for row, head in heads_of(query):
             tensors = query[row, head], key[row, head // kv_group], value[row, head // kv_group]
             mine, mine_lse = out[row, head], lse[row, head]
             for turn, (item, places) in enumerate(self._of_head(call.given, row, head, lse)):
@@ -155,13 +160,12 @@ class Chunked:
         new = torch.empty if self.has_all_heads else torch.zeros
         found = tuple(new(x.shape, dtype=lse.dtype) for x in (query, key, value))
         parts = [made(f"total {at}", *x.shape[2:]) for at, x in enumerate(found)]
-        for row, head in _heads(query):
+        for row, head in heads_of(query):
             of_key = head // kv_group
             delta = _row_products(grad_out[row, head], out[row, head], made)
             if grad_lse is not None:
                 delta.sub_(grad_lse[row, head])
-            power = lse[row, head] / LN2
-            power = power.masked_fill_(power == -torch.inf, torch.inf)  # weights of an empty row are 0
+            power = power_of(lse[row, head])
             tensors = query[row, head], key[row, of_key], value[row, of_key]
             totals = [x[row, at] for x, at in zip(found, (head, of_key, of_key), strict=True)]
             is_begun = [not self.has_all_heads, *[not self.has_all_heads or head % kv_group > 0] * 2]
@@ -170,7 +174,10 @@ class Chunked:
                 for part in parts[1:] if item.is_total else parts:
                     part.zero_()
                 for block in item.blocks:
-                    differentiate(block, places, tensors, results, call.scale, made, parts)
+                    of_query = parts[0][block.queries]
+                    grads = differentiate(block, places, tensors, results, call.scale, made, of_query)
+                    for part, grad in zip(parts[1:], grads, strict=True):
+                        block.add_keys(part, grad)
                 for total, part, goes_on in zip(totals, parts, is_begun, strict=True):
                     if not goes_on:
                         put_back(part, total, places.back)
@@ -184,10 +191,6 @@ class Chunked:
             x.to(like.dtype) for x, like in zip(found, (query, key, value), strict=True)
         )
         return grad_query, grad_key, grad_value
-
-
-def _heads(query: Tensor) -> Iterator[tuple[int, int]]:
-    return ((row, head) for row in range(query.shape[0]) for head in range(query.shape[1]))
 
 
 def _row_products(a: Tensor, b: Tensor, made: Scratch) -> Tensor:
