@@ -3,11 +3,15 @@ once for what it is to be."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,3 +34,41 @@ def assert_passes_in_the_interpreter(file: str, only: str | None = None) -> None
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
+
+
+def _hasten_the_interpreter() -> None:
+    """Most of its time goes into what these tests do without: it checks each sum of integers for overflow, patches
+    Triton's language anew whenever a kernel calls a function, though once a launch is enough, and sorts by the
+    exclusive or of numbers that it takes one by one."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
+    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    languages = (interpreter.tl, interpreter.tl.core)
+    patched: set[tuple[bool, ...]] = set()
+
+    def patch_once(function: Any) -> Any:
+        seen = tuple(any(x is language for x in function.__globals__.values()) for language in languages)
+        if seen in patched:
+            return None
+        patched.add(seen)
+        return patch(function)
+
+    def launch_anew(*args: Any, **kwargs: Any) -> Any:
+        patched.clear()
+        return launch(*args, **kwargs)
+
+    one_by_one = interpreter.ReduceOps.generic_reduce
+
+    def reduce(self: Any, values: Any) -> Any:
+        if self.combine_fn is not interpreter.tl.standard._xor_combine:
+            return one_by_one(self, values)
+        found = (np.bitwise_xor.reduce(x.handle.data, axis=self.axis, keepdims=self.keep_dims) for x in values)
+        return [self.to_tensor(data, x.dtype) for data, x in zip(found, values, strict=True)]
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
+    interpreter.ReduceOps.generic_reduce = reduce
+
+
+if IS_INTERPRETED:
+    _hasten_the_interpreter()

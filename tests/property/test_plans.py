@@ -54,7 +54,7 @@ def check(
         assert_close(gradient, wanted)
 
 
-@many(3)
+@many(1.5)
 @given(case=cases(max_length=200), seed=st.integers(0, 2**32 - 1), kv_group=st.sampled_from((1, 2)))
 def test_random_patterns(case: Case, seed: int, kv_group: int) -> None:
     assume(not case.inputs)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,11 +20,10 @@ from patterndsl.lower.plan import Option, pass_of, plan
 from patterndsl.lower.shapes import Sparse, in_order
 from patterndsl.lower.stored import Arrays, read_option, written_option
 from patterndsl.runtime.planned import Planned
+from tests.interpreting import IS_INTERPRETED, assert_passes_in_the_interpreter, compiles
 from tests.lower.test_plan import times_held
 from tests.property.test_program import attend
 from tests.strategies import Case, cases, many
-
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 TILED = replace(CPU, bands=False)
 """A CPU that takes no masks, so that small grids are tiles too."""
@@ -181,16 +176,7 @@ def test_what_is_not_attended_may_be_anything() -> None:
     torch.testing.assert_close(attend(query, key, value, 1.0)[0], expected)
 
 
+@compiles
 def test_in_the_interpreter() -> None:
-    """The kernels' tests of this file, in a process where Triton is interpreted."""
     pytest.importorskip("triton")
-    if IS_INTERPRETED:
-        return
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__, "-k", "kernels_reach"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes_in_the_interpreter(__file__, "kernels_reach")

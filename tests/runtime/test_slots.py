@@ -182,35 +182,10 @@ def assert_close(found: list[Tensor], truth: list[Tensor]) -> None:
             assert (ours - wanted)[finite].abs().max() <= TOLERANCE * scale
 
 
-WHAT_TAKES_LONG = (
-    "a mean inside documents",
-    "a mean and itself",
-    "a multiset with a window",
-    "itself last, merged",
-    "kinds of heads, merged",
-    "lists inside documents",
-    "lists of all, ragged",
-    "lists of grouped heads",
-    "lists twice and itself",
-    "routes of all",
-)
-"""In the interpreter, and is like others there."""
-
-
 @runs
 @on_cuda
 @pytest.mark.usefixtures("with_kernels")
-@pytest.mark.parametrize(
-    ("text", "call"),
-    [
-        pytest.param(
-            *case,
-            id=name,
-            marks=pytest.mark.skipif(IS_INTERPRETED and name in WHAT_TAKES_LONG, reason="takes long"),
-        )
-        for name, case in CASES.items()
-    ],
-)
+@pytest.mark.parametrize(("text", "call"), CASES.values(), ids=CASES)
 def test_programs(text: str, call: Call) -> None:
     torch.manual_seed(0)
     pattern, tensors = patterndsl.parse(text), tensors_of(call)
