@@ -172,6 +172,11 @@ def by_round(shape: InputShape, values: Tensor) -> dict[str, Tensor]:
     return {shape.name: values} if shape.rounds == 1 else dict(zip(shape.names, values.unbind(-2), strict=True))
 
 
+def whole_lists(name: str, names: Sequence[str], given: Inputs) -> Tensor:
+    """The lists [..., rows * width] of an input, as they came or route by route, which have names of their own."""
+    return given[name] if name in given else torch.cat([given[one] for one in names], -1)
+
+
 def each_once(lists: Tensor, num_blocks: int) -> Tensor:
     """Lists [..., rows, width] of what there is, each once and in ascending order, but for -1 in between. On a CPU a
     look tells of those that are so already, as what we list is; elsewhere it would wait for the device."""

@@ -17,7 +17,7 @@ from patterndsl.ir.index import Facet
 from patterndsl.ir.relation import Random, Relation
 from patterndsl.lower.hulls import Hull, Lists
 from patterndsl.runtime.chunk import Block, Places, Scratch, attend, differentiate, heads_of, lag_of, of_head, power_of
-from patterndsl.runtime.data import DeviceData, Inputs, draws_of, each_once, facets_of
+from patterndsl.runtime.data import DeviceData, Inputs, draws_of, each_once, facets_of, whole_lists
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import Bound
@@ -83,7 +83,7 @@ class Routed:
         and the log of how many routes these are. Memory beyond these: a number for each member of a route."""
         tables, has_none = dict[str, Tensor](), dict[str, bool]()
         for item in self.ready:
-            flat = given[item.name].to(torch.int64)
+            flat = whole_lists(item.name, item.lists.names, given).to(torch.int64)
             table = each_once(flat.reshape(*flat.shape[:-1], -1, item.lists.width), self.length)
             tables[item.name] = table.flatten(-2)
             has_none[item.name] = bool((tables[item.name] < 0).any())

@@ -68,6 +68,19 @@ def test_they_are_the_oracles(
         torch.testing.assert_close(found, truth, rtol=tolerance, atol=tolerance)
 
 
+def test_rows_in_no_route_attend_what_a_fallback_says() -> None:
+    """The rest is a part of the pattern, which is given lists route by route."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, HEADS, 65, 8, dtype=torch.float64) for _ in range(3)]
+    pattern = patterndsl.parse(SPEC.format(attend="causal & route") + "fallback: q == k")
+    inputs = {"route": lists_of(65, "any", 2)}
+    program, oracle = (pattern.compile(65, heads=HEADS, backend=backend) for backend in ("auto", "oracle"))
+    assert program.ready.parts.otherwise is not None
+    assert program.ready.parts.otherwise[0].who(*tensors) == "routed"
+    for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+
+
 def test_what_is_not_finite_is_left_to_others() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(1, HEADS, 65, 8) for _ in range(3)]
