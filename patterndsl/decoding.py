@@ -54,7 +54,7 @@ class _Part:
             from patterndsl.runtime.kernels.steps import attend
 
             return attend(self.store, asked, asked_of(self.relation, self.bound.sizes, inputs, self.draws))
-        data = DeviceData(facets_of([self.relation], inputs), self.draws)
+        data = DeviceData(facets_of([self.relation], inputs) if inputs else {}, self.draws)
         return gathered.attend(self.store, asked, self.relation, data)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Cache, Pattern, PatternError
+from patterndsl.runtime.decoding import gathered
+from patterndsl.runtime.decoding.store import Store
 from patterndsl.syntax.tree import Logic
 from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles
 from tests.strategies import Case, cases, many
@@ -216,6 +218,33 @@ def test_a_step_is_cut_into_equal_splits(num_places: int, heads: int) -> None:
     assert (splits + 1) * heads > steps.PROGRAMS or splits == max(1, num_tiles)
     assert 0 < shorter <= splits
     assert splits * span + (splits - shorter) * tile == num_tiles * tile
+
+
+@pytest.mark.skipif(USES_KERNELS, reason="it is about plain operations")
+@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+def test_pages_are_read_where_they_lie(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what is gathered: rows of different lengths, pages that wait for others, and one that none holds any more."""
+    monkeypatch.setattr(Tensor, "new_empty", Tensor.new_zeros)  # what is NaN is left to what gathers
+    monkeypatch.setattr(gathered, "MUCH", 0.0)
+    read, results = gathered._read, list[bool]()
+
+    def counted(store: Store, query: Tensor, keep: Tensor) -> tuple[Tensor, Tensor] | None:
+        found = read(store, query, keep)
+        results.append(found is not None)
+        return found
+
+    monkeypatch.setattr(gathered, "_read", counted)
+    pattern, tensors = patterndsl.parse(text), random_tensors(torch.float64)
+    schedule = [(0, 0), (5, 0), (1, 1), (0, 40), (0, 1), (60, 2), (1, 0), (2, 1)]
+    cache = assert_decodes(pattern, tensors, schedule, max_queries=2)
+    assert all(results)
+    assert results
+    query, key, value = tensors
+    cache.reset([0])
+    cache.append(key[:, :, :3], value[:, :, :3], counts=[3, 0])
+    first, its_key, its_value = (x[:1, :, :3] for x in tensors)
+    truth = patterndsl.attention(first, its_key, its_value, pattern, backend="oracle")
+    assert_close(cache.attend(query[:, :, 1:3])[:1], truth[:, :, 1:], torch.float64)
 
 
 @on_device
