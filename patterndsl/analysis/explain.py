@@ -324,10 +324,10 @@ def _masked_groups(bound: Bound, found: Sequence[Hull], machine: Machine, head_d
             if hull.heads != group.heads:
                 continue
             if hull.runs is not None:
-                runs.append(
-                    f"runs of equal `{hull.order}`, {RUNS[hull.runs]}, as long as a call's inputs make them: not "
-                    "predicted"
-                )
+                how = RUNS[hull.runs]
+                if hull.inside is not None:
+                    how = f"{len(hull.inside.passes)} passes cut to the length of each, {how} where broken"
+                runs.append(f"runs of equal `{hull.order}`, {how}, as long as a call's inputs make them: not predicted")
             if hull.in_call:
                 runs.append("tiles of which a call's inputs tell that there can be pairs: not predicted")
             if hull.lists is not None:

@@ -33,6 +33,7 @@ from patterndsl.ir.relation import (
 )
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import whole
+from patterndsl.lower.inside import Inside, inside
 from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, dense_option, pass_of, terms_of
@@ -84,7 +85,8 @@ class Hull:
     the order as far as they go; of hulls on the CPU it is one term, whose places the passes hold exactly.
 
     runs: the relation is that of positions with one value of `order`, all of them or causally, or, "masked", those of
-    which said[0].rest holds besides. Runs of equal values in that order are then dense, and no pass is needed.
+    which said[0].rest holds besides. Runs of equal values in that order are then dense, and no pass is needed. inside:
+    the passes of such a run, where `rest` is a matter of places in it and the run is unbroken in the row.
     lists: pairs are where each call lists them, and there no pass is needed either; `rest` of said[0] is what they must
     be besides. in_call: nor where tiles are told from all tiles in each call; with lists, `relation` is what there is
     beside them, for the same kernel.
@@ -98,6 +100,7 @@ class Hull:
     runs: Literal["full", "causal", "masked"] | None = None
     lists: Lists | None = None
     in_call: bool = False
+    inside: Inside | None = None
 
 
 def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
@@ -108,7 +111,7 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     """
     found = _tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
     if found is None or _share(found, bound, SMALL_ON_GPU if machine.is_gpu else SMALL) > MAX_SHARE:
-        return None if machine.is_gpu else _in_runs(bound)
+        return None if machine.is_gpu else _in_runs(bound, machine)
     return found
 
 
@@ -418,7 +421,7 @@ def _runs(term: Relation, before: Sequence[Relation], heads: tuple[int, ...], si
     return None if found is None else Hull(heads, found[0], (), part, (), found[1])
 
 
-def _in_runs(bound: Bound) -> tuple[Hull, ...] | None:
+def _in_runs(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     """Runs of the input whose equal values all of a pattern asks for, and what else it asks as a mask; None where it
     asks for none. How long runs are a call says: one run alone is dense attention."""
     if bound.sizes.q_start or bound.sizes.q_len != bound.sizes.kv_len:
@@ -430,7 +433,8 @@ def _in_runs(bound: Bound) -> tuple[Hull, ...] | None:
         if name is None or not is_told(group.relation):
             return None
         rest = conjunction(part for part in parts if _shared(part) != name)
-        found.append(Hull(group.heads, name, (), group.relation, (Said(EVERYTHING, rest),), "masked"))
+        passes = inside(rest, name, len(group.heads), bound.sizes, machine)
+        found.append(Hull(group.heads, name, (), group.relation, (Said(EVERYTHING, rest),), "masked", inside=passes))
     return tuple(found)
 
 

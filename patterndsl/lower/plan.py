@@ -184,12 +184,15 @@ PARTS = 100
 
 @dataclass
 class _Planner:
+    """takes_sparse: whether tiles are looked at where no layout is seen to be dense."""
+
     sizes: Sizes
     lookup: Lookup
     machine: Machine
     wanted: Wanted
     head_dim: int
     steps: _Steps
+    takes_sparse: bool = True
     known: dict[tuple[Relation, tuple[int, ...], bool], list[Option]] = field(default_factory=dict)
 
     def options(self, at: int, group: HeadGroup) -> list[Option]:
@@ -234,6 +237,17 @@ class _Planner:
         if left:
             passes.extend(self.best(disjunction(left), heads).passes)
         return self.option(f"{len(terms)} terms apart", passes) if len(left) < len(terms) else None
+
+    def dense_split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
+        """Each term without those before it, in its best dense layout; None where one has none."""
+        passes, before = list[Pass](), list[Relation]()
+        for term in terms:
+            best = self.best(conjunction((term, *map(negation, before))), heads, sparse=False)
+            if best is None:
+                return None
+            passes.extend(best.passes)
+            before.append(term)
+        return self.option(f"{len(terms)} terms apart", passes)
 
     def counted_twice(self, term: Relation, before: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
         """The whole term, and what it shares with those before it taken out again; None unless both are dense."""
@@ -291,7 +305,7 @@ class _Planner:
                 rest.append((chain, self.unnarrowed(relation) if not chain else found))
             else:
                 dense.append(self.laid_out(chain, parts, heads))
-        if (dense or not is_alone) and self.num_tiles > SMALL:
+        if not self.takes_sparse or ((dense or not is_alone) and self.num_tiles > SMALL):
             return dense
         sparse = [self.laid_out(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
         return dense + sparse + (list(self.patched(relation, heads)) if rest else [])
@@ -348,6 +362,19 @@ def dense_option(
     return _Planner(sizes, lookup, machine, machine.wanted, HEAD_DIM, _Steps(1, None)).best(
         relation, heads, sparse=False
     )
+
+
+def dense_options(
+    relation: Relation, heads: tuple[int, ...], sizes: Sizes, lookup: Lookup, machine: Machine
+) -> list[Option]:
+    """Ways to run a relation undivided or with its terms apart, of those that are seen to be dense without a look at
+    tiles: quick at any length."""
+    planner = _Planner(sizes, lookup, machine, machine.wanted, HEAD_DIM, _Steps(1, None), takes_sparse=False)
+    found, terms = list(planner.whole(relation, heads, is_alone=True)), terms_of(relation)
+    if 1 < len(terms) <= MAX_TERMS:
+        orders = itertools.islice(_orders(terms, terms), MAX_ORDERS)
+        found.extend(option for order in orders if (option := planner.dense_split(order, heads)) is not None)
+    return found
 
 
 def terms_of(relation: Relation, *, most: int = MAX_TERMS) -> list[Relation]:

@@ -178,12 +178,13 @@ class _Measurement:
         self.machine = replace(self.machine, dense_call=dense_call, sparse_call=sparse_call)
 
     def sparse(self) -> None:
-        """The rate of full tiles, and how much more work a masked one is."""
+        """The rate of full tiles, and how much more work a masked one is. Each block of queries has keys of its own."""
         length, (q_block, kv_block) = self.setting.long, self.machine.blocks[0]
-        same = arithmetic("//", Q, Const(8 * q_block)), arithmetic("//", K, Const(8 * q_block))
-        whole = _tiled(Compare("==", *same), length, (q_block, kv_block))
+        back = arithmetic("-", arithmetic("//", Q, Const(q_block)), arithmetic("//", K, Const(q_block)))
+        near = conjunction((Compare("<=", Const(0), back), Compare("<", back, Const(8))))
+        whole = _tiled(near, length, (q_block, kv_block))
         odd = arithmetic("%", arithmetic("+", Q, K), Const(2))
-        masked = _tiled(conjunction((Compare("==", *same), Compare("==", odd, Const(0)))), length, (q_block, kv_block))
+        masked = _tiled(conjunction((near, Compare("==", odd, Const(0)))), length, (q_block, kv_block))
         of_whole, of_masked = (self.seconds(piece, length) for piece in (whole, masked))
         moved = 3 * self.setting.heads * HEAD_DIM * self.machine.itemsize * length / self.machine.bandwidth
         taken_off = self.machine.sparse_call + (moved if self.machine.sparse_kernel == "gathered" else 0.0)

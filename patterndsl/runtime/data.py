@@ -153,7 +153,7 @@ def checked_inputs(
             raise input_error(
                 "E501", f"the pattern reads no input `{name}`", f"did you mean `{near}`?" if near else listed
             )
-    found = dict[str, Tensor]()
+    found: dict[str, Tensor] = {}
     for name, shape in wanted.items():
         values = _checked_input(shape, given.get(name), bound.num_heads, device, batch)
         if name in whole:

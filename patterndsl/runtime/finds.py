@@ -59,7 +59,7 @@ class Finds:
 
     def labels(self, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         """What learners say of keys [B, Hkv, Tk, D]; see `Program.labels`."""
-        found = dict[str, Tensor]()
+        found: dict[str, Tensor] = {}
         for shape in shapes:
             if shape.found_by != "call" or shape.learner is None:
                 continue
@@ -74,7 +74,7 @@ class Finds:
 
     def selections(self, query: Tensor, key: Tensor, shapes: Iterable[InputShape]) -> dict[str, Tensor]:
         """What selectors list for queries [B, heads, Tq, D]; see `Program.selections`."""
-        found = dict[str, Tensor]()
+        found: dict[str, Tensor] = {}
         for shape in shapes:
             if shape.selection is not None and shape.found_by == "call":
                 found[shape.name] = topk_on(self.device)(query, key, shape.selection, self.bound.sizes.q_start)

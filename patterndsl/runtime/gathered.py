@@ -1,14 +1,16 @@
 """How does block-sparse attention run in plain PyTorch? Gather the live blocks of keys, then small dense matmuls.
 
 It runs wherever PyTorch does and trains: the backward pass recomputes the scores instead of storing them. Query blocks
-are worked through in chunks that fit the cache; a long list of keys is cut into segments whose results are merged.
+are worked through in chunks that fit the cache, in memory that all chunks share; a long list of keys is cut into
+segments whose results are merged. Powers are of 2, which are faster than those of e.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from math import gcd, isfinite, log
 from typing import Any, TypeAlias
 
 import torch
@@ -18,17 +20,23 @@ from torch.nn.functional import pad
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge
+from patterndsl.runtime.scratch import Scratch
 
-MAX_SCORES = 1 << 20
-"""Scores computed at once (4 MB in float32): small enough to stay in the cache from one operation to the next."""
+LN2 = log(2)
+MAX_SCORES = 1 << 19
+"""Scores computed at once (2 MB in float32): small enough to stay in the cache from one operation to the next."""
 Keep: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """May query row q attend key k? int64 tensors that broadcast, to bool."""
 
 MAX_SEGMENT = 4096
 """Keys of one query block handled at once; longer lists are merged segment by segment."""
+MAX_KEYS = 512
+"""Keys of a product of matrices: those of longer lists are parts of a batch, which each stay in the cache of a core."""
+LARGE = 1 << 14
+"""Scores of the lists of one length from which on these are taken by themselves: padding would cost more."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class BlockLists:
     """Live tiles by query block: those of block i are kv_blks[offsets[i] : offsets[i + 1]].
 
@@ -41,6 +49,16 @@ class BlockLists:
     offsets: Tensor
     kv_blks: Tensor
     is_full: Tensor
+
+    @cached_property
+    def segments(self) -> tuple[_Segment, ...]:
+        """How they are worked through; found once."""
+        return tuple(_segments(self))
+
+    @cached_property
+    def has_every_row(self) -> bool:
+        """Whether each query block has a tile."""
+        return bool(self.offsets.diff().all())
 
 
 def block_lists(tiles: Tiles, device: torch.device) -> BlockLists:
@@ -93,14 +111,7 @@ def forward(
 
     query: [B, H, Tq, D], key: [B, H, Tk, D], value: [B, H, Tk, Dv]. Computes in float32 at least.
     """
-    dtype = _compute_dtype(query.dtype)
-    out = torch.zeros(*query.shape[:3], value.shape[-1], dtype=dtype, device=query.device)
-    lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
-    group = Group(None, None, lists, keep)
-    selection = _Selection(None, None, None, 1)
-    careful = not bool(torch.isfinite(value).all())
-    _forward_group(selection, group, query, key, value, scale, careful, out, lse)
-    return out, lse
+    return _forward_group(_Selection(None, None, None, 1), Group(None, None, lists, keep), query, key, value, scale)
 
 
 def backward(
@@ -127,13 +138,52 @@ def backward(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Segment:
-    """Query blocks with as many kv blocks each: q_blks [n], kv_blks [n, width], is_full and exists [n, width]."""
+    """Query blocks with as many kv blocks each: q_blks [n], kv_blks [n, width], is_full and exists [n, width].
+
+    is_first: no segment before has these query blocks; first_q_blk: of query blocks that follow each other, else None;
+    full_to: the key block behind the last one if all tiles are full, else None. alike: so many query blocks, one after
+    the other, have the same kv blocks, and are taken as one; first_kv_blk: of kv blocks that follow each other and are
+    those of all, else None.
+    """
 
     q_blks: Tensor
     kv_blks: Tensor
     is_full: Tensor
     exists: Tensor
     is_first: bool
+    first_q_blk: int | None
+    full_to: int | None
+    alike: int
+    first_kv_blk: int | None
+
+    @staticmethod
+    def of(
+        q_blks: Tensor, kv_blks: Tensor, is_full: Tensor, exists: Tensor, is_first: bool, most_alike: int
+    ) -> _Segment:
+        """most_alike: query blocks that may be taken as one."""
+        changes = (kv_blks[1:] != kv_blks[:-1]).any(1).nonzero()[:, 0] + 1
+        alike = gcd(q_blks.shape[0], *changes.tolist())
+        alike = max(number for number in range(1, min(alike, most_alike) + 1) if alike % number == 0)
+        return _Segment(
+            q_blks,
+            kv_blks,
+            is_full,
+            exists,
+            is_first,
+            int(q_blks[0]) if bool((q_blks.diff() == 1).all()) else None,
+            int(kv_blks.max()) + 1 if bool(is_full.all()) else None,
+            alike,
+            int(kv_blks[0, 0]) if not changes.numel() and bool((kv_blks[0].diff() == 1).all()) else None,
+        )
+
+    def is_sure(self, kv_block: int, kv_len: int) -> bool:
+        """Whether every pair is kept: the padding behind the last key belongs to none."""
+        return self.full_to is not None and self.full_to * kv_block <= kv_len
+
+    def places(self, at: slice) -> slice | Tensor:
+        """Query blocks `at`, as an index."""
+        first = self.first_q_blk
+        return self.q_blks[at] if first is None else slice(first + at.start, first + at.stop)
 
 
 def _segments(lists: BlockLists) -> Iterator[_Segment]:
@@ -146,25 +196,31 @@ def _segments(lists: BlockLists) -> Iterator[_Segment]:
     wave = 0
     while True:
         left = (counts - wave * width_limit).clamp(0, width_limit)
-        longest = int(left.max()) if left.numel() else 0
-        if longest == 0:
-            return
-        low = 0
-        while low < longest:
-            high = low + max(1, low // 4) if low else 1  # widths within a quarter of each other share a bucket
-            high = min(high, longest)
+        for low, high in _ranges(left.bincount().tolist(), LARGE // (lists.q_block * lists.kv_block)):
             q_blks = ((left > low) & (left <= high)).nonzero()[:, 0]
-            low = high
-            if not q_blks.numel():
-                continue
             width = int(left[q_blks].max())
             slot = torch.arange(width, device=left.device)
             exists = slot < left[q_blks, None]
             place = torch.where(exists, starts[q_blks, None] + wave * width_limit + slot, 0)
-            yield _Segment(
-                q_blks, lists.kv_blks[place].long() * exists, lists.is_full[place] & exists, exists, wave == 0
-            )
+            kv_blks, is_full = lists.kv_blks[place].long() * exists, lists.is_full[place] & exists
+            most_alike = max(1, MAX_SCORES // (lists.q_block * width * lists.kv_block))
+            yield _Segment.of(q_blks, kv_blks, is_full, exists, wave == 0, most_alike)
+        if not left.any():
+            return
         wave += 1
+
+
+def _ranges(numbers: Sequence[int], large: int) -> Iterator[tuple[int, int]]:
+    """Ranges (low, high] of lengths that share a segment: within a quarter of each other, but those with `large` tiles
+    by themselves. numbers: of lists of each length."""
+    low = 0
+    while low < len(numbers) - 1:
+        high = min(low + max(1, low // 4), len(numbers) - 1)
+        apart = next((width for width in range(low + 1, high + 1) if numbers[width] * width >= large), high + 1)
+        high = max(low + 1, apart - 1)
+        if any(numbers[low + 1 : high + 1]):
+            yield low, high
+        low = high
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -265,24 +321,27 @@ def _blocked(selection: _Selection, lists: BlockLists, query: Tensor, key: Tenso
     )
 
 
-def _chunks(segment: _Segment, num_rows: int, tall: int, kv_block: int) -> Iterator[tuple[slice, slice]]:
-    """(rows of R, query blocks of the segment) such that at most MAX_SCORES scores are computed at once."""
-    per_block = tall * segment.kv_blks.shape[1] * kv_block
-    rows_at_once = max(1, min(num_rows, MAX_SCORES // per_block))
-    blocks_at_once = max(1, MAX_SCORES // (per_block * rows_at_once))
-    for row in range(0, num_rows, rows_at_once):
-        for block in range(0, segment.q_blks.shape[0], blocks_at_once):
-            yield slice(row, row + rows_at_once), slice(block, block + blocks_at_once)
+def _chunks(segment: _Segment, num_rows: int, tall: int, kv_block: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Query blocks of the segment, and rows of R to take with these one after the other, such that at most MAX_SCORES
+    scores are computed at once."""
+    per_block, num_blocks, alike = tall * segment.kv_blks.shape[1] * kv_block, segment.q_blks.shape[0], segment.alike
+    blocks_at_once = max(alike, min(num_blocks, MAX_SCORES // per_block // alike * alike))
+    rows_at_once = max(1, min(num_rows, MAX_SCORES // (per_block * blocks_at_once)))
+    rows = [slice(row, min(row + rows_at_once, num_rows)) for row in range(0, num_rows, rows_at_once)]
+    for block in range(0, num_blocks, blocks_at_once):
+        yield slice(block, min(block + blocks_at_once, num_blocks)), rows
 
 
-def _kept(segment: _Segment, at: slice, group: Group, q_len: int, kv_len: int, always: bool) -> Tensor | None:
+def _kept(segment: _Segment, at: slice, group: Group, q_len: int, kv_len: int) -> Tensor | None:
     """bool [n, 1, q_block, width * kv_block]; None where everything is kept. Only partial tiles are asked."""
     lists = group.lists
+    if segment.is_sure(lists.kv_block, kv_len):
+        return None
     is_full, q_blks, kv_blks = segment.is_full[at], segment.q_blks[at], segment.kv_blks[at]
     # the padding behind the last key belongs to no pair, so a full tile that reaches over it is masked too
     inside = (kv_blks + 1) * lists.kv_block <= kv_len
     sure = is_full & inside
-    if not always and bool(sure.all()):
+    if bool(sure.all()):
         return None
     n, width = kv_blks.shape
     kept = sure[:, None, :, None].expand(n, lists.q_block, width, lists.kv_block).contiguous()
@@ -294,19 +353,85 @@ def _kept(segment: _Segment, at: slice, group: Group, q_len: int, kv_len: int, a
     return kept.view(n, 1, lists.q_block, width * lists.kv_block)
 
 
-def _scores(q: Tensor, k: Tensor, kept: Tensor | None, kv_group: int) -> Tensor:
-    """[R, n, G * q_block, keys]; pairs that are not kept get -inf."""
-    scores = q @ k.transpose(-1, -2)
+def _scores(q: Tensor, k: Tensor, kept: Tensor | None, kv_group: int, scale: float, made: Scratch) -> Tensor:
+    """[items, alike * G * q_block, keys] for powers of 2; pairs that are not kept get -inf."""
+    scores = made("scores", q.shape[0], q.shape[1], k.shape[1])
+    torch.baddbmm(scores, q, k.mT, beta=0, alpha=scale / LN2, out=scores)
     if kept is not None:
-        by_head = scores.view(*scores.shape[:2], kv_group, -1, scores.shape[-1])
+        by_head = scores.view(-1, kept.shape[0], kv_group, kept.shape[2], scores.shape[2])
         by_head.masked_fill_(~kept, -torch.inf)
     return scores
 
 
-def _gather(blocks: Tensor, rows: slice, kv_blks: Tensor, dtype: torch.dtype) -> Tensor:
-    """[R, n, width * kv_block, D] of the listed blocks."""
-    picked = blocks[rows].index_select(1, kv_blks.reshape(-1)).to(dtype)
-    return picked.view(picked.shape[0], kv_blks.shape[0], kv_blks.shape[1] * blocks.shape[2], blocks.shape[3])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """What is computed at once: query blocks `at` of a segment, of some rows of R. An item is as many query blocks of a
+    row as are alike."""
+
+    segment: _Segment
+    at: slice
+    rows: slice
+
+    @property
+    def places(self) -> slice | Tensor:
+        """The query blocks, as an index."""
+        return self.segment.places(self.at)
+
+    @property
+    def kv_blks(self) -> Tensor:
+        """int64 [items of a row, width]."""
+        return self.segment.kv_blks[self.at][:: self.segment.alike]
+
+    def of_queries(self, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+        """[items, alike * tall, ...] of [R, num_q_blocks, tall, ...]; a view where that can be."""
+        return self.by_item(blocks[self.rows, self.places]).to(dtype)
+
+    def by_item(self, x: Tensor) -> Tensor:
+        """[items, alike * tall, ...] of [rows, query blocks, tall, ...]."""
+        alike = self.segment.alike
+        return x.reshape(x.shape[0] * x.shape[1] // alike, alike * x.shape[2], *x.shape[3:])
+
+    def by_block(self, x: Tensor, tall: int) -> Tensor:
+        """The inverse: [rows, query blocks, tall, ...]."""
+        return x.reshape(self.rows.stop - self.rows.start, self.at.stop - self.at.start, tall, *x.shape[2:])
+
+    def of_keys(self, name: str, blocks: Tensor, made: Scratch) -> Tensor:
+        """[items, width * kv_block, D] of [R, num_kv_blocks, kv_block, D]; a view where that can be."""
+        kv_blks, num_blocks, first = self.kv_blks, blocks.shape[1], self.segment.first_kv_blk
+        num_items, width = kv_blks.shape
+        if first is not None and num_items == 1:
+            return blocks[self.rows, first : first + width].flatten(1, 2).to(made.dtype)
+        places = kv_blks.flatten()
+        if blocks.shape[0] > 1:
+            rows = torch.arange(self.rows.start, self.rows.stop, device=places.device) * num_blocks
+            places = (rows[:, None] + places).flatten()
+        flat = blocks.reshape(-1, blocks.shape[2] * blocks.shape[3])
+        into = made(name, places.shape[0], flat.shape[1])
+        if blocks.dtype == made.dtype:
+            torch.index_select(flat, 0, places, out=into)
+        else:
+            into.copy_(flat.index_select(0, places))
+        return into.view(places.shape[0] // width, width * blocks.shape[2], blocks.shape[3])
+
+    def into(self, blocks: Tensor) -> Tensor | None:
+        """[items, alike * tall, ...] of new memory [R, num_q_blocks, tall, ...], to write into; None where no view has
+        that form."""
+        is_view = isinstance(self.places, slice) and self.rows.stop - self.rows.start == 1
+        return self.by_item(blocks[self.rows, self.places]) if is_view else None
+
+    def put(self, into: Tensor, x: Tensor) -> None:
+        """Writes [items, alike * tall, ...] where it belongs in [R, num_q_blocks, tall, ...]."""
+        into[self.rows, self.places] = self.by_block(x, into.shape[2])
+
+    def add_to_queries(self, into: Tensor, x: Tensor) -> None:
+        """Adds the same there."""
+        into[self.rows, self.places] += self.by_block(x, into.shape[2])
+
+    def add_to_keys(self, into: Tensor, x: Tensor) -> None:
+        """Adds [items, width * kv_block, D] to the listed blocks of [R, num_kv_blocks, kv_block, D]; a block may be
+        listed many times."""
+        places, mine = self.kv_blks.flatten(), into[self.rows]
+        mine.index_add_(1, places, x.view(mine.shape[0], places.shape[0], *into.shape[2:]))
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -345,66 +470,103 @@ def _forward_groups(
     batch, num_heads, q_len, _ = query.shape
     out = query.new_zeros(batch, num_heads, q_len, value.shape[-1])
     lse = torch.full((batch, num_heads, q_len), -torch.inf, dtype=_compute_dtype(query.dtype), device=query.device)
-    careful = not bool(torch.isfinite(value).all())
     for group in groups:
         selection = _Selection.of(group, num_heads, key.shape[1], query.device)
-        _forward_group(selection, group, query, key, value, scale, careful, out, lse)
+        group_out, group_lse = _forward_group(selection, group, query, key, value, scale)
+        selection.put(out, group_out)
+        selection.put(lse, group_lse)
     return out, lse
 
 
 def _forward_group(
-    selection: _Selection,
-    group: Group,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    careful: bool,
-    out: Tensor,
-    lse: Tensor,
-) -> None:
-    lists, dtype = group.lists, lse.dtype
+    selection: _Selection, group: Group, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and lse of a group's rows and heads, [B, H, Tq, ...]."""
+    lists, dtype, device = group.lists, _compute_dtype(query.dtype), query.device
     q_len, kv_len = query.shape[2], key.shape[2]
     blocked = _blocked(selection, lists, query, key, value)
     num_rows, num_q_blocks, tall, _ = blocked.query.shape
-    group_out = torch.zeros(num_rows, num_q_blocks, tall, value.shape[-1], dtype=dtype, device=query.device)
-    group_lse = torch.full((num_rows, num_q_blocks, tall), -torch.inf, dtype=dtype, device=query.device)
-    for segment in _segments(lists):
-        for rows, at in _chunks(segment, num_rows, tall, lists.kv_block):
-            q_blks, kv_blks = segment.q_blks[at], segment.kv_blks[at]
-            kept = _kept(segment, at, group, q_len, kv_len, careful)
-            q = blocked.query[rows].index_select(1, q_blks).to(dtype) * scale
-            scores = _scores(q, _gather(blocked.key, rows, kv_blks, dtype), kept, blocked.kv_group)
-            part_out, part_lse = _attend(scores, _gather(blocked.value, rows, kv_blks, dtype), kept, careful)
-            if not segment.is_first:
-                before = group_out[rows, q_blks], group_lse[rows, q_blks]
-                part_out, part_lse = merge(*before, part_out, part_lse)
-            group_out[rows, q_blks] = part_out
-            group_lse[rows, q_blks] = part_lse
-    selection.put(out, _query_from_blocks(group_out, blocked, blocked.kv_group, q_len))
-    selection.put(lse, _query_from_blocks(group_lse, blocked, blocked.kv_group, q_len))
+    out = torch.empty(num_rows, num_q_blocks, tall, value.shape[-1], dtype=dtype, device=device)
+    lse = torch.empty(num_rows, num_q_blocks, tall, dtype=dtype, device=device)
+    if not lists.has_every_row:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    made, kv_group = Scratch(dtype, device), blocked.kv_group
+    is_sure = all(segment.is_sure(lists.kv_block, kv_len) for segment in lists.segments)
+    careful = not is_sure and not _is_finite(value)
+    for segment in lists.segments:
+        for at, parts in _chunks(segment, num_rows, tall, lists.kv_block):
+            kept = _kept(segment, at, group, q_len, kv_len)
+            for rows in parts:
+                chunk = _Chunk(segment, at, rows)
+                q, k = chunk.of_queries(blocked.query, dtype), chunk.of_keys("listed", blocked.key, made)
+                cuts = _cuts(k.shape[1]) if kept is None else 1
+                q, k = q.repeat_interleave(cuts, 0) if cuts > 1 else q, _cut(k, cuts)
+                weights, total, part_lse = _weights(_scores(q, k, kept, kv_group, scale, made))
+                v = _cut(chunk.of_keys("listed", blocked.value, made), cuts)  # in the place of the keys
+                place = chunk.into(out) if segment.is_first and cuts == 1 else None
+                part = made("mixed", *q.shape[:2], v.shape[2]) if place is None else place
+                _mix(weights, v, kept if careful else None, kv_group, part).div_(total)
+                part, part_lse = _united(part, part_lse, cuts)
+                if not segment.is_first:
+                    before = chunk.of_queries(out, dtype), chunk.of_queries(lse, dtype)
+                    part, part_lse = merge(*before, part, part_lse)
+                if place is None:
+                    chunk.put(out, part)
+                chunk.put(lse, part_lse)
+    return _query_from_blocks(out, blocked, kv_group, q_len), _query_from_blocks(lse, blocked, kv_group, q_len)
 
 
-def _attend(scores: Tensor, value: Tensor, kept: Tensor | None, careful: bool) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimension times value, and its lse; consumes the scores.
+def _cuts(num_keys: int) -> int:
+    """Into how many parts of the same length keys are cut, a power of 2."""
+    cuts = 1
+    while num_keys > cuts * MAX_KEYS and num_keys % (2 * cuts) == 0:
+        cuts *= 2
+    return cuts
 
-    careful: values may not be finite; then 0 x NaN must not reach a row that does not attend the key.
-    """
-    peak = scores.amax(-1, keepdim=True)
-    peak = peak.masked_fill_(peak == -torch.inf, 0.0)
-    weights = scores.sub_(peak).exp_()
+
+def _cut(x: Tensor, cuts: int) -> Tensor:
+    """[items * cuts, keys / cuts, D] of [items, keys, D]."""
+    return x.reshape(x.shape[0] * cuts, x.shape[1] // cuts, x.shape[2])
+
+
+def _united(out: Tensor, lse: Tensor, cuts: int) -> tuple[Tensor, Tensor]:
+    """Results [items, tall, Dv] and [items, tall] from those of parts of the keys, [items * cuts, ...]."""
+    while cuts > 1:
+        out, lse = merge(out[::2], lse[::2], out[1::2], lse[1::2])
+        cuts //= 2
+    return out, lse
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether every number is. A sum is only where every summand is; finite ones may overflow."""
+    return isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
+
+
+def _weights(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, in the memory of the scores; what their sum with values is to be divided by, [items, tall, 1]; and lse
+    [items, tall]."""
+    peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)  # an empty row's is -inf
+    weights = scores.sub_(peak).exp2_()
     total = weights.sum(-1, keepdim=True)
-    if careful:
-        assert kept is not None
-        finite = torch.isfinite(value)
-        mixed = weights @ torch.where(finite, value, 0.0)
-        by_head = mixed.view(*mixed.shape[:2], -1, kept.shape[2], mixed.shape[-1])
-        spoiled = kept.to(value.dtype) @ (~finite).to(value.dtype)[:, :, None] > 0
-        mixed = torch.where(spoiled, torch.nan, by_head).view(mixed.shape)
-    else:
-        mixed = weights @ value
-    # the largest weight is 1, so a total below 1 is an empty row's 0
-    return mixed.div_(total.clamp_min(1.0)), (peak + total.log()).squeeze(-1)
+    lse = total.log2().add_(peak).mul_(LN2).squeeze(-1)
+    return weights, total.clamp_(min=1.0), lse  # the largest weight is 1, so a total below 1 is an empty row's 0
+
+
+def _mix(weights: Tensor, value: Tensor, kept: Tensor | None, kv_group: int, out: Tensor) -> Tensor:
+    """Weights times value, into out [items, tall, Dv]. kept: see `_kept`, where values may not be finite: then 0 x NaN
+    must not reach a row that does not attend the key."""
+    if kept is None:
+        return torch.bmm(weights, value, out=out)
+    finite = torch.isfinite(value)
+    torch.bmm(weights, torch.where(finite, value, 0.0), out=out)
+    num_blocks, _, q_block, _ = kept.shape
+    num_rows = out.shape[0] * out.shape[1] // (num_blocks * kv_group * q_block)
+    by_head = out.view(num_rows, num_blocks, kv_group, q_block, out.shape[2])
+    spoiling = (~finite).to(value.dtype).view(num_rows, value.shape[0] // num_rows, 1, *value.shape[1:])
+    spoiling = spoiling.repeat_interleave(num_blocks // spoiling.shape[1], 1)
+    by_head.masked_fill_(kept.to(value.dtype) @ spoiling > 0, torch.nan)
+    return out
 
 
 def _backward_group(
@@ -423,31 +585,32 @@ def _backward_group(
     out_blocks = _query_by_block(selection.take(grad_out, heads), lists.q_block, kv_group)
     # exp(score - inf) = 0 where a row is empty
     safe_lse = lse.masked_fill(lse == -torch.inf, torch.inf)
-    lse_blocks = _query_by_block(selection.take(safe_lse[..., None], heads), lists.q_block, kv_group)
+    lse_blocks = _query_by_block(selection.take(safe_lse[..., None], heads), lists.q_block, kv_group) / LN2
     delta_blocks = _query_by_block(selection.take(delta[..., None], heads), lists.q_block, kv_group)
     grad_q = torch.zeros(blocked.query.shape, dtype=dtype, device=query.device)
     grad_k = torch.zeros(blocked.key.shape, dtype=dtype, device=query.device)
     grad_v = torch.zeros(blocked.value.shape, dtype=dtype, device=query.device)
-    for segment in _segments(lists):
-        for rows, at in _chunks(segment, num_rows, tall, lists.kv_block):
-            q_blks, kv_blks = segment.q_blks[at], segment.kv_blks[at]
-            kept = _kept(segment, at, group, q_len, kv_len, False)
-            q = blocked.query[rows].index_select(1, q_blks).to(dtype) * scale
-            k = _gather(blocked.key, rows, kv_blks, dtype)
-            v = _gather(blocked.value, rows, kv_blks, dtype)
-            d_out = out_blocks[rows].index_select(1, q_blks).to(dtype)
-            weights = _scores(q, k, kept, kv_group).sub_(lse_blocks[rows].index_select(1, q_blks)).exp_()
-            _add_blocks(grad_v, rows, kv_blks, weights.transpose(-1, -2) @ d_out)
-            d_scores = (d_out @ v.transpose(-1, -2)).sub_(delta_blocks[rows].index_select(1, q_blks)).mul_(weights)
-            grad_q[rows, q_blks] += (d_scores @ k).mul_(scale)
-            _add_blocks(grad_k, rows, kv_blks, d_scores.transpose(-1, -2) @ q)
+    made = Scratch(dtype, query.device)
+    for segment in lists.segments:
+        for at, parts in _chunks(segment, num_rows, tall, lists.kv_block):
+            kept = _kept(segment, at, group, q_len, kv_len)
+            for rows in parts:
+                chunk = _Chunk(segment, at, rows)
+                q, d_out, of_lse, of_delta = (
+                    chunk.of_queries(x, dtype) for x in (blocked.query, out_blocks, lse_blocks, delta_blocks)
+                )
+                k, v = chunk.of_keys("keys", blocked.key, made), chunk.of_keys("values", blocked.value, made)
+                weights = _scores(q, k, kept, kv_group, scale, made).sub_(of_lse).exp2_()
+                d_scores = torch.bmm(d_out, v.mT, out=made("of scores", *weights.shape))
+                d_scores.sub_(of_delta).mul_(weights)
+                d_v = torch.bmm(weights.mT, d_out, out=made("of values", *v.shape))
+                chunk.add_to_keys(grad_v, d_v)
+                d_q, d_k = made("of queries", *q.shape), made("of keys", *k.shape)
+                torch.baddbmm(d_q, d_scores, k, beta=0, alpha=scale, out=d_q)
+                chunk.add_to_queries(grad_q, d_q)
+                torch.baddbmm(d_k, d_scores.mT, q, beta=0, alpha=scale, out=d_k)
+                chunk.add_to_keys(grad_k, d_k)
     grad_query, grad_key, grad_value = grads
     selection.put(grad_query, _query_from_blocks(grad_q, blocked, kv_group, q_len))
     selection.add(grad_key, _query_from_blocks(grad_k, blocked, 1, kv_len))
     selection.add(grad_value, _query_from_blocks(grad_v, blocked, 1, kv_len))
-
-
-def _add_blocks(into: Tensor, rows: slice, kv_blks: Tensor, parts: Tensor) -> None:
-    """Adds [R, n, width * kv_block, D] to the listed blocks; a block may be listed many times."""
-    flat = parts.reshape(parts.shape[0], kv_blks.numel(), *into.shape[2:])
-    into[rows].index_add_(1, kv_blks.reshape(-1), flat)

@@ -24,8 +24,9 @@ from patterndsl.lower.hulls import Hull, Lists
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.shapes import Band, Shape, Triangle
 from patterndsl.lower.shapes import Masked as MaskedShape
-from patterndsl.runtime import listed
+from patterndsl.runtime import documents, listed
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of
+from patterndsl.runtime.documents import Documents, Span, spans_of
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.merge import merge_, with_lse_gradient
 from patterndsl.runtime.sdpa import launches
@@ -54,7 +55,7 @@ class _Call:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
     """A hull made ready. heads: None where they are all; rest: see `Said`; runs, lists: see `Hull`, whose calls are
-    made of each call's values where it has some. is_total: each query is in some call."""
+    made of each call's values where it has some. is_total: each query is in some call. inside: of unbroken runs."""
 
     order: str | None
     heads: Tensor | None
@@ -64,6 +65,7 @@ class _Ready:
     calls: tuple[_Call, ...]
     draws: Mapping[Random, Tensor]
     is_total: bool
+    inside: Documents | None
 
 
 class Masked:
@@ -72,6 +74,7 @@ class Masked:
     def __init__(self, hulls: Sequence[Hull], num_heads: int, sizes: Sizes, device: torch.device) -> None:
         self.sizes = sizes
         self.hulls = tuple(_ready(hull, num_heads, sizes.q_len, device) for hull in hulls)
+        self.is_one = len(self.hulls) == 1 and self.hulls[0].heads is None  # then there is nothing to merge
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, given: Inputs, scale: float) -> Run:
         """One call with checked inputs: output in the tensors' dtype, lse in float32 at least."""
@@ -91,6 +94,7 @@ def _ready(hull: Hull, num_heads: int, q_len: int, device: torch.device) -> _Rea
         tuple(_calls(hull, seen, device)),
         draws_of(rest, 1, device),
         bool(hull.runs) or (hull.lists is None and bool(seen.all())),
+        None if hull.inside is None else Documents(hull.inside, device),
     )
 
 
@@ -123,12 +127,14 @@ def _calls(hull: Hull, seen: np.ndarray[Any, np.dtype[np.bool_]], device: torch.
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
     """What a call's inputs say: facets, and of the inputs that hulls are ordered by, per batch row or one for all, the
-    sorted values and their positions, None where these are in order."""
+    sorted values and their positions, None where these are in order. spans: see `documents.spans_of`, of the inputs
+    whose documents have passes."""
 
     inputs: Inputs
     facets: Mapping[tuple[str, Facet], Tensor]
     values: Mapping[str, Sequence[Tensor]]
     orders: Mapping[str, Sequence[Tensor | None]]
+    spans: Mapping[str, Sequence[Sequence[Span] | None]]
 
     @staticmethod
     def of(masked: Masked, inputs: Inputs) -> Given:
@@ -140,11 +146,19 @@ class Given:
             values[name] = [by_value.values for by_value in found]
             pairs = zip(rows, found, strict=True)
             orders[name] = [None if torch.equal(row, by_value.values) else by_value.indices for row, by_value in pairs]
-        return Given(inputs, facets, values, orders)
+        inside = {hull.order for hull in masked.hulls if hull.order is not None and hull.inside is not None}
+        spans = {name: list(map(spans_of, inputs[name].reshape(-1, inputs[name].shape[-1]))) for name in inside}
+        return Given(inputs, facets, values, orders, spans)
 
     def order(self, name: str | None, row: int) -> Tensor | None:
         """The positions of a batch row by place; None for their own order."""
         return None if name is None else self.orders[name][row % len(self.orders[name])]
+
+    def documents(self, hull: _Ready, row: int) -> Sequence[Span] | None:
+        """The documents of a batch row, where each is unbroken and the hull has passes for them."""
+        if hull.order is None or hull.inside is None:
+            return None
+        return self.spans[hull.order][row % len(self.spans[hull.order])]
 
     def asked(self, hull: _Ready, lists: Lists, row: int, data: DeviceData, sizes: Sizes) -> listed.Asked:
         """What is listed in a batch row."""
@@ -173,7 +187,8 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A hull of a batch row: what its kernels see."""
+    """A hull of a batch row: what its kernels see. spans: the documents that run by passes, which are in their own
+    order; then there is no call."""
 
     hull: _Ready
     calls: Sequence[_Call]
@@ -183,6 +198,7 @@ class _Turn:
     kv_heads: Tensor | None
     data: DeviceData
     asked: listed.Asked | None
+    spans: Sequence[Span] | None = None
 
 
 def _taken(x: Tensor, heads: Tensor | None, order: Tensor | None) -> Tensor:
@@ -227,6 +243,8 @@ def _hull_forward(
         q, k, v = (x[0] for x in tensors)
         found, found_lse = listed.forward(q, k, v, turn.asked, scale)
         return found[None], found_lse[None]
+    if turn.hull.inside is not None and turn.spans is not None:
+        return documents.forward(*tensors, turn.hull.inside, turn.spans, scale)
     query = tensors[0]
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = torch.empty((*query.shape[:3], tensors[2].shape[3]), dtype=dtype, device=query.device)
@@ -265,6 +283,8 @@ def _hull_backward(
         (q, k, v), (grad_out, out, lse) = ([x[0] for x in part] for part in (tensors, results))
         found = listed.gradients(q, k, v, (grad_out, out, lse), turn.asked, scale)
         return found[0][None], found[1][None], found[2][None]
+    if turn.hull.inside is not None and turn.spans is not None:
+        return documents.gradients(*tensors, results, turn.hull.inside, turn.spans, scale)
     totals = tuple(torch.zeros(x.shape, dtype=results[2].dtype, device=x.device) for x in tensors)
     for call in turn.calls:
         bias = _bias(_keep(turn, call, q_start), call.launch.queries.num_groups, tensors[0].dtype)
@@ -299,6 +319,10 @@ def _turns(masked: Masked, given: Given, query: Tensor, key: Tensor) -> Iterator
             heads = torch.arange(query.shape[1], device=query.device) if hull.heads is None else hull.heads
             kv_heads = hull.heads if kv_group == 1 else heads // kv_group
             data = DeviceData(given.facets, hull.draws, row)
+            spans = given.documents(hull, row)
+            if spans is not None:
+                yield _Turn(hull, (), row, None, hull.heads, kv_heads, data, None, spans)
+                continue
             runs = tuple(given.runs(hull.order, row, hull.runs == "masked")) if hull.runs and hull.order else ()
             asked = None if hull.lists is None else given.asked(hull, hull.lists, row, data, masked.sizes)
             yield _Turn(hull, runs or hull.calls, row, given.order(hull.order, row), hull.heads, kv_heads, data, asked)
@@ -314,13 +338,17 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of all hulls together."""
     query, key, value = map(with_unit_stride, (query, key, value))
+    found = (
+        (turn, *_turn_forward(turn, query, key, value, masked.sizes.q_start, scale))
+        for turn in _turns(masked, given, query, key)
+    )
+    if masked.is_one:
+        _, outs, lses = zip(*found, strict=True)
+        return _rows(outs).to(query.dtype), _rows(lses)
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = torch.zeros((*query.shape[:3], value.shape[3]), dtype=dtype, device=query.device)
     lse = torch.full(query.shape[:3], -torch.inf, dtype=dtype, device=query.device)
-    for turn in _turns(masked, given, query, key):
-        tensors = _tensors(turn, query, key, value)
-        found = _hull_forward(turn, tensors, masked.sizes.q_start, scale)
-        part_out, part_lse = (_put_back(x, turn.order)[0] for x in found)
+    for turn, (part_out,), (part_lse,) in found:
         if turn.heads is None:
             merge_(out[turn.row], lse[turn.row], part_out, part_lse)
         else:
@@ -330,10 +358,32 @@ def forward(
     return out.to(query.dtype), lse
 
 
+def _turn_forward(
+    turn: _Turn, query: Tensor, key: Tensor, value: Tensor, q_start: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output [1, heads, Tq, D] and lse [1, heads, Tq] of a hull, by position."""
+    out, lse = _hull_forward(turn, _tensors(turn, query, key, value), q_start, scale)
+    return _put_back(out, turn.order), _put_back(lse, turn.order)
+
+
+def _rows(parts: tuple[Tensor, ...]) -> Tensor:
+    """Batch rows [1, ...] as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _tensors(turn: _Turn, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q = _taken(query[turn.row], turn.heads, turn.order)
     k, v = (_taken(x[turn.row], turn.kv_heads, turn.order) for x in (key, value))
     return q, k, v
+
+
+def _turn_backward(
+    turn: _Turn, tensors: tuple[Tensor, Tensor, Tensor], results: Sequence[Tensor], q_start: int, scale: float
+) -> tuple[Tensor, ...]:
+    """Gradients of a hull's queries, keys and values, [1, heads, T, D], by position."""
+    mine = [_taken(x[turn.row], turn.heads, turn.order) for x in results]
+    found = _hull_backward(turn, _tensors(turn, *tensors), mine, q_start, scale)
+    return tuple(_put_back(grad, turn.order) for grad in found)
 
 
 def gradients(
@@ -354,16 +404,21 @@ def gradients(
     if grad_lse is not None:
         query, key, value, out, grad_out = with_lse_gradient(query, key, value, out, grad_out, grad_lse)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of an empty row are 0
-    totals = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (query, key, value))
-    for turn in _turns(masked, given, query, key):
-        results = [_taken(x[turn.row], turn.heads, turn.order) for x in (grad_out, out, lse)]
-        found = _hull_backward(turn, _tensors(turn, query, key, value), results, masked.sizes.q_start, scale)
-        for total, grad, heads in zip(totals, found, (turn.heads, turn.kv_heads, turn.kv_heads), strict=True):
-            mine = _put_back(grad, turn.order)[0]
-            if heads is None:
-                total[turn.row].add_(mine)
-            else:
-                total[turn.row].index_add_(0, heads, mine)
-    pairs = zip(totals, (query, key, value), strict=True)
+    tensors, results = (query, key, value), (grad_out, out, lse)
+    found = (
+        (turn, _turn_backward(turn, tensors, results, masked.sizes.q_start, scale))
+        for turn in _turns(masked, given, query, key)
+    )
+    if masked.is_one and query.shape[1] == key.shape[1]:
+        totals = tuple(map(_rows, zip(*(grads for _, grads in found), strict=True)))
+    else:
+        totals = tuple(torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in tensors)
+        for turn, grads in found:
+            for total, (grad,), heads in zip(totals, grads, (turn.heads, turn.kv_heads, turn.kv_heads), strict=True):
+                if heads is None:
+                    total[turn.row].add_(grad)
+                else:
+                    total[turn.row].index_add_(0, heads, grad)
+    pairs = zip(totals, tensors, strict=True)
     grad_query, grad_key, grad_value = (total[..., :width].to(x.dtype) for total, x in pairs)
     return grad_query, grad_key, grad_value

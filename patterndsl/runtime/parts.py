@@ -52,7 +52,7 @@ def has_heads(given: Inputs) -> bool:
 
 def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]:
     """The inputs of these heads of all batch rows, [batch * heads, length]; [length] or [1, length] where all agree."""
-    found = dict[str, Tensor]()
+    found: dict[str, Tensor] = {}
     for name, values in given.items():
         if values.dim() == 3:
             mine = _of_heads(values, heads).expand(batch, -1, -1).flatten(0, 1)

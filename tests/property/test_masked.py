@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,14 @@ import patterndsl
 from patterndsl import InputError
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Relation
-from patterndsl.lower import hulls
+from patterndsl.lower import hulls, inside
+from patterndsl.lower.devices import CPU
 from patterndsl.lower.hulls import hull_of
 from patterndsl.lower.lookup import Lookup
-from patterndsl.runtime import masked
+from patterndsl.runtime import documents, masked
+from patterndsl.runtime.documents import Documents, spans_of
+from patterndsl.runtime.function import attended
+from patterndsl.runtime.masked import Masked
 from tests.property.test_plans import check
 from tests.property.test_program import attend, program_of
 from tests.strategies import Case, cases, many
@@ -161,6 +166,100 @@ def test_patterns_inside_documents_are_masked_runs(text: str, n: int, most: int,
         doc = np.random.default_rng(seed).integers(0, 4, (2, n))
         inputs = {"doc": torch.tensor(np.sort(doc) if sorted_docs else doc)}
         check(program, program.mask(inputs), 1, seed, inputs=inputs)
+
+
+PLACES = (
+    "causal & (first(2) | recent(5) | strided(7))",
+    "causal & (first(4) | recent(32) | strided(32))",
+    "window(6) | global(3)",
+    "window(2, 40)",
+    "k == q + 2",  # the last rows of a document are empty
+    "dilated(12, 4)",
+    "(head % 2 == 0 & recent(9)) | (head % 2 == 1 & strided(5) & causal)",
+)
+
+
+def packed(seed: int, n: int, kind: str) -> Tensor:
+    """int [2, n]: two rows of documents of any lengths; "broken" where numbers come back later."""
+    random = np.random.default_rng(seed)
+    if kind == "broken":
+        return torch.tensor(random.integers(0, 3, (2, n)))
+    chance = random.choice([0.02, 0.1, 0.5])
+    rising = torch.tensor((random.random((2, n)) < chance).cumsum(1))
+    return rising if kind == "rising" else 7 - rising
+
+
+@many(4)
+@given(
+    text=st.sampled_from(PLACES),
+    n=st.integers(1, 280),
+    kv_group=st.sampled_from((1, 2, 4)),
+    short=st.sampled_from((1, 20, 512)),
+    kind=st.sampled_from(("rising", "falling", "broken")),
+    alike=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_pattern_of_places_runs_by_passes_in_unbroken_documents(
+    text: str, n: int, kv_group: int, short: int, kind: str, alike: bool, seed: int
+) -> None:
+    """Cut to the length of each, or one mask where it is short; where a document is broken, as masked runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hulls, "SMALL", 0)
+        patch.setattr(inside, "MAX_SHARE", 4.0)
+        patch.setattr(inside, "SHORT", short)
+        pattern = patterndsl.parse(f"within(doc, {text})", inputs={"doc": "int[N]"})
+        program = pattern.compile(n, heads=4, backend="masked")
+        assume(program.hulls is not None)
+        assert program.hulls is not None
+        doc = packed(seed, n, kind)
+        inputs = {"doc": doc[0] if alike else doc}
+        assume(any(hull.inside is not None for hull in program.hulls))
+        check(program, program.mask(inputs), kv_group, seed, inputs=inputs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_passes_of_documents_and_masked_runs_are_the_same(seed: int) -> None:
+    """Outputs, lse and gradients of the plain way: hulls without passes."""
+    torch.manual_seed(seed)
+    n = 1500
+    bound = patterndsl.load("examples/packed-sinks-strided.yaml").bind(n, heads=2)
+    found = hulls.hulls(bound, CPU)
+    assert found is not None and all(hull.inside is not None for hull in found)
+    plain = [replace(hull, inside=None) for hull in found]
+    query, key, value = (torch.randn(2, 2, n, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    doc = (torch.rand(2, n) < 0.004).cumsum(1)
+    grads = torch.randn(2, 2, n, 16, dtype=torch.float64), torch.randn(2, 2, n, dtype=torch.float64)
+    results = []
+    for some in (found, plain):
+        run = Masked(some, 2, bound.sizes, query.device).run(query, key, value, {"doc": doc}, 0.3)
+        out, lse = attended(query, key, value, run)
+        results.append((out, lse, *torch.autograd.grad((out, lse), (query, key, value), grads)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_which_documents_run_by_passes() -> None:
+    """Those that are unbroken, in whatever order; a row of a batch by itself."""
+    assert spans_of(torch.tensor([4, 4, 4, 9, 2, 2])) == [(0, 3), (3, 1), (4, 2)]
+    assert spans_of(torch.tensor([4, 4, 9, 4])) is None
+    program = patterndsl.load("examples/packed-sinks-strided.yaml").compile(4096, heads=1)
+    assert isinstance(program.ready.masked, Masked)
+    doc = torch.stack([torch.arange(4096) // 700, torch.arange(4096) % 3])
+    query, key, value = (torch.randn(2, 1, 4096, 8) for _ in range(3))
+    program(query, key, value, inputs={"doc": doc})
+    (hull,) = program.ready.masked.hulls
+    assert hull.inside is not None and set(hull.inside.lengths) == {700, 596}
+
+
+def test_lengths_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_KEPT", 20_000)
+    (hull,) = patterndsl.load("examples/packed-sinks-strided.yaml").compile(4096, heads=1).hulls or ()
+    assert hull.inside is not None
+    ready = Documents(hull.inside, torch.device("cpu"))
+    assert ready.of(30) is ready.of(30)
+    for length in range(1, 80):
+        ready.of(length)
+    assert 0 < len(ready.lengths) < 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -100,6 +100,27 @@ def test_values_that_are_not_finite() -> None:
     assert_same(steps(torch.compile(attend, fullgraph=True, backend="aot_eager"), given), steps(attend, given))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'labels: {found: "lsh(buckets = 8, rounds = 2)"}\nattend: causal & chunks(found, 16, 1)',
+        "select: {found: 'topk(2, of = blocks(8), per = blocks(8), among = k < q)'}\nattend: causal & found",
+    ],
+    ids=["labels", "lists"],
+)
+def test_what_a_call_finds_is_returned(text: str) -> None:
+    program = patterndsl.parse(text).compile(64, heads=2)
+
+    def attend(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return program(x, x, x, return_labels=True)
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 64, 8)
+    (out, found), (expected, wanted) = torch.compile(attend, fullgraph=True, backend="aot_eager")(x), attend(x)
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(found["found"], wanted["found"])
+
+
 @pytest.mark.parametrize("pattern", ["causal & (recent(8) | strided(16))", patterndsl.parse("window(4) | global(1)")])
 def test_eight_lengths_need_two_graphs(pattern: str | patterndsl.Pattern) -> None:
     counter = CompileCounterWithBackend("aot_eager")

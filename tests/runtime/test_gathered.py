@@ -209,3 +209,70 @@ def test_gradcheck() -> None:
         return gathered_attention(query, key, value, [group_of(keep, None, None, 4, 2)], scale=0.5)[0]
 
     assert torch.autograd.gradcheck(run, inputs)
+
+
+# ---- how lists are worked through
+
+
+def stairs(length: int) -> Tensor:
+    """Each four blocks of 16 queries have the same keys, every other block of those before."""
+    q, k = torch.arange(length)[:, None], torch.arange(length)
+    return (q // 64 > k // 64) & (k // 16 % 2 == 0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("of", [1, 3])
+def test_query_blocks_with_the_same_keys_are_one(kv_heads: int, of: int) -> None:
+    """`of`: some keys of those blocks are masked, or none."""
+    keep = stairs(260) & (torch.arange(260)[:, None] % of == 0)
+    group = group_of(keep, None, None, 16, 16)
+    assert {segment.alike for segment in group.lists.segments} >= {4}
+    assert_same_with_gradients(tensors(2, 2, kv_heads, 260, 260), [group], keep.expand(2, 2, -1, -1))
+
+
+@pytest.mark.parametrize("most", [16, 48, 64])
+@pytest.mark.parametrize("name", ["everything", "band", "global row and column"])
+def test_long_lists_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, most: int) -> None:
+    monkeypatch.setattr(gathered, "MAX_KEYS", most)
+    keep = mask(name, 128, 192)
+    group = group_of(keep, None, None, 32, 16)
+    assert_same_with_gradients(tensors(2, 4, 2, 128, 192), [group], keep.expand(2, 4, -1, -1))
+
+
+def test_keys_that_follow_each_other_are_not_copied() -> None:
+    keep = torch.ones(64, 96, dtype=torch.bool)
+    (segment,) = group_of(keep, None, None, 16, 16).lists.segments
+    assert (segment.alike, segment.first_q_blk, segment.first_kv_blk) == (4, 0, 0)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(16, [4, 4]), (3, [2, 2]), (1, [1, 1])])
+def test_so_many_are_one_that_scores_stay_few(monkeypatch: pytest.MonkeyPatch, most: int, expected: list[int]) -> None:
+    monkeypatch.setattr(gathered, "MAX_SCORES", most * 16 * 16 * 2)
+    keep = stairs(192)
+    assert [segment.alike for segment in group_of(keep, None, None, 16, 16).lists.segments][:1] == expected[:1]
+
+
+def test_a_value_that_is_not_finite_spoils_no_other_block_of_the_same_keys() -> None:
+    keep = stairs(192) & (torch.arange(192)[:, None] % 3 != torch.arange(192) % 3)
+    query, key, value = (x.detach() for x in tensors(2, 4, 2, 192, 192))
+    value[1, 1, 34, 2] = torch.nan
+    out, _ = gathered_attention(query, key, value, [group_of(keep, None, None, 16, 16)], scale=0.3)
+    assert not out[0].isnan().any()
+    assert not out[1, :2].isnan().any()
+    for head in (2, 3):
+        assert torch.equal(out[1, head, :, 2].isnan(), keep[:, 34])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([7], []),
+        ([0, 1, 0, 2], [(0, 1), (2, 3)]),
+        ([0] * 16 + [1, 1, 1], [(15, 18)]),
+        ([0] * 16 + [1, 9, 1], [(15, 16), (16, 17), (17, 18)]),
+    ],
+)
+def test_lists_of_similar_length_share_a_segment_but_many_of_one(
+    numbers: list[int], expected: list[tuple[int, int]]
+) -> None:
+    assert list(gathered._ranges(numbers, 100)) == expected
