@@ -256,6 +256,10 @@ def _hulls_of(choice: Choice) -> Sequence[Hull] | None:
             return *choice.slots.listed, *beside
         case "ordered":
             return choice.ordered
+        case "chunked":
+            return choice.chunks
+        case "routed":
+            return choice.routes
         case "masked":
             return choice.hulls
         case _:
@@ -374,7 +378,7 @@ def _figures(seconds: Cost, num_bytes: Moved) -> dict[str, object]:
 def _composed(choice: Choice) -> Iterator[str]:
     """What a pattern is beside its relation."""
     bound = choice.bound
-    if choice.by_inputs is not None:
+    if choice.by_inputs is not None and choice.has_kernels:
         yield "FlexAttention instead where Triton is missing, and for heads wider than 256"
     if bound.merge != "set":
         how = "merged" if bound.merge == "multiset" else "averaged, each a softmax of its own"
@@ -398,7 +402,9 @@ def _rules(choice: Choice, made: Plan | None, head_dim: int) -> Iterator[str]:
         yield f"{rule.to} instead for {rule.when}"
     if choice.device_type == "cuda":
         yield "keys and values must be finite, as for dense attention: a look at them would wait for the GPU"
-    elif backend == "masked" or (backend == "planned" and made is not None and _masks(made)):
+    elif (
+        choice.usual == "chunked" or backend == "masked" or (backend == "planned" and made is not None and _masks(made))
+    ):
         yield f"{FALLBACK} instead for {NOT_FINITE}"
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
@@ -407,6 +413,8 @@ WORDS: dict[Runner, str] = {
     "told": "generated kernels on tiles that each call tells",
     "slotted": "generated kernels with a slot for each route that a query is in, or for each block that it lists",
     "ordered": "generated kernels in the orders by inputs, where the pattern can have pairs, with masks of each call",
+    "chunked": "masked, block by block of chunks in the orders by inputs, with masks from each call's inputs",
+    "routed": "masked, some routes at a time, as each call lists them",
     "planned": "planned, the passes below",
     "flex": "flex, FlexAttention on the tiles of the whole pattern",
     "triton": "triton, generated kernels on the tiles of the whole pattern",

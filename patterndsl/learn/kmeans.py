@@ -175,6 +175,8 @@ class KMeans(nn.Module):
             from patterndsl.learn import nearest
 
             return nearest.commitment(key, self.centroids, labels)
+        if strips.takes(key, self.centroids) and not torch.compiler.is_compiling():
+            return strips.commitment(key, self.centroids, labels)
         unit = normalize(key.to(self.centroids.dtype), dim=-1)
         found = self.centroids[torch.arange(key.shape[1], device=key.device)[:, None], labels]
         return (unit - found).square().mean()

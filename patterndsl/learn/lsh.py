@@ -6,7 +6,9 @@ Kitaev et al. 2020, Reformer, section 3 (the angular scheme of Andoni et al. 201
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from math import isqrt, pi, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,10 @@ MOST_AT_ONCE = 128
 """Buckets of one rotation; more are the pairs of two rotations' buckets, which costs the root of it."""
 
 
+AT_ONCE = 1 << 18
+"""Projections of a CPU that are held at once: they stay in its caches."""
+
+
 def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int | Tensor) -> Tensor:
     """int64 [B, H, rounds, T] in 0..buckets of key [B, H, T, D]: argmax of [x R; -x R] for random directions R.
 
@@ -27,17 +33,32 @@ def lsh_labels(key: Tensor, *, buckets: int, rounds: int, seed: int | Tensor) ->
     """
     label = torch.zeros(*key.shape[:2], rounds, key.shape[2], dtype=torch.int64, device=key.device)
     with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
-        x = key.detach().to(torch.promote_types(key.dtype, torch.float32))
-        for turn, size in enumerate(factors_of(buckets)):
-            shape = (key.shape[1], rounds, key.shape[3], size // 2)
-            for at in range(rounds):  # one after the other: the projections of all are large
-                directions = directions_of(shape, seed, turn, key.device, x.dtype)[:, at]
-                projected = x @ directions  # [B, H, T, size / 2]
-                nearest = projected.abs().argmax(-1, keepdim=True)
-                is_opposite = projected.gather(-1, nearest) < 0
-                nearest = (nearest + is_opposite * (size // 2))[..., 0]
-                label[:, :, at] = label[:, :, at] * size + nearest
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        halves = [size // 2 for size in factors_of(buckets)]
+        directions = [
+            directions_of((key.shape[1], rounds, key.shape[3], half), seed, turn, key.device, dtype)
+            for turn, half in enumerate(halves)
+        ]
+        together, step = _at_once(key, rounds, sum(halves))
+        for first, start in product(range(0, rounds, together), range(0, key.shape[2], step)):
+            some, rows = slice(first, first + together), slice(start, start + step)
+            wide = torch.cat([x[:, some] for x in directions], -1).permute(0, 2, 1, 3).flatten(2)
+            projected: Any = key.detach()[:, :, rows].to(dtype) @ wide
+            by_round = projected.unflatten(-1, (-1, sum(halves)))  # [B, H, keys, rounds, directions of both rotations]
+            mine = label[:, :, some, rows]
+            for part, half in zip(by_round.split(halves, -1), halves, strict=True):
+                nearest = part.abs().argmax(-1, keepdim=True)
+                is_opposite = part.gather(-1, nearest) < 0
+                mine.mul_(2 * half).add_((nearest + is_opposite * half)[..., 0].transpose(-1, -2))
     return label
+
+
+def _at_once(key: Tensor, rounds: int, directions: int) -> tuple[int, int]:
+    """Rounds and keys that are projected together. A CPU takes as long for a few directions as for all rounds'; others,
+    and graphs, take all keys of a round, as the projections of all rounds are large."""
+    if key.device.type != "cpu" or torch.compiler.is_compiling():
+        return 1, max(1, key.shape[2])
+    return rounds, max(1, AT_ONCE // max(1, key.shape[0] * key.shape[1] * rounds * directions))
 
 
 def labels_of_heads(

@@ -2,25 +2,32 @@
 
 While the scores of a strip are there, the highest of each is taken, and of each chunk of tokens. Members are then
 looked for in the w chunks alone whose highest scores are highest: any token elsewhere has w before it, one in each.
+The commitment goes by strips, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-MAX_SCORES = 1 << 25
-"""Scores of a head that are held at once."""
-STRIP = 1 << 20
-"""Scores that are made at once: a few megabytes."""
+MAX_SCORES = 1 << 23
+"""Scores of a head that are held at once: what the caches of all cores together hold, or not much more."""
+STRIP = 1 << 19
+"""Scores that are made at once: two megabytes."""
 CHUNK = 16
 """Tokens of a chunk."""
 FEWEST_SCORES = 1 << 18
 """Of a head. With fewer, all heads at once take less time than one after the other."""
 FEWEST = 64
 """Centroids that are scored at once, however long the sequence is: with fewer, products take longer."""
+NUMBERS = 1 << 17
+"""Of the keys whose distances are made at once."""
 SHORTEST = 1e-12
 """As in torch.nn.functional.normalize."""
 
@@ -46,32 +53,47 @@ def assigned(key: Tensor, centroids: Tensor, tops: Sequence[int]) -> tuple[Tenso
     for row in range(batch):
         for head in range(heads):
             highest = torch.full((length,), -torch.inf, dtype=centroids.dtype)
+            keys = unit(key[row, head].detach().to(centroids.dtype))
             for first in range(0, clusters, at_once):
                 some = slice(first, first + at_once)
                 asked = centroids[head, some].t()
                 scores = room[: padded * asked.shape[1]].view(padded, -1)
                 scores[length:] = -torch.inf
                 label = labels[row, head], highest, first
-                maxima = _scored(key[row, head].detach(), asked, scores, label)
+                maxima = _scored(keys, asked, scores, label)
                 for top, found in members.items():
                     found[row, head, some] = _members(scores, maxima, min(top, length))
     return labels, members
 
 
 def _scored(key: Tensor, asked: Tensor, scores: Tensor, label: tuple[Tensor, Tensor, int]) -> Tensor:
-    """Writes the scores [padded T, n] of key [T, D] by asked [D, n], and labels where a score is above the highest;
+    """Writes the scores [padded T, n] of unit key [T, D] by asked [D, n], and labels where one is above the highest;
     returns the highest of each chunk [chunks, n]. label: labels, their scores, and the number of the first centroid."""
     labels, highest, first = label
     step = max(1, STRIP // (asked.shape[1] * CHUNK)) * CHUNK
+    numbers, room = torch.arange(1, asked.shape[1] + 1, dtype=asked.dtype), torch.empty_like(scores[:step])
     maxima = []
     for start in range(0, key.shape[0], step):
         strip = slice(start, min(start + step, key.shape[0]))
-        torch.mm(unit(key[strip].to(asked.dtype)), asked, out=scores[strip])
-        best, at = scores[strip].max(-1)
+        torch.mm(key[strip], asked, out=scores[strip])
+        best, at = _highest(scores[strip], numbers, room[: strip.stop - start])
         labels[strip] = torch.where(best > highest[strip], at + first, labels[strip])
         highest[strip] = torch.maximum(best, highest[strip])
         maxima.append(scores[start : start + step].view(-1, CHUNK, scores.shape[1]).amax(1))
     return torch.cat(maxima)
+
+
+def _highest(scores: Tensor, numbers: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest of each row of scores [T, n], and where it is first. A CPU compares and keeps one number after the
+    other, but eight at a time it finds which are equal to the highest, and adds up their numbers, which count from 1.
+    Where several are, the sum is none of them: such rows are looked at once more."""
+    best = scores.amax(-1)
+    at = torch.eq(scores, best[:, None], out=room).mv(numbers).long() - 1
+    at.masked_fill_((at < 0) | (at >= len(numbers)), 0)
+    is_other = scores.gather(1, at[:, None])[:, 0] != best
+    if is_other.any():
+        at[is_other] = scores[is_other].argmax(-1)
+    return best, at
 
 
 def unit(key: Tensor) -> Tensor:
@@ -81,10 +103,59 @@ def unit(key: Tensor) -> Tensor:
     return found if length.isfinite().all() else found.where(length.isfinite(), 0.0)
 
 
+# ---- the commitment
+
+
+def commitment(key: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
+    """The mean squared distance of unit keys [B, H, T, D] to the centroids of these labels, a scalar; differentiable
+    once, in the keys. A few keys at a time, of which nothing is kept."""
+    return _commitment(key, centroids, labels)
+
+
+class _Commitment(Function):
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(key, centroids.clone(), labels)  # a step moves the centroids
+        parts = [torch.linalg.vector_norm(apart).square() for *_, apart in _distances(key, centroids, labels)]
+        return torch.stack(parts).sum() / key.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        key, centroids, labels = ctx.saved_tensors
+        found = torch.empty_like(key)
+        share = 2 * grad / key.numel()
+        for at, length, unit, apart in _distances(key, centroids, labels):
+            along = (unit * apart).sum(-1, keepdim=True)
+            along.masked_fill_(length <= SHORTEST, 0.0)  # what they are divided by does not depend on them
+            found[at] = apart.addcmul_(unit, along, value=-1).mul_(share / length)
+        return found, None, None
+
+
+def _distances(key: Tensor, centroids: Tensor, labels: Tensor) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
+    """Some keys of a head at a time: where they are, what they are divided by, then they, and less their centroids."""
+    step = max(1, NUMBERS // max(1, key.shape[3]))
+    for row, head in product(range(key.shape[0]), range(key.shape[1])):
+        for start in range(0, key.shape[2], step):
+            at = row, head, slice(start, start + step)
+            keys = key[at].to(centroids.dtype)
+            length = torch.linalg.vector_norm(keys, dim=-1, keepdim=True).clamp_(min=SHORTEST)
+            unit = keys / length
+            yield at, length, unit, unit - centroids[head].index_select(0, labels[at])
+
+
+# torch declares `apply` without types
+_commitment: Callable[..., Tensor] = _Commitment.apply
+
+
+# ---- members
+
+
 def _members(scores: Tensor, maxima: Tensor, top: int) -> Tensor:
     """int64 [n, top] of scores [padded T, n]: ascending."""
-    chunks = maxima.t().contiguous().topk(min(top, maxima.shape[0]), sorted=False).indices.sort(-1).values
+    chunks = maxima.t().contiguous().topk(min(top, maxima.shape[0]), sorted=False).indices
     by_chunk = scores.view(-1, CHUNK, scores.shape[1]).permute(2, 0, 1)
     among = by_chunk.gather(1, chunks[..., None].expand(-1, -1, CHUNK)).flatten(1)
-    at = among.topk(top, sorted=False).indices.sort(-1).values
-    return chunks.gather(1, at // CHUNK) * CHUNK + at % CHUNK
+    at = among.topk(top, sorted=False).indices
+    return (chunks.gather(1, at // CHUNK) * CHUNK + at % CHUNK).sort(-1).values

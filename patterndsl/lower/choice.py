@@ -13,27 +13,29 @@ from typing import Literal, TypeAlias, cast
 
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import compare
+from patterndsl.lower.chunks import chunk_hulls, route_hulls
 from patterndsl.lower.devices import Machine
-from patterndsl.lower.fallback import Backend, Call, Rule, leaves, rules_of, usual_backend
+from patterndsl.lower.fallback import FALLBACK, Backend, Call, Rule, leaves, rules_of, usual_backend
 from patterndsl.lower.hulls import Hull, SlotHulls, hulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.sema.bind import Bound
 
-ByInputs: TypeAlias = Literal["told", "slotted", "ordered"]
-"""Generated kernels for patterns that read inputs: on tiles that each call tells, with a slot for each route that a
-query is in or block that it lists, in the orders by inputs."""
+ByInputs: TypeAlias = Literal["told", "slotted", "ordered", "chunked", "routed"]
+"""What takes a pattern that reads inputs as a whole. Generated kernels: on tiles that each call tells, with a slot for
+each route that a query is in or block that it lists, in the orders by inputs. On a CPU: chunks in the orders by
+inputs, routes whose results are averaged."""
 Runner: TypeAlias = Backend | ByInputs | Literal["parts"]
-"""A backend, kernels in its place, or programs of the parts of a pattern."""
+"""A backend, what runs in its place, or programs of the parts of a pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Who runs a call. rule: by which the backend leaves it to this one. if_finite: whether tensors with NaN or
-    infinity may be left to `FALLBACK`, as only a look at the numbers says."""
+    """Who runs a call. rule: by which the backend leaves it to this one. if_not_finite: who may take its place for
+    tensors with NaN or infinity, as only a look at the numbers says."""
 
     who: Runner
     rule: Rule | None = None
-    if_finite: bool = False
+    if_not_finite: Runner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +80,26 @@ class Choice:
 
     @cached_property
     def by_inputs(self) -> ByInputs | None:
-        """The kernels that run in the place of all else, whatever heads or rows have inputs of their own; None where
-        the pattern, the device or what was asked has none."""
+        """What runs in the place of all else, whatever heads or rows have inputs of their own; None where the pattern,
+        the device or what was asked has none."""
         fallback = self.bound.fallback
-        if self.asked not in ("auto", "masked") or not self.has_kernels:
+        if self.asked not in ("auto", "masked"):
             return None
-        if can_tell(self.bound):
+        if self.has_kernels and can_tell(self.bound):
             return "told"
         if fallback is not None and not is_own_key(fallback):
             return None
+        if not self.has_kernels:
+            return self._by_inputs_on_cpu if self.device_type == "cpu" else None
         if self.slots is not None:
             return "slotted"
         return None if self.ordered is None else "ordered"
+
+    @property
+    def _by_inputs_on_cpu(self) -> ByInputs | None:
+        if self.chunks is not None:
+            return "chunked"
+        return None if self.routes is None else "routed"
 
     @property
     def usual(self) -> Runner:
@@ -132,11 +142,23 @@ class Choice:
         """Its hulls as kernels take them in the orders by inputs."""
         return ordered_hulls(self.bound, self.machine)
 
+    @cached_property
+    def chunks(self) -> tuple[Hull, ...] | None:
+        """Its hulls where they are chunks in the orders by inputs."""
+        return chunk_hulls(self.bound, self.machine)
+
+    @cached_property
+    def routes(self) -> tuple[Hull, ...] | None:
+        """Its lists where they are routes of few members each, and their results averaged."""
+        return route_hulls(self.bound, self.machine)
+
     # ---- a call
 
-    def kernels_of(self, call: Call) -> ByInputs | None:
-        """`by_inputs` where they take the call."""
-        return self.by_inputs if self.by_inputs and not leaves("triton", self.device_type, call) else None
+    def by_inputs_of(self, call: Call) -> ByInputs | None:
+        """`by_inputs` where that takes the call."""
+        if self.by_inputs is None or leaves("triton" if self.has_kernels else "masked", self.device_type, call):
+            return None
+        return self.by_inputs
 
     def of(self, call: Call) -> Verdict | Refusal:
         """Who runs a call; found once for each kind of call."""
@@ -145,19 +167,20 @@ class Choice:
         return self._known[call]
 
     def _of(self, call: Call) -> Verdict | Refusal:
-        kernels, backend = self.kernels_of(call), self.backend
-        if kernels is not None:
-            return Verdict(kernels)
+        by_inputs, backend = self.by_inputs_of(call), self.backend
         # kernels of a whole pattern take heads whose inputs differ as they are
-        if not self.bound.is_plain or (call.by_head and backend != "triton"):
+        in_parts = not self.bound.is_plain or (call.by_head and backend != "triton")
+        if by_inputs is not None:
+            has_other = self.is_by_rule and not self.has_kernels
+            return Verdict(by_inputs, None, ("parts" if in_parts else FALLBACK) if has_other else None)
+        if in_parts:
             return Verdict("parts")
         if self.refusal is not None:
             return self.refusal
         rule = leaves(backend, self.device_type, call)
         if rule is None:
-            return Verdict(
-                backend, if_finite=self.is_by_rule and self.device_type == "cpu" and backend in ("planned", "masked")
-            )
+            has_other = self.is_by_rule and self.device_type == "cpu" and backend in ("planned", "masked")
+            return Verdict(backend, None, FALLBACK if has_other else None)
         if self.is_by_rule:
             return Verdict(rule.to, rule)
         return Refusal(f"the {backend} backend does not take {rule.when}", f"use backend={rule.to!r}")

@@ -115,6 +115,14 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     return found
 
 
+def hulls_of_summands(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
+    """`hulls` of a pattern whatever its fallback, or of each term of a multiset; None where a term has none."""
+    if bound.merge == "mean":
+        return None
+    found = [hulls(part, machine) for part in _summands(bound)]
+    return None if None in found else tuple(hull for some in found if some is not None for hull in some)
+
+
 def _share(found: Sequence[Hull], bound: Bound, small: int) -> float:
     """Of all pairs, what hulls compute; 0 for less than `small` in a head. Lists are what is asked for, no wider."""
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
@@ -537,6 +545,7 @@ __all__ = [
     "apart",
     "hull_of",
     "hulls",
+    "hulls_of_summands",
     "is_told",
     "listed_relation",
     "num_listed",

@@ -94,7 +94,7 @@ def compare(
     match program.choice.usual:
         case "planned":
             _ = program.plan
-        case "told" | "slotted" | "ordered":
+        case "told" | "slotted" | "ordered" | "chunked" | "routed":
             _ = program.ready.by_inputs
         case who if who != "oracle":
             program.tiles(inputs=inputs)

@@ -161,7 +161,7 @@ def checked_inputs(
             continue
         values = values if name in narrow else values.to(torch.int64)
         if shape.selection is not None:
-            values = values if name in unchanged else _each_once(values, shape.selection.num_blocks)
+            values = values if name in unchanged else each_once(values, shape.selection.num_blocks)
             values = values if shape.rounds > 1 else values.flatten(-2)
         found |= by_round(shape, values)
     return found
@@ -172,12 +172,27 @@ def by_round(shape: InputShape, values: Tensor) -> dict[str, Tensor]:
     return {shape.name: values} if shape.rounds == 1 else dict(zip(shape.names, values.unbind(-2), strict=True))
 
 
-def _each_once(lists: Tensor, num_blocks: int) -> Tensor:
-    """Lists [..., rows, width] of what there is, each once and in ascending order, but for -1 in between."""
+def whole_lists(name: str, names: Sequence[str], given: Inputs) -> Tensor:
+    """The lists [..., rows * width] of an input, as they came or route by route, which have names of their own."""
+    return given[name] if name in given else torch.cat([given[one] for one in names], -1)
+
+
+def each_once(lists: Tensor, num_blocks: int) -> Tensor:
+    """Lists [..., rows, width] of what there is, each once and in ascending order, but for -1 in between. On a CPU a
+    look tells of those that are so already, as what we list is; elsewhere it would wait for the device."""
+    if lists.device.type == "cpu" and _ascend(lists, num_blocks):
+        return lists
     ordered = lists.where((lists >= 0) & (lists < num_blocks), -1).sort(-1).values
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
     return ordered.masked_fill(again, -1)
+
+
+def _ascend(lists: Tensor, num_blocks: int) -> bool:
+    if torch.compiler.is_compiling() or lists.numel() == 0:
+        return False
+    is_inside = (lists[..., 0] >= 0).all() & (lists[..., -1] < num_blocks).all()
+    return bool(is_inside & (lists[..., 1:] > lists[..., :-1]).all())
 
 
 def _checked_input(

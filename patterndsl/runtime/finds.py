@@ -39,7 +39,7 @@ class Finds:
             query.shape[0],
             narrow=[shape.name for shape in ours if who == "ordered" and shape.selection is None],
             unchanged=[shape.name for shape in ours if shape.selection is not None],
-            whole=lists if who == "slotted" else (),
+            whole=lists if who in ("slotted", "routed") else (),
         )
 
     @cached_property

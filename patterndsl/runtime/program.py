@@ -21,7 +21,7 @@ from patterndsl.device.graphs import hold
 from patterndsl.diagnostics import input_error
 from patterndsl.lower.choice import Choice, Refusal, Runner
 from patterndsl.lower.devices import Machine
-from patterndsl.lower.fallback import FALLBACK, Call
+from patterndsl.lower.fallback import Call
 from patterndsl.lower.hulls import Hull
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.machine import Constants
@@ -343,7 +343,7 @@ class Program:
         """The inputs of a call, checked, with what learners and selectors find, as who runs it takes them."""
         if inputs is None and not self.bound.inputs:
             return {}
-        return self._finds.given(query, key, inputs, self.choice.kernels_of(_call(query, key, value, by_head=False)))
+        return self._finds.given(query, key, inputs, self.choice.by_inputs_of(_call(query, key, value, by_head=False)))
 
     def attending(
         self,
@@ -375,8 +375,9 @@ class Program:
         found = self.choice.of(_call(query, key, value, by_head=has_heads(given or {})))
         if isinstance(found, Refusal):
             raise input_error("E505", found.message, found.help)
-        if found.if_finite and self.ready.must_be_finite(found.who, train=train) and not is_finite(query, key, value):
-            return FALLBACK
+        other = found.if_not_finite
+        if other and self.ready.must_be_finite(found.who, train=train) and not is_finite(query, key, value):
+            return other
         return found.who
 
     def _refuse_more(self, what: str) -> None:

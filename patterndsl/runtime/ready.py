@@ -15,6 +15,7 @@ from patterndsl.lower.plan import Plan, passes_of
 from patterndsl.lower.plan import plan as make_plan
 from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import flex, gathered, oracle
+from patterndsl.runtime.chunked import Chunked
 from patterndsl.runtime.function import Attending, Recorded
 from patterndsl.runtime.groups import rows_of
 from patterndsl.runtime.kernels.attention import Kernels
@@ -23,6 +24,7 @@ from patterndsl.runtime.ordered import Ordered
 from patterndsl.runtime.parts import Parts
 from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.planned import Planned
+from patterndsl.runtime.routed import Routed
 from patterndsl.runtime.slotted import Slotted
 from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.tilings import Tilings
@@ -63,7 +65,7 @@ class Ready:
     ) -> Attending:
         """A call with checked tensors and inputs. train: whether a backward pass follows."""
         match who:
-            case "told" | "slotted" | "ordered":
+            case "told" | "slotted" | "ordered" | "chunked" | "routed":
                 return self.by_inputs.run(query, key, value, given, scale)
             case "parts":
                 how: dict[str, Any] = {"given": given, "scale": scale, "train": train, "want_lse": want_lse}
@@ -87,7 +89,7 @@ class Ready:
 
     def must_be_finite(self, who: Runner, *, train: bool) -> bool:
         """Whether what a pass masks is multiplied by 0, so that NaN and infinity spread."""
-        return who == "masked" or (who == "planned" and self.planned(train=train).must_be_finite)
+        return who in ("masked", "chunked", "routed") or (who == "planned" and self.planned(train=train).must_be_finite)
 
     # ---- plans
 
@@ -106,14 +108,20 @@ class Ready:
     # ---- runners
 
     @cached_property
-    def by_inputs(self) -> Telling | Slotted | Ordered:
-        """The kernels of `Choice.by_inputs`."""
+    def by_inputs(self) -> Telling | Slotted | Ordered | Chunked | Routed:
+        """What runs `Choice.by_inputs`."""
         choice = self.choice
         if choice.by_inputs == "told":
             return Telling(self.bound, self.device)
         if choice.by_inputs == "slotted":
             assert choice.slots is not None
             return Slotted(choice.slots, self.bound, self.device)
+        if choice.by_inputs == "chunked":
+            assert choice.chunks is not None
+            return Chunked(choice.chunks, self.bound)
+        if choice.by_inputs == "routed":
+            assert choice.routes is not None
+            return Routed(choice.routes, self.bound)
         assert choice.ordered is not None
         return Ordered(choice.ordered, self.bound, self.device)
 

@@ -21,7 +21,7 @@ from patterndsl.lower.blocks import Blocks, Pipeline
 from patterndsl.lower.hulls import CAUSAL, Hull, Lists, SlotHulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
-from patterndsl.runtime.data import Inputs, facet_of
+from patterndsl.runtime.data import Inputs, facet_of, whole_lists
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.kernels.asked import Asked, asked_by, draws_for
 from patterndsl.runtime.kernels.lists import NOBODY, Found, WorkLists
@@ -174,9 +174,7 @@ class Slotted:
 
     def _table(self, item: _Ready, given: Inputs) -> Tensor:
         """Lists [rows or 1, heads or 1, length], as they came or route by route; of heads that have none, -1."""
-        names = (item.name,) if item.name in given else item.lists.names
-        table = torch.cat([given[name] for name in names], -1) if len(names) > 1 else given[names[0]]
-        table = _by_list(table)
+        table = _by_list(whole_lists(item.name, item.lists.names, given))
         return table if item.mine is None else table.where(item.mine, -1)
 
 

@@ -65,3 +65,17 @@ def test_long_sequences_go_by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ours.assigned(key, (50,))
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.members[50], expected.members[50])
+
+
+def test_the_commitment_goes_by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key without length, and one that is shorter than what is divided by."""
+    monkeypatch.setattr(strips, "NUMBERS", 300)
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(2, 70, 3, 16, dtype=torch.float64, generator=generator).transpose(1, 2)
+    key[0, 0, 0], key[1, 1, -1] = 0.0, 1e-14
+    ours, key = KMeans(3, 16, 5).double(), key.requires_grad_()
+    labels = ours(key)
+    assert not strips.takes(key, ours.centroids)  # so the twin is plain
+    found, expected = strips.commitment(key, ours.centroids, labels), ours.commitment(key, labels)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * x, key)[0] for x in (found, expected)), rtol=1e-9, atol=1e-15)

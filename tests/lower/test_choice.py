@@ -12,6 +12,7 @@ from patterndsl.lower.fallback import Call
 DOC = "inputs: {doc: 'int[N]'}\n"
 LABELS = "labels: {b: given}\n"
 LISTS = "select: {top: 'given(2, of = blocks(16))'}\n"
+ROUTES = "labels: {c: 'kmeans(clusters = 8)'}\nselect: {route: 'members(c, top = 64)'}\n"
 ANY = f"{DOC}attend: causal & q.doc < k.doc"
 FLOAT32, BFLOAT16, FLOAT64 = (Call(dtype, 64, 64, False) for dtype in ("float32", "bfloat16", "float64"))
 
@@ -34,6 +35,15 @@ def choice(text: str, kind: str = "cpu", asked: str = "auto", n: int = 4096, hea
         (f"{LABELS}attend: causal & chunks(b, 16, 1)", "cuda", BFLOAT16, "ordered"),
         (f"{LABELS}fallback: q == k\nattend: causal & chunks(b, 16, 1)", "cuda", BFLOAT16, "ordered"),
         (f"{LABELS}fallback: first(3)\nattend: causal & chunks(b, 16, 1)", "cuda", BFLOAT16, "parts"),
+        (f"{LABELS}attend: causal & chunks(b, 16, 1)", "cpu", FLOAT32, "chunked"),
+        (f"{LABELS}merge: multiset\nfallback: q == k\nattend: chunks(b, 16, 1)", "cpu", FLOAT64, "chunked"),
+        (f"{LABELS}attend: causal & chunks(b, 16, 1)", "cpu", Call("float32", 64, 64, True), "gathered"),
+        (f"{LABELS}fallback: first(3)\nattend: causal & chunks(b, 16, 1)", "cpu", FLOAT32, "parts"),
+        (f"{LABELS}attend: causal & chunks(b, 16, 1) | same(b)", "cpu", FLOAT32, "masked"),
+        (f"{ROUTES}merge: mean\nattend: causal & route", "cpu", FLOAT32, "routed"),
+        (f"{ROUTES}merge: multiset\nattend: causal & route", "cpu", FLOAT32, "parts"),
+        (f"{ROUTES}merge: mean\nattend: causal & route | recent(9)", "cpu", FLOAT32, "parts"),
+        (f"{ROUTES}merge: mean\nfallback: q == k\nattend: causal & route", "cpu", FLOAT32, "parts"),
         (f"{LISTS}attend: causal & top", "cuda", BFLOAT16, "slotted"),
         (f"{LISTS}attend: causal & top", "cuda", Call("bfloat16", 64, 264, False), "masked"),
         ("merge: multiset\nattend: recent(3) | first(2)", "cpu", FLOAT32, "parts"),
@@ -47,9 +57,9 @@ def test_who_runs_by_rule(text: str, kind: str, call: Call, who: str) -> None:
 def test_a_rule_is_the_reason() -> None:
     left, kept = choice("causal", "cuda").of(FLOAT32), choice("causal", "cuda").of(BFLOAT16)
     assert isinstance(left, Verdict) and left.rule is not None and "float32" in left.rule.when
-    assert isinstance(kept, Verdict) and kept.rule is None and not kept.if_finite
+    assert isinstance(kept, Verdict) and kept.rule is None and kept.if_not_finite is None
     on_cpu = choice("causal").of(FLOAT32)
-    assert isinstance(on_cpu, Verdict) and on_cpu.if_finite
+    assert isinstance(on_cpu, Verdict) and on_cpu.if_not_finite == "gathered"
 
 
 @pytest.mark.parametrize("asked", ["planned", "masked", "flex", "triton"])
@@ -71,6 +81,20 @@ def test_what_no_tensors_make_possible() -> None:
         refused = patterndsl.parse(ANY).compile(8192, backend=asked)
         reason = refused.choice.refusal
         assert reason is not None and reason.message in refused.explain().runs
+
+
+def test_who_takes_what_is_not_finite() -> None:
+    plain = f"{LABELS}attend: causal & chunks(b, 16, 1)"
+    by_head = Call("float32", 64, 64, False, by_head=True)
+    assert choice(plain).of(FLOAT32) == Verdict("chunked", None, "gathered")
+    assert choice(plain).of(by_head) == Verdict("chunked", None, "parts")
+    assert choice(f"{LABELS}merge: multiset\nattend: chunks(b, 16, 1)").of(FLOAT32) == Verdict("chunked", None, "parts")
+    assert choice(plain, asked="masked").of(FLOAT32) == Verdict("chunked")
+
+
+def test_routes_of_many_members_are_parts() -> None:
+    text = f"{ROUTES}merge: mean\nattend: causal & route".replace("64", "1024")
+    assert choice(text).of(FLOAT32) == Verdict("parts")
 
 
 def test_heads_with_inputs_of_their_own_are_parts_but_of_kernels() -> None:

@@ -1,0 +1,90 @@
+"""Routes whose results are averaged on a CPU, some at a time: outputs and gradients are the oracle's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import patterndsl
+from patterndsl.runtime import routed
+
+HEADS, ROUTES, WIDTH = 4, 7, 9
+SPEC = """
+inputs: {{valid: "bool[N]"}}
+labels: {{c: kmeans(clusters = 7)}}
+select: {{route: "members(c, top = 9)", first: "members(c, top = 1)"}}
+merge: mean
+attend: {attend}
+"""
+ATTEND = {
+    "causal": "causal & route",
+    "every pair": "route",
+    "itself last": "causal & route & q != k | first",
+    "a mask of a call": "causal & route & q.valid & k.valid",
+    "some heads": "head % 2 == 0 & causal & route | head % 2 == 1 & route",
+}
+
+
+def lists_of(n: int, kind: str, rows: int) -> Tensor:
+    """int64 [rows, HEADS, ROUTES, WIDTH]: members in order, or in none, some twice, and some that there are not."""
+    generator = torch.Generator().manual_seed(n)
+    shape = (rows, HEADS, ROUTES, n)
+    lists = torch.rand(shape, generator=generator).argsort(-1)[..., :WIDTH]
+    if kind == "ascending":
+        return lists.sort(-1).values
+    lists[..., 3] = lists[..., 5]
+    lists[..., ::4, -2:] = -1
+    lists[0, 0, 0] = -1
+    return lists
+
+
+def results(program: patterndsl.Program, tensors: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out = program(*leaves, inputs=inputs, scale=-0.3)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("kind", ["ascending", "any"])
+@pytest.mark.parametrize("name", ATTEND)
+def test_they_are_the_oracles(
+    name: str, kind: str, kv_heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routed, "BLOCK_PAIRS", 250)  # three routes
+    n, rows = 65, 2 if kv_heads == 4 else 1
+    torch.manual_seed(n)
+    pattern = patterndsl.parse(SPEC.format(attend=ATTEND[name]))
+    tensors = [torch.randn(2, heads, n, 8, dtype=dtype) for heads in (HEADS, kv_heads, kv_heads)]
+    lists = lists_of(n, kind, rows)
+    given = {"route": lists, "first": lists[..., :1], "valid": torch.rand(2, n) > 0.2}
+    inputs = {shape.name: given[shape.name] for shape in pattern.bind(n, heads=HEADS).inputs}
+    program, oracle = (pattern.compile(n, heads=HEADS, backend=backend) for backend in ("auto", "oracle"))
+    assert program.who(*tensors) == "routed"
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
+        torch.testing.assert_close(found, truth, rtol=tolerance, atol=tolerance)
+
+
+def test_rows_in_no_route_attend_what_a_fallback_says() -> None:
+    """The rest is a part of the pattern, which is given lists route by route."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, HEADS, 65, 8, dtype=torch.float64) for _ in range(3)]
+    pattern = patterndsl.parse(SPEC.format(attend="causal & route") + "fallback: q == k")
+    inputs = {"route": lists_of(65, "any", 2)}
+    program, oracle = (pattern.compile(65, heads=HEADS, backend=backend) for backend in ("auto", "oracle"))
+    assert program.ready.parts.otherwise is not None
+    assert program.ready.parts.otherwise[0].who(*tensors) == "routed"
+    for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_not_finite_is_left_to_others() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, HEADS, 65, 8) for _ in range(3)]
+    program = patterndsl.parse(SPEC.format(attend="causal & route")).compile(65, heads=HEADS)
+    assert program.who(*tensors) == "routed"
+    tensors[2][0, 0, 40] = torch.nan
+    assert program.who(*tensors) == "parts"
