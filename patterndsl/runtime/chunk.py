@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import log, prod
+from math import log
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, And, Relation, compare
 from patterndsl.runtime.data import DeviceData
 from patterndsl.runtime.merge import merge_
+from patterndsl.runtime.scratch import Scratch
 
 ROWS = 4096
 """Rows that are put back at a time."""
@@ -88,25 +89,6 @@ class Places:
     def by_place(self, x: Tensor) -> Tensor:
         """What is by position, [T, ...]."""
         return x if self.order is None else x.index_select(0, self.order)
-
-
-class Scratch:
-    """Memory by name that is used again and again: new pages take longer than what is written to them."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._flat: dict[str, Tensor] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """Of whatever numbers were there."""
-        found = self._views.get((name, shape))
-        if found is None:
-            number, flat = prod(shape), self._flat.get(name)
-            if flat is None or flat.numel() < number:
-                flat = self._flat[name] = torch.empty(number, dtype=self.dtype)
-            found = self._views[name, shape] = flat[:number].view(shape)
-        return found
 
 
 STRICT, OR_ITSELF, NOT_ITSELF = compare("<", K, Q), compare("<=", K, Q), compare("!=", Q, K)

@@ -21,7 +21,6 @@ from patterndsl.lower.shapes import Piece
 from patterndsl.runtime.chunk import (
     Block,
     Places,
-    Scratch,
     attend,
     by_position,
     differentiate,
@@ -34,6 +33,7 @@ from patterndsl.runtime.chunk import (
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, facets_of, place_of
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.merge import merge_
+from patterndsl.runtime.scratch import Scratch
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import Bound
 
@@ -118,7 +118,7 @@ class Chunked:
         if not self.has_all_heads:
             out.zero_()
             lse.fill_(-torch.inf)
-        made = Scratch(dtype)
+        made = Scratch(dtype, query.device)
         part, part_lse = made("out", *out.shape[2:]), made("lse", lse.shape[2])
         for row, head in heads_of(query):
             tensors = query[row, head], key[row, head // kv_group], value[row, head // kv_group]
@@ -156,7 +156,7 @@ class Chunked:
         if self.or_own_key and call.alone is None:
             self._results(call, query, key, value)
         query, key, value, out, grad_out = map(with_unit_stride, (query, key, value, out, grad_out))
-        kv_group, made = query.shape[1] // key.shape[1], Scratch(lse.dtype)
+        kv_group, made = query.shape[1] // key.shape[1], Scratch(lse.dtype, query.device)
         new = torch.empty if self.has_all_heads else torch.zeros
         found = tuple(new(x.shape, dtype=lse.dtype) for x in (query, key, value))
         parts = [made(f"total {at}", *x.shape[2:]) for at, x in enumerate(found)]

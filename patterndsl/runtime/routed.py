@@ -16,9 +16,10 @@ from torch import Tensor
 from patterndsl.ir.index import Facet
 from patterndsl.ir.relation import Random, Relation
 from patterndsl.lower.hulls import Hull, Lists
-from patterndsl.runtime.chunk import Block, Places, Scratch, attend, differentiate, heads_of, lag_of, of_head, power_of
+from patterndsl.runtime.chunk import Block, Places, attend, differentiate, heads_of, lag_of, of_head, power_of
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, each_once, facets_of, whole_lists
 from patterndsl.runtime.function import Run
+from patterndsl.runtime.scratch import Scratch
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import Bound
 
@@ -96,7 +97,7 @@ class Routed:
         dtype, kv_group = torch.promote_types(query.dtype, torch.float32), query.shape[1] // key.shape[1]
         out = torch.zeros((*query.shape[:3], value.shape[3]), dtype=dtype)
         count = torch.zeros(query.shape[:3], dtype=dtype)
-        made = Scratch(dtype)
+        made = Scratch(dtype, query.device)
         for row, head in heads_of(query):
             tensors = query[row, head], key[row, head // kv_group], value[row, head // kv_group]
             for block, places, lse in call.parts(self.ready, row, head, dtype):
@@ -122,7 +123,7 @@ class Routed:
         if not call.lse:
             self._results(call, query, key, value)
         query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
-        kv_group, made = query.shape[1] // key.shape[1], Scratch(log_count.dtype)
+        kv_group, made = query.shape[1] // key.shape[1], Scratch(log_count.dtype, query.device)
         found = tuple(torch.zeros(x.shape, dtype=log_count.dtype) for x in (query, key, value))
         for row, head in heads_of(query):
             of_key = head // kv_group
