@@ -37,7 +37,7 @@ from patterndsl.runtime.scratch import Scratch
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import Bound
 
-BLOCK_PAIRS = 1 << 18
+BLOCK_PAIRS = 1 << 19
 """Pairs of a block: with fewer, what it takes to call PyTorch shows; with more, scores leave the caches."""
 
 
