@@ -357,6 +357,23 @@ def check_plans(text: str, length: int) -> list[Sequence[Pass]]:
     return seen
 
 
+@runs
+@on_cuda
+@pytest.mark.parametrize(
+    "text",
+    ["k <= reach[q] // 3", "k <= q - 4 + reach[q] % 5", "(q - reach[k]) % 3 == 1", "k <= abs(reach[q] // 7) // 3"],
+)
+def test_what_is_read_may_be_negative(text: str) -> None:
+    """Division is floored there, too: of values below 0, and of -1 where the table has no such row."""
+    from tests.runtime.triton_membership import membership
+
+    program = patterndsl.parse(f"inputs: {{reach: 'int[20]'}}\nattend: {text}").compile(30, device=DEVICE)
+    inputs = {"reach": torch.arange(-10, 10, device=DEVICE) * 2}
+    expected = program.mask(inputs=inputs)[0].cpu()
+    assert expected.any()
+    assert torch.equal(membership(program, inputs, 0).cpu(), expected)
+
+
 # ---- random patterns
 
 

@@ -28,6 +28,7 @@ from patterndsl.ir.relation import (
     Relation,
     depends_on,
     indices,
+    subexpressions,
     substitute_index,
 )
 from patterndsl.sema.parameters import MAX_HEADS, Sizes
@@ -91,7 +92,8 @@ NUMBERS_OF_TABLE = 3
 
 
 class _Unknown:
-    """Ranges of what is looked up. An input's values are of 64 bits, and so is what is made of them."""
+    """Ranges of what is looked up. An input's values are of 64 bits, and so is what is made of them: they widen
+    nothing, and have no range."""
 
     def bounds(self, name: str, facet: Facet, index: Interval) -> Interval:
         if name == _ANY_HEAD.name:
@@ -121,6 +123,12 @@ def _range(index: Index, box: Box) -> tuple[int, int]:
     of_any_head = substitute_index(index, lambda symbol: _ANY_HEAD if symbol == HEAD else symbol)
     low, high = bounds(of_any_head, box)
     return int(low), int(high)
+
+
+def _is_positive(index: Index, box: Box) -> bool:
+    """Whether it is seen not to be negative. What is read of an input may be anything, and is -1 where there is none."""
+    has_values = any(isinstance(part, Read) and part.facet == "value" for part in subexpressions(index))
+    return not has_values and _range(index, box)[0] >= 0
 
 
 _ANY_HEAD = Read("head", "value", Const(0))
@@ -224,7 +232,7 @@ class _Writer:
     def expression(self, index: Arithmetic | Function | Select | Read) -> str:
         match index:
             case Arithmetic("//" | "%", left, Const(divisor)):
-                return _divided(index.op, self.index(left), divisor, _range(left, self.box)[0] >= 0)
+                return _divided(index.op, self.index(left), divisor, _is_positive(left, self.box))
             case Arithmetic("//", left, right):
                 return f"floor_div({self.index(left)}, {self.index(right)})"
             case Arithmetic("%", left, right):
