@@ -126,7 +126,7 @@ def _range(index: Index, box: Box) -> tuple[int, int]:
 
 
 def _is_positive(index: Index, box: Box) -> bool:
-    """Whether it is seen not to be negative. What is read of an input may be anything, and is -1 where there is none."""
+    """Whether it is seen not to be negative. What is read of an input may be anything, and -1 where there is none."""
     has_values = any(isinstance(part, Read) and part.facet == "value" for part in subexpressions(index))
     return not has_values and _range(index, box)[0] >= 0
 
