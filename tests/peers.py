@@ -5,10 +5,14 @@ Weights of ours are made of theirs, so that both have gradients to the same leav
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -20,6 +24,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 DIM, HEADS, BATCH = 12, 4, 2
 D = DIM // HEADS
 Weights = Mapping[str, Tensor]
+
+
+def imported(name: str) -> ModuleType:
+    """A module of theirs; the test is skipped where it is not there, as it is not ours to install."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            pytest.skip(f"{name} is not installed")
 
 
 def seeded(make: Any, *args: Any, **options: Any) -> Any:

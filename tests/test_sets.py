@@ -306,4 +306,4 @@ def test_refuses_a_mask_that_does_not_fit(present: Tensor) -> None:
 
 def test_there_is_no_causal_form() -> None:
     with pytest.raises(TypeError, match="causal"):
-        SAB(DIM, HEADS, causal=True)  # type: ignore[call-arg]
+        SAB(DIM, HEADS, causal=True)  # type: ignore[call-arg]  # what is refused

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import warnings
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from patterndsl.diagnostics import InputError
 from patterndsl.score.causal import CHUNK
 from patterndsl.score.features import directions, elu_features, favor_exponents, relu_features
 from patterndsl.score.linear import State, empty_state, kernel_attention, merge_states, read, step
+from tests.peers import imported
 
 DTYPE = torch.float64
 KINDS = ("elu", "relu", "log", "wild")
@@ -306,12 +305,7 @@ def test_a_step_is_one_token_and_a_read_fits() -> None:
 
 def test_performer_pytorch_computes_the_same() -> None:
     """Both of its linear attentions with our features, and its features of our directions, without its epsilons."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            peer = importlib.import_module("performer_pytorch.performer_pytorch")
-        except ImportError:
-            pytest.skip("performer-pytorch is not installed")
+    peer = imported("performer_pytorch.performer_pytorch")
     x, v = normal(2, 2, 2, 33, 4, seed=6), normal(2, 2, 33, 3, seed=8)
     q, k = elu_features(x)
     found, _ = kernel_attention(q, k, v, causal=False)

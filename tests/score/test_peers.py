@@ -3,8 +3,6 @@ where they do not, what theirs does that ours must not."""
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from types import ModuleType
 
 import pytest
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from patterndsl.score.features import directions, favor_exponents
 from patterndsl.score.linear import kernel_attention
+from tests.peers import imported
 
 DTYPE = torch.float64
 DIM, LENGTH = 4, 24
@@ -27,23 +26,14 @@ def query_key_value() -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def peer(name: str) -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            pytest.skip(f"{name} is not installed")
-
-
 @pytest.fixture
 def linear() -> ModuleType:
-    return peer("linear_attention_transformer.linear_attention_transformer")
+    return imported("linear_attention_transformer.linear_attention_transformer")
 
 
 @pytest.fixture
 def performer() -> ModuleType:
-    return peer("performer_pytorch.performer_pytorch")
+    return imported("performer_pytorch.performer_pytorch")
 
 
 @pytest.mark.parametrize("kept", [LENGTH, 17, 1])

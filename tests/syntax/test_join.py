@@ -65,4 +65,4 @@ def test_a_name_in_two_sections_is_refused() -> None:
 
 def test_only_patterns_are_joined() -> None:
     with pytest.raises(TypeError):
-        parse("causal") & "recent(3)"  # type: ignore[operator]
+        parse("causal") & "recent(3)"  # type: ignore[operator]  # what is refused
