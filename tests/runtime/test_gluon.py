@@ -28,7 +28,7 @@ from patterndsl.runtime.kernels.asked import asked_of
 from patterndsl.runtime.kernels.dealing import CLASSES, deal
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
-from patterndsl.runtime.kernels.work import Work, shared_lists_of, shared_transposed, work_of
+from patterndsl.runtime.kernels.work import shared_lists_of, shared_transposed, work_of
 from patterndsl.sema.parameters import Sizes
 from tests.strategies import Case, cases, many
 
@@ -137,9 +137,9 @@ HARD: dict[str, tuple[str, Role, int, Length]] = {
 """A pattern, and the role, width of heads and length of lists whose blocks are built in."""
 
 
-def taken_by(dealt: list[int], programs: int) -> list[list[int]]:
+def taken_by(borders: Tensor, pieces: Tensor) -> list[Tensor]:
     """The pieces of each program, as the kernel reads them."""
-    return [dealt[begin:stop] for begin, stop in itertools.pairwise(dealt[: programs + 1])]
+    return [pieces[begin:stop] for begin, stop in itertools.pairwise(borders.tolist())]
 
 
 @given(costs=st.lists(st.integers(1, 1000), min_size=1, max_size=60), programs=st.integers(1, 20))
@@ -149,19 +149,41 @@ def test_each_piece_is_dealt_once(costs: list[int], programs: int) -> None:
     its own."""
     programs = min(programs, len(costs))
     in_classes = sorted(costs, key=lambda cost: -math.ceil(CLASSES * math.log2(cost)))
-    taken = taken_by(deal(torch.tensor(in_classes).float(), programs).tolist(), programs)
+    taken = [mine.tolist() for mine in taken_by(*deal(torch.tensor(in_classes).float(), programs))]
     assert sorted(itertools.chain.from_iterable(taken)) == list(range(len(costs)))
     assert all(mine and mine == sorted(mine) for mine in taken)
     shares = [sum(in_classes[at] for at in mine) for mine in taken]
     assert max(shares) <= sum(costs) / programs + max(costs) * 1.1
 
 
-def costs_of(done: Work, sharers: int) -> Tensor:
+def costs_of(pieces: Tensor, entries: Tensor, sharers: int) -> Tensor:
     """Entries of each piece that the sharer with the most of them needs."""
-    entries = (done.entries[:, None] >> 4 + torch.arange(sharers)) & 1
-    before = torch.cat([torch.zeros(1, sharers), entries.cumsum(0)])
-    begin, stop = done.pieces[:, 3:5].long().T
+    needed = (entries[:, None] >> 4 + torch.arange(sharers)) & 1
+    before = torch.cat([torch.zeros(1, sharers), needed.cumsum(0)])
+    begin, stop = pieces[:, 3:5].long().T
     return (before[stop] - before[begin]).amax(1)
+
+
+@given(seed=st.integers(0, 1 << 32), rows=st.integers(1, 3))
+@many(0.3)
+def test_dealt_pieces_are_those_of_all_rows(seed: int, rows: int) -> None:
+    """Each with its batch row, and slots that no other row has; who leaves nothing says so to each sharer."""
+    draw = random.Random(seed)
+    kept = [(q_blk, kv_blk) for q_blk in range(6) for kv_blk in range(draw.choice((1, 4, 40)))]
+    q_blks, kv_blks = torch.tensor(kept).T
+    tiles = Tiles(SIDE, SIDE, 6, 40, q_blks, kv_blks, q_blks >= 0, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "SHORTEST", 2)
+        patch.setattr(work, "PARTS", draw.choice((1, 100)))
+        lists = shared_lists_of(tiles, 40 * SIDE, CPU, 2, SIDE)
+        done = work_of([(lists, [(0, 0), (0, 1)])], is_shared=True)
+    wanted = list[list[int]]()
+    for row, (_, *middle, slot, step, slot_step) in itertools.product(range(rows), done.pieces.tolist()):
+        slots = [slot + row * done.num_slots, step, slot_step] if slot >= 0 else [-1, step, 0]
+        wanted.append([row, *middle, *slots])
+    pieces, borders = done.dealt(rows, min(7, len(wanted)))
+    assert sorted(pieces.tolist()) == sorted(wanted)
+    assert borders[0] == 0 and borders[-1] == len(wanted)
 
 
 @pytest.mark.parametrize(("text", "role", "dim", "length"), HARD.values(), ids=HARD)
@@ -172,9 +194,10 @@ def test_no_program_has_much_more_than_others(text: str, role: Role, dim: int, l
     relation, sizes = patterndsl.parse(text).bind(65_536).relation, Sizes(65_536, 65_536, 0, 65_536)
     lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0] * 16, 1, 65_536, CPU)
     done = lists.columns(blocks) if role == "keys" else lists.rows(blocks)
-    cost = costs_of(done, blocks.consumers) + OVERHEAD
-    taken = done.dealt(1, PROCESSORS * blocks.programs).tolist()
-    shares = torch.stack([cost[mine].sum() for mine in taken_by(taken, PROCESSORS * blocks.programs)])
+    pieces, borders = done.dealt(1, PROCESSORS * blocks.programs)
+    shares = torch.stack(
+        [(costs_of(mine, done.entries, blocks.consumers) + OVERHEAD).sum() for mine in taken_by(borders, pieces)]
+    )
     assert shares.max() <= 1.03 * shares.mean()
 
 
@@ -191,7 +214,7 @@ def test_pieces_come_longest_first_and_else_in_order(seed: int, sharers: int) ->
     lists = shared_lists_of(tiles, num_kv_blocks * SIDE, CPU, sharers, SIDE)
     done = work_of([(lists, [(0, 0), (0, 1), (0, 2)])], is_shared=True)
     leaves_a_part = (done.pieces[:, 5] >= 0).int()  # which takes longer, too
-    lengths = (costs_of(done, sharers) + leaves_a_part).tolist()
+    lengths = (costs_of(done.pieces, done.entries, sharers) + leaves_a_part).tolist()
     places = done.pieces[:, (1, 3, 4)].tolist()
     for (length, following), (place, behind) in zip(
         itertools.pairwise(lengths), itertools.pairwise(places), strict=True

@@ -20,9 +20,10 @@ def classes_of(costs: Tensor) -> Tensor:
     return (CLASSES * costs.log2()).ceil()
 
 
-def deal(costs: Tensor, programs: int) -> Tensor:
-    """int32 [programs + 1 + pieces]: where the pieces of each program begin in it and the last ones stop, then all
-    pieces, those of a program in the order in which it takes them. A program has one at least, where there are so many.
+def deal(costs: Tensor, programs: int) -> tuple[Tensor, Tensor]:
+    """int64 [programs + 1] and [pieces]: where the pieces of each program begin in the second and the last ones stop,
+    and all pieces, those of a program in the order in which it takes them. A program has one at least, where there are
+    so many.
 
     costs: float [pieces], above 0, whose classes descend. Work: a sort of each class.
     """
@@ -30,8 +31,7 @@ def deal(costs: Tensor, programs: int) -> Tensor:
     begins = classes_of(costs).diff().nonzero().flatten() + 1
     taker = torch.cat([_next_free(busy, mine) for mine in costs.tensor_split(begins)])
     stops = torch.bincount(taker, minlength=programs).cumsum(0)
-    borders = torch.cat([stops.new_zeros(1), stops]) + programs + 1
-    return torch.cat([borders, taker.argsort(stable=True)]).to(torch.int32)
+    return torch.cat([stops.new_zeros(1), stops]), taker.argsort(stable=True)
 
 
 def _next_free(busy: Tensor, costs: Tensor) -> Tensor:

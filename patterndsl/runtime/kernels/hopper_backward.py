@@ -4,8 +4,7 @@ A consumer owns 64 rows, of queries or of keys, and needs tiles of the other sid
 share. Of a tile it multiplies twice for scores and their gradients, and once or twice with these. All that is asked of
 matrix units in advance: while weights of one tile are computed, they multiply for it, the one before and the next.
 
-Barriers. A tile that came is `full`; it is `empty` when each consumer has arrived, whether it needed it or not. Who
-holds a tile waits at most for the next one, so that rings of `LEAST_RING` never stand still.
+Who holds a tile waits at most for the next one, so that rings of `LEAST_RING` never stand still.
 """
 
 from __future__ import annotations
@@ -21,72 +20,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from patterndsl.device.launcher import Launcher
-from patterndsl.runtime.kernels.hopper import (
+from patterndsl.runtime.kernels.pipeline import (
     FEW,
     LOG2E,
-    copy_in,
     copy_out,
-    made_barriers,
+    is_masked,
+    is_needed,
+    made_rings,
+    piece_at,
     pieces_of_program,
-    place_in,
+    produce,
     ring_slot,
 )
 
 LEAST_RING = 3
 """The tile before, whose products may not be done, the one at hand, and the next."""
-
-
-@gluon.jit
-def produce(seen):
-    """Copies what the consumers own of a piece, as room for it comes, and the tiles of its entries, which they share.
-
-    counts: of batch rows; of heads that own for each that is shared, or the other way round, the one
-    being 1; and of blocks of a head, behind which entries count on through the next one.
-    """
-    owned, shared, own_tiles, shared_tiles, barriers, lists, counts = seen
-    own_full, own_empty, full, empty = barriers
-    pieces, entries, deals = lists
-    rows, sharing, shared_by, num_blocks = counts
-    ahead: gl.constexpr = own_full.shape[0]
-    ring: gl.constexpr = full.shape[0]
-    consumers: gl.constexpr = own_tiles[0].shape[0] // ahead
-    block: gl.constexpr = shared_tiles[0].shape[3]
-    own_bytes: gl.constexpr = consumers * len(owned) * owned[0].block_type.nbytes
-    tile_bytes: gl.constexpr = len(shared) * shared[0].block_type.nbytes
-    count = 0
-    for turn in range(pieces_of_program(deals)):
-        at = place_in(deals, turn)
-        piece = pieces + (at // rows) * 8
-        row = gl.load(piece) + at % rows
-        head = gl.load(piece + 1)
-        first = gl.load(piece + 2) * 64
-        step = gl.load(piece + 6) * 64
-        slot, phase = ring_slot(turn, ahead)
-        mbarrier.wait(own_empty.index(slot), phase ^ 1)
-        mbarrier.expect(own_full.index(slot), own_bytes)
-        for which in gl.static_range(consumers):
-            for one in gl.static_range(len(owned)):
-                tile = own_tiles[one].index(slot * consumers + which)
-                copy_in(owned[one], [row, head, first + step * which, 0], own_full.index(slot), tile)
-        for entry_at in range(gl.load(piece + 3), gl.load(piece + 4)):
-            number = gl.load(entries + entry_at) >> 8
-            other_head = head // sharing * shared_by + number // num_blocks
-            slot, phase = ring_slot(count, ring)
-            mbarrier.wait(empty.index(slot), phase ^ 1)
-            mbarrier.expect(full.index(slot), tile_bytes)
-            for one in gl.static_range(len(shared)):
-                copy_in(
-                    shared[one],
-                    [row, other_head, number % num_blocks * block, 0],
-                    full.index(slot),
-                    shared_tiles[one].index(slot),
-                )
-            count += 1
-
-
-@gluon.jit
-def is_needed(entry, which: gl.constexpr):
-    return ((entry >> (4 + which)) & 1) != 0
 
 
 @gluon.jit
@@ -125,13 +73,13 @@ def own_of_queries(
     seen, keep: gl.constexpr, even: gl.constexpr, has_grad_lse: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
 ):
     """Gradients and delta of 64 queries of each piece."""
-    tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale = seen
+    tensors, own_tiles, shared_tiles, rings, lists, lengths, numbers, tables, strides, scale = seen
     lse, grad_lse, delta, described, grad_query, part = tensors
     queries, grads, outs = own_tiles
     keys, values = shared_tiles
-    own_full, own_empty, full, empty = barriers
-    pieces, entries, deals = lists
-    rows, q_len, kv_len, q_start, num_slots = lengths
+    own_full, own_empty, full, empty, notes = rings
+    entries, borders = lists
+    q_len, kv_len, q_start = lengths
     ahead: gl.constexpr = own_full.shape[0]
     ring: gl.constexpr = full.shape[0]
     consumers: gl.constexpr = queries.shape[0] // ahead
@@ -149,26 +97,18 @@ def own_of_queries(
     nothing = gl.zeros([64, kv_block], gl.float32, of_scores)
     steps = scale * LOG2E
     count = 0
-    for turn in range(pieces_of_program(deals)):
-        at = place_in(deals, turn)
-        shared_row = at % rows
-        piece = pieces + (at // rows) * 8
-        row = gl.load(piece) + shared_row
-        head = gl.load(piece + 1)
-        first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
-        begin = gl.load(piece + 3)
-        stop = gl.load(piece + 4)
-        slot_of_part = gl.load(piece + 5)
+    for turn in range(pieces_of_program(borders)):
+        own_slot, own_phase = ring_slot(turn, ahead)
+        mbarrier.wait(own_full.index(own_slot), own_phase)
+        row, head, first, begin, stop, part_slot = piece_at(notes, own_slot, which)
         at_rows = row.to(gl.int64) * strides[3] + head.to(gl.int64) * strides[4] + first.to(gl.int64) * strides[5]
         at_rows = at_rows + lines * strides[5]
         live = lines < q_len - first
         norms = norms_of(gl.load(lse + at_rows, mask=live, other=-float("inf")))
-        own_slot, own_phase = ring_slot(turn, ahead)
         mine = own_slot * consumers + which
         q = queries.index(mine).reshape([64, dim])
         do = grads.index(mine).reshape([64, dim])
         out = outs.index(mine)
-        mbarrier.wait(own_full.index(own_slot), own_phase)
         products = out.reshape([64, dim]).load(of_grads).to(gl.float32) * do.load(of_grads).to(gl.float32)
         sums = gl.convert_layout(gl.sum(products, 1), of_rows)
         if has_grad_lse:
@@ -192,7 +132,7 @@ def own_of_queries(
                 from_values = warpgroup_mma(do, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
                 scores = warpgroup_mma_wait(1, deps=(scores,))
                 weights = gl.exp2(scores * steps - norms)
-                if ((entry >> which) & 1) != 0:
+                if is_masked(entry, which):
                     k_places = (entry >> 8) * kv_block + columns
                     q_places = gl.expand_dims(first + lines, 1)
                     kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
@@ -206,8 +146,8 @@ def own_of_queries(
             mbarrier.arrive(empty.index(slot), count=1)
             count += 1
         acc = acc * scale
-        if slot_of_part >= 0:
-            place = (shared_row.to(gl.int64) * num_slots + slot_of_part + gl.load(piece + 7) * which) * 64
+        if part_slot >= 0:
+            place = part_slot.to(gl.int64) * 64
             gl.store(part + (place + own_lines) * dim + channels, acc)
         else:
             if adds:
@@ -228,13 +168,13 @@ def own_of_keys(
     seen, keep: gl.constexpr, kv_group: gl.constexpr, even: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
 ):
     """Gradients of 64 keys and values of each piece."""
-    tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale = seen
+    tensors, own_tiles, shared_tiles, rings, lists, lengths, numbers, tables, strides, scale = seen
     lse, delta, key_described, value_described, grad_key, grad_value, part_key, part_value = tensors
     keys, values = own_tiles
     queries, grads = shared_tiles
-    own_full, own_empty, full, empty = barriers
-    pieces, entries, deals = lists
-    rows, q_len, kv_len, q_start, num_slots, num_q_blocks = lengths
+    own_full, own_empty, full, empty, notes = rings
+    entries, borders = lists
+    q_len, kv_len, q_start, num_q_blocks = lengths
     ahead: gl.constexpr = own_full.shape[0]
     ring: gl.constexpr = full.shape[0]
     consumers: gl.constexpr = keys.shape[0] // ahead
@@ -254,21 +194,13 @@ def own_of_keys(
     nothing = gl.zeros([64, q_block], gl.float32, of_scores)
     steps = scale * LOG2E
     count = 0
-    for turn in range(pieces_of_program(deals)):
-        at = place_in(deals, turn)
-        shared_row = at % rows
-        piece = pieces + (at // rows) * 8
-        row = gl.load(piece) + shared_row
-        kv_head = gl.load(piece + 1)
-        first = (gl.load(piece + 2) + gl.load(piece + 6) * which) * 64
-        begin = gl.load(piece + 3)
-        stop = gl.load(piece + 4)
-        slot_of_part = gl.load(piece + 5)
+    for turn in range(pieces_of_program(borders)):
         own_slot, own_phase = ring_slot(turn, ahead)
+        mbarrier.wait(own_full.index(own_slot), own_phase)
+        row, kv_head, first, begin, stop, part_slot = piece_at(notes, own_slot, which)
         mine = own_slot * consumers + which
         k = keys.index(mine).reshape([64, dim])
         v = values.index(mine).reshape([64, dim])
-        mbarrier.wait(own_full.index(own_slot), own_phase)
         if ahead > 1:  # noqa: SIM102 - known when compiled, unlike the turn
             if turn > 0:  # results of the last piece have left the tiles
                 tma.store_wait(0)
@@ -293,7 +225,7 @@ def own_of_keys(
                 norms = gl.expand_dims(gl.convert_layout(norms_of(lses), of_columns), 0)
                 scores = warpgroup_mma_wait(1, deps=(scores,))
                 weights = gl.exp2(scores * steps - norms)
-                if ((entry >> which) & 1) != 0:
+                if is_masked(entry, which):
                     head, q_first = block_of(entry, kv_head, kv_group, num_q_blocks, q_block)
                     q_places = gl.expand_dims(q_first + columns, 0)
                     k_places = first + lines
@@ -314,8 +246,8 @@ def own_of_keys(
             mbarrier.arrive(empty.index(slot), count=1)
             count += 1
         acc_key = acc_key * scale
-        if slot_of_part >= 0:
-            place = (shared_row.to(gl.int64) * num_slots + slot_of_part + gl.load(piece + 7) * which) * 64
+        if part_slot >= 0:
+            place = part_slot.to(gl.int64) * 64
             at_part = (place + own_lines) * dim + channels
             gl.store(part_key + at_part, acc_key)
             gl.store(part_value + at_part, acc_value)
@@ -339,11 +271,11 @@ def own_of_keys(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_slots", "rows", "kv_group", "numbers"])
+@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "kv_group", "numbers"])
 def query_kernel(
-    query, key, value, out, grad_out, grad_described, lse, grad_lse, delta, grad_query, part, pieces, entries, deals,
+    query, key, value, out, grad_out, grad_described, lse, grad_lse, delta, grad_query, part, pieces, entries, borders,
     numbers, tables,
-    db, dh, dl, lb, lh, ll, rows, q_len, kv_len, q_start, num_slots, kv_group, scale,
+    db, dh, dl, lb, lh, ll, q_len, kv_len, q_start, kv_group, scale,
     keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr,
     has_grad_lse: gl.constexpr, adds: gl.constexpr, registers: gl.constexpr,
@@ -361,14 +293,13 @@ def query_kernel(
         gl.allocate_shared_memory(query.dtype, kv_shape, key.layout),
         gl.allocate_shared_memory(query.dtype, kv_shape, value.layout),
     )
-    barriers = made_barriers(ahead, ring, consumers)
+    rings = made_rings(ahead, ring, consumers)
     tensors = (lse, grad_lse, delta, grad_described, grad_query, part)
-    lists = (pieces, entries, deals)
-    lengths = (rows, q_len, kv_len, q_start, num_slots)
+    lengths = (q_len, kv_len, q_start)
     strides = (db, dh, dl, lb, lh, ll)
-    seen = tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale
-    counts = (rows, kv_group, 1, kv_len)
-    to_copy = (query, grad_out, out), (key, value), own_tiles, shared_tiles, barriers, lists, counts
+    seen = tensors, own_tiles, shared_tiles, rings, (entries, borders), lengths, numbers, tables, strides, scale
+    lists, counts = (pieces, entries, borders), (kv_group, 1, kv_len)
+    to_copy = (query, grad_out, out), (key, value), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
         [(own_of_queries, (seen, keep, even, has_grad_lse, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
         + [(produce, (to_copy,))],
@@ -377,15 +308,11 @@ def query_kernel(
     )
 
 
-@gluon.jit(
-    do_not_specialize=[
-        "q_len", "kv_len", "q_start", "num_slots", "rows", "num_q_blocks", "numbers",
-    ]
-)  # fmt: skip
+@gluon.jit(do_not_specialize=["q_len", "kv_len", "q_start", "num_q_blocks", "numbers"])
 def key_kernel(
     query, key, value, grad_out, key_described, value_described, lse, delta, grad_key, grad_value,
-    part_key, part_value, pieces, entries, deals, numbers, tables,
-    db, dh, dl, eb, eh, el, lb, lh, ll, rows, q_len, kv_len, q_start, num_slots, num_q_blocks, scale,
+    part_key, part_value, pieces, entries, borders, numbers, tables,
+    db, dh, dl, eb, eh, el, lb, lh, ll, q_len, kv_len, q_start, num_q_blocks, scale,
     keep: gl.constexpr, kv_group: gl.constexpr, q_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, adds: gl.constexpr,
     registers: gl.constexpr,
@@ -402,14 +329,13 @@ def key_kernel(
         gl.allocate_shared_memory(query.dtype, q_shape, query.layout),
         gl.allocate_shared_memory(query.dtype, q_shape, grad_out.layout),
     )
-    barriers = made_barriers(ahead, ring, consumers)
+    rings = made_rings(ahead, ring, consumers)
     tensors = (lse, delta, key_described, value_described, grad_key, grad_value, part_key, part_value)
-    lists = (pieces, entries, deals)
-    lengths = (rows, q_len, kv_len, q_start, num_slots, num_q_blocks)
+    lengths = (q_len, kv_len, q_start, num_q_blocks)
     strides = (db, dh, dl, eb, eh, el, lb, lh, ll)
-    seen = tensors, own_tiles, shared_tiles, barriers, lists, lengths, numbers, tables, strides, scale
-    counts = (rows, 1, kv_group, num_q_blocks)
-    to_copy = (key, value), (query, grad_out), own_tiles, shared_tiles, barriers, lists, counts
+    seen = tensors, own_tiles, shared_tiles, rings, (entries, borders), lengths, numbers, tables, strides, scale
+    lists, counts = (pieces, entries, borders), (1, kv_group, num_q_blocks)
+    to_copy = (key, value), (query, grad_out), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
         [(own_of_keys, (seen, keep, kv_group, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
         + [(produce, (to_copy,))],

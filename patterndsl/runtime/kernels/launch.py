@@ -143,14 +143,11 @@ def _forward_on_hopper(
 
     q_len, dim = query.shape[2:]
     q, o, k, v = _described_on_hopper((query, out), (key, value), blocks)
-    grid, dealt = _dealt(work, rows, blocks, query.device)
+    grid, pieces, borders = _dealt(work, rows, blocks, query.device)
     hopper.attend(
         grid,
-        (q, k, v, o, lse, part_out, part_lse, work.pieces, work.entries, dealt),
-        (
-            *lse.stride(), rows, q_len, key.shape[2], asked.q_start, work.num_slots,
-            query.shape[1] // key.shape[1],
-        ),
+        (q, k, v, o, lse, part_out, part_lse, pieces, work.entries, borders),
+        (*lse.stride(), q_len, key.shape[2], asked.q_start, query.shape[1] // key.shape[1]),
         {
             "keep": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
             "ring": blocks.ring, "ahead": blocks.ahead, "even": key.shape[2] % blocks.kv_block == 0,
@@ -160,11 +157,13 @@ def _forward_on_hopper(
     )  # fmt: skip
 
 
-def _dealt(work: Work, rows: int, blocks: Pipeline, device: torch.device) -> tuple[tuple[int, int, int], Tensor]:
-    """As many programs as run at once, if there are so many pieces, and what each of them takes."""
+def _dealt(
+    work: Work, rows: int, blocks: Pipeline, device: torch.device
+) -> tuple[tuple[int, int, int], Tensor, Tensor]:
+    """As many programs as run at once, if there are so many pieces, and what each of them takes, see `Work.dealt`."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     programs = min(work.num_pieces * rows, blocks.programs * processors)
-    return (programs, 1, 1), work.dealt(rows, programs)
+    return (programs, 1, 1), *work.dealt(rows, programs)
 
 
 def gradient_of_queries(
@@ -315,13 +314,13 @@ def _gradient_of_queries_on_hopper(
 
     q_len, dim = query.shape[2:]
     q, o, do, dq, k, v = _described_on_hopper((query, out, grad_out, grad_query), (key, value), blocks)
-    grid, dealt = _dealt(work, rows, blocks, query.device)
+    grid, pieces, borders = _dealt(work, rows, blocks, query.device)
     hopper_backward.of_queries(
         grid,
-        (q, k, v, o, do, dq, lse, grad_lse, delta, grad_query, part, work.pieces, work.entries, dealt),
+        (q, k, v, o, do, dq, lse, grad_lse, delta, grad_query, part, pieces, work.entries, borders),
         (
-            *strides_of(grad_query), *lse.stride(), rows, q_len, key.shape[2], asked.q_start,
-            work.num_slots, query.shape[1] // key.shape[1],
+            *strides_of(grad_query), *lse.stride(), q_len, key.shape[2], asked.q_start,
+            query.shape[1] // key.shape[1],
         ),
         {
             "keep": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
@@ -356,16 +355,16 @@ def _gradients_of_keys_on_hopper(
 
     q_len, dim = query.shape[2:]
     k, v, dk, dv, q, do = _described_on_hopper((key, value, grad_key, grad_value), (query, grad_out), blocks)
-    grid, dealt = _dealt(work, rows, blocks, query.device)
+    grid, pieces, borders = _dealt(work, rows, blocks, query.device)
     hopper_backward.of_keys(
         grid,
         (
-            q, k, v, do, dk, dv, lse, delta, grad_key, grad_value, part_key, part_value, work.pieces, work.entries,
-            dealt,
+            q, k, v, do, dk, dv, lse, delta, grad_key, grad_value, part_key, part_value, pieces, work.entries,
+            borders,
         ),
         (
-            *strides_of(grad_key, grad_value), *lse.stride(), rows, q_len, key.shape[2],
-            asked.q_start, work.num_slots, -(-q_len // blocks.kv_block),
+            *strides_of(grad_key, grad_value), *lse.stride(), q_len, key.shape[2], asked.q_start,
+            -(-q_len // blocks.kv_block),
         ),
         {
             "keep": asked.keep, "kv_group": query.shape[1] // key.shape[1], "q_block": blocks.kv_block, "dim": dim,
@@ -498,7 +497,7 @@ def _seen(
 
 def _described_on_hopper(owned: Sequence[Tensor], shared: Sequence[Tensor], blocks: Pipeline) -> Sequence[Any]:
     """Tensors of which consumers have tiles of their own, then those whose tiles they share, all of one width."""
-    from patterndsl.runtime.kernels.hopper import descriptor
+    from patterndsl.runtime.kernels.pipeline import descriptor
 
     width = owned[0].shape[3]
     sizes = *((x, ROWS, width) for x in owned), *((x, blocks.kv_block, width) for x in shared)

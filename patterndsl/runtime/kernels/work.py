@@ -60,7 +60,7 @@ class Work:
     is_shared: bool
     mean_length: float = 0.0
     costs: Tensor | None = None
-    _dealt: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    _dealt: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def num_pieces(self) -> int:
@@ -70,12 +70,22 @@ class Work:
     def num_joints(self) -> int:
         return int(self.joints.shape[0])
 
-    def dealt(self, rows: int, programs: int) -> Tensor:
-        """Which pieces of so many batch rows each program takes, see `dealing.deal`; those of a piece follow each
-        other. Made when it is asked for and kept."""
+    def dealt(self, rows: int, programs: int) -> tuple[Tensor, Tensor]:
+        """The pieces of so many batch rows as programs take them, int32 [num_pieces * rows, 8], and where in these the
+        ones of each program begin and the last ones stop, int32 [programs + 1].
+
+        Those of a piece follow each other, each with its batch row, and its slot among those of all rows. Made when it
+        is asked for and kept.
+        """
         if (rows, programs) not in self._dealt:
             assert self.costs is not None
-            self._dealt[rows, programs] = deal(self.costs.repeat_interleave(rows), programs).to(self.pieces.device)
+            borders, order = (x.to(self.pieces.device) for x in deal(self.costs.repeat_interleave(rows), programs))
+            pieces, row = self.pieces[order // rows], order % rows
+            leaves = pieces[:, 5] >= 0
+            pieces[:, 0] += row
+            pieces[:, 5] += leaves * row * self.num_slots
+            pieces[:, 7] *= leaves
+            self._dealt[rows, programs] = pieces, borders.to(torch.int32)
         return self._dealt[rows, programs]
 
 

@@ -1,0 +1,163 @@
+"""What do Hopper's kernels have in common? A warp that copies tiles for groups of warps that multiply, and their rings.
+
+A program stays on its processor and takes piece after piece. Its producer, one warp, has what the consumers own of a
+piece, and tiles of the other side that they share, copied into rings in shared memory. Beside the first it leaves notes
+of what piece it is, which consumers else would have to look up in turn.
+
+Barriers. A tile that came is `full`; it is `empty` when each consumer has arrived, whether it needed it or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+# the first names are those of later versions
+copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+copy_out = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+LOG2E = gl.constexpr(1.4426950408889634)
+LN2 = gl.constexpr(0.6931471805599453)
+FEW = gl.constexpr(24)
+"""Registers of a thread that only copies: the fewest there are."""
+FIELDS = gl.constexpr(8)
+"""Numbers of a piece: see `Work`."""
+
+
+def descriptor(x: Tensor, shape: list[int], strides: list[int], block: list[int]) -> Any:
+    """Of blocks that are copied into shared memory as matrix units read them."""
+    layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[x.dtype])
+    return TensorDescriptor(x, shape, strides, block, layout)
+
+
+@gluon.jit
+def pieces_of_program(borders):
+    """How many pieces a program takes. borders: see `Work.dealt`."""
+    own = borders + gl.program_id(0)
+    return gl.load(own + 1) - gl.load(own)
+
+
+@gluon.jit
+def ring_slot(count, size: gl.constexpr):
+    """The slot of a ring for what is counted, and the phase of its barriers."""
+    return count % size, (count // size) & 1
+
+
+@gluon.jit
+def made_rings(ahead: gl.constexpr, ring: gl.constexpr, consumers: gl.constexpr):
+    """Barriers of tiles that are owned, full and empty, and of those that are shared; notes of pieces."""
+    rings = (
+        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [ahead, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [ring, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int32, [ahead * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0])),
+    )
+    for slot in gl.static_range(ahead):
+        mbarrier.init(rings[0].index(slot), count=1)
+        mbarrier.init(rings[1].index(slot), count=consumers)
+    for slot in gl.static_range(ring):
+        mbarrier.init(rings[2].index(slot), count=1)
+        mbarrier.init(rings[3].index(slot), count=consumers)
+    fence_async_shared()
+    return rings
+
+
+@gluon.jit
+def note(notes, at, number):
+    """Left by the producer, before the tile that it stands for is `full`."""
+    notes.index(at).store(gl.full([1], number, gl.int32, gl.BlockedLayout([1], [32], [1], [0])))
+
+
+@gluon.jit
+def noted(notes, at):
+    """What a consumer finds there."""
+    return gl.max(notes.index(at).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+
+
+@gluon.jit
+def piece_at(notes, slot, which: gl.constexpr):
+    """Of what a consumer does: the batch row, the head, the first row of its block, where its entries begin and stop,
+    and the slot that its part is left in, below 0 where it does all of its block."""
+    at = slot * FIELDS
+    first = (noted(notes, at + 2) + noted(notes, at + 6) * which) * 64
+    part = noted(notes, at + 5) + noted(notes, at + 7) * which
+    return noted(notes, at), noted(notes, at + 1), first, noted(notes, at + 3), noted(notes, at + 4), part
+
+
+@gluon.jit
+def produce(seen):
+    """Copies what the consumers own of a piece, as room for it comes, and the tiles of its entries, which they share.
+
+    counts: of heads that own for each that is shared, or the other way round, the one being 1; and of blocks of a head,
+    behind which entries count on through the next one.
+    """
+    owned, shared, own_tiles, shared_tiles, rings, lists, counts = seen
+    own_full, own_empty, full, empty, notes = rings
+    pieces, entries, borders = lists
+    sharing, shared_by, num_blocks = counts
+    ahead: gl.constexpr = own_full.shape[0]
+    ring: gl.constexpr = full.shape[0]
+    consumers: gl.constexpr = own_tiles[0].shape[0] // ahead
+    block: gl.constexpr = shared_tiles[0].shape[3]
+    own_bytes: gl.constexpr = consumers * len(owned) * owned[0].block_type.nbytes
+    tile_bytes: gl.constexpr = len(shared) * shared[0].block_type.nbytes
+    piece = pieces + gl.load(borders + gl.program_id(0)) * FIELDS
+    count = 0
+    for turn in range(pieces_of_program(borders)):
+        row = gl.load(piece)
+        head = gl.load(piece + 1)
+        first = gl.load(piece + 2)
+        begin = gl.load(piece + 3)
+        stop = gl.load(piece + 4)
+        part = gl.load(piece + 5)
+        step = gl.load(piece + 6)
+        part_step = gl.load(piece + 7)
+        slot, phase = ring_slot(turn, ahead)
+        mbarrier.wait(own_empty.index(slot), phase ^ 1)
+        note(notes, slot * FIELDS, row)
+        note(notes, slot * FIELDS + 1, head)
+        note(notes, slot * FIELDS + 2, first)
+        note(notes, slot * FIELDS + 3, begin)
+        note(notes, slot * FIELDS + 4, stop)
+        note(notes, slot * FIELDS + 5, part)
+        note(notes, slot * FIELDS + 6, step)
+        note(notes, slot * FIELDS + 7, part_step)
+        mbarrier.expect(own_full.index(slot), own_bytes)
+        for which in gl.static_range(consumers):
+            for one in gl.static_range(len(owned)):
+                tile = own_tiles[one].index(slot * consumers + which)
+                copy_in(owned[one], [row, head, (first + step * which) * 64, 0], own_full.index(slot), tile)
+        for entry_at in range(begin, stop):
+            number = gl.load(entries + entry_at) >> 8
+            other_head = head // sharing * shared_by + number // num_blocks
+            slot, phase = ring_slot(count, ring)
+            mbarrier.wait(empty.index(slot), phase ^ 1)
+            mbarrier.expect(full.index(slot), tile_bytes)
+            for one in gl.static_range(len(shared)):
+                copy_in(
+                    shared[one],
+                    [row, other_head, number % num_blocks * block, 0],
+                    full.index(slot),
+                    shared_tiles[one].index(slot),
+                )
+            count += 1
+        piece += FIELDS
+
+
+@gluon.jit
+def is_needed(entry, which: gl.constexpr):
+    """By a consumer."""
+    return ((entry >> (4 + which)) & 1) != 0
+
+
+@gluon.jit
+def is_masked(entry, which: gl.constexpr):
+    """Whether it does not keep all pairs."""
+    return ((entry >> which) & 1) != 0
