@@ -95,8 +95,9 @@ def piece_at(notes, slot, which: gl.constexpr):
 def produce(seen):
     """Copies what the consumers own of a piece, as room for it comes, and the tiles of its entries, which they share.
 
-    counts: of heads that own for each that is shared, or the other way round, the one being 1; and of blocks of a head,
-    behind which entries count on through the next one.
+    counts: of heads that own for each that is shared, or (known when compiled) the other way round, the one being 1;
+    and of blocks of a head, behind which entries count on through the next one. Where each tile is for one consumer
+    alone they wait for this warp, so that it looks up an entry before it needs it.
     """
     owned, shared, own_tiles, shared_tiles, rings, lists, counts = seen
     own_full, own_empty, full, empty, notes = rings
@@ -134,19 +135,24 @@ def produce(seen):
             for one in gl.static_range(len(owned)):
                 tile = own_tiles[one].index(slot * consumers + which)
                 copy_in(owned[one], [row, head, (first + step * which) * 64, 0], own_full.index(slot), tile)
+        other_head = head // sharing * shared_by
+        number = gl.load(entries + begin, mask=begin < stop, other=0) >> 8
         for entry_at in range(begin, stop):
-            number = gl.load(entries + entry_at) >> 8
-            other_head = head // sharing * shared_by + number // num_blocks
+            following = gl.load(entries + entry_at + 1, mask=entry_at + 1 < stop, other=0)
+            block_head, block_at = other_head, number
+            if shared_by > 1:
+                block_head, block_at = other_head + number // num_blocks, number % num_blocks
             slot, phase = ring_slot(count, ring)
             mbarrier.wait(empty.index(slot), phase ^ 1)
             mbarrier.expect(full.index(slot), tile_bytes)
             for one in gl.static_range(len(shared)):
                 copy_in(
                     shared[one],
-                    [row, other_head, number % num_blocks * block, 0],
+                    [row, block_head, block_at * block, 0],
                     full.index(slot),
                     shared_tiles[one].index(slot),
                 )
+            number = following >> 8
             count += 1
         piece += FIELDS
 
