@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patterndsl.lower.blocks import CANDIDATES, Blocks, Pipeline, Role, Tuned, Use
+from patterndsl.lower.blocks import CANDIDATES, PACES, Blocks, Pipeline, Role, Tuned, Use
 from patterndsl.runtime.constants import constants_for
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.told_lists import ToldLists
@@ -35,9 +35,8 @@ BUILT_IN = (
     Tuned(Use("keys", 64, "long"), Pipeline(2, 64, 6, 2, 168, 240)),
 )
 """Measured on an H100 with `LEAST_TRITON`, and for that Triton on every Hopper: faster than Triton's kernel on the
-patterns that were tried but one. Sinks beside a window, with heads of 64, took 0.45 ms to Triton's 0.49 at least, and
-0.87 to 0.56 in the median. Other blocks were faster on windows and slower on global rows, or compute more where keys
-are scattered. Gradients of queries, with heads of 64, gained 6 % on windows, lost 9 % where rows are global and some on
+patterns that were tried. In place of a kernel of `PACES` there is the one of these that the lists are best for.
+Gradients of queries, with heads of 64, gained 6 % on windows, lost 9 % where rows are global and some on
 long lists; those of keys, with heads of 128, lost."""
 
 
@@ -80,6 +79,8 @@ def blocks_for(
         return blocks
     if not suits_hopper(query, key, value, *beside) or num_pieces(role, lists, blocks, query) < FEWEST:
         return usual
+    if role == "forward" and blocks in PACES and num_pieces(role, lists, lists.quickest, query) >= FEWEST:
+        return lists.quickest
     # the parts of a row that is cut are alone in a program, whose other consumers then have less to do
     return usual if role == "queries" and lists.rows(blocks).num_joints else blocks
 

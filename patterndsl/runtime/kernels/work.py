@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from patterndsl.lower.blocks import Pace
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.kernels.dealing import classes_of, deal
 
@@ -69,6 +70,11 @@ class Work:
     @property
     def num_joints(self) -> int:
         return int(self.joints.shape[0])
+
+    def busy(self, pace: Pace) -> float:
+        """For how long programs are, all together, at such a pace."""
+        assert self.costs is not None
+        return pace.entry * (float(self.costs.sum()) + (pace.piece - OVERHEAD) * self.num_pieces)
 
     def dealt(self, rows: int, programs: int) -> tuple[Tensor, Tensor]:
         """The pieces of so many batch rows as programs take them, int32 [num_pieces * rows, 8], and where in these the
@@ -231,8 +237,7 @@ def _cut(lists: Lists, longest: int) -> tuple[Tensor, Tensor, int]:
     """Pieces [.., (block, begin, stop, slot; steps of blocks and of slots from sharer to sharer)] of one head's lists,
     joints [.., (block, first slot, slots)], and the number of slots."""
     counts, device, sharers = lists.counts, lists.counts.device, lists.sharers
-    at_most = torch.where(lists.is_alone, sharers * longest, longest)
-    parts = torch.where(counts > 2 * at_most, -(-counts // at_most), 1)
+    parts = torch.where(counts > 2 * longest, -(-counts // longest), 1)
     is_cut = (parts > 1) | lists.is_alone
     slots = torch.where(is_cut, sharers * parts, 0)
     first_slots = slots.cumsum(0) - slots
