@@ -28,7 +28,15 @@ from patterndsl.runtime.kernels.asked import asked_of
 from patterndsl.runtime.kernels.dealing import CLASSES, deal
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
-from patterndsl.runtime.kernels.work import shared_lists_of, shared_transposed, work_of
+from patterndsl.runtime.kernels.work import (
+    BLOCK_BITS,
+    FULL,
+    STATE_BITS,
+    Placed,
+    shared_lists_of,
+    shared_transposed,
+    work_of,
+)
 from patterndsl.sema.parameters import Sizes
 from tests.strategies import Case, cases, many
 
@@ -45,6 +53,11 @@ CPU = torch.device("cpu")
 
 
 # ---- lists
+
+
+def state_of(entry: Any, sharer: int) -> Any:
+    """As kernels read it."""
+    return entry >> STATE_BITS * sharer & 7
 
 
 @given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3, 4)))
@@ -65,15 +78,17 @@ def test_transposed_lists_have_all_tiles(seed: int, sharers: int) -> None:
     one = next(tiles for tiles in of_heads if tiles is not None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "SHORTEST", draw.choice((1, 3, 100)))
-        lists = shared_transposed(of_heads, one, CPU, sharers)
+        lists = shared_transposed(
+            [None if tiles is None else Placed(tiles) for tiles in of_heads], Placed(one), CPU, sharers
+        )
         done = work_of([(lists, [(0, 0)])], is_shared=True)
     found = dict[tuple[int, int], bool]()
     for _, _, block, begin, stop, _, step, _ in done.pieces.tolist():
         for sharer, entry in itertools.product(range(sharers), done.entries[begin:stop].tolist()):
-            if entry >> (4 + sharer) & 1:
-                cell = block + step * sharer, entry >> 8
+            if state := state_of(entry, sharer):
+                cell = block + step * sharer, entry >> BLOCK_BITS
                 assert cell not in found
-                found[cell] = not entry >> sharer & 1
+                found[cell] = state == FULL
     assert found == wanted
 
 
@@ -97,16 +112,16 @@ def test_pieces_have_all_tiles(seed: int, sharers: int, width: int) -> None:
     kv_len = num_kv_blocks * SIDE - ragged
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "SHORTEST", draw.choice((1, 3, 100)))
-        lists = shared_lists_of(tiles, kv_len, CPU, sharers, width * SIDE)
+        lists = shared_lists_of(Placed(tiles), kv_len, CPU, sharers, width * SIDE)
         done = work_of([(lists, [(0, 0)])], is_shared=True)
     joints = {block: range(first, first + number) for _, _, block, first, number in done.joints.tolist()}
     found, left = dict[tuple[int, int], bool](), list[int]()
     for _, _, block, begin, stop, slot, step, slot_step in done.pieces.tolist():
         for sharer in range(sharers):
             q_blk, mine = block + step * sharer, slot + slot_step * sharer
-            entries = [entry for entry in done.entries[begin:stop].tolist() if entry >> (4 + sharer) & 1]
-            assert not found.keys() & {(q_blk, entry >> 8) for entry in entries}
-            found |= {(q_blk, entry >> 8): bool(entry >> sharer & 1) for entry in entries}
+            entries = [entry for entry in done.entries[begin:stop].tolist() if state_of(entry, sharer)]
+            assert not found.keys() & {(q_blk, entry >> BLOCK_BITS) for entry in entries}
+            found |= {(q_blk, entry >> BLOCK_BITS): state_of(entry, sharer) != FULL for entry in entries}
             left += [mine] if slot >= 0 else []
             if entries:
                 assert mine in joints[q_blk] if slot >= 0 else q_blk not in joints
@@ -158,7 +173,7 @@ def test_each_piece_is_dealt_once(costs: list[int], programs: int) -> None:
 
 def costs_of(pieces: Tensor, entries: Tensor, sharers: int) -> Tensor:
     """Entries of each piece that the sharer with the most of them needs."""
-    needed = (entries[:, None] >> 4 + torch.arange(sharers)) & 1
+    needed = torch.stack([state_of(entries, sharer) > 0 for sharer in range(sharers)], 1)
     before = torch.cat([torch.zeros(1, sharers), needed.cumsum(0)])
     begin, stop = pieces[:, 3:5].long().T
     return (before[stop] - before[begin]).amax(1)
@@ -175,7 +190,7 @@ def test_dealt_pieces_are_those_of_all_rows(seed: int, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "SHORTEST", 2)
         patch.setattr(work, "PARTS", draw.choice((1, 100)))
-        lists = shared_lists_of(tiles, 40 * SIDE, CPU, 2, SIDE)
+        lists = shared_lists_of(Placed(tiles), 40 * SIDE, CPU, 2, SIDE)
         done = work_of([(lists, [(0, 0), (0, 1)])], is_shared=True)
     wanted = list[list[int]]()
     for row, (_, *middle, slot, step, slot_step) in itertools.product(range(rows), done.pieces.tolist()):
@@ -211,7 +226,7 @@ def test_pieces_come_longest_first_and_else_in_order(seed: int, sharers: int) ->
     kept = [(q_blk, kv_blk) for q_blk in range(num_q_blocks) for kv_blk in range(min(reach[q_blk], num_kv_blocks))]
     q_blks, kv_blks = torch.tensor(kept).T
     tiles = Tiles(SIDE, SIDE, num_q_blocks, num_kv_blocks, q_blks, kv_blks, q_blks >= 0, 0)
-    lists = shared_lists_of(tiles, num_kv_blocks * SIDE, CPU, sharers, SIDE)
+    lists = shared_lists_of(Placed(tiles), num_kv_blocks * SIDE, CPU, sharers, SIDE)
     done = work_of([(lists, [(0, 0), (0, 1), (0, 2)])], is_shared=True)
     leaves_a_part = (done.pieces[:, 5] >= 0).int()  # which takes longer, too
     lengths = (costs_of(done.pieces, done.entries, sharers) + leaves_a_part).tolist()
@@ -335,7 +350,12 @@ def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytes
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
     relation, sizes = patterndsl.parse("recent(100) | k < 3").bind(300).relation, Sizes(300, 300, 0, 300)
-    lists = WorkLists(lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),), [0, 0], 2, 300, CPU)
+    lists = WorkLists(
+        lambda *block: ((find_tiles(relation, sizes, Lookup(), *block),),),
+        *([0, 0], 2, 300, CPU),
+        relations=[relation],
+        sizes=sizes,
+    )
     query, key, out = (torch.ones(1, heads, 300, dim, dtype=torch.bfloat16) for heads in (2, 1, 2))
     asked, into = asked_of(relation, sizes, {}, {}), (out, torch.ones(1, 2, 300))
     with compiling() as compiler:
@@ -376,6 +396,7 @@ def dim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     width, pipeline = request.param
     tuned = {Use("forward", width, length): pipeline for length in ("short", "long")}
     monkeypatch.setattr(shapes, "FEWEST", 1)
+    monkeypatch.setattr(shapes, "PACES", {})
     monkeypatch.setattr(shapes, "tuned_on", lambda _: tuned)
     torch.use_deterministic_algorithms(True, warn_only=True)  # new tensors are NaN: what is left out shows
     yield width
@@ -496,6 +517,7 @@ def test_random_patterns(case: Case, candidate: tuple[int, Pipeline]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             tuned = {Use("forward", width, "short"): blocks, Use("forward", width, "long"): blocks}
             patch.setattr(shapes, "FEWEST", 1)
+            patch.setattr(shapes, "PACES", {})
             patch.setattr(shapes, "tuned_on", lambda _, tuned=tuned: tuned)
             keywords = {**case.keywords, "heads": case.heads, "layer": case.layer, "device": "cuda"}
             program = pattern.compile(case.sizes.get("n"), **keywords, backend="triton")

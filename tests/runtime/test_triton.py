@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,13 +19,17 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Pattern
+from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.devices import CUDA
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, passes_of
 from patterndsl.lower.plan import plan as make_plan
+from patterndsl.lower.rests import rests_of
 from patterndsl.lower.shapes import Keys
+from patterndsl.lower.tiles import find_tiles
 from patterndsl.runtime import ops
-from patterndsl.runtime.kernels.predicate import predicate_of
+from patterndsl.runtime.kernels.asked import asked_of, draws_for
+from patterndsl.runtime.kernels.predicate import WHOLE, predicate_of
 from patterndsl.runtime.kernels.shapes import usual_shapes
 from patterndsl.runtime.planned import Planned
 from tests.interpreting import HAS_CUDA, IS_INTERPRETED, assert_passes_in_the_interpreter, compiles, runs
@@ -297,6 +302,34 @@ def test_no_more_is_looked_up_than_was_drawn() -> None:
 def test_divisors_stay_in_the_text() -> None:
     bounds = [patterndsl.parse(f"(q - k) % {divisor} == 0").bind(100) for divisor in (24, 25)]
     assert len({predicate_of(bound.relation, bound.sizes).text for bound in bounds}) == 2
+
+
+@runs
+@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+def test_states_of_tiles(text: str) -> None:
+    """Of each tile the whole is asked, and the rest that it leaves: both hide what the pattern does not keep."""
+    from tests.runtime.triton_membership import hidden_by
+
+    bound, block = patterndsl.parse(text).bind(64, heads=2), 16
+    groups = [
+        (group.relation, find_tiles(group.relation, bound.sizes, Lookup(), block, block)) for group in bound.groups
+    ]
+    rests = rests_of(groups, bound.sizes)
+    asked = asked_of(bound.relation, bound.sizes, {}, draws_for(bound.relation, 2, torch.device(DEVICE)))
+    rows, wanted = list[tuple[int, ...]](), list[Tensor]()
+    for group, (relation, tiles), places in zip(bound.groups, groups, rests.places, strict=True):
+        for at in np.flatnonzero(~tiles.is_full):
+            first_q, first_k = int(tiles.q_blks[at]) * block, int(tiles.kv_blks[at]) * block
+            q, k = np.arange(first_q, first_q + block)[:, None], np.arange(first_k, first_k + block)
+            kept = np.broadcast_to(np.asarray(member(relation, Point(q, k, 0, Lookup()))), (block, block))
+            rows += [(group.heads[0], first_q, first_k, state) for state in (WHOLE, WHOLE + 1 + int(places[at]))]
+            wanted += 2 * [torch.tensor(np.where(kept, 1.0, -1.0), dtype=torch.float32)]
+    if rows:
+        asked = asked.of_rests(rests)
+        out = torch.zeros(len(rows), block, block, device=DEVICE)
+        table = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
+        hidden_by(asked, table, out)
+        assert torch.equal(out.cpu(), torch.stack(wanted))
 
 
 # ---- passes of plans

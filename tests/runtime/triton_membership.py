@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patterndsl import Program
 from patterndsl.runtime.data import checked_inputs
-from patterndsl.runtime.kernels.asked import asked_of, draws_for
+from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 
 
 @triton.jit(do_not_specialize=["q_start", "q_len", "kv_len", "head", "numbers"])
@@ -33,3 +33,19 @@ def membership(program: Program, inputs: dict[str, Tensor], head: int) -> Tensor
     )
     assert not (kept == -1).any()
     return kept == 1
+
+
+@triton.jit
+def hidden_kernel(out, of_tiles, numbers, tables, q_start, hide: tl.constexpr, block: tl.constexpr):
+    """A tile of ones, hidden as its state says. of_tiles: head, first query, first key and state of each."""
+    tile = of_tiles + tl.program_id(0) * 4
+    inside = tl.arange(0, block)
+    q, k = tl.load(tile + 1) + inside[:, None], tl.load(tile + 2) + inside[None, :]
+    x = tl.full([block, block], 1.0, tl.float32)
+    x = hide(x, -1.0, tl.load(tile + 3), q + q_start, k, q, k, tl.load(tile), 0, numbers, tables)
+    tl.store(out + tl.program_id(0) * block * block + inside[:, None] * block + inside[None, :], x)
+
+
+def hidden_by(asked: Asked, of_tiles: Tensor, out: Tensor) -> None:
+    """Runs it on tiles of the size of out [tiles, block, block]."""
+    hidden_kernel[(len(of_tiles),)](out, of_tiles, asked.numbers, asked.tables, asked.q_start, asked.keep, out.shape[1])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from patterndsl.ir.index import Facet
 from patterndsl.ir.relation import Random, Relation
+from patterndsl.lower.rests import Rests
 from patterndsl.runtime.data import Inputs, draws_of, facet_of
-from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
+from patterndsl.runtime.kernels.predicate import Predicate, hiding_of, predicate_of
 from patterndsl.sema.parameters import Sizes
 
 Facets: TypeAlias = Mapping[tuple[str, Facet], Tensor]
@@ -40,13 +42,20 @@ class Orders:
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
     """What a launch asks of pairs: the predicate as a function of Triton's, and its arguments. q_start: the absolute
-    position of the first query. orders: who stands at the places that tiles are of, None where rows themselves do."""
+    position of the first query. orders: who stands at the places that tiles are of, None where rows themselves do.
+    by_rests: what `of_rests` gives, where the relation is known."""
 
     keep: Any
     numbers: tuple[int, ...]
     tables: tuple[Tensor, ...]
     q_start: int
     orders: Orders | None = None
+    by_rests: Callable[[Rests | None], Asked] | None = None
+
+    def of_rests(self, rests: Rests | None) -> Asked:
+        """The same of tiles that leave these: `keep` is then a function `hide`, see `predicate.hiding_of`."""
+        assert self.by_rests is not None, "who asks for rests knows the relation"
+        return self.by_rests(rests)
 
 
 def draws_for(relation: Relation, num_heads: int, device: torch.device) -> dict[Random, Tensor]:
@@ -63,9 +72,16 @@ def asked_of(
     orders: Orders | None = None,
 ) -> Asked:
     """The predicate of all heads. given: checked inputs, [length], [batch, length] or [batch, heads, length]."""
-    predicate = predicate_of(relation, sizes)
-    facets = {(name, facet): facet_of(given[name], facet) for name, facet in predicate.facets}
-    return asked_by(predicate, sizes, facets, draws, orders)
+
+    def asked(predicate: Predicate) -> Asked:
+        facets = {(name, facet): facet_of(given[name], facet) for name, facet in predicate.facets}
+        return asked_by(predicate, sizes, facets, draws, orders)
+
+    @cache
+    def by_rests(rests: Rests | None) -> Asked:
+        return asked(hiding_of(relation, rests.relations if rests else (), sizes))
+
+    return replace(asked(predicate_of(relation, sizes)), by_rests=by_rests)
 
 
 def asked_by(
@@ -86,4 +102,4 @@ def asked_by(
             tables.append(values if table[1] == "value" else values.to(torch.int32))
             steps = [step if size > 1 else 0 for size, step in zip(values.shape, values.stride(), strict=True)]
             numbers += values.shape[-1], *(*steps[:-1], 0, 0)[:2]
-    return Asked(function_of(predicate.text), tuple(numbers), tuple(tables), sizes.q_start, orders)
+    return Asked(function_of(predicate.text, predicate.name), tuple(numbers), tuple(tables), sizes.q_start, orders)

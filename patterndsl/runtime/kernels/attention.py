@@ -67,7 +67,10 @@ class Kernels:
             return self.find(q_block, kv_block, given)
 
         group_of = range(self.bound.num_heads) if has_heads(given) else self._group_of
-        return WorkLists(find, group_of, kv_group, self.bound.sizes.kv_len, self.device, is_kept=not given)
+        sizes, relations = self.bound.sizes, () if given else [group.relation for group in self.bound.groups]
+        return WorkLists(
+            find, group_of, kv_group, sizes.kv_len, self.device, is_kept=not given, relations=relations, sizes=sizes
+        )
 
     @cached_property
     def _group_of(self) -> Sequence[int]:

@@ -21,23 +21,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from patterndsl.device.launcher import Launcher
 from patterndsl.runtime.kernels.pipeline import (
+    BLOCK_BITS,
     FEW,
+    FULL,
     LN2,
     LOG2E,
     copy_in,
     copy_out,
-    is_masked,
-    is_needed,
     made_rings,
     piece_at,
     pieces_of_program,
     produce,
     ring_slot,
+    state_of,
 )
 
 
 @gluon.jit
-def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr, which: gl.constexpr):
+def consume(seen, hide: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr, which: gl.constexpr):
     """Output and lse of 64 queries of each piece."""
     tensors, tiles, rings, known, lists, lengths, numbers, tables, strides, scale = seen
     out, lse, part_out, part_lse = tensors
@@ -86,17 +87,20 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
             entry = gl.load(entries + entry_at)
             kv_slot, kv_phase = ring_slot(count, ring)
             mbarrier.wait(kv_full.index(kv_slot), kv_phase)
-            if is_needed(entry, which):
+            state = state_of(entry, which)
+            if state > 0:
                 k = keys.index(kv_slot).reshape([kv_block, dim])
                 scores = warpgroup_mma(q, k.permute((1, 0)), no_scores, use_acc=False, is_async=True)
                 scores = warpgroup_mma_wait(0, deps=(scores,))
-                if is_masked(entry, which):
-                    k_places = (entry >> 8) * kv_block + columns
+                if state > FULL:
+                    k_places = (entry >> BLOCK_BITS) * kv_block + columns
                     q_places = gl.expand_dims(first + lines, 1)
-                    kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
+                    at = q_places + q_start
+                    scores = hide(
+                        scores, -float("inf"), state, at, k_places, q_places, k_places, head, row, numbers, tables
+                    )
                     if not even:
-                        kept = kept & (k_places < kv_len)
-                    scores = gl.where(kept, scores, -float("inf"))
+                        scores = gl.where(k_places < kv_len, scores, -float("inf"))
                 higher = gl.maximum(top, gl.max(scores, 1) * steps)
                 shift = gl.where(higher == -float("inf"), 0.0, higher)
                 weights = gl.exp2(scores * steps - gl.expand_dims(shift, 1))
@@ -144,7 +148,7 @@ def consume(seen, keep: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
 def attend_kernel(
     query, key, value, out, lse, part_out, part_lse, pieces, entries, borders, numbers, tables,
     lb, lh, ll, q_len, kv_len, q_start, kv_group, scale,
-    keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
+    hide: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
     registers: gl.constexpr,
 ):  # fmt: skip
@@ -171,7 +175,7 @@ def attend_kernel(
     lists, counts = (pieces, entries, borders), (kv_group, 1, kv_len)
     to_copy = (query,), (key, value), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
-        [(consume, (seen, keep, even, goes_on, which)) for which in (0, 1, 2, 3)[:consumers]] + [(produce, (to_copy,))],
+        [(consume, (seen, hide, even, goes_on, which)) for which in (0, 1, 2, 3)[:consumers]] + [(produce, (to_copy,))],
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],
     )

@@ -21,16 +21,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from patterndsl.device.launcher import Launcher
 from patterndsl.runtime.kernels.pipeline import (
+    BLOCK_BITS,
     FEW,
+    FULL,
     LOG2E,
     copy_out,
-    is_masked,
-    is_needed,
     made_rings,
     piece_at,
     pieces_of_program,
     produce,
     ring_slot,
+    state_of,
 )
 
 LEAST_RING = 3
@@ -46,7 +47,7 @@ def norms_of(lse):
 @gluon.jit
 def block_of(entry, kv_head, kv_group: gl.constexpr, num_blocks, block: gl.constexpr):
     """The head of an entry of a transposed list, and its first query."""
-    number = entry >> 8
+    number = entry >> BLOCK_BITS
     head = kv_head
     if kv_group > 1:
         head = kv_head * kv_group + number // num_blocks
@@ -70,7 +71,7 @@ def numbers_at(x, entries, at, stop, places, other: gl.constexpr, kv_group: gl.c
 
 @gluon.jit
 def own_of_queries(
-    seen, keep: gl.constexpr, even: gl.constexpr, has_grad_lse: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
+    seen, hide: gl.constexpr, even: gl.constexpr, has_grad_lse: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
 ):
     """Gradients and delta of 64 queries of each piece."""
     tensors, own_tiles, shared_tiles, rings, lists, lengths, numbers, tables, strides, scale = seen
@@ -125,20 +126,21 @@ def own_of_queries(
             entry = gl.load(entries + entry_at)
             slot, phase = ring_slot(count, ring)
             mbarrier.wait(full.index(slot), phase)
-            if is_needed(entry, which):
+            state = state_of(entry, which)
+            if state > 0:
                 k = keys.index(slot).reshape([kv_block, dim])
                 v = values.index(slot).reshape([kv_block, dim])
                 scores = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
                 from_values = warpgroup_mma(do, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
                 scores = warpgroup_mma_wait(1, deps=(scores,))
                 weights = gl.exp2(scores * steps - norms)
-                if is_masked(entry, which):
-                    k_places = (entry >> 8) * kv_block + columns
+                if state > FULL:
+                    k_places = (entry >> BLOCK_BITS) * kv_block + columns
                     q_places = gl.expand_dims(first + lines, 1)
-                    kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
+                    at = q_places + q_start
+                    weights = hide(weights, 0.0, state, at, k_places, q_places, k_places, head, row, numbers, tables)
                     if not even:
-                        kept = kept & (k_places < kv_len)
-                    weights = gl.where(kept, weights, 0.0)
+                        weights = gl.where(k_places < kv_len, weights, 0.0)
                 from_values = warpgroup_mma_wait(0, deps=(from_values,))
                 factors = gl.convert_layout((weights * (from_values - sums)).to(dtype), of_factors)
                 acc = warpgroup_mma(factors, k, acc, is_async=True)
@@ -165,7 +167,7 @@ def own_of_queries(
 
 @gluon.jit
 def own_of_keys(
-    seen, keep: gl.constexpr, kv_group: gl.constexpr, even: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
+    seen, hide: gl.constexpr, kv_group: gl.constexpr, even: gl.constexpr, adds: gl.constexpr, which: gl.constexpr
 ):
     """Gradients of 64 keys and values of each piece."""
     tensors, own_tiles, shared_tiles, rings, lists, lengths, numbers, tables, strides, scale = seen
@@ -217,7 +219,8 @@ def own_of_keys(
             entry = gl.load(entries + entry_at)
             slot, phase = ring_slot(count, ring)
             mbarrier.wait(full.index(slot), phase)
-            if is_needed(entry, which):
+            state = state_of(entry, which)
+            if state > 0:
                 q = queries.index(slot).reshape([q_block, dim])
                 do = grads.index(slot).reshape([q_block, dim])
                 scores = warpgroup_mma(k, q.permute((1, 0)), nothing, use_acc=False, is_async=True)
@@ -225,12 +228,12 @@ def own_of_keys(
                 norms = gl.expand_dims(gl.convert_layout(norms_of(lses), of_columns), 0)
                 scores = warpgroup_mma_wait(1, deps=(scores,))
                 weights = gl.exp2(scores * steps - norms)
-                if is_masked(entry, which):
+                if state > FULL:
                     head, q_first = block_of(entry, kv_head, kv_group, num_q_blocks, q_block)
                     q_places = gl.expand_dims(q_first + columns, 0)
                     k_places = first + lines
-                    kept = keep(q_places + q_start, k_places, q_places, k_places, head, row, numbers, tables)
-                    weights = gl.where(kept, weights, 0.0)
+                    at = q_places + q_start
+                    weights = hide(weights, 0.0, state, at, k_places, q_places, k_places, head, row, numbers, tables)
                 lses = numbers_at(lse_of_row, entries, entry_at + 1, stop, places, -float("inf"), kv_group, even)
                 halves = gl.convert_layout(weights.to(dtype), of_factors)
                 from_values = warpgroup_mma_wait(0, deps=(from_values,))
@@ -276,7 +279,7 @@ def query_kernel(
     query, key, value, out, grad_out, grad_described, lse, grad_lse, delta, grad_query, part, pieces, entries, borders,
     numbers, tables,
     db, dh, dl, lb, lh, ll, q_len, kv_len, q_start, kv_group, scale,
-    keep: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
+    hide: gl.constexpr, kv_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr,
     has_grad_lse: gl.constexpr, adds: gl.constexpr, registers: gl.constexpr,
 ):  # fmt: skip
@@ -301,7 +304,7 @@ def query_kernel(
     lists, counts = (pieces, entries, borders), (kv_group, 1, kv_len)
     to_copy = (query, grad_out, out), (key, value), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
-        [(own_of_queries, (seen, keep, even, has_grad_lse, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
+        [(own_of_queries, (seen, hide, even, has_grad_lse, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
         + [(produce, (to_copy,))],
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],
@@ -313,7 +316,7 @@ def key_kernel(
     query, key, value, grad_out, key_described, value_described, lse, delta, grad_key, grad_value,
     part_key, part_value, pieces, entries, borders, numbers, tables,
     db, dh, dl, eb, eh, el, lb, lh, ll, q_len, kv_len, q_start, num_q_blocks, scale,
-    keep: gl.constexpr, kv_group: gl.constexpr, q_block: gl.constexpr, dim: gl.constexpr,
+    hide: gl.constexpr, kv_group: gl.constexpr, q_block: gl.constexpr, dim: gl.constexpr,
     consumers: gl.constexpr, ring: gl.constexpr, ahead: gl.constexpr, even: gl.constexpr, adds: gl.constexpr,
     registers: gl.constexpr,
 ):  # fmt: skip
@@ -337,7 +340,7 @@ def key_kernel(
     lists, counts = (pieces, entries, borders), (1, kv_group, num_q_blocks)
     to_copy = (key, value), (query, grad_out), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
-        [(own_of_keys, (seen, keep, kv_group, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
+        [(own_of_keys, (seen, hide, kv_group, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
         + [(produce, (to_copy,))],
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],

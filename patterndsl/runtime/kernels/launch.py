@@ -143,13 +143,14 @@ def _forward_on_hopper(
 
     q_len, dim = query.shape[2:]
     q, o, k, v = _described_on_hopper((query, out), (key, value), blocks)
+    asked = asked.of_rests(work.rests)
     grid, pieces, borders = _dealt(work, rows, blocks, query.device)
     hopper.attend(
         grid,
         (q, k, v, o, lse, part_out, part_lse, pieces, work.entries, borders),
         (*lse.stride(), q_len, key.shape[2], asked.q_start, query.shape[1] // key.shape[1]),
         {
-            "keep": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
+            "hide": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
             "ring": blocks.ring, "ahead": blocks.ahead, "even": key.shape[2] % blocks.kv_block == 0,
             "goes_on": goes_on, "registers": blocks.of_consumers,
         },
@@ -314,6 +315,7 @@ def _gradient_of_queries_on_hopper(
 
     q_len, dim = query.shape[2:]
     q, o, do, dq, k, v = _described_on_hopper((query, out, grad_out, grad_query), (key, value), blocks)
+    asked = asked.of_rests(work.rests)
     grid, pieces, borders = _dealt(work, rows, blocks, query.device)
     hopper_backward.of_queries(
         grid,
@@ -323,7 +325,7 @@ def _gradient_of_queries_on_hopper(
             query.shape[1] // key.shape[1],
         ),
         {
-            "keep": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
+            "hide": asked.keep, "kv_block": blocks.kv_block, "dim": dim, "consumers": blocks.consumers,
             "ring": blocks.ring, "ahead": blocks.ahead, "even": key.shape[2] % blocks.kv_block == 0,
             "has_grad_lse": has_grad_lse, "adds": adds, "registers": blocks.of_consumers,
         },
@@ -355,6 +357,7 @@ def _gradients_of_keys_on_hopper(
 
     q_len, dim = query.shape[2:]
     k, v, dk, dv, q, do = _described_on_hopper((key, value, grad_key, grad_value), (query, grad_out), blocks)
+    asked = asked.of_rests(work.rests)
     grid, pieces, borders = _dealt(work, rows, blocks, query.device)
     hopper_backward.of_keys(
         grid,
@@ -367,7 +370,7 @@ def _gradients_of_keys_on_hopper(
             -(-q_len // blocks.kv_block),
         ),
         {
-            "keep": asked.keep, "kv_group": query.shape[1] // key.shape[1], "q_block": blocks.kv_block, "dim": dim,
+            "hide": asked.keep, "kv_group": query.shape[1] // key.shape[1], "q_block": blocks.kv_block, "dim": dim,
             "consumers": blocks.consumers, "ring": blocks.ring, "ahead": blocks.ahead,
             "even": q_len % blocks.kv_block == 0, "adds": adds, "registers": blocks.of_consumers,
         },

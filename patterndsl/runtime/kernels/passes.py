@@ -92,6 +92,8 @@ class WholePass:
                 kv_group,
                 key.shape[2],
                 self.device,
+                relations=() if self.orders else [member.shape.relation for member in self.members],
+                sizes=self.sizes,
             )
         return self._lists[heads, kv_group]
 
@@ -143,7 +145,14 @@ class ListedPass(OneLaunch):
         self.sizes = Sizes(geometry.q.length, geometry.k.length, 0, geometry.q.length)
         groups = [0] * geometry.num_groups  # as heads; heads are batch rows
         self.lists = WorkLists(
-            lambda q, k: ((shape.tiles_by(self.sizes, q, k),),), groups, 1, geometry.k.length, device, num_heads
+            lambda q, k: ((shape.tiles_by(self.sizes, q, k),),),
+            groups,
+            1,
+            geometry.k.length,
+            device,
+            num_heads,
+            relations=() if shape.orders else (shape.relation,),
+            sizes=self.sizes,
         )
         self._of_heads = dict[tuple[int, int], WorkLists]()
 

@@ -18,6 +18,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from patterndsl.runtime.kernels import work
+
 # the first names are those of later versions
 copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 copy_out = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
@@ -26,6 +28,7 @@ LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 FEW = gl.constexpr(24)
 """Registers of a thread that only copies: the fewest there are."""
+STATE_BITS, BLOCK_BITS, FULL = (gl.constexpr(number) for number in (work.STATE_BITS, work.BLOCK_BITS, work.FULL))
 FIELDS = gl.constexpr(8)
 """Numbers of a piece: see `Work`."""
 
@@ -136,7 +139,7 @@ def produce(seen):
                 tile = own_tiles[one].index(slot * consumers + which)
                 copy_in(owned[one], [row, head, (first + step * which) * 64, 0], own_full.index(slot), tile)
         other_head = head // sharing * shared_by
-        number = gl.load(entries + begin, mask=begin < stop, other=0) >> 8
+        number = gl.load(entries + begin, mask=begin < stop, other=0) >> BLOCK_BITS
         for entry_at in range(begin, stop):
             following = gl.load(entries + entry_at + 1, mask=entry_at + 1 < stop, other=0)
             block_head, block_at = other_head, number
@@ -152,18 +155,12 @@ def produce(seen):
                     full.index(slot),
                     shared_tiles[one].index(slot),
                 )
-            number = following >> 8
+            number = following >> BLOCK_BITS
             count += 1
         piece += FIELDS
 
 
 @gluon.jit
-def is_needed(entry, which: gl.constexpr):
-    """By a consumer."""
-    return ((entry >> (4 + which)) & 1) != 0
-
-
-@gluon.jit
-def is_masked(entry, which: gl.constexpr):
-    """Whether it does not keep all pairs."""
-    return ((entry >> which) & 1) != 0
+def state_of(entry, which: gl.constexpr):
+    """Of a consumer's tile: 0 where it needs none, FULL where all pairs are kept, or what `hide` takes."""
+    return (entry >> (STATE_BITS * which)) & ((1 << STATE_BITS) - 1)

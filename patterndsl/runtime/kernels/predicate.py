@@ -14,6 +14,7 @@ from typing import TypeAlias, assert_never
 from patterndsl.ir.draws import width_drawn
 from patterndsl.ir.index import HEAD, Arithmetic, Const, Facet, Function, Index, Param, Read, Select, Var
 from patterndsl.ir.interval import Box, Interval, Verdict, bounds
+from patterndsl.ir.linear import Frame, Linear
 from patterndsl.ir.meaning import Truths, width_of
 from patterndsl.ir.relation import (
     And,
@@ -54,6 +55,11 @@ class Predicate:
     tables: tuple[Table, ...]
 
     @property
+    def name(self) -> str:
+        """Of the function."""
+        return self.text.partition("def ")[2].partition("(")[0]
+
+    @property
     def facets(self) -> tuple[tuple[str, Facet], ...]:
         """What is looked up of inputs."""
         return tuple(table for table in self.tables if not isinstance(table, Random))
@@ -64,17 +70,32 @@ def predicate_of(relation: Relation, sizes: Sizes, placed_by: str | None = None)
     """The source of a bound relation, which may have `head` in it. sizes: bounds of the positions it is asked for.
     placed_by: the input whose rank of a position is the place where it stands, so that it is not looked up."""
     writer = _Writer(_box(sizes), placed_by)
-    result = writer.relation(relation)
-    wide = has_large(relation, sizes)
-    first = [f"    {name} = {name}.to(tl.int64)" for name in ("q", "k", "q_place", "k_place")] if wide else []
-    if not (depends_on(relation, "q") or depends_on(relation, "k")):
-        result = f"({result}) & (k >= 0)"  # a constant has no type at all
-    body = [*first, *writer.lines, f"    return {result}"]
-    text = "\n".join(["@triton.jit", "def keep(q, k, q_place, k_place, head, row, numbers, tables):", *body, ""])
-    base = len(writer.numbers)
-    for place in range(NUMBERS_OF_TABLE * len(writer.tables)):
-        text = text.replace(_Writer.later(place), f"numbers[{base + place}]")
-    return Predicate(text, tuple(writer.numbers), tuple(writer.tables))
+    result = writer.result(relation)
+    first = _widened() if has_large(relation, sizes) else []
+    head = "def keep(q, k, q_place, k_place, head, row, numbers, tables):"
+    return writer.predicate([head, *first, *writer.lines, f"    return {result}"])
+
+
+def _widened() -> list[str]:
+    """Positions of which something larger is made."""
+    return [f"    {name} = {name}.to(tl.int64)" for name in ("q", "k", "q_place", "k_place")]
+
+
+@lru_cache(maxsize=256)
+def hiding_of(relation: Relation, rests: tuple[Relation, ...], sizes: Sizes) -> Predicate:
+    """The source of hide(x, other, state, q, k, q_place, k_place, head, row, numbers, tables): a tile x with `other`
+    where a pair is not kept. state: of the tile, a scalar: WHOLE asks for the relation, those that follow for the rests
+    that it leaves."""
+    writer = _Writer(_box(sizes))
+    body = list[str]()
+    for at, asked in enumerate((relation, *rests)):
+        writer.lines, writer.names = [], {}
+        result = writer.result(asked)
+        lines = (*writer.lines, f"    x = tl.where({result}, x, other)")
+        body += [f"    if state == {WHOLE + at}:", *(f"    {line}" for line in lines)]
+    first = _widened() if has_large(relation, sizes) else []
+    head = "def hide(x, other, state, q, k, q_place, k_place, head, row, numbers, tables):"
+    return writer.predicate([head, *first, *body, "    return x"])
 
 
 def of_first_routes(predicate: Predicate, width: int) -> Predicate:
@@ -87,6 +108,8 @@ def of_first_routes(predicate: Predicate, width: int) -> Predicate:
     return replace(predicate, text=text)
 
 
+WHOLE = 2
+"""The state of tiles of which the relation itself is asked."""
 NUMBERS_OF_TABLE = 3
 """Its length (rows of what was drawn), and the strides of batch rows and heads."""
 
@@ -131,6 +154,11 @@ def _is_positive(index: Index, box: Box) -> bool:
     return not has_values and _range(index, box)[0] >= 0
 
 
+def _symbols(index: Index) -> set[str]:
+    return {part.name for part in subexpressions(index) if isinstance(part, Var | Read)}
+
+
+_PLAIN = Frame({}, {})
 _ANY_HEAD = Read("head", "value", Const(0))
 """Stands for a number that is looked up: `head` names no input."""
 
@@ -140,7 +168,7 @@ class _Writer:
     """Lines that give each expression a name, once."""
 
     box: Box
-    placed_by: str | None
+    placed_by: str | None = None
     lines: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -151,7 +179,19 @@ class _Writer:
         """Stands for a number of a table: these lie behind the constants, which are not counted yet."""
         return f"numbers[table + {place}]"
 
+    def predicate(self, lines: Sequence[str]) -> Predicate:
+        """The function of these lines, whose expressions were written here."""
+        text, base = "\n".join(("@triton.jit", *lines, "")), len(self.numbers)
+        for place in range(NUMBERS_OF_TABLE * len(self.tables)):
+            text = text.replace(self.later(place), f"numbers[{base + place}]")
+        return Predicate(text, tuple(self.numbers), tuple(self.tables))
+
     # ---- truths
+
+    def result(self, relation: Relation) -> str:
+        """Of vectors, also where the relation is a constant, which has no type at all."""
+        found = self.relation(relation)
+        return found if depends_on(relation, "q") or depends_on(relation, "k") else f"({found}) & (k >= 0)"
 
     def relation(self, relation: Relation) -> str:
         match relation:
@@ -160,6 +200,7 @@ class _Writer:
             case Nothing():
                 return "k < 0"
             case Compare(op, left, right):
+                left, right = self.parted(left, right)
                 return f"{self.index(left)} {op} {self.index(right)}"
             case Holds(read):
                 return f"{self.index(read)} > 0"
@@ -192,6 +233,23 @@ class _Writer:
                     pass
                 case _:
                     yield self.relation(term)
+
+    def parted(self, left: Index, right: Index) -> tuple[Index, Index]:
+        """Queries on one side and keys on the other, where sums can be put so: `q - k < 9` as `q < k + 9`, of which
+        only the comparison is computed for each pair."""
+        if not any(_symbols(side) >= {"q", "k"} for side in (left, right)):
+            return left, right
+        value = _PLAIN.linear(left).plus(_PLAIN.linear(right), -1)
+        if any(_symbols(atom) - {"q"} and _symbols(atom) - {"k"} for atom, _ in value.terms):
+            return left, right
+        of_queries = Linear(tuple(term for term in value.terms if "q" in _symbols(term[0])), 0)
+        of_keys = value.plus(of_queries, -1)
+        if of_queries.terms and of_queries.terms[0][1] < 0:
+            parts = of_keys.index(), of_queries.times(-1).index()
+        else:
+            parts = of_queries.index(), of_keys.times(-1).index()
+        is_small = all(-MAX_SMALL <= end <= MAX_SMALL for part in parts for end in _range(part, self.box))
+        return parts if is_small else (left, right)
 
     def table(self, table: Table) -> tuple[str, str, str, str]:
         """A table, its length, and the strides of batch rows and heads."""

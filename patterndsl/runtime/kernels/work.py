@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from patterndsl.lower.blocks import Pace
+from patterndsl.lower.rests import Integers, Rests
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.kernels.dealing import classes_of, deal
+from patterndsl.runtime.kernels.predicate import WHOLE
 
 SHORTEST = 16
 """Entries that a part of a cut list has at least."""
@@ -23,8 +25,28 @@ LONG = 4
 PARTS = 2048
 """All work is cut as if into so many equal parts: a list of more than two of them is cut. Some sixteen for each
 processor of a large GPU, and a constant, so that results are the same on all of them."""
+STATE_BITS, BLOCK_BITS = 3, 12
+"""Of a shared entry: the state of a sharer, and all of them, behind which is the block. 0: nothing is needed, 1: all of
+a tile is kept, WHOLE: the predicate is asked, others: the rest that such a tile leaves, see `lower.rests`."""
+FULL = 1
+MOST_BLOCKS = 1 << (31 - BLOCK_BITS)
 OVERHEAD, LEAVING = 1.5, 1.0
 """What a piece costs beside its entries, and a part of a cut list more than that, in entries."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """Tiles, and where among some rests that of each is, see `lower.rests`; None where all are asked as a whole."""
+
+    tiles: Tiles
+    places: Integers | None = None
+
+    def states(self, device: torch.device) -> Tensor:
+        """int64 [num_tiles]."""
+        is_full = torch.as_tensor(self.tiles.is_full, device=device)
+        if self.places is None:
+            return torch.where(is_full, FULL, WHOLE)
+        return torch.where(is_full, FULL, WHOLE + 1 + torch.as_tensor(self.places, device=device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +73,7 @@ class Work:
     reads them; num_slots: parts of cut lists, of one batch row where rows share them. is_shared: whether all batch rows
     do the same.
     mean_length: entries of a list, as it was before it was cut. costs: float32 [num_pieces], on the CPU, of pieces that
-    are dealt to programs; None where each has a program.
+    are dealt to programs; None where each has a program. rests: what tiles of shared lists leave undecided.
     """
 
     pieces: Tensor
@@ -61,6 +83,7 @@ class Work:
     is_shared: bool
     mean_length: float = 0.0
     costs: Tensor | None = None
+    rests: Rests | None = None
     _dealt: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -103,24 +126,25 @@ def lists_of(tiles: Tiles, kv_len: int, device: torch.device) -> Lists:
     return _of_blocks(torch.bincount(q_blks, minlength=tiles.num_q_blocks), _entries(kv_blks, is_full))
 
 
-def shared_lists_of(tiles: Tiles, kv_len: int, device: torch.device, sharers: int, kv_block: int) -> Lists:
+def shared_lists_of(placed: Placed, kv_len: int, device: torch.device, sharers: int, kv_block: int) -> Lists:
     """The same for blocks of queries that follow each other and share blocks of keys, which may be of several tiles."""
-    q_blks, kv_blks, is_full = _parts(tiles, device)
+    tiles, states = placed.tiles, placed.states(device)
+    q_blks, kv_blks, _ = _parts(tiles, device)
     if kv_len % tiles.kv_block:
-        is_full = is_full & (kv_blks != tiles.num_kv_blocks - 1)
+        states = torch.where(kv_blks == tiles.num_kv_blocks - 1, states.clamp_min(WHOLE), states)
     sides = (q_blks, tiles.num_q_blocks), (kv_blks, tiles.num_kv_blocks)
-    return _shared(*sides, is_full, sharers, kv_block // tiles.kv_block)
+    return _shared(*sides, states, sharers, kv_block // tiles.kv_block)
 
 
 def _shared(
-    owned: tuple[Tensor, int], shared: tuple[Tensor, int], is_full: Tensor, sharers: int, width: int = 1
+    owned: tuple[Tensor, int], shared: tuple[Tensor, int], states: Tensor, sharers: int, width: int = 1
 ) -> Lists:
     """Tiles of blocks that are owned and blocks that are shared, of which there are so many, by `width` of the latter.
 
-    An entry is the shared block, four bits that say which of the sharers need it, and four that say for which of them
-    it is masked. A block with many more tiles than others has all sharers for itself, which take turns.
+    An entry is the shared block and the state of each of four sharers, `STATE_BITS` each, the first one's last. A block
+    with many more tiles than others has all sharers for itself, which take turns.
     """
-    (own_blks, num_own), (other_blks, num_other), device = owned, shared, is_full.device
+    (own_blks, num_own), (other_blks, num_other), device = owned, shared, states.device
     num_groups, num_blocks = -(-num_own // sharers), -(-num_other // width)
     lengths = torch.bincount(own_blks, minlength=num_own)
     long = (lengths > LONG * max(SHORTEST, len(own_blks) // max(1, num_own))).nonzero().flatten()
@@ -132,15 +156,13 @@ def _shared(
     counts = torch.bincount(owners, minlength=num_owners)
     turns = torch.arange(len(cells), device=device) - (counts.cumsum(0) - counts)[owners]
     sharer = torch.where(is_alone[owners[cell]], turns[cell], own_blks) % sharers
-    live, full = (
-        torch.zeros(len(cells) * sharers, dtype=torch.int64, device=device)
-        .index_add_(0, cell * sharers + sharer, number)
-        .view(-1, sharers)
-        for number in (torch.ones_like(cell), is_full.long())
-    )
-    bits = 1 << torch.arange(sharers, device=device)
-    needed, masked = ((which * bits).sum(1) for which in (live > 0, (live > 0) & (full < width)))
-    entries = (cells % num_blocks << 8 | needed << 4 | masked).to(torch.int32)
+    # tiles that are one block here are asked as one: those of one state by this, others as a whole
+    place = cell * sharers + sharer
+    of_states = torch.bincount(place << STATE_BITS | states, minlength=len(cells) * sharers << STATE_BITS)
+    most, state = of_states.view(len(cells), sharers, 1 << STATE_BITS).max(2)
+    state = torch.where(most == width, state, torch.where(most > 0, WHOLE, 0))
+    shifts = STATE_BITS * torch.arange(sharers, device=device)
+    entries = (cells % num_blocks << BLOCK_BITS | (state << shifts).sum(1)).to(torch.int32)
     blocks = torch.cat([sharers * torch.arange(num_groups, device=device), long])
     return Lists(counts, entries, blocks, is_alone, sharers)
 
@@ -161,11 +183,14 @@ def transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.devic
     return _of_blocks(torch.bincount(kv_blks, minlength=one.num_kv_blocks), entries)
 
 
-def shared_transposed(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.device, sharers: int) -> Lists:
+def shared_transposed(of_heads: Sequence[Placed | None], one: Placed, device: torch.device, sharers: int) -> Lists:
     """The same for blocks of keys that follow each other and share blocks of queries."""
-    blocks, kv_blks, is_full = _through_heads(of_heads, one, device)
-    sides = (kv_blks, one.num_kv_blocks), (blocks, len(of_heads) * one.num_q_blocks)
-    return _shared(*sides, is_full, sharers)
+    blocks, kv_blks, _ = _through_heads(
+        [None if placed is None else placed.tiles for placed in of_heads], one.tiles, device
+    )
+    states = [placed.states(device) for placed in of_heads if placed is not None]
+    sides = (kv_blks, one.tiles.num_kv_blocks), (blocks, len(of_heads) * one.tiles.num_q_blocks)
+    return _shared(*sides, torch.cat([blocks[:0], *states]), sharers)
 
 
 def _through_heads(of_heads: Sequence[Tiles | None], one: Tiles, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +216,13 @@ def _entries(blocks: Tensor, is_full: Tensor) -> Tensor:
     return (2 * blocks + ~is_full).to(torch.int32)
 
 
-def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shared: bool, copies: int = 1) -> Work:
+def work_of(
+    lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]],
+    *,
+    is_shared: bool,
+    copies: int = 1,
+    rests: Rests | None = None,
+) -> Work:
     """The work of a launch. lists: with the (batch row, head) that have each; is_shared: all rows do as row 0, and
     there are about `copies` of them."""
     num_entries = sum(len(found.entries) * len(places) for found, places in lists)
@@ -219,6 +250,7 @@ def work_of(lists: Sequence[tuple[Lists, Sequence[tuple[int, int]]]], *, is_shar
         is_shared,
         num_entries / max(1, num_lists),
         costs[order].cpu() if sharers > 1 else None,
+        rests,
     )
 
 
@@ -227,10 +259,16 @@ def _costs(pieces: Tensor, entries: Tensor, sharers: int) -> Tensor:
     begin, stop, leaves = pieces[:, 3], pieces[:, 4], pieces[:, 5] >= 0
     needed = stop - begin
     if sharers > 1:
-        bits = (entries[:, None] >> (4 + torch.arange(sharers, device=entries.device))) & 1
-        before = torch.cat([bits.new_zeros(1, sharers), bits.cumsum(0)])
+        needs = (states_of(entries, sharers) > 0).int()
+        before = torch.cat([needs.new_zeros(1, sharers), needs.cumsum(0)])
         needed = (before[stop] - before[begin]).amax(1)
     return needed + OVERHEAD + LEAVING * leaves
+
+
+def states_of(entries: Tensor, sharers: int) -> Tensor:
+    """[len(entries), sharers]: the state of each sharer of a shared entry."""
+    shifts = STATE_BITS * torch.arange(sharers, device=entries.device)
+    return (entries[:, None] >> shifts) & ((1 << STATE_BITS) - 1)
 
 
 def _cut(lists: Lists, longest: int) -> tuple[Tensor, Tensor, int]:
