@@ -52,24 +52,6 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a kernel of Hopper is: what an entry of a list takes, and what a piece takes beside its entries, in
-    entries."""
-
-    entry: float
-    piece: float
-
-
-PACES = {
-    Pipeline(2, 64, 4, 2, 80, 104, 2): Pace(1.0, 1.5),
-    Pipeline(4, 64, 6, 2, 96, 112): Pace(0.92, 2.1),
-}
-"""Of forward kernels that are the faster ones on different lists, for heads of 64, on an H200: more consumers read keys
-more seldom; two programs on a processor each compute while the other one begins a piece, and wait less for the
-consumer of a piece that has the longest list."""
-
-
-@dataclass(frozen=True, slots=True)
 class Use:
     """What blocks are for, in half precision. head_dim: of queries, keys and values alike."""
 

@@ -36,16 +36,18 @@ Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 MOST = 5
 """Rests that are told from each other. Tiles with any other one ask for the whole predicate."""
-WHOLE = -1
-"""The place of the rest of such tiles."""
+RARE = 1 / 32
+"""The share of partial tiles below which a rest is not worth the code."""
+OTHER = -1
+"""The place of any other one."""
 MOST_TERMS = 64
 """Comparisons of a pattern; one of more is asked as a whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rests:
-    """relations: the rests that most tiles have. places: of each group of tiles, int64 [num_tiles], where in these the
-    rest of each tile is, or WHOLE; a tile that is full may have any."""
+    """relations: the rests that many tiles have. places: of each group of tiles, int64 [num_tiles], where in these the
+    rest of each tile is, or OTHER; a tile that is full may have any."""
 
     relations: tuple[Relation, ...]
     places: tuple[Integers, ...]
@@ -60,10 +62,11 @@ def rests_of(groups: Sequence[tuple[Relation, Tiles]], sizes: Sizes) -> Rests:
     number = Counter[Relation]()
     for rests, turns in found:
         number.update(dict(zip(rests, np.bincount(turns[turns >= 0], minlength=len(rests)).tolist(), strict=True)))
-    kept = tuple(relation for relation, _ in number.most_common(MOST))
+    least = RARE * sum(int(np.count_nonzero(~_on_host(tiles.is_full))) for _, tiles in groups)
+    kept = tuple(relation for relation, count in number.most_common(MOST) if count >= least)
     places = list[Integers]()
     for rests, turns in found:
-        place = np.array([kept.index(rest) if rest in kept else WHOLE for rest in rests] + [WHOLE], dtype=np.int64)
+        place = np.array([kept.index(rest) if rest in kept else OTHER for rest in rests] + [OTHER], dtype=np.int64)
         places.append(place[turns])
     return Rests(kept, tuple(places))
 

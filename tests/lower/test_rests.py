@@ -12,7 +12,7 @@ from patterndsl.ir.index import Arithmetic, Const, K, Q
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import Compare, Relation, depends_on
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.rests import MOST, WHOLE, rests_of
+from patterndsl.lower.rests import MOST, OTHER, rests_of
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound
 from tests.property.test_membership import lookup_of, spread
@@ -39,7 +39,7 @@ def test_rests_say_the_same(case: Case, block: tuple[int, int]) -> None:
     assert len(rests.relations) <= MOST
     for (relation, tiles), places in zip(groups, rests.places, strict=True):
         assert len(places) == tiles.num_tiles
-        for at in np.flatnonzero(~tiles.is_full & (places != WHOLE)):
+        for at in np.flatnonzero(~tiles.is_full & (places != OTHER)):
             assert_same(relation, rests.relations[places[at]], tiles, int(at), bound, lookup)
 
 
@@ -53,27 +53,30 @@ DISTANCE = Arithmetic("-", Q, K)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "wanted", "as_a_whole"),
     [
         (
             "recent(512) | causal & first(4)",
             {Compare("<=", Const(0), DISTANCE), Compare("<", K, Const(4)), Compare("<", DISTANCE, Const(512))},
+            2,
         ),
         (
             "window(256) | global(64)",
             {Compare("<=", side, Const(256)) for side in (DISTANCE, Arithmetic("-", Const(0), DISTANCE))},
+            0,
         ),
-        ("causal", set()),
-        ("all", set()),
+        ("causal", set(), 64),
+        ("all", set(), 0),
     ],
 )
-def test_most_tiles_leave_one_comparison(text: str, wanted: set[Relation]) -> None:
+def test_most_tiles_leave_one_comparison(text: str, wanted: set[Relation], as_a_whole: int) -> None:
+    """Those that few leave are asked for the whole."""
     bound, relation, tiles = of(text)
     rests = rests_of([(relation, tiles)], bound.sizes)
     partial = rests.places[0][~tiles.is_full]
     often = [place for place in range(len(rests.relations)) if (partial == place).sum() > 9]
     assert {rests.relations[place] for place in often} == wanted
-    assert (partial == WHOLE).sum() == (64 if text == "causal" else 0)
+    assert (partial == OTHER).sum() == as_a_whole
 
 
 def test_heads_have_rests_of_their_own() -> None:
@@ -81,6 +84,6 @@ def test_heads_have_rests_of_their_own() -> None:
     groups = [(each.relation, find_tiles(each.relation, bound.sizes, Lookup(), 64, 64)) for each in bound.groups]
     rests = rests_of(groups, bound.sizes)
     partial = [places[~tiles.is_full] for (_, tiles), places in zip(groups, rests.places, strict=True)]
-    left = [{rests.relations[place] for place in np.unique(places) if place != WHOLE} for places in partial]
+    left = [{rests.relations[place] for place in np.unique(places) if place != OTHER} for places in partial]
     assert Compare("<", DISTANCE, Const(256)) in left[0] - left[1]
     assert left[1] and not any(depends_on(each, "head") for each in left[0] | left[1])

@@ -295,6 +295,8 @@ def test_tensors_that_the_kernel_of_hopper_does_not_take_have_another(monkeypatc
     assert taken(x[0], x[0], x[0], x[1]) == [True] * 3
     assert taken(x[0], apart, x[0]) == [False] * 3
     assert taken(x[0], x[0], x[0], apart) == [False] * 3
+    monkeypatch.setattr(shapes, "MOST_BLOCKS", 0)
+    assert taken(x[0], x[0], x[0]) == [False] * 3, "more blocks than an entry can name"
 
 
 # ---- tuning
@@ -396,7 +398,6 @@ def dim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     width, pipeline = request.param
     tuned = {Use("forward", width, length): pipeline for length in ("short", "long")}
     monkeypatch.setattr(shapes, "FEWEST", 1)
-    monkeypatch.setattr(shapes, "PACES", {})
     monkeypatch.setattr(shapes, "tuned_on", lambda _: tuned)
     torch.use_deterministic_algorithms(True, warn_only=True)  # new tensors are NaN: what is left out shows
     yield width
@@ -517,7 +518,6 @@ def test_random_patterns(case: Case, candidate: tuple[int, Pipeline]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             tuned = {Use("forward", width, "short"): blocks, Use("forward", width, "long"): blocks}
             patch.setattr(shapes, "FEWEST", 1)
-            patch.setattr(shapes, "PACES", {})
             patch.setattr(shapes, "tuned_on", lambda _, tuned=tuned: tuned)
             keywords = {**case.keywords, "heads": case.heads, "layer": case.layer, "device": "cuda"}
             program = pattern.compile(case.sizes.get("n"), **keywords, backend="triton")

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from patterndsl.ir.relation import Relation
-from patterndsl.lower.blocks import PACES, ROWS, Blocks, Length, Pipeline
+from patterndsl.lower.blocks import ROWS, Blocks, Length, Pipeline
 from patterndsl.lower.rests import Rests, rests_of
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.kernels.work import (
@@ -68,12 +68,6 @@ class WorkLists:
     def length(self) -> Length:
         """Of the lists of keys by square tiles, on average."""
         return "long" if self.rows(SQUARE).mean_length > LONG else "short"
-
-    @cached_property
-    def quickest(self) -> Pipeline:
-        """Which of `PACES` is done with the rows first, with as many pieces as keep all its programs busy."""
-        times = {blocks: self.rows(blocks).busy(pace) / blocks.programs for blocks, pace in PACES.items()}
-        return min(times, key=times.__getitem__)
 
     def columns(self, blocks: Blocks | Pipeline) -> Work:
         """Lists of queries for each block of keys, or for each group of blocks that read queries together."""

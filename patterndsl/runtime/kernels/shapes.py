@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patterndsl.lower.blocks import CANDIDATES, PACES, Blocks, Pipeline, Role, Tuned, Use
+from patterndsl.lower.blocks import CANDIDATES, ROWS, Blocks, Pipeline, Role, Tuned, Use
 from patterndsl.runtime.constants import constants_for
 from patterndsl.runtime.kernels.lists import WorkLists
 from patterndsl.runtime.kernels.told_lists import ToldLists
+from patterndsl.runtime.kernels.work import MOST_BLOCKS
 
 HALVES = (torch.bfloat16, torch.float16)
 HOPPER = (9, 0)
@@ -35,9 +36,10 @@ BUILT_IN = (
     Tuned(Use("keys", 64, "long"), Pipeline(2, 64, 6, 2, 168, 240)),
 )
 """Measured on an H100 with `LEAST_TRITON`, and for that Triton on every Hopper: faster than Triton's kernel on the
-patterns that were tried. In place of a kernel of `PACES` there is the one of these that the lists are best for.
-Gradients of queries, with heads of 64, gained 6 % on windows, lost 9 % where rows are global and some on
-long lists; those of keys, with heads of 128, lost."""
+patterns that were tried. Four consumers are some two in a hundred faster on windows and slower on all else: each has
+code of its own, which does not fit where instructions are kept once tiles leave different rests. Gradients of queries,
+with heads of 64, gained 6 % on windows, lost 9 % where rows are global and some on long lists; those of keys, with
+heads of 128, lost."""
 
 
 ROLES: tuple[Role, Role, Role] = ("forward", "queries", "keys")
@@ -77,10 +79,11 @@ def blocks_for(
     blocks = tuned.get(Use(role, query.shape[3], lists.length), usual)
     if not isinstance(blocks, Pipeline):
         return blocks
-    if not suits_hopper(query, key, value, *beside) or num_pieces(role, lists, blocks, query) < FEWEST:
+    others = lists.kv_group * query.shape[2] if role == "keys" else key.shape[2]
+    if others > ROWS * MOST_BLOCKS or not suits_hopper(query, key, value, *beside):
         return usual
-    if role == "forward" and blocks in PACES and num_pieces(role, lists, lists.quickest, query) >= FEWEST:
-        return lists.quickest
+    if num_pieces(role, lists, blocks, query) < FEWEST:
+        return usual
     # the parts of a row that is cut are alone in a program, whose other consumers then have less to do
     return usual if role == "queries" and lists.rows(blocks).num_joints else blocks
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from patterndsl.lower.blocks import Pace
 from patterndsl.lower.rests import Integers, Rests
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.kernels.dealing import classes_of, deal
@@ -93,11 +92,6 @@ class Work:
     @property
     def num_joints(self) -> int:
         return int(self.joints.shape[0])
-
-    def busy(self, pace: Pace) -> float:
-        """For how long programs are, all together, at such a pace."""
-        assert self.costs is not None
-        return pace.entry * (float(self.costs.sum()) + (pace.piece - OVERHEAD) * self.num_pieces)
 
     def dealt(self, rows: int, programs: int) -> tuple[Tensor, Tensor]:
         """The pieces of so many batch rows as programs take them, int32 [num_pieces * rows, 8], and where in these the
