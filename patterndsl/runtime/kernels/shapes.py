@@ -36,7 +36,7 @@ BUILT_IN = (
     Tuned(Use("keys", 64, "long"), Pipeline(2, 64, 6, 2, 168, 240)),
 )
 """Measured on an H100 with `LEAST_TRITON`, and for that Triton on every Hopper: faster than Triton's kernel on the
-patterns that were tried. Four consumers were up to 3 % faster on windows, on an H200, and slower on all else, by a fifth
+patterns that were tried. On an H200 four consumers were up to 3 % faster on windows, and slower on all else, by a fifth
 beside global rows. Gradients of queries, with heads of 64, gained 6 % on windows, lost 9 % where rows are global and
 some on long lists; those of keys, with heads of 128, lost."""
 
