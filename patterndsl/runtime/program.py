@@ -41,7 +41,7 @@ from patterndsl.runtime.arguments import (
     with_positive_scale,
 )
 from patterndsl.runtime.constants import constants_for, given_constants
-from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.data import Inputs, checked_inputs, route_by_route
 from patterndsl.runtime.finds import Finds
 from patterndsl.runtime.function import Attending, attended
 from patterndsl.runtime.groups import num_rows_of, rows_of
@@ -358,6 +358,8 @@ class Program:
     ) -> Attending:
         """How a call with checked tensors and inputs is attended, made ready."""
         who = self.who(query, key, value, given=given, train=train)
+        if who != "routed" and self.choice.by_inputs == "routed":  # others take lists by the names of their routes
+            given = route_by_route(self.bound, given)
         how: dict[str, Any] = {"train": train, "want_lse": want_lse}
         return self.ready.attending(who, query, key, value, given, scale, **how)
 
