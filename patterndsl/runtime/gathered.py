@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import gcd, isfinite, log
+from math import gcd, log
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from patterndsl.lower.segments import length_ranges, list_limit
 from patterndsl.lower.tiles import Tiles
+from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge
 from patterndsl.runtime.scratch import Scratch
@@ -480,7 +481,7 @@ def _forward_group(
         out.zero_()
         lse.fill_(-torch.inf)
     made, kv_group = Scratch(dtype, device), blocked.kv_group
-    careful = lists.masks(kv_len) and not _is_finite(value)
+    careful = lists.masks(kv_len) and not is_finite(value)
     for segment in lists.segments:
         for at, parts in _chunks(segment, num_rows, tall, lists.kv_block):
             kept = _kept(segment, at, group, q_len, kv_len)
@@ -524,11 +525,6 @@ def _united(out: Tensor, lse: Tensor, cuts: int) -> tuple[Tensor, Tensor]:
         out, lse = merge(out[::2], lse[::2], out[1::2], lse[1::2])
         cuts //= 2
     return out, lse
-
-
-def _is_finite(value: Tensor) -> bool:
-    """Whether every number is. A sum is only where every summand is; finite ones may overflow."""
-    return isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
 def _weights(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -580,7 +576,7 @@ def _backward_group(
     grad_k = torch.zeros(blocked.key.shape, dtype=dtype, device=query.device)
     grad_v = torch.zeros(blocked.value.shape, dtype=dtype, device=query.device)
     made = Scratch(dtype, query.device)
-    careful = lists.masks(kv_len) and not all(map(_is_finite, (query, key, value, grad_out)))
+    careful = lists.masks(kv_len) and not is_finite(query, key, value, grad_out)
     for segment in lists.segments:
         for at, parts in _chunks(segment, num_rows, tall, lists.kv_block):
             kept = _kept(segment, at, group, q_len, kv_len)

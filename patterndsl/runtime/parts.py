@@ -19,8 +19,8 @@ from patterndsl.ir.relation import Relation, inputs_read
 from patterndsl.lower.choice import is_own_key
 from patterndsl.lower.hulls import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import attended
-from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
 
