@@ -82,6 +82,11 @@ class Program:
         self._finds = Finds(bound, self.device)
         self._address = ops.register(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by what it was made of: what it found is found again, and graphs know the copy apart."""
+        made_of = self.bound, self.text, self.device, self._asked, self._plan_number, self._machine
+        return type(self), made_of
+
     def __repr__(self) -> str:
         sizes = self.bound.sizes
         lengths = f"q_len={sizes.q_len}, kv_len={sizes.kv_len}, q_start={sizes.q_start}"
