@@ -44,7 +44,7 @@ from patterndsl.runtime.constants import constants_for, given_constants
 from patterndsl.runtime.data import Inputs, checked_inputs, route_by_route
 from patterndsl.runtime.finds import Finds
 from patterndsl.runtime.finite import is_finite
-from patterndsl.runtime.function import Attending, attended
+from patterndsl.runtime.function import Attending, attended, with_unchanged
 from patterndsl.runtime.groups import num_rows_of, rows_of
 from patterndsl.runtime.keeping import cache_plans, checked_place, keys_of_row, on_host
 from patterndsl.runtime.kernels.attention import check_can_run, has_kernels
@@ -366,7 +366,8 @@ class Program:
         if who != "routed" and self.choice.by_inputs == "routed":  # others take lists by the names of their routes
             given = route_by_route(self.bound, given)
         how: dict[str, Any] = {"train": train, "want_lse": want_lse}
-        return self.ready.attending(who, query, key, value, given, scale, **how)
+        made = self.ready.attending(who, query, key, value, given, scale, **how)
+        return with_unchanged(given, made) if train and given else made
 
     def who(
         self,
