@@ -17,7 +17,7 @@ from torch import Tensor
 from patterndsl.device.graphs import remembered
 from patterndsl.ir.relation import Relation, inputs_read
 from patterndsl.lower.choice import is_own_key
-from patterndsl.lower.hulls import apart, listed_relation
+from patterndsl.lower.lists import apart, listed_relation
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import attended
