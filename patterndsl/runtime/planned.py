@@ -74,10 +74,11 @@ class ReadyPass:
         if isinstance(self.kernel, WholePass):
             return [EVERYTHING]
         forms = (query.shape, query.stride()), (key.shape, key.stride()), (value.shape, value.stride())
-        if forms not in self._parts:
+        found = self._parts.get(forms)
+        if found is None:
             make_room(self._parts)
-            self._parts[forms] = parts(self.heads, query, key, value)
-        return self._parts[forms]
+            found = self._parts[forms] = parts(self.heads, query, key, value)
+        return found
 
     @property
     def is_in_place(self) -> bool:
@@ -142,10 +143,11 @@ class Planned:
         """What the backward pass does; found once for each form of the tensors."""
         forms = tuple((x.shape, x.stride()) for x in (query, key, value))
         asked = (self.passes, forms)
-        if asked not in self._turns:
+        found = self._turns.get(asked)
+        if found is None:
             make_room(self._turns)
-            self._turns[asked] = _turns(self.passes, query, key, value)
-        return self._turns[asked]
+            found = self._turns[asked] = _turns(self.passes, query, key, value)
+        return found
 
 
 def _has_backward(*tensors: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import patterndsl
 from patterndsl import InputError
 from patterndsl.runtime.documents import Documents
 from patterndsl.runtime.planned import Planned
+from patterndsl.runtime.sdpa import DensePass
 
 N = 200
 DOC = torch.arange(N) // 60
@@ -73,13 +75,36 @@ def test_inputs_that_are_written_to_before_backward_are_refused(text: str, backe
     assert query.grad is not None
 
 
-def test_lengths_that_another_thread_forgets_are_in_hand() -> None:
-    class Forgetful(dict[int, Planned]):
-        def __setitem__(self, length: int, passes: Planned) -> None:
-            """As if it was cleared at once."""
+class Forgetful(dict[Any, Any]):
+    """What another thread clears at once."""
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def test_lengths_that_another_thread_forgets_are_in_hand() -> None:
     (hull,) = patterndsl.load("examples/packed-sinks-strided.yaml").compile(4096, heads=1).hulls or ()
     assert hull.inside is not None
     ready = Documents(hull.inside, torch.device("cpu"))
     ready._ready = Forgetful()
     assert isinstance(ready.of(30), Planned) and not ready.lengths
+
+
+@pytest.mark.parametrize("text", ["causal & (recent(20) | strided(9))", "all"])
+def test_forms_that_another_thread_forgets_are_in_hand(text: str) -> None:
+    """Of tensors that a plan has seen."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 2, N, 8) for _ in range(3)]
+    program = program_of(text, "planned")
+    truth = results(program, tensors)
+    for train in (False, True):
+        planned = program.ready.planned(train=train)
+        planned._turns = Forgetful()
+        for item in planned.passes:
+            assert isinstance(item.kernel, DensePass)
+            object.__setattr__(item, "_parts", Forgetful())
+            item.kernel._parts = Forgetful()
+            for launch in item.kernel.launches:
+                launch.queries._adopted = Forgetful()
+    for found, wanted in zip(results(program, tensors), truth, strict=True):
+        assert torch.equal(found, wanted)
