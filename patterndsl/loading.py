@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from patterndsl.composite import Composite
-from patterndsl.diagnostics import Diagnostic, PatternError, Source, error, input_error
+from patterndsl.diagnostics import Diagnostic, InputError, PatternError, Source, error, input_error
 from patterndsl.pattern import Pattern, check_mapping, kind_of, place_of, value_tree
 from patterndsl.sema.parameters import ParamValue, unknown_parameter
 from patterndsl.syntax import tree as ast
@@ -23,12 +23,23 @@ if TYPE_CHECKING:
     from patterndsl.runtime.program import Program
 
 
-def load(path: str | PathLike[str]) -> Pattern:
-    """The pattern of a YAML spec file. Raises PatternError with everything that is wrong with it."""
+def load(path: str | PathLike[str], **others: object) -> Pattern:
+    """The pattern of a YAML spec file. Raises PatternError with everything that is wrong with it, and InputError (E401)
+    where it is given more than a path: parameters take values in `with_params`."""
     _check_path("load", path)
+    if others:
+        raise _no_values(path, others)
     if not os.path.exists(path) and _is_expression(str(path)):
         raise error("E601", f"there is no file `{path}`", None, f'read an expression: patterndsl.parse("{path}")')
     return _checked(*read_file(Path(path)))
+
+
+def _no_values(path: str | PathLike[str], others: Mapping[str, object]) -> InputError:
+    inner = others.get("params")
+    given = inner if isinstance(inner, Mapping) else others
+    values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    help = f'give values to the pattern: patterndsl.load("{path}").with_params({values})'
+    return input_error("E401", f"load takes a path, and no `{next(iter(others))}`", help)
 
 
 def _check_path(caller: str, path: object) -> None:

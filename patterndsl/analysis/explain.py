@@ -397,14 +397,14 @@ def _rules(choice: Choice, made: Plan | None, head_dim: int) -> Iterator[str]:
     if not choice.is_by_rule:
         yield f"{backend} was asked for, so it runs or refuses: nothing falls back"
         yield from (f"refused: {rule.when}" for rule in choice.rules)
+        if _looks(choice, made):
+            yield f"refused: {NOT_FINITE}"
         return
     for rule in choice.rules:
         yield f"{rule.to} instead for {rule.when}"
     if choice.device_type == "cuda":
         yield "keys and values must be finite, as for dense attention: a look at them would wait for the GPU"
-    elif (
-        choice.usual == "chunked" or backend == "masked" or (backend == "planned" and made is not None and _masks(made))
-    ):
+    elif _looks(choice, made):
         yield f"{FALLBACK} instead for {NOT_FINITE}"
     yield "refused but by the oracle backend: second derivatives, forward-mode derivatives, torch.vmap"
 
@@ -442,6 +442,14 @@ def _runs(choice: Choice) -> str:
         why = f"{why} for more than {MANY_GROUPS} kinds of heads"
     others = "" if who == "planned" else "; backend='planned' runs the plan below"
     return f"{what}, {why}{others}"
+
+
+def _looks(choice: Choice, made: Plan | None) -> bool:
+    """Whether calls look at the numbers, as what a pass masks is multiplied by 0."""
+    if choice.device_type != "cpu":
+        return False
+    masks = choice.usual == "planned" and made is not None and _masks(made)
+    return masks or choice.usual in ("masked", "chunked", "routed")
 
 
 def _masks(made: Plan) -> bool:

@@ -136,7 +136,8 @@ class Report:
         if self.missing:
             named, example = ", ".join(f"`{name}`" for name in self.missing), self.missing[0]
             give = f'--input-values {example}=0*100,1*156, or in Python inputs={{"{example}": ...}}'
-            return [f"no figures: they depend on the input{'s' * (len(self.missing) > 1)} {named}; give {give}"]
+            inputs = f"the input{'s' * (len(self.missing) > 1)} {named}"
+            return [f"no figures: they depend on {inputs}, and a report draws none at random; give {give}"]
         if self.pairs is None:
             return ["no figures: the tiles are too many to count, and there is no formula; give a smaller N"]
         return [] if self.efficiency else ["tiles and times: left out, the tiles are too many to count"]

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
         help = f"write -o {os.path.splitext(path)[0]}.safetensors"
         raise error("E701", f"a plan is a .safetensors file, not {path}", None, help)
     refuse_unwritable(path, overwrite=arguments.force)
-    pattern = single(pattern_of(arguments.spec, arguments))
+    pattern = single(pattern_of(arguments.spec, arguments), "a plan file")
     sizes = sizes_of(pattern, arguments, None)
     bound = pattern.bind(**sizes)
     pattern.compile(**sizes).save(path, overwrite=arguments.force)

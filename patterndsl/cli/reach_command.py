@@ -27,7 +27,7 @@ MOST_SHOWN = 6
 def run(arguments: argparse.Namespace) -> int:
     """Prints how far content gets, what reaches --query, and a --path."""
     given = pattern_of(arguments.spec, arguments)
-    pattern = (given.whole if isinstance(given, Composite) else None) or single(given)
+    pattern = (given.whole if isinstance(given, Composite) else None) or single(given, "`reach`")
     if arguments.n is None:
         raise error("E701", "no length is given", None, "add -n 4096")
     heads, layers = heads_of(arguments, pattern), arguments.layers
@@ -54,7 +54,7 @@ def _inputs(pattern: Pattern, heads: int, arguments: argparse.Namespace) -> dict
     period = period_of(pattern.resolved, arguments.layers)
     layers = [pattern.bind(arguments.n, heads=heads, layer=layer) for layer in range(period)]
     shapes = dict.fromkeys(shape for bound in layers for shape in bound.inputs)
-    return inputs_of(shapes, arguments)
+    return inputs_of(shapes, arguments, exact="`reach`")
 
 
 def _fields(found: Reach, q: int, layers: int | None) -> dict[int, Runs]:

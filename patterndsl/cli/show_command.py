@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _show_terms(pattern: Composite, suffix: str | None, arguments: argparse.Namespace) -> int:
     """Each term in the terminal; a file, and figures, are of one term."""
     if suffix is not None or arguments.json:
-        single(pattern)
+        single(pattern, "what --json prints" if suffix is None else "a picture in a file")
     for term in pattern.terms:
         bound = term.pattern.bind(**sizes_of(pattern, arguments, DEFAULT_N))
         lookup, drawn = _lookup(bound, arguments)

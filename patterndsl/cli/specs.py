@@ -44,12 +44,14 @@ def pattern_of(spec: str, arguments: argparse.Namespace) -> Pattern:
     return of_term(pattern.with_params(**params) if params else pattern, arguments.term)
 
 
-def single(pattern: Pattern) -> Pattern:
-    """The pattern, if it is one relation. Raises PatternError (E701) where it is made of terms, and one is meant."""
+def single(pattern: Pattern, what: str) -> Pattern:
+    """The pattern, if it is one relation. what: is of one. Raises PatternError (E701) where it is made of terms."""
     if isinstance(pattern, Composite):
         names = [term.name for term in pattern.terms]
         terms = "a term" if len(names) == 1 else "terms"
-        raise error("E701", f"the pattern is made of {terms}: {', '.join(names)}", None, f"add --term {names[0]}")
+        message = f"{what} is of one term, and the pattern is made of {terms}: {', '.join(names)}"
+        others = "" if len(names) == 1 else ", then the same for each of the others"
+        raise error("E701", message, None, f"add --term {names[0]}{others}")
     return pattern
 
 
@@ -203,9 +205,11 @@ def inputs_of(
     *,
     drawn: bool = False,
     documents: Container[str] = (),
+    exact: str | None = None,
 ) -> dict[str, Array]:
     """The inputs that a pattern reads: int64 or bool, [length] or, from a file, [batch, length]. drawn: whether labels
-    and lists that calls or layers find may be left out. documents: those that are drawn here (`documents_of`).
+    and lists that calls or layers find may be left out. documents: those that are drawn here (`documents_of`). exact:
+    whose answer is, so that it draws none.
 
     Raises PatternError (E501) on missing and unknown ones, (E502) on values that do not fit.
     """
@@ -224,7 +228,7 @@ def inputs_of(
 
             given[name] = drawn_documents(shape.length)
         if name not in given and not is_found:
-            raise _missing_input(shape, arguments.inputs)
+            raise _missing_input(shape, arguments.inputs, exact)
     return {name: _checked(shape, given[name]) for name, shape in wanted.items() if name in given}
 
 
@@ -247,13 +251,14 @@ def _unknown_input(name: str, wanted: Mapping[str, InputShape]) -> PatternError:
     return input_error("E501", f"the pattern reads no input `{name}`", f"did you mean `{near}`?" if near else listed)
 
 
-def _missing_input(shape: InputShape, path: str | None) -> PatternError:
+def _missing_input(shape: InputShape, path: str | None, exact: str | None) -> PatternError:
     length = shape.size if shape.size is not None else 4
     half = length // 2
     example = f"{shape.name}=0*{half},1*{length - half}" if half else f"{shape.name}=0"
     where = f" (it is not in {path})" if path else ""
     help = f"give it: --input-values {example}, or --inputs FILE.safetensors"
-    return input_error("E501", f"input `{shape.name}` is missing{where}", help)
+    why = f", and {exact} draws none at random" if exact else ""
+    return input_error("E501", f"input `{shape.name}` is missing{where}{why}", help)
 
 
 _RUN = re.compile(r"\s*([+-]?\d{1,30}|true|false)\s*(?:\*\s*(\d{1,30}))?\s*", re.IGNORECASE)

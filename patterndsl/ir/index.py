@@ -6,6 +6,7 @@ Arithmetic is exact and floors, as in Python. Construction folds constants; it d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -165,3 +166,22 @@ def operands(index: Index) -> tuple[Index, ...]:
             return (at,) if isinstance(items, str) else (*items, at)
         case Read(index=at):
             return (at,)
+
+
+def in_words_of(index: Index, known: Callable[[Index], Index | None]) -> Index | None:
+    """The expression with what `known` says in the place of parts of it, larger ones first; None where a part is left
+    of which that knows nothing, and which is no number."""
+    found = known(index)
+    if found is not None or isinstance(index, Const):
+        return index if found is None else found
+    parts = [in_words_of(part, known) for part in operands(index)]
+    said = tuple(part for part in parts if part is not None)
+    if len(said) < len(parts):
+        return None
+    match index:
+        case Arithmetic(op, _, _, place):
+            return arithmetic(op, said[0], said[1], place)
+        case Function(name, _, place):
+            return function(name, said, place)
+        case _:
+            return None

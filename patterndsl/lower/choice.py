@@ -15,7 +15,7 @@ from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import compare
 from patterndsl.lower.chunks import chunk_hulls, route_hulls
 from patterndsl.lower.devices import Machine
-from patterndsl.lower.fallback import FALLBACK, Backend, Call, Rule, leaves, rules_of, usual_backend
+from patterndsl.lower.fallback import FALLBACK, NOT_FINITE, Backend, Call, Rule, leaves, rules_of, usual_backend
 from patterndsl.lower.hulls import Hull, SlotHulls, hulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.sema.bind import Bound
@@ -29,21 +29,21 @@ Runner: TypeAlias = Backend | ByInputs | Literal["parts"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Who runs a call. rule: by which the backend leaves it to this one. if_not_finite: who may take its place for
-    tensors with NaN or infinity, as only a look at the numbers says."""
-
-    who: Runner
-    rule: Rule | None = None
-    if_not_finite: Runner | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Refusal:
     """Why nobody runs it, and what helps."""
 
     message: str
     help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Who runs a call. rule: by which the backend leaves it to this one. if_not_finite: who may take its place for
+    tensors with NaN or infinity, as only a look at the numbers says, or why nobody does."""
+
+    who: Runner
+    rule: Rule | None = None
+    if_not_finite: Runner | Refusal | None = None
 
 
 NO_PLAN = Refusal(
@@ -171,19 +171,27 @@ class Choice:
         # kernels of a whole pattern take heads whose inputs differ as they are
         in_parts = not self.bound.is_plain or (call.by_head and backend != "triton")
         if by_inputs is not None:
-            has_other = self.is_by_rule and not self.has_kernels
-            return Verdict(by_inputs, None, ("parts" if in_parts else FALLBACK) if has_other else None)
+            return Verdict(
+                by_inputs, None, None if self.has_kernels else self._careful("parts" if in_parts else FALLBACK)
+            )
         if in_parts:
             return Verdict("parts")
         if self.refusal is not None:
             return self.refusal
         rule = leaves(backend, self.device_type, call)
         if rule is None:
-            has_other = self.is_by_rule and self.device_type == "cpu" and backend in ("planned", "masked")
-            return Verdict(backend, None, FALLBACK if has_other else None)
+            may_mask = self.device_type == "cpu" and backend in ("planned", "masked")
+            return Verdict(backend, None, self._careful(FALLBACK) if may_mask else None)
         if self.is_by_rule:
             return Verdict(rule.to, rule)
-        return Refusal(f"the {backend} backend does not take {rule.when}", f"use backend={rule.to!r}")
+        return self._refused(rule.when, rule.to)
+
+    def _careful(self, other: Runner) -> Runner | Refusal:
+        """What takes the place of passes that mask."""
+        return other if self.is_by_rule else self._refused(NOT_FINITE, FALLBACK)
+
+    def _refused(self, what: str, to: Backend) -> Refusal:
+        return Refusal(f"the {self.backend} backend does not take {what}", f"use backend={to!r}")
 
 
 def refusal_of_terms(runs: Collection[str], asked: str) -> Refusal | None:

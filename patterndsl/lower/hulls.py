@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from patterndsl.ir.index import HEAD, Arithmetic, Const, Function, Index, K, Param, Q, Read, Var, arithmetic, function
+from patterndsl.ir.index import HEAD, Const, Index, K, Param, Q, Read, Var, in_words_of
 from patterndsl.ir.relation import (
     EVERYTHING,
     And,
@@ -35,8 +35,9 @@ from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import whole
 from patterndsl.lower.inside import Inside, inside
 from patterndsl.lower.listings import can_tell
+from patterndsl.lower.lists import Lists, apart, listed_relation
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.plan import Pass, dense_option, pass_of, terms_of
+from patterndsl.lower.plan import Pass, dense_option, pass_of
 from patterndsl.lower.shapes import Piece, Sparse
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Bound, HeadGroup
@@ -59,23 +60,6 @@ class Said:
 
     places: Relation
     rest: Relation
-
-
-@dataclass(frozen=True, slots=True)
-class Lists:
-    """A hull that each call lists: row r of the table has keys of block k // of for the queries q of q // per == r.
-
-    names: of the table, or of each route's, whose members are queries and keys alike. width: of a row; rows are counted
-    from first_row. once: a pair that several routes have counts once.
-    """
-
-    names: tuple[str, ...]
-    width: int
-    of: int
-    per: int
-    first_row: int
-    is_route: bool
-    once: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,73 +307,7 @@ def _dense(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     return tuple(found)
 
 
-# ---- what each call lists
-
-
-def apart(relation: Relation, bound: Bound) -> tuple[list[Relation], dict[Lists, Relation]]:
-    """The terms of a union that are no lists, and what is said of the pairs of lists beyond being listed."""
-    has_lists = any(lists_in(relation))
-    plain, by_name = list[Relation](), dict[str, list[Relation]]()
-    for term in terms_of(relation, most=MANY) if has_lists else terms_of(relation):
-        name = _name_of(term, bound)
-        if name is None:
-            plain.append(term)
-        else:
-            by_name.setdefault(name, []).append(conjunction(_beyond(term, name)))
-    found = dict[Lists, Relation]()
-    for shape in bound.inputs:
-        said = [by_name.get(name, []) for name in shape.names]
-        if shape.selection is None or not any(said):
-            continue
-        if any(said[0] != other for other in said):  # not all routes alike
-            return terms_of(relation), {}
-        selection = shape.selection
-        lists = Lists(
-            shape.names,
-            selection.width,
-            selection.of,
-            selection.per,
-            selection.first_row,
-            selection.label is not None,
-            bound.merge == "set",
-        )
-        found[lists] = disjunction(said[0])
-    return plain, found
-
-
-def listed_relation(lists: Lists, rest: Relation, bound: Bound) -> Relation:
-    """Being listed, and the rest."""
-    return conjunction((disjunction(conjunction(_asked(name, bound)) for name in lists.names), rest))
-
-
-MANY = 1 << 16
-"""More terms than a union has."""
-
-
-def _name_of(term: Relation, bound: Bound) -> str | None:
-    """The table whose lists a term asks for, in the way that they were listed."""
-    parts = term.terms if isinstance(term, And) else (term,)
-    for part in parts:
-        if isinstance(part, Listed) and set(_asked(part.name, bound, part.width)) <= set(parts):
-            return part.name
-    return None
-
-
-def _asked(name: str, bound: Bound, of_routes: Index | None = None) -> tuple[Relation, ...]:
-    """What is asked of a table where its lists are taken as they are. of_routes: how many members a route is asked for;
-    it has no more than there are keys."""
-    selection = next(shape.selection for shape in bound.inputs if name in shape.names)
-    assert selection is not None
-    width = Const(selection.width)
-    if selection.label is not None:
-        return tuple(Listed(name, of_routes or width, Const(0), position) for position in (Q, K))
-    row = arithmetic("-", arithmetic("//", Q, Const(selection.per)), Const(selection.first_row))
-    return (Listed(name, width, row, arithmetic("//", K, Const(selection.of))),)
-
-
-def _beyond(term: Relation, name: str) -> list[Relation]:
-    parts = term.terms if isinstance(term, And) else (term,)
-    return [part for part in parts if not (isinstance(part, Listed) and part.name == name)]
+# ---- hulls of what each call lists
 
 
 def _listed(
@@ -521,33 +439,26 @@ def hull_of(relation: Relation, order: str | None) -> Relation:
 
 def _placed(index: Index, order: str | None) -> Index | None:
     """The expression in what the order counts by; None where it has anything else in it."""
-    match index:
-        case Const():
-            return index
-        case Read(name, "rank", Var() as position) if name == order:
-            return position
-        case Var() | Param():
-            return index if order is None else None
-        case Arithmetic(op, left, right, place):
-            sides = _placed(left, order), _placed(right, order)
-            return None if sides[0] is None or sides[1] is None else arithmetic(op, sides[0], sides[1], place)
-        case Function(name, arguments, place):
-            inner = [_placed(argument, order) for argument in arguments]
-            known = tuple(argument for argument in inner if argument is not None)
-            return function(name, known, place) if len(known) == len(inner) else None
-        case _:
-            return None
+
+    def known(part: Index) -> Index | None:
+        match part:
+            case Read(name, "rank", Var() as position) if name == order:
+                return position
+            case Var() | Param() if order is None:
+                return part
+            case _:
+                return None
+
+    return in_words_of(index, known)
 
 
 __all__ = [
     "Hull",
     "Lists",
-    "apart",
     "hull_of",
     "hulls",
     "hulls_of_summands",
     "is_told",
-    "listed_relation",
     "num_listed",
     "ordered_hulls",
     "slot_hulls",

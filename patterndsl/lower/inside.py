@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patterndsl.ir.index import Arithmetic, Const, Function, Index, K, Q, Read, Var, arithmetic, function
+from patterndsl.ir.index import Arithmetic, Index, K, Q, Read, Var, in_words_of
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import (
     And,
@@ -115,19 +115,14 @@ def _local(relation: Relation, name: str) -> Relation | None:
 
 def _place(index: Index, name: str) -> Index | None:
     """The expression by places; None where it has anything else in it, such as positions in the row."""
-    match index:
-        case Const():
-            return index
-        case Arithmetic("-", Var() as position, Read(read, "start", at)) if (read, at) == (name, position):
-            return position
-        case Arithmetic("-", left, right) if {left, right} == {Q, K}:
-            return index  # a distance
-        case Arithmetic(op, left, right, place):
-            sides = _place(left, name), _place(right, name)
-            return None if sides[0] is None or sides[1] is None else arithmetic(op, sides[0], sides[1], place)
-        case Function(kind, arguments, place):
-            inner = [_place(argument, name) for argument in arguments]
-            known = tuple(argument for argument in inner if argument is not None)
-            return function(kind, known, place) if len(known) == len(inner) else None
-        case _:
-            return None
+
+    def known(part: Index) -> Index | None:
+        match part:
+            case Arithmetic("-", Var() as position, Read(read, "start", at)) if (read, at) == (name, position):
+                return position
+            case Arithmetic("-", left, right) if {left, right} == {Q, K}:
+                return part  # a distance
+            case _:
+                return None
+
+    return in_words_of(index, known)

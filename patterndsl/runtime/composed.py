@@ -53,6 +53,10 @@ class CompositeProgram:
             self.program(term.name, self.usual_keys(term))
         check_terms(pattern, self.layer, str(self.options["backend"]))  # its branches are found before a graph is made
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by what it was made of, as a Program."""
+        return type(self), (self.pattern, self.sizes, self.options)
+
     def __repr__(self) -> str:
         terms = ", ".join(term.name for term in self.pattern.terms)
         lengths = f"q_len={self.sizes.q_len}, kv_len={self.sizes.kv_len}, q_start={self.sizes.q_start}"

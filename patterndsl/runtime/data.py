@@ -161,10 +161,25 @@ def checked_inputs(
             continue
         values = values if name in narrow else values.to(torch.int64)
         if shape.selection is not None:
-            values = values if name in unchanged else each_once(values, shape.selection.num_blocks)
-            values = values if shape.rounds > 1 else values.flatten(-2)
+            values = _row_by_row(shape, values if name in unchanged else each_once(values, shape.selection.num_blocks))
         found |= by_round(shape, values)
     return found
+
+
+def route_by_route(bound: Bound, given: Inputs) -> dict[str, Tensor]:
+    """Checked inputs whose lists came `whole`, as they would be otherwise."""
+    found = dict(given)
+    for shape in bound.inputs:
+        if shape.selection is not None and shape.name in given:
+            flat = found.pop(shape.name).to(torch.int64)
+            lists = flat.reshape(*flat.shape[:-1], -1, shape.selection.width)
+            found |= by_round(shape, _row_by_row(shape, each_once(lists, shape.selection.num_blocks)))
+    return found
+
+
+def _row_by_row(shape: InputShape, lists: Tensor) -> Tensor:
+    """Lists [..., rows, width] as the relation reads them: in one row, but those of routes, which have names."""
+    return lists if shape.rounds > 1 else lists.flatten(-2)
 
 
 def by_round(shape: InputShape, values: Tensor) -> dict[str, Tensor]:

@@ -37,16 +37,17 @@ class Documents:
 
     def of(self, length: int) -> Planned:
         """The passes of a document of so many positions."""
-        if length not in self._ready:
+        ready = self._ready.get(length)  # another thread may forget it meanwhile
+        if ready is None:
             passes = self.inside.at(length)
             shapes = (item.piece.shape for item in passes)
             num_pairs = OF_LENGTH + sum(shape.mask.size for shape in shapes if isinstance(shape, Band | Masked))
             if self._num_kept + num_pairs > MAX_KEPT:
                 self._ready.clear()
                 self._num_kept = 0
-            self._ready[length] = Planned(passes, self.device)
+            ready = self._ready[length] = Planned(passes, self.device)
             self._num_kept += num_pairs
-        return self._ready[length]
+        return ready
 
 
 def spans_of(values: Tensor) -> list[Span] | None:

@@ -6,15 +6,16 @@ refused. The form with `setup_context` is what torch.func needs, and takes PyTor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor, autocast
 from torch.autograd import Function, forward_ad
 
+from patterndsl.diagnostics import input_error
 from patterndsl.runtime.arguments import is_autocast_on
 from patterndsl.runtime.derivatives import no_forward_mode, no_second_derivatives, no_vmap
 
@@ -42,6 +43,22 @@ class Recorded:
 
 Attending: TypeAlias = Run | Recorded
 """One call, made ready."""
+
+
+def with_unchanged(given: Mapping[str, Tensor], made: Attending) -> Attending:
+    """The same, whose gradients refuse inputs that were written to meanwhile, as PyTorch does of what it saves."""
+    if isinstance(made, Recorded):
+        return made
+    before = [(name, x, x._version) for name, x in given.items() if not x.is_inference()]
+
+    def gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        for name, x, version in before:
+            if x._version != version:
+                message = f"input `{name.partition('#')[0]}` was written to before its backward pass"
+                raise input_error("E502", message, "write to it afterwards, or give a clone")
+        return made.gradients(*arguments)
+
+    return replace(made, gradients=gradients)
 
 
 @overload

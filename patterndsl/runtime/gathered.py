@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import gcd, isfinite, log
+from math import gcd, log
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from patterndsl.lower.segments import length_ranges, list_limit
 from patterndsl.lower.tiles import Tiles
+from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import Run, attended
 from patterndsl.runtime.merge import merge
 from patterndsl.runtime.scratch import Scratch
@@ -56,6 +57,10 @@ class BlockLists:
     def has_every_row(self) -> bool:
         """Whether each query block has a tile."""
         return bool(self.offsets.diff().all())
+
+    def masks(self, kv_len: int) -> bool:
+        """Whether some of the pairs that are computed are masked."""
+        return not all(segment.is_sure(self.kv_block, kv_len) for segment in self.segments)
 
 
 def block_lists(tiles: Tiles, device: torch.device) -> BlockLists:
@@ -476,8 +481,7 @@ def _forward_group(
         out.zero_()
         lse.fill_(-torch.inf)
     made, kv_group = Scratch(dtype, device), blocked.kv_group
-    is_sure = all(segment.is_sure(lists.kv_block, kv_len) for segment in lists.segments)
-    careful = not is_sure and not _is_finite(value)
+    careful = lists.masks(kv_len) and not is_finite(value)
     for segment in lists.segments:
         for at, parts in _chunks(segment, num_rows, tall, lists.kv_block):
             kept = _kept(segment, at, group, q_len, kv_len)
@@ -490,7 +494,8 @@ def _forward_group(
                 v = _cut(chunk.of_keys("listed", blocked.value, made), cuts)  # in the place of the keys
                 place = chunk.into(out) if segment.is_first and cuts == 1 else None
                 part = made("mixed", *q.shape[:2], v.shape[2]) if place is None else place
-                _mix(weights, v, kept if careful else None, kv_group, part).div_(total)
+                pairs = _pairs(kept, weights, kv_group) if careful and kept is not None else None
+                _multiply(weights, v, part, pairs).div_(total)
                 part, part_lse = _united(part, part_lse, cuts)
                 if not segment.is_first:
                     before = chunk.of_queries(out, dtype), chunk.of_queries(lse, dtype)
@@ -522,11 +527,6 @@ def _united(out: Tensor, lse: Tensor, cuts: int) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def _is_finite(value: Tensor) -> bool:
-    """Whether every number is. A sum is only where every summand is; finite ones may overflow."""
-    return isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
-
-
 def _weights(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, in the memory of the scores; what their sum with values is to be divided by, [items, tall, 1]; and lse
     [items, tall]."""
@@ -537,20 +537,21 @@ def _weights(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights, total.clamp_(min=1.0), lse  # the largest weight is 1, so a total below 1 is an empty row's 0
 
 
-def _mix(weights: Tensor, value: Tensor, kept: Tensor | None, kv_group: int, out: Tensor) -> Tensor:
-    """Weights times value, into out [items, tall, Dv]. kept: see `_kept`, where values may not be finite: then 0 x NaN
-    must not reach a row that does not attend the key."""
+def _pairs(kept: Tensor, scores: Tensor, kv_group: int) -> Tensor:
+    """bool of the shape of scores, see `_kept`."""
+    num_blocks, _, q_block, num_keys = kept.shape
+    num_rows = scores.numel() // (num_blocks * kv_group * q_block * num_keys)
+    return kept.expand(num_rows, num_blocks, kv_group, q_block, num_keys).reshape(scores.shape)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, kept: Tensor | None, scale: float = 1.0) -> Tensor:
+    """a @ b times scale, into out. kept: bool of the shape of a, outside of which a is 0, where b may not be finite:
+    then 0 x NaN must not reach a row that keeps nothing of it."""
     if kept is None:
-        return torch.bmm(weights, value, out=out)
-    finite = torch.isfinite(value)
-    torch.bmm(weights, torch.where(finite, value, 0.0), out=out)
-    num_blocks, _, q_block, _ = kept.shape
-    num_rows = out.shape[0] * out.shape[1] // (num_blocks * kv_group * q_block)
-    by_head = out.view(num_rows, num_blocks, kv_group, q_block, out.shape[2])
-    spoiling = (~finite).to(value.dtype).view(num_rows, value.shape[0] // num_rows, 1, *value.shape[1:])
-    spoiling = spoiling.repeat_interleave(num_blocks // spoiling.shape[1], 1)
-    by_head.masked_fill_(kept.to(value.dtype) @ spoiling > 0, torch.nan)
-    return out
+        return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+    finite = torch.isfinite(b)
+    torch.baddbmm(out, a, torch.where(finite, b, 0.0), beta=0, alpha=scale, out=out)
+    return out.masked_fill_(kept.to(b.dtype) @ (~finite).to(b.dtype) > 0, torch.nan)
 
 
 def _backward_group(
@@ -575,6 +576,7 @@ def _backward_group(
     grad_k = torch.zeros(blocked.key.shape, dtype=dtype, device=query.device)
     grad_v = torch.zeros(blocked.value.shape, dtype=dtype, device=query.device)
     made = Scratch(dtype, query.device)
+    careful = lists.masks(kv_len) and not is_finite(query, key, value, grad_out)
     for segment in lists.segments:
         for at, parts in _chunks(segment, num_rows, tall, lists.kv_block):
             kept = _kept(segment, at, group, q_len, kv_len)
@@ -587,12 +589,16 @@ def _backward_group(
                 weights = _scores(q, k, kept, kv_group, scale, made).sub_(of_lse).exp2_()
                 d_scores = torch.bmm(d_out, v.mT, out=made("of scores", *weights.shape))
                 d_scores.sub_(of_delta).mul_(weights)
-                d_v = torch.bmm(weights.mT, d_out, out=made("of values", *v.shape))
+                pairs = _pairs(kept, weights, kv_group) if careful and kept is not None else None
+                if pairs is not None:  # what is NaN in a row, or in a column, is so outside of its pairs, too
+                    weights.masked_fill_(~pairs, 0.0)
+                    d_scores.masked_fill_(~pairs, 0.0)
+                by_key = None if pairs is None else pairs.mT
+                d_v = _multiply(weights.mT, d_out, made("of values", *v.shape), by_key)
                 chunk.add_to_keys(grad_v, d_v)
-                d_q, d_k = made("of queries", *q.shape), made("of keys", *k.shape)
-                torch.baddbmm(d_q, d_scores, k, beta=0, alpha=scale, out=d_q)
+                d_q = _multiply(d_scores, k, made("of queries", *q.shape), pairs, scale)
                 chunk.add_to_queries(grad_q, d_q)
-                torch.baddbmm(d_k, d_scores.mT, q, beta=0, alpha=scale, out=d_k)
+                d_k = _multiply(d_scores.mT, q, made("of keys", *k.shape), by_key, scale)
                 chunk.add_to_keys(grad_k, d_k)
     grad_query, grad_key, grad_value = grads
     selection.put(grad_query, _query_from_blocks(grad_q, blocked, kv_group, q_len))

@@ -57,25 +57,36 @@ def attend(
     query: [B, Hq, Tq, D], key: [B, Hkv, Tk, D], value: [B, Hkv, Tk, Dv], keep: bool broadcastable to [B, Hq, Tq, Tk],
     or whole numbers, how often each key counts.
     Returns the output [B, Hq, Tq, Dv] and lse [B, Hq, Tq], both float64; an empty row yields 0 and -inf. A value that
-    is not finite reaches exactly the rows that attend it. Work and memory: O(B Hq Tq Tk).
+    is not finite reaches exactly the rows that attend it, and a query or a key only gradients of its pairs. Work and
+    memory: O(B Hq Tq Tk).
     """
     kv_group = query.shape[1] // max(1, key.shape[1])
     q, k, v = query.double(), key.double(), value.double()
     k, v = k.repeat_interleave(kv_group, dim=1), v.repeat_interleave(kv_group, dim=1)
     scale = max(1, query.shape[-1]) ** -0.5 if scale is None else scale
-    scores = q @ k.transpose(-1, -2) * scale
+    scores = _products(q, k) * scale
     if keep.dtype != torch.bool:
         scores, keep = scores + keep.clamp(min=1).log(), keep > 0
     scores = scores.masked_fill(~keep, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -torch.inf)
     empty = lse == -torch.inf
-    weights = torch.exp(scores - lse.masked_fill(empty, 0.0)[..., None])
+    weights = torch.exp(scores - lse.masked_fill(empty, 0.0)[..., None]).masked_fill(~keep, 0.0)  # of NaN, too
     finite = torch.isfinite(v)
     output = weights @ torch.where(finite, v, 0.0)
     if not bool(finite.all()):
         kept = keep.expand(scores.shape).to(v.dtype)
         output = output + torch.where(kept @ (~finite).to(v.dtype) > 0, torch.nan, 0.0)
     return output, lse
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q @ k^T. Those that are not finite have no gradient: of pairs that do not count it would be 0 x NaN."""
+    products = q @ k.transpose(-1, -2)
+    finite = products.isfinite()
+    if bool(finite.all()):
+        return products
+    q, k = (torch.where(x.isfinite(), x, 0.0) for x in (q, k))
+    return torch.where(finite, q @ k.transpose(-1, -2), products.detach())
 
 
 def rounded(query: Tensor, key: Tensor, value: Tensor, keep: Tensor, scale: float) -> tuple[Tensor, Tensor]:

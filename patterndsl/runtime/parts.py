@@ -17,10 +17,10 @@ from torch import Tensor
 from patterndsl.device.graphs import remembered
 from patterndsl.ir.relation import Relation, inputs_read
 from patterndsl.lower.choice import is_own_key
-from patterndsl.lower.hulls import apart, listed_relation
+from patterndsl.lower.lists import apart, listed_relation
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import attended
-from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
 
@@ -159,7 +159,9 @@ def or_own_key(
     out = torch.where(empty[..., None], value, out)
     if not want_lse:
         return out, None
-    scores = (query.to(lse.dtype) * key.to(lse.dtype)).sum(-1) * scale
+    # the gradient of what is not asked for is 0, and 0 x NaN is NaN
+    query, key = (torch.where(empty[..., None], x.to(lse.dtype), 0.0) for x in (query, key))
+    scores = (query * key).sum(-1) * scale
     return out, torch.where(empty, scores, lse)
 
 

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +20,7 @@ from patterndsl.ir.relation import Relation
 from patterndsl.lower.geometry import Integers, whole
 from patterndsl.lower.plan import Pass
 from patterndsl.lower.shapes import Keys, Orders, Sparse
-from patterndsl.runtime.derivatives import no_vmap
+from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import Attending, Run, attended
 from patterndsl.runtime.fused import add_into, merge_into
 from patterndsl.runtime.kernels.passes import KeysPass, ListedPass, Member, WholePass
@@ -75,10 +74,11 @@ class ReadyPass:
         if isinstance(self.kernel, WholePass):
             return [EVERYTHING]
         forms = (query.shape, query.stride()), (key.shape, key.stride()), (value.shape, value.stride())
-        if forms not in self._parts:
+        found = self._parts.get(forms)
+        if found is None:
             make_room(self._parts)
-            self._parts[forms] = parts(self.heads, query, key, value)
-        return self._parts[forms]
+            found = self._parts[forms] = parts(self.heads, query, key, value)
+        return found
 
     @property
     def is_in_place(self) -> bool:
@@ -143,19 +143,11 @@ class Planned:
         """What the backward pass does; found once for each form of the tensors."""
         forms = tuple((x.shape, x.stride()) for x in (query, key, value))
         asked = (self.passes, forms)
-        if asked not in self._turns:
+        found = self._turns.get(asked)
+        if found is None:
             make_room(self._turns)
-            self._turns[asked] = _turns(self.passes, query, key, value)
-        return self._turns[asked]
-
-
-def is_finite(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether every number is. A sum is finite only where every summand is; where finite ones overflow, this errs on
-    the careful side. Raises InputError (E505) under torch.vmap, where a number cannot be looked at."""
-    total = query.sum() + key.sum() + value.sum()
-    if torch._C._functorch.is_batchedtensor(total):
-        raise no_vmap()
-    return isfinite(total.item())
+            found = self._turns[asked] = _turns(self.passes, query, key, value)
+        return found
 
 
 def _has_backward(*tensors: Tensor) -> bool:

@@ -19,7 +19,7 @@ from patterndsl.analysis.cache import CachePlan
 from patterndsl.analysis.explain import Explanation, explanation
 from patterndsl.device.graphs import hold
 from patterndsl.diagnostics import input_error
-from patterndsl.lower.choice import Choice, Refusal, Runner
+from patterndsl.lower.choice import Choice, Refusal, Runner, Verdict
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import Call
 from patterndsl.lower.hulls import Hull
@@ -41,16 +41,16 @@ from patterndsl.runtime.arguments import (
     with_positive_scale,
 )
 from patterndsl.runtime.constants import constants_for, given_constants
-from patterndsl.runtime.data import Inputs, checked_inputs
+from patterndsl.runtime.data import Inputs, checked_inputs, route_by_route
 from patterndsl.runtime.finds import Finds
-from patterndsl.runtime.function import Attending, attended
+from patterndsl.runtime.finite import is_finite
+from patterndsl.runtime.function import Attending, attended, with_unchanged
 from patterndsl.runtime.groups import num_rows_of, rows_of
 from patterndsl.runtime.keeping import cache_plans, checked_place, keys_of_row, on_host
 from patterndsl.runtime.kernels.attention import check_can_run, has_kernels
 from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
-from patterndsl.runtime.planned import is_finite
 from patterndsl.runtime.ready import Ready
 from patterndsl.runtime.tilings import GatherIndices, Tilings
 from patterndsl.sema.bind import Bound
@@ -81,6 +81,11 @@ class Program:
         self._has_kernels = has_kernels(self.device)  # what graphs of torch.compile ask is known before
         self._finds = Finds(bound, self.device)
         self._address = ops.register(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by what it was made of: what it found is found again, and graphs know the copy apart."""
+        made_of = self.bound, self.text, self.device, self._asked, self._plan_number, self._machine
+        return type(self), made_of
 
     def __repr__(self) -> str:
         sizes = self.bound.sizes
@@ -358,8 +363,11 @@ class Program:
     ) -> Attending:
         """How a call with checked tensors and inputs is attended, made ready."""
         who = self.who(query, key, value, given=given, train=train)
+        if who != "routed" and self.choice.by_inputs == "routed":  # others take lists by the names of their routes
+            given = route_by_route(self.bound, given)
         how: dict[str, Any] = {"train": train, "want_lse": want_lse}
-        return self.ready.attending(who, query, key, value, given, scale, **how)
+        made = self.ready.attending(who, query, key, value, given, scale, **how)
+        return with_unchanged(given, made) if train and given else made
 
     def who(
         self,
@@ -372,13 +380,15 @@ class Program:
     ) -> Runner:
         """Who runs these tensors with these checked inputs. Raises InputError (E505) where the backend that was asked
         for does not."""
-        found = self.choice.of(_call(query, key, value, by_head=has_heads(given or {})))
+        found: Verdict | Refusal | Runner = self.choice.of(_call(query, key, value, by_head=has_heads(given or {})))
+        if isinstance(found, Verdict):
+            other = found.if_not_finite
+            if other is None or not self.ready.must_be_finite(found.who, train=train) or is_finite(query, key, value):
+                return found.who
+            found = other
         if isinstance(found, Refusal):
             raise input_error("E505", found.message, found.help)
-        other = found.if_not_finite
-        if other and self.ready.must_be_finite(found.who, train=train) and not is_finite(query, key, value):
-            return other
-        return found.who
+        return found
 
     def _refuse_more(self, what: str) -> None:
         """Raises InputError (E505) where the relation is not all there is."""

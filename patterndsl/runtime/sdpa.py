@@ -131,12 +131,13 @@ class DensePass:
         those of overlapping keys would take many times the memory of the keys."""
         if self.device.type != "cpu":
             return self._whole
-        if row_bytes not in self._parts:
+        found = self._parts.get(row_bytes)
+        if found is None:
             make_room(self._parts)
             most = GRADIENT_BYTES // max(1, row_bytes)
             whole = self._whole if self._oblong is None else tuple(_pieces(self._oblong, most))
-            self._parts[row_bytes] = [part for launch in whole for part in launch.split(most)]
-        return self._parts[row_bytes]
+            found = self._parts[row_bytes] = [part for launch in whole for part in launch.split(most)]
+        return found
 
     @property
     def is_masked(self) -> bool:

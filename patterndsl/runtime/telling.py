@@ -131,7 +131,8 @@ class Telling:
 
     def _ready_for(self, call: _Call, blocks: tuple[int, int]) -> _Ready:
         known = *call.forms, blocks
-        if known not in self._ready:
+        ready = self._ready.get(known)
+        if ready is None:
             from patterndsl.runtime.kernels.source import function_of
 
             make_room(self._ready)
@@ -140,8 +141,8 @@ class Telling:
             covers = frozenset((name, side) for name, form in forms.items() for side in SIDES if ends[side] <= form[-1])
             verdicts = verdicts_of(self.bound.groups, sizes, blocks, covers, tuple(self.listings.items()))
             tables = tables_of(verdicts, sizes, blocks, forms, self.listings)
-            self._ready[known] = _Ready(function_of(verdicts.text, "tell"), verdicts.numbers, tables)
-        return self._ready[known]
+            ready = self._ready[known] = _Ready(function_of(verdicts.text, "tell"), verdicts.numbers, tables)
+        return ready
 
     # ---- in plain PyTorch: what kernels are compared with
 

@@ -118,7 +118,7 @@ class Places:
         self.num_groups = prod(axis.size for axis in groups)
         self.num_rows = self.num_groups * side.length  # positions of all groups
         self._forms: dict[Form, _Seen] = {}
-        self._adopted: dict[tuple[Form, torch.Size], Form | None] = {}
+        self._adopted: dict[tuple[Form, torch.Size], tuple[Form | None]] = {}
 
     def rows(self) -> Integers:
         """int64 [num_rows]: the positions of all groups."""
@@ -149,11 +149,12 @@ class Places:
         if self.side.start or self.num_rows != shape[2]:
             return None
         key = ((part.shape, part.stride()), shape)
-        if key not in self._adopted:
+        known = self._adopted.get(key)
+        if known is None:
             make_room(self._adopted)
-            self._adopted[key] = self._whole(part, shape)
-        found = self._adopted[key]
-        return None if found is None else part.as_strided(*found)
+            known = self._adopted[key] = (self._whole(part, shape),)
+        (form,) = known
+        return None if form is None else part.as_strided(*form)
 
     def _whole(self, part: Tensor, shape: torch.Size) -> Form | None:
         if part.numel() == 0 or part.shape[0] != shape[0] * shape[1]:
@@ -197,7 +198,7 @@ def _one_dimension(dimensions: Sequence[tuple[int, int]], single: int) -> int | 
 
 
 def make_room(forms: dict[Any, Any]) -> None:
-    """Keeps what is remembered by form bounded."""
+    """Keeps what is remembered by form bounded. What another thread asked for may be forgotten: it has that in hand."""
     if len(forms) >= MAX_FORMS:
         forms.clear()
 

@@ -81,7 +81,9 @@ def test_one_wrong_spec_does_not_hide_the_others(tmp_path: Path, capsys: pytest.
 def test_a_report_takes_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["report", str(EXAMPLES / "packed-documents.yaml"), "-n", "256"]
     assert main(words) == 0
-    assert "no figures: they depend on the input `doc`; give --input-values doc=0*100,1*156" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no figures: they depend on the input `doc`, and a report draws none at random" in said
+    assert "; give --input-values doc=0*100,1*156" in said
     assert main([*words, "--input-values", "doc=0*100,1*156"]) == 0
     assert f"{100 * 101 // 2 + 156 * 157 // 2:,} pairs (Exact)" in capsys.readouterr().out
     assert main([*words[:2], "--input-values", "doc=0*100,1*156"]) == 2

@@ -48,6 +48,10 @@ def test_a_difference_is_data_and_a_picture(tmp_path: Path, capsys: pytest.Captu
         ("diff examples/sources/linformer.yaml all -o x.png", "add --term mixtures"),
         ("prove causal equals examples/sources/alibi.yaml", "put it first, with --term self"),
         ("reach examples/sources/linformer.yaml -n 16", "add --term mixtures"),
+        (
+            "show examples/sources/native-sparse.yaml -n 64 -o x.png",
+            "add --term compressed.compressed, then the same for each",
+        ),
         ("compile examples/sources/linformer.yaml -n 16 -o x.safetensors", "add --term mixtures"),
     ],
 )

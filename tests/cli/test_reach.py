@@ -84,7 +84,7 @@ def test_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--input-values", "doc=0*100,1*156"]) == 0
     assert "islands between which nothing flows: 2" in capsys.readouterr().out
     assert main(words) == 1
-    assert "error[E501]: input `doc` is missing" in capsys.readouterr().err
+    assert "error[E501]: input `doc` is missing, and `reach` draws none at random" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

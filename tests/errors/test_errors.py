@@ -116,6 +116,8 @@ CALLS: dict[str, Callable[[], object]] = {
     ),
     "E502-a-gate-of-truth-values": lambda: scored(GATED, gates={"a": torch.ones(6) > 0, "b": torch.zeros(6)}),
     "E502-a-gate-of-a-number": lambda: scored(GATED, gates={"a": 0.5, "b": 0.5}),
+    "E401-parameter-of-load": lambda: LIBRARY.load("examples/longformer.yaml", w=32),
+    "E401-parameters-of-load": lambda: LIBRARY.load("examples/longformer.yaml", params={"w": 32, "g": 1}),
     "E401-unknown-parameter": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(v=8),
     "E402-list-for-an-integer": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params(w=[1, 2]),
     "E304-mapping-without-names": lambda: patterndsl.parse("window(w)", params={"w": 4}).with_params({"w": 3}),

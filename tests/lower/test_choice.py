@@ -62,6 +62,22 @@ def test_a_rule_is_the_reason() -> None:
     assert isinstance(on_cpu, Verdict) and on_cpu.if_not_finite == "gathered"
 
 
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ("planned", "causal"),
+        ("masked", f"{DOC}attend: recent(16) & same(doc)"),
+        ("masked", f"{LABELS}attend: causal & chunks(b, 16, 1)"),
+        ("masked", f"{ROUTES}merge: mean\nattend: causal & route"),
+    ],
+)
+def test_what_was_asked_for_refuses_what_is_not_finite(asked: str, text: str) -> None:
+    """Where passes on a CPU may mask."""
+    found = choice(text, "cpu", asked).of(FLOAT32)
+    assert isinstance(found, Verdict) and isinstance(found.if_not_finite, Refusal)
+    assert f"the {asked} backend does not take tensors with NaN" in found.if_not_finite.message
+
+
 @pytest.mark.parametrize("asked", ["planned", "masked", "flex", "triton"])
 def test_what_was_asked_for_refuses_what_it_cannot_do(asked: str) -> None:
     text = f"{DOC}attend: recent(16) & q.doc < k.doc" if asked == "masked" else "causal"
@@ -89,7 +105,6 @@ def test_who_takes_what_is_not_finite() -> None:
     assert choice(plain).of(FLOAT32) == Verdict("chunked", None, "gathered")
     assert choice(plain).of(by_head) == Verdict("chunked", None, "parts")
     assert choice(f"{LABELS}merge: multiset\nattend: chunks(b, 16, 1)").of(FLOAT32) == Verdict("chunked", None, "parts")
-    assert choice(plain, asked="masked").of(FLOAT32) == Verdict("chunked")
 
 
 def test_routes_of_many_members_are_parts() -> None:

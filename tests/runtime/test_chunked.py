@@ -82,6 +82,20 @@ def test_what_is_not_finite_is_left_to_others() -> None:
     torch.testing.assert_close(found, truth, equal_nan=True)
 
 
+def test_a_key_that_only_itself_would_attend_may_be_nan() -> None:
+    """A query attends its own key where it has no other, and that of one that has others reaches no gradient."""
+    torch.manual_seed(0)
+    pattern = patterndsl.parse("labels: {b: given}\nfallback: q == k\nattend: k < q & chunks(b, 16, 1)")
+    tensors = [torch.randn(1, 1, 64, 8, dtype=torch.float64) for _ in range(3)]
+    labels = {"b": torch.zeros(64, dtype=torch.int64)}
+    programs = [pattern.compile(64, backend=backend) for backend in ("auto", "gathered", "oracle")]
+    truth = results(programs[2], tensors, labels)
+    tensors[1][0, 0, 63] = torch.nan
+    for program in programs:
+        for found, wanted in zip(results(program, tensors, labels), truth, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("text", "lag"),
     [

@@ -121,3 +121,25 @@ def test_finer_tiles_are_kept_in_plan_files() -> None:
     read = read_option(written, arrays.named).passes[0].piece.shape
     assert isinstance(read, Sparse) and read.finer is not None
     assert (read.finer.q_blks == item.piece.shape.finer.q_blks).all() and read.in_inference is read.finer
+
+
+def test_what_is_not_finite_is_refused_where_it_is_masked() -> None:
+    """A plan that was asked for has no other backend to leave it to."""
+    query, key, value = (torch.randn(1, 1, 100, 8) for _ in range(3))
+    value[0, 0, 3] = torch.nan
+    masked, full = (patterndsl.parse(text).compile(100, backend="planned") for text in ("recent(9)", "all"))
+    with pytest.raises(patterndsl.InputError, match="does not take tensors with NaN"):
+        masked(query, key, value)
+    assert full(query, key, value).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_finite_numbers_whose_sum_is_not_are_finite(dtype: torch.dtype) -> None:
+    """That of float16 soon overflows."""
+    large = torch.finfo(dtype).max / 100
+    query, key, value = (torch.full((1, 1, 200, 8), number, dtype=dtype) for number in (0.0, 1.0, large))
+    program = patterndsl.parse("recent(9)").compile(200)
+    assert not value.sum().isfinite() and program.who(query, key, value) == "planned"
+    torch.testing.assert_close(program(query, key, value), value)
+    value[0, 0, 7, 7] = torch.nan
+    assert program.who(query, key, value) == "gathered"

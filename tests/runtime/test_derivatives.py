@@ -17,7 +17,7 @@ X = torch.randn(1, 2, 20, 4, dtype=torch.float64)
 
 PATTERN = patterndsl.parse("causal & recent(5) & same(doc)", inputs={"doc": "int[N]"})
 INPUTS = {"doc": torch.arange(20) // 9}
-BACKENDS = ["planned", "masked", "gathered"]
+BACKENDS = ["auto", "planned", "masked", "gathered"]
 
 
 def loss(x: Tensor, backend: str) -> Tensor:

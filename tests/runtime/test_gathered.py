@@ -290,3 +290,31 @@ def test_segments_are_counted_beforehand(monkeypatch: pytest.MonkeyPatch, limit:
         tiles = find_tiles(patterndsl.parse(text).bind(500).relation, Sizes(500, 500, 0, 500), Lookup(), 16, 8)
         lists = gathered.block_lists(tiles, torch.device("cpu"))
         assert segments.num_segments(tiles) == len(lists.segments), text
+
+
+@pytest.mark.parametrize("scores", [1 << 12, 1 << 19])  # one query block at a time, or all that are alike
+@pytest.mark.parametrize("backend", ["gathered", "auto", "oracle"])
+@pytest.mark.parametrize("which", range(3), ids=["query", "key", "value"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_no_other_document(
+    number: float, which: int, backend: str, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither outputs nor gradients, though tiles reach over documents."""
+    monkeypatch.setattr(gathered, "MAX_SCORES", scores)
+    torch.manual_seed(0)
+    n, doc = 150, torch.arange(150) // 50
+    pattern = patterndsl.parse("window(60) & same(doc)", inputs={"doc": "int[N]"})
+    program, others = pattern.compile(n, heads=4, backend=backend), doc != 1
+    tensors = [torch.randn(2, heads, n, 8, dtype=torch.float64) for heads in (4, 2, 2)]
+
+    def results(tensors: list[Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        out, lse = program(*leaves, inputs={"doc": doc}, return_lse=True)
+        out, lse = out[:, :, others], lse[:, :, others]
+        found = torch.autograd.grad(out.sin().sum() + lse.sin().sum(), leaves)
+        return [out, lse, *(grad[:, :, others] for grad in found)]
+
+    truth = results(tensors)
+    tensors[which][:, :, 60:70] = number
+    for found, wanted in zip(results(tensors), truth, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)

@@ -81,10 +81,21 @@ def test_rows_in_no_route_attend_what_a_fallback_says() -> None:
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_not_finite_is_left_to_others() -> None:
+@pytest.mark.parametrize("kind", ["ascending", "any", "int32"])
+@pytest.mark.parametrize("clusters", [7, 1])
+def test_what_is_not_finite_is_left_to_others(kind: str, clusters: int) -> None:
+    """Programs of single routes, whose lists the call checked as those of all routes: a value reaches the rows that
+    attend it, outputs and gradients."""
     torch.manual_seed(0)
-    tensors = [torch.randn(1, HEADS, 65, 8) for _ in range(3)]
-    program = patterndsl.parse(SPEC.format(attend="causal & route")).compile(65, heads=HEADS)
+    tensors = [torch.randn(2, HEADS, 65, 8, dtype=torch.float64) for _ in range(3)]
+    pattern = patterndsl.parse(SPEC.replace("= 7", f"= {clusters}").format(attend="causal & route"))
+    lists = lists_of(65, kind, 2)[:, :, :clusters]
+    inputs = {"route": lists.int() if kind == "int32" else lists}
+    program, oracle = (pattern.compile(65, heads=HEADS, backend=backend) for backend in ("auto", "oracle"))
     assert program.who(*tensors) == "routed"
-    tensors[2][0, 0, 40] = torch.nan
-    assert program.who(*tensors) == "parts"
+    nobody = ~oracle.mask(inputs).any(-2)
+    tensors[2][nobody] = torch.nan
+    assert nobody.any() and program.who(*tensors) == "parts"
+    clean = [*tensors[:2], tensors[2].nan_to_num()]
+    for found, truth in zip(results(program, tensors, inputs), results(oracle, clean, inputs), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
