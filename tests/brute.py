@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from patterndsl.ir.draws import draw
+from patterndsl.ir.draws import _permuted, draw
 from patterndsl.ir.index import Const, K, Q
 from patterndsl.ir.relation import NOTHING, Random
 from patterndsl.syntax import tree as ast
@@ -93,6 +93,11 @@ def coordinates(sizes: tuple[int, ...], position: int) -> list[int]:
     return [position, *reversed(found)]
 
 
+@lru_cache(maxsize=1 << 16)
+def coordinate(sizes: tuple[int, ...], axis: int, position: int) -> int:
+    return coordinates(sizes, position)[axis]
+
+
 @cache
 def axis_start(sizes: tuple[int, ...], axis: int, position: int) -> int:
     """The first position of the run of equal coordinates."""
@@ -135,7 +140,7 @@ def log2(x: int) -> int:
 
 
 LIBRARY: dict[str, Any] = {
-    "axis": lambda sizes, at, position: coordinates(sizes, position)[at],
+    "axis": coordinate,
     "axis_start": axis_start,
     "axis_rank": axis_rank,
     "item": item,
@@ -180,13 +185,9 @@ def first_keys(count: int, seed: int, num_q: int, num_k: int) -> list[list[int]]
 
 @lru_cache(maxsize=64)
 def key_order(seed: int, num_q: int, num_k: int) -> list[list[int]]:
-    """All keys in the order in which each query draws them: the count-th is what `count` draws and one less do not."""
-    order: list[list[int]] = [[] for _ in range(num_q)]
-    for count in range(1, num_k + 1):
-        for known, drawn in zip(order, first_keys(count, seed, num_q, num_k), strict=True):
-            (new,) = set(drawn) - set(known)
-            known.append(new)
-    return order
+    """All keys in the order in which each query draws them."""
+    found: list[list[int]] = _permuted(np.arange(num_k), np.arange(num_q)[:, None], seed, num_k).tolist()
+    return found
 
 
 # ---- the standard library -----------------------------------------------------------------------------------

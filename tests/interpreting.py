@@ -4,10 +4,12 @@ once for what it is to be."""
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,40 @@ def _hasten_the_interpreter() -> None:
 
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
     interpreter.ReduceOps.generic_reduce = reduce
+    _remember_types(interpreter)
+
+
+def _remember_types(interpreter: Any) -> None:
+    """Each value that it makes has a type and a shape of its own, with a name for the type; there are few of either."""
+    core, numpy_type = interpreter.tl.core, interpreter._get_np_dtype
+    numpy_types: dict[str, Any] = {}
+
+    def known_type(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in numpy_types:
+            numpy_types[name] = numpy_type(dtype)
+        return numpy_types[name]
+
+    def plain(shape: Any) -> tuple[int, ...]:
+        return tuple(core._unwrap_if_constexpr(size) for size in shape)
+
+    @cache
+    def shape_of(sizes: tuple[int, ...]) -> tuple[Any, Any]:
+        return core.tuple([core.constexpr(size) for size in sizes]), core.constexpr(math.prod(sizes))
+
+    def make_tensor(self: Any, handle: Any, type: Any) -> None:
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shape_of(plain(type.shape) if type.is_block() else ())
+
+    @cache
+    def block_of(element: Any, sizes: tuple[int, ...]) -> Any:
+        return core.block_type(element, list(sizes))
+
+    def known_block(self: Any, element: Any, shape: Any) -> Any:
+        return core.block_type(element, shape) if element.is_ptr() else block_of(element, plain(shape))
+
+    interpreter._get_np_dtype, core.tensor.__init__ = known_type, make_tensor
+    type(interpreter.interpreter_builder).get_block_ty = known_block
 
 
 if IS_INTERPRETED:

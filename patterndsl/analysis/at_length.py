@@ -71,7 +71,8 @@ def head_figures(
     pairs = rows = None
     if isinstance(found, Formula) and (number := found.at(values)) is not None:
         pairs = Figure(number, "Exact", "pairs", "formula")
-        rows = row_lengths(found.affine, values) if n <= MAX_LENGTH else None
+        of_rows = row_lengths(found.affine) if n <= MAX_LENGTH else None
+        rows = None if of_rows is None else of_rows.at(values)
     if tiles is not None and (pairs is None or rows is None):
         counted, rows = _counted(group, bound, lookup, tiles)
         pairs = pairs or counted

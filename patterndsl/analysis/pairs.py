@@ -19,7 +19,7 @@ from patterndsl.analysis.digits import Affine, affine
 from patterndsl.analysis.formula import Formula, digits_at, formula, usual_first
 from patterndsl.analysis.polynomial import Polynomial, constant, symbol
 from patterndsl.analysis.radix import NotAffineError
-from patterndsl.analysis.sets import GaveUpError, coalesced, constraints, limited, regions
+from patterndsl.analysis.sets import Constraint, GaveUpError, coalesced, constraints, limited, regions
 from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, Arithmetic, Const, Index, Param, Select, Var
 from patterndsl.ir.relation import (
@@ -290,18 +290,58 @@ def _without_draws(relation: Relation) -> Relation:
             return relation
 
 
-def row_lengths(form: Affine, values: Mapping[str, int]) -> Integers | None:
-    """How many keys each query has at given lengths and parameters, by the form that its pairs were counted in: int64
-    [N], exact; None where that is too much.
+@dataclass(frozen=True, slots=True)
+class RowLengths:
+    """How many keys each query has: on disjoint parts of the lengths, parameters and digits of a query, a polynomial in
+    these. Each part is a union of convex ones."""
 
-    The keys are summed away and the digits of the query stay: a formula of q, evaluated for all queries at once.
+    form: Affine
+    parts: tuple[tuple[tuple[tuple[Constraint, ...], ...], Polynomial], ...]
+
+    def at(self, values: Mapping[str, int]) -> Integers | None:
+        """For all queries of one length: int64 [N], exact; None where these values fit no digits of the form."""
+        n = values["N"]
+        digits = digits_at(self.form, {**values, "q": np.arange(n, dtype=np.int64)}, of="q")
+        if digits is None:
+            return None
+        lengths = np.zeros(n, dtype=np.int64)
+        for convex, value in self.parts:
+            inside = np.zeros(n, dtype=bool)
+            for known in convex:
+                here = np.ones(n, dtype=bool)
+                for item in known:
+                    side = sum((digits[name] * factor for name, factor in item.factors), start=item.constant)
+                    here &= (side == 0) if item.is_equality else (side >= 0)
+                inside |= here
+            whole = lcm(*(Fraction(factor).denominator for factor in value.terms.values()))
+            found: Any = np.zeros(n, dtype=np.int64)
+            for monomial, factor in value.terms.items():
+                found = found + int(factor * whole) * prod((digits[name] for name in monomial), start=1)
+            lengths += np.where(inside, found // whole, 0)
+        return lengths
+
+
+def row_lengths(form: Affine) -> RowLengths | None:
+    """How many keys each query has, by the form that its pairs were counted in; None where that is too much.
+
+    The keys are summed away and the digits of the query stay.
     """
+    import islpy
+
     try:
         with limited(COUNTING // 2) as context:
             points, _ = _points(context, form)
-            return _per_row(points, form, values)
+            kinds = (islpy.dim_type.param, len(form.params), islpy.dim_type.set)
+            moved = coalesced(points.move_dims(*kinds, 0, len(form.q_digits)))
+            parts = []
+            for cell in count(moved, moved.params()):
+                convex = cell.domain.get_basic_sets()
+                if any(basic.dim(islpy.dim_type.div) for basic in convex):
+                    return None
+                parts.append((tuple(tuple(constraints(basic)) for basic in convex), cell.value))
     except GaveUpError:
         return None
+    return RowLengths(form, tuple(parts))
 
 
 def _points(context: islpy.Context, form: Affine) -> tuple[islpy.Set, islpy.Set]:
@@ -312,34 +352,6 @@ def _points(context: islpy.Context, form: Affine) -> tuple[islpy.Set, islpy.Set]
     kept = len(form.q_digits) + len(form.k_digits)
     points = points.project_out(islpy.dim_type.set, kept, len(form.flags))
     return coalesced(points), everywhere.params()
-
-
-def _per_row(points: islpy.Set, form: Affine, values: Mapping[str, int]) -> Integers | None:
-    import islpy
-
-    kinds = (islpy.dim_type.param, len(form.params), islpy.dim_type.set)
-    moved = coalesced(points.move_dims(*kinds, 0, len(form.q_digits)))
-    queries = np.arange(values["N"], dtype=np.int64)
-    digits = digits_at(form, {**values, "q": queries}, of="q")
-    if digits is None:
-        return None
-    lengths = np.zeros(values["N"], dtype=np.int64)
-    for cell in count(moved, moved.params()):
-        inside = np.zeros(values["N"], dtype=bool)
-        for basic in cell.domain.get_basic_sets():
-            if basic.dim(islpy.dim_type.div):
-                return None
-            here = np.ones(values["N"], dtype=bool)
-            for item in constraints(basic):
-                side = sum((digits[name] * factor for name, factor in item.factors), start=item.constant)
-                here &= (side == 0) if item.is_equality else (side >= 0)
-            inside |= here
-        whole = lcm(*(Fraction(factor).denominator for factor in cell.value.terms.values()))
-        found: Any = np.zeros(values["N"], dtype=np.int64)
-        for monomial, factor in cell.value.terms.items():
-            found = found + int(factor * whole) * prod((digits[name] for name in monomial), start=1)
-        lengths += np.where(inside, found // whole, 0)
-    return lengths
 
 
 def hints(pattern: Symbolic) -> dict[str, int]:

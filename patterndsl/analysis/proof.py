@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice, product
 from operator import add
 from typing import Any, Literal
@@ -169,8 +170,8 @@ class _Problem:
         num_inputs = 8 if any(resolved.inputs for resolved in self.patterns()) else 1
         return (
             num_inputs
-            * (2 if self.uses("layer") else 1)
-            * (4 if self.uses("head") else 1)
+            * (2 if self.uses_layer else 1)
+            * (4 if self.max_heads > 1 else 1)
             * (1 + 8 * draws + nodes // 16)
         )
 
@@ -187,11 +188,8 @@ class _Problem:
         self, n: int, values: Mapping[str, int], heads: Sequence[int] = range(4), layers: Sequence[int] = range(2)
     ) -> Refuted | None:
         """A counterexample at one size, by looking at every pair."""
-        heads, layers = heads if self.uses("head") else (0,), layers if self.uses("layer") else (0,)
-        listed = (listed_heads(resolved) for resolved in self.patterns())
-        most = min((number for number in listed if number is not None), default=MAX_HEADS)
-        heads = [head for head in heads if head < most]
-        for layer in layers:
+        heads = [head for head in heads if head < self.max_heads]
+        for layer in layers if self.uses_layer else (0,):
             try:
                 bounds = [self.bound(resolved, n, values, heads[-1] + 1, layer) for resolved in self.patterns()]
             except PatternError:
@@ -208,7 +206,19 @@ class _Problem:
                         return Refuted(self.text, witness, pair[2])
         return None
 
-    def uses(self, name: Literal["head", "layer"]) -> bool:
+    @cached_property
+    def max_heads(self) -> int:
+        """How many heads can differ: one where none does, else as many as the shortest list has items for."""
+        if not self._uses("head"):
+            return 1
+        listed = (listed_heads(resolved) for resolved in self.patterns())
+        return min((number for number in listed if number is not None), default=MAX_HEADS)
+
+    @cached_property
+    def uses_layer(self) -> bool:
+        return self._uses("layer")
+
+    def _uses(self, name: Literal["head", "layer"]) -> bool:
         return any(depends_on(_united(resolved).relation, name) for resolved in self.patterns())
 
     def bound(self, resolved: Resolved, n: int, values: Mapping[str, int], heads: int, layer: int) -> Bound:

@@ -94,31 +94,37 @@ def draw(node: Random) -> Array:
 def _permuted(turn: Array, row: Array, seed: int, size: int) -> Array:
     """The turn-th key in row's order of [0, size)."""
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    half = np.uint64((1 << half_bits) - 1)
-    shift = np.uint64(half_bits)
     key = _mixed(row.astype(np.uint64) + _mixed(np.full((), seed & (2**64 - 1), dtype=np.uint64)))
-    shape = np.broadcast_shapes(turn.shape, row.shape)
-    x = np.broadcast_to(turn, shape).astype(np.uint64)
-    key = np.broadcast_to(key, shape)
-    outside = np.ones(shape, dtype=bool)
-    while outside.any():
-        left, right, round_key = x[outside] >> shift, x[outside] & half, key[outside]
-        for _ in range(ROUNDS):
-            round_key = _mixed(round_key)
-            left, right = right, left ^ (_mixed(right ^ round_key) & half)
-        x[outside] = (left << shift) | right
-        outside[outside] = x[outside] >= size
+    x = _once(turn.astype(np.uint64), key, half_bits)
+    key = np.broadcast_to(key, x.shape)
+    outside = np.nonzero(x >= size)
+    while len(outside[0]):
+        again = _once(x[outside], key[outside], half_bits)
+        x[outside] = again
+        outside = tuple(part[again >= size] for part in outside)
     return x.astype(np.int64)
+
+
+def _once(x: Array, key: Array, half_bits: int) -> Array:
+    """Each x of 2 * half_bits bits as the network of its key has it."""
+    half, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
+    left, right = x >> shift, x & half
+    for _ in range(ROUNDS):
+        key = _mixed(key)  # of a row, where x is a row of them
+        left, right = right, left ^ (_mixed(right ^ key) & half)
+    return (left << shift) | right
 
 
 def _mixed(x: Array) -> Array:
     """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every bit of x moves every bit of the result."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: Array = x ^ (x >> np.uint64(31))
-        return mixed
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+        return x
 
 
 class DrawnCells:

@@ -223,9 +223,11 @@ def indices(relation: Relation) -> Iterator[Index]:
 
 def subexpressions(index: Index) -> Iterator[Index]:
     """The expression and everything inside it."""
-    yield index
-    for operand in operands(index):
-        yield from subexpressions(operand)
+    pending = [index]
+    while pending:
+        found = pending.pop()
+        yield found
+        pending += reversed(operands(found))
 
 
 def depends_on(relation: Relation, symbol: Symbol) -> bool:

@@ -13,10 +13,10 @@ from typing import Literal, TypeAlias, cast
 
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import compare
-from patterndsl.lower.chunks import chunk_hulls, route_hulls
+from patterndsl.lower.chunks import may_be_chunks, only_chunks, route_hulls
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import FALLBACK, NOT_FINITE, Backend, Call, Rule, leaves, rules_of, usual_backend
-from patterndsl.lower.hulls import Hull, SlotHulls, hulls, ordered_hulls, slot_hulls
+from patterndsl.lower.hulls import Hull, SlotHulls, hulls, hulls_of_summands, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.sema.bind import Bound
 
@@ -144,8 +144,12 @@ class Choice:
 
     @cached_property
     def chunks(self) -> tuple[Hull, ...] | None:
-        """Its hulls where they are chunks in the orders by inputs."""
-        return chunk_hulls(self.bound, self.machine)
+        """Its hulls where they are chunks in the orders by inputs: of each term of a multiset, and whatever the
+        fallback."""
+        if not may_be_chunks(self.bound):
+            return None
+        # those of a set are asked for again where they are no chunks
+        return only_chunks(self.hulls if self.bound.merge == "set" else hulls_of_summands(self.bound, self.machine))
 
     @cached_property
     def routes(self) -> tuple[Hull, ...] | None:

@@ -15,7 +15,7 @@ from patterndsl.ir.index import Read
 from patterndsl.ir.relation import indices
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import Axis, Side
-from patterndsl.lower.hulls import Hull, hulls_of_summands, slot_hulls
+from patterndsl.lower.hulls import Hull, slot_hulls
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle, Truths
 from patterndsl.sema.bind import Bound
 
@@ -39,12 +39,13 @@ class Chunks:
     mask: Truths | None
 
 
-def chunk_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
-    """Hulls that are all chunks: of each term of a multiset, whatever the fallback. None where one is not, or none is
-    in the order of an input."""
-    if not _is_square(bound) or not any(isinstance(i, Read) and i.facet == "rank" for i in indices(bound.relation)):
-        return None
-    found = hulls_of_summands(bound, machine)
+def may_be_chunks(bound: Bound) -> bool:
+    """Whether hulls of it can be chunks: what ranks positions by no input has none."""
+    return _is_square(bound) and any(isinstance(i, Read) and i.facet == "rank" for i in indices(bound.relation))
+
+
+def only_chunks(found: tuple[Hull, ...] | None) -> tuple[Hull, ...] | None:
+    """Hulls that are all chunks. None where one is not, or none is in the order of an input."""
     if found is None or all(hull.order is None for hull in found) or not all(map(_are_chunks, found)):
         return None
     return found

@@ -366,6 +366,8 @@ def _band(cell: Cell, lookup: Lookup, wanted: Wanted) -> list[Piece] | None:
     if period is None or len(geometry.q.axes) > 1 or len(geometry.k.axes) > 1:
         return None
     q_len, kv_len = geometry.q.length, geometry.k.length
+    if q_len // _tile(period, 0) < MIN_TILES:  # too few of the smallest tiles, however far queries reach
+        return None
     reach = _reach(cell, lookup, period)
     if reach is None:
         return None

@@ -33,6 +33,8 @@ class Sizes:
 
 def integer(value: object) -> int | None:
     """The value as an int if it is an integer, of whatever library; truth values and arrays are none."""
+    if type(value) is int:  # nearly always, and the protocol below is slow to ask
+        return value
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or getattr(value, "ndim", None):
         return None
     if str(getattr(value, "dtype", "")).endswith("bool"):

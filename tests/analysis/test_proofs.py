@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ from patterndsl.analysis.proof import Claim, Proven, Refuted, Unknown, Verdict, 
 from tests import brute
 
 CLAIMS: tuple[Claim, ...] = get_args(Claim)
-HEADER = "params: {w: 2, g: 1, s: {default: 2, min: 1}}\nattend: "
+PARAMS = {"w": "2", "g": "1", "s": "{default: 2, min: 1}"}
 SIZES = [(1, 0, 0, 1), (2, 1, 2, 1), (3, 0, 1, 2), (4, 3, 0, 2), (5, 1, 1, 3), (6, 2, 1, 4), (7, 2, 3, 2), (9, 4, 0, 3)]
 """N, w, g, s"""
 
@@ -64,7 +65,9 @@ class Generator:
 
 
 def parsed(text: str) -> patterndsl.Pattern:
-    return patterndsl.parse(HEADER + f'"{text}"')
+    """The pattern with the parameters that it names: small sizes are looked at for each value of any other, too."""
+    params = ", ".join(f"{name}: {value}" for name, value in PARAMS.items() if re.search(rf"\b{name}\b", text))
+    return patterndsl.parse(f'params: {{{params}}}\nattend: "{text}"')
 
 
 def mask_at(pattern: patterndsl.Pattern, n: int, values: dict[str, int], head: int = 0, layer: int = 0) -> Any:
