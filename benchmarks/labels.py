@@ -9,7 +9,7 @@ and captured in a CUDA graph, a library by what is faster. The libraries, where 
 reformer-pytorch (LSHAttention on shared query and key, its own defaults but for dropout) and transformers
 (LSHSelfAttention, with its projections of as many channels as the heads have). They wrap the first chunk around, and
 hash with directions of their own; that changes which keys are near, not how many. Writes
-benchmarks/results/labels_<device>.json.
+benchmarks/results/labels_<device>.json, row by row.
 """
 
 from __future__ import annotations
@@ -118,7 +118,27 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     heads = 16 if device.type == "cuda" else 4
-    rows = []
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    versions = {"torch": torch.__version__}
+    for package in ("reformer-pytorch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    rows = list[dict[str, Any]]()
+    report = {
+        "device": where,
+        "versions": versions,
+        "heads": heads,
+        "head_dim": DIM,
+        "dtype": arguments.dtype,
+        "rows": rows,
+    }
+    path = arguments.out or ROOT / "benchmarks" / "results" / f"labels_{device.type}.json"
     for n in arguments.n:
         for rounds in arguments.rounds:
             torch.manual_seed(0)
@@ -138,27 +158,7 @@ def main() -> None:
             row |= in_turns(calls, device, arguments.repeats)
             rows.append(row)
             print(row, flush=True)
-    where = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    versions = {"torch": torch.__version__}
-    for package in ("reformer-pytorch", "transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    report = {
-        "device": where,
-        "versions": versions,
-        "heads": heads,
-        "head_dim": DIM,
-        "dtype": arguments.dtype,
-        "rows": rows,
-    }
-    path = arguments.out or ROOT / "benchmarks" / "results" / f"labels_{device.type}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+            path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

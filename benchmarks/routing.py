@@ -13,7 +13,7 @@ each time and captured in a CUDA graph, the library by what is faster. Three do 
 - routing-transformer: KmeansAttention, where installed.
 
 The last two are compared first, on the same routes: in float32 and float64 they must agree, in other types be finite.
-Writes benchmarks/results/routing_<device>.json.
+Writes benchmarks/results/routing_<device>.json, row by row.
 """
 
 from __future__ import annotations
@@ -191,11 +191,6 @@ def main() -> None:
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     heads = 16 if device.type == "cuda" else 4
-    rows = []
-    for n in arguments.n:
-        for window in arguments.window:
-            rows.append(measured_row(Sizes(n, window, heads, device, dtype), arguments.repeats))
-            print(rows[-1], flush=True)
     where = (
         torch.cuda.get_device_name()
         if device.type == "cuda"
@@ -206,6 +201,7 @@ def main() -> None:
         versions["routing-transformer"] = version("routing-transformer")
     except PackageNotFoundError:
         versions["routing-transformer"] = "not installed"
+    rows = list[dict[str, Any]]()
     found = {
         "device": where,
         "versions": versions,
@@ -216,7 +212,11 @@ def main() -> None:
         "rows": rows,
     }
     path = arguments.out or ROOT / "benchmarks" / "results" / f"routing_{device.type}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    for n in arguments.n:
+        for window in arguments.window:
+            rows.append(measured_row(Sizes(n, window, heads, device, dtype), arguments.repeats))
+            print(rows[-1], flush=True)
+            path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ FEWEST_SCORES = 1 << 18
 """Of a head. With fewer, all heads at once take less time than one after the other."""
 FEWEST = 64
 """Centroids that are scored at once, however long the sequence is: with fewer, products take longer."""
-NUMBERS = 1 << 17
+NUMBERS = 1 << 18
 """Of the keys whose distances are made at once."""
 SHORTEST = 1e-12
 """As in torch.nn.functional.normalize."""
@@ -50,10 +50,11 @@ def assigned(key: Tensor, centroids: Tensor, tops: Sequence[int]) -> tuple[Tenso
     padded = -(-length // CHUNK) * CHUNK
     at_once = min(clusters, max(FEWEST, MAX_SCORES // padded))
     room = torch.empty(padded * at_once, dtype=centroids.dtype)
+    keys = torch.empty(key.shape[2:], dtype=centroids.dtype)
     for row in range(batch):
         for head in range(heads):
             highest = torch.full((length,), -torch.inf, dtype=centroids.dtype)
-            keys = unit(key[row, head].detach().to(centroids.dtype))
+            _write_unit(key[row, head].detach().to(centroids.dtype), keys)
             for first in range(0, clusters, at_once):
                 some = slice(first, first + at_once)
                 asked = centroids[head, some].t()
@@ -96,11 +97,12 @@ def _highest(scores: Tensor, numbers: Tensor, room: Tensor) -> tuple[Tensor, Ten
     return best, at
 
 
-def unit(key: Tensor) -> Tensor:
+def _write_unit(key: Tensor, into: Tensor) -> None:
     """Directions of key [T, D]; 0 where there is none, of NaN and infinity."""
-    length: Tensor = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
-    found = key / length.clamp(min=SHORTEST)
-    return found if length.isfinite().all() else found.where(length.isfinite(), 0.0)
+    length = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
+    torch.div(key, length.clamp(min=SHORTEST), out=into)
+    if not length.isfinite().all():
+        into.masked_fill_(~length.isfinite(), 0.0)
 
 
 # ---- the commitment
@@ -113,36 +115,49 @@ def commitment(key: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Commitment(Function):
+    """What is kept of each key is its length, and its product with its centroid, both of which one distance tells."""
+
     @staticmethod
     def forward(ctx: Any, key: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
+        lengths, products = (torch.empty(key.shape[:3], dtype=centroids.dtype) for _ in range(2))
+        total = torch.zeros((), dtype=centroids.dtype)
+        for at, head in _strips(key):
+            keys, nearest = key[at].to(centroids.dtype), centroids[head].index_select(0, labels[at])
+            length = torch.linalg.vector_norm(keys, dim=-1)
+            apart = nearest.addcdiv_(keys, length.clamp(min=SHORTEST)[:, None], value=-1)
+            square = torch.linalg.vector_norm(apart, dim=-1).square_()
+            total += square.sum()
+            lengths[at] = length
+            products[at] = square
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(key, centroids.clone(), labels)  # a step moves the centroids
-        parts = [torch.linalg.vector_norm(apart).square() for *_, apart in _distances(key, centroids, labels)]
-        return torch.stack(parts).sum() / key.numel()
+            square = torch.linalg.vector_norm(centroids, dim=-1).square_().expand(len(key), -1, -1).gather(2, labels)
+            products = square.add_(1).sub_(products).div_(2)
+            ctx.save_for_backward(key, centroids.clone(), labels, lengths, products)  # a step moves the centroids
+        return total / key.numel()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        key, centroids, labels = ctx.saved_tensors
+        """Of a direction u and its centroid c it is u (u c) - c by the length."""
+        key, centroids, labels, lengths, products = ctx.saved_tensors
         found = torch.empty_like(key)
-        share = 2 * grad / key.numel()
-        for at, length, unit, apart in _distances(key, centroids, labels):
-            along = (unit * apart).sum(-1, keepdim=True)
-            along.masked_fill_(length <= SHORTEST, 0.0)  # what they are divided by does not depend on them
-            found[at] = apart.addcmul_(unit, along, value=-1).mul_(share / length)
+        products = products.where(lengths > SHORTEST, 1.0)  # what they are divided by does not depend on them
+        longer = lengths.clamp(min=SHORTEST)
+        share = 2 * grad / key.numel() / longer
+        along = products * share / longer
+        for at, head in _strips(key):
+            part = key[at].to(centroids.dtype) * along[at][:, None]
+            nearest = centroids[head].index_select(0, labels[at])
+            torch.addcmul(part, nearest, share[at][:, None], value=-1, out=found[at])
         return found, None, None
 
 
-def _distances(key: Tensor, centroids: Tensor, labels: Tensor) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
-    """Some keys of a head at a time: where they are, what they are divided by, then they, and less their centroids."""
+def _strips(key: Tensor) -> Iterator[tuple[tuple[int, int, slice], int]]:
+    """Some keys of a head at a time: where they are, and the head."""
     step = max(1, NUMBERS // max(1, key.shape[3]))
     for row, head in product(range(key.shape[0]), range(key.shape[1])):
         for start in range(0, key.shape[2], step):
-            at = row, head, slice(start, start + step)
-            keys = key[at].to(centroids.dtype)
-            length = torch.linalg.vector_norm(keys, dim=-1, keepdim=True).clamp_(min=SHORTEST)
-            unit = keys / length
-            yield at, length, unit, unit - centroids[head].index_select(0, labels[at])
+            yield (row, head, slice(start, start + step)), head
 
 
 # torch declares `apply` without types

@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 from patterndsl.learn.kmeans import has_kernels
 
 MOST_CHANNELS = 256
-AT_ONCE = 1 << 16
-"""Numbers of the keys whose gradient a CPU makes at a time."""
+AT_ONCE = 1 << 18
+"""Numbers of the keys whose gradient a CPU makes at a time: a megabyte."""
 SHORTEST = 1e-12
 """Length that shorter keys are divided by, as `normalize` has it."""
 
@@ -61,10 +61,9 @@ def _gradient(x: Tensor, grad: Tensor) -> Tensor:
     for some, of_some, into in zip(*(torch.split(part, step, 2) for part in (x, grad, found)), strict=True):
         length = torch.linalg.vector_norm(some, dim=-1, keepdim=True)
         longer = length.clamp(min=SHORTEST)
-        unit = some / longer
-        along = (unit * of_some).sum(-1, keepdim=True)
+        along = torch.mul(some, of_some, out=into).sum(-1, keepdim=True).div_(longer).div_(longer)
         along.masked_fill_(length < SHORTEST, 0.0)  # what they are divided by does not depend on them
-        torch.addcmul(of_some, unit, along, value=-1, out=into).div_(longer)
+        torch.addcmul(of_some, some, along, value=-1, out=into).div_(longer)
     return found
 
 

@@ -245,11 +245,15 @@ def _blocks(piece: Piece, seen: Tensor) -> Iterator[Block]:
     found = chunks_of(piece)
     assert found is not None
     for chunks in found:
-        kept = None if chunks.mask is None else torch.tensor(chunks.mask)
+        mask = (
+            None
+            if chunks.mask is None
+            else torch.zeros(chunks.q_len, chunks.kv_len).masked_fill_(~torch.tensor(chunks.mask), -torch.inf)
+        )
         most = max(1, BLOCK_PAIRS // (chunks.q_len * chunks.kv_len))
         for first in range(0, chunks.number, most):
             moved, some = first * chunks.q_len, min(most, chunks.number - first)
             places = slice(chunks.q_start + moved, chunks.q_start + moved + some * chunks.q_len)
             is_first = not seen[places].any()
             seen[places] = True
-            yield Block(some, places.start, chunks.q_len, chunks.k_start + moved, chunks.kv_len, kept, is_first)
+            yield Block(some, places.start, chunks.q_len, chunks.k_start + moved, chunks.kv_len, mask, is_first)

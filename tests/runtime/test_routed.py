@@ -54,6 +54,7 @@ def test_they_are_the_oracles(
     name: str, kind: str, kv_heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routed, "BLOCK_PAIRS", 250)  # three routes
+    monkeypatch.setattr(routed, "FEWEST_ROWS", 4)  # in two steps
     n, rows = 65, 2 if kv_heads == 4 else 1
     torch.manual_seed(n)
     pattern = patterndsl.parse(SPEC.format(attend=ATTEND[name]))
@@ -66,6 +67,21 @@ def test_they_are_the_oracles(
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
         torch.testing.assert_close(found, truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["causal", "itself last"])
+@pytest.mark.parametrize("width", [1, 2, 130])
+def test_long_and_short_routes_are_the_oracles(width: int, name: str) -> None:
+    torch.manual_seed(width)
+    spec = SPEC.replace("top = 9", f"top = {width}").format(attend=ATTEND[name])
+    pattern = patterndsl.parse(spec)
+    lists = torch.rand(2, 2, ROUTES, 200).argsort(-1)[..., :width].sort(-1).values
+    inputs = {"route": lists} | ({"first": lists[..., :1]} if name == "itself last" else {})
+    program, oracle = (pattern.compile(200, heads=2, backend=backend) for backend in ("auto", "oracle"))
+    tensors = [torch.randn(2, 2, 200, 8, dtype=torch.float64) for _ in range(3)]
+    assert program.who(*tensors) == "routed"
+    for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
 
 
 def test_rows_in_no_route_attend_what_a_fallback_says() -> None:
