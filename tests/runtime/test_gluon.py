@@ -93,13 +93,14 @@ def test_states_of_entries_say_what_is_kept(case: Case, consumers: int, width: i
     whole = [kept(relation) for relation in relations]
     of_state = [np.ones_like(whole[0]), *(kept(rest) for rest in rests.relations)]
 
-    def seen(lists: Lists, place: Callable[[int, int], tuple[int, Any]]) -> list[Any]:
+    def seen(lists: Lists, first: int, place: Callable[[int, int], tuple[int, Any]]) -> list[Any]:
         found = [np.zeros_like(whole[0]) for _ in range(bound.num_heads)]
         done = work_of([(lists, [(0, 0)])], is_shared=True)
         for _, _, block, begin, stop, _, step, _ in done.pieces.tolist():
             for sharer, entry in itertools.product(range(consumers), done.entries[begin:stop].tolist()):
                 if state := state_of(entry, sharer):
-                    head, where = place(block + step * sharer, entry >> BLOCK_BITS)
+                    turn, where = place(block + step * sharer, entry >> BLOCK_BITS)
+                    head = first + turn
                     says = {FULL: of_state[0], WHOLE: whole[group_of[head]]}
                     truth = says[state] if state in says else of_state[state - WHOLE]
                     found[head][where] = truth[where]
@@ -108,20 +109,18 @@ def test_states_of_entries_say_what_is_kept(case: Case, consumers: int, width: i
     def block(at: int, size: int) -> slice:
         return slice(at * size, (at + 1) * size)
 
+    def of_rows(own: int, other: int) -> tuple[int, Any]:
+        return 0, (block(own, SIDE), block(other, width * SIDE))
+
+    def of_columns(own: int, other: int) -> tuple[int, Any]:
+        return other // num_q_blocks, (block(other % num_q_blocks, SIDE), block(own, SIDE))
+
     for head, group in enumerate(group_of):
         lists = shared_lists_of(placed[group], sizes.kv_len, CPU, consumers, width * SIDE)
-        rows = seen(lists, lambda own, other, head=head: (head, (block(own, SIDE), block(other, width * SIDE))))
-        np.testing.assert_array_equal(rows[head], whole[group])
+        np.testing.assert_array_equal(seen(lists, head, of_rows)[head], whole[group])
     for first in range(0, bound.num_heads, kv_group):
         of_heads = [placed[group] for group in group_of[first : first + kv_group]]
-        lists = shared_transposed(of_heads, placed[0], CPU, consumers)
-        columns = seen(
-            lists,
-            lambda own, other, first=first: (
-                first + other // num_q_blocks,
-                (block(other % num_q_blocks, SIDE), block(own, SIDE)),
-            ),
-        )
+        columns = seen(shared_transposed(of_heads, placed[0], CPU, consumers), first, of_columns)
         for head in range(first, first + kv_group):
             np.testing.assert_array_equal(columns[head], whole[group_of[head]])
 
