@@ -40,8 +40,8 @@ RARE = 1 / 32
 """The share of partial tiles below which a rest is not worth the code."""
 OTHER = -1
 """The place of any other one."""
-MOST_TERMS = 64
-"""Comparisons of a pattern; one of more is asked as a whole."""
+MOST_TERMS = 31
+"""Comparisons of a pattern; one of more is asked as a whole. Two bits for each make one number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,25 +85,19 @@ def _of_group(relation: Relation, tiles: Tiles, sizes: Sizes) -> tuple[list[Rela
     q_high = np.minimum(q_low + tiles.q_block, sizes.q_start + sizes.q_len) - 1
     k_high = np.minimum(k_low + tiles.kv_block, sizes.kv_len) - 1
     box = Box((q_low, q_high), (k_low, k_high), Lookup())
-    certain, possible = np.empty((2, len(partial), len(terms)), dtype=bool)
+    states = np.zeros(len(partial), dtype=np.int64)
     for at, term in enumerate(terms):
-        certain[:, at], possible[:, at] = (False, True) if _looks_up(term) else verdict(term, box)
-    states, of_tile = np.unique(np.where(certain, 1, np.where(possible, 0, -1)), axis=0, return_inverse=True)
-    rests, place_of = list[Relation](), list[int]()
-    for state in states:
-        put = {
-            term: term if is_held == 0 else EVERYTHING if is_held > 0 else NOTHING
-            for term, is_held in zip(terms, state, strict=True)
-        }
+        certain, possible = (False, True) if _looks_up(term) else verdict(term, box)
+        states |= (np.where(possible, 1, 0) + np.where(certain, 1, 0)) << 2 * at
+    different, of_tile = np.unique(states, return_inverse=True)
+    rests = dict[Relation, int]()
+    place_of = list[int]()
+    for state in different.tolist():
+        put = {term: (NOTHING, term, EVERYTHING)[state >> 2 * at & 3] for at, term in enumerate(terms)}
         rest = _with_terms(relation, put.__getitem__)
-        if rest == relation:
-            place_of.append(-1)
-            continue
-        if rest not in rests:
-            rests.append(rest)
-        place_of.append(rests.index(rest))
-    turns[partial] = np.array(place_of)[of_tile.reshape(-1)]
-    return rests, turns
+        place_of.append(-1 if rest == relation else rests.setdefault(rest, len(rests)))
+    turns[partial] = np.array(place_of)[of_tile]
+    return list(rests), turns
 
 
 def _on_host(x: Any) -> Integers:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,24 +21,30 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import Pattern
+from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Relation
 from patterndsl.lower.blocks import CANDIDATES, Blocks, Length, Pipeline, Role, Use
 from patterndsl.lower.lookup import Lookup
+from patterndsl.lower.rests import rests_of
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.kernels import shapes, work
 from patterndsl.runtime.kernels.asked import asked_of
 from patterndsl.runtime.kernels.dealing import CLASSES, deal
 from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.kernels.predicate import WHOLE
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
 from patterndsl.runtime.kernels.work import (
     BLOCK_BITS,
     FULL,
     STATE_BITS,
+    Lists,
     Placed,
     shared_lists_of,
     shared_transposed,
     work_of,
 )
 from patterndsl.sema.parameters import Sizes
+from tests.property.test_membership import lookup_of, spread
 from tests.strategies import Case, cases, many
 
 HAS_HOPPER = torch.cuda.is_available() and has_hopper_kernel(torch.device("cuda", 0))
@@ -58,6 +65,64 @@ CPU = torch.device("cpu")
 def state_of(entry: Any, sharer: int) -> Any:
     """As kernels read it."""
     return entry >> STATE_BITS * sharer & 7
+
+
+@many(1)
+@given(
+    case=cases(), consumers=st.sampled_from((2, 3, 4)), width=st.sampled_from((1, 2)), kv_group=st.sampled_from((1, 2))
+)
+def test_states_of_entries_say_what_is_kept(case: Case, consumers: int, width: int, kv_group: int) -> None:
+    """Of each pair, through rows and columns, as a kernel reads them."""
+    bound = case.bound(case.pattern())
+    if kv_group > 1 and bound.num_heads % kv_group:
+        kv_group = 1
+    sizes, lookup = bound.sizes, lookup_of(case, bound)
+    group_of = [
+        next(at for at, each in enumerate(bound.groups) if head in each.heads) for head in range(bound.num_heads)
+    ]
+    relations = [group.relation for group in bound.groups]
+    tiles = [find_tiles(relation, sizes, lookup, SIDE, SIDE) for relation in relations]
+    rests = rests_of(list(zip(relations, tiles, strict=True)), sizes)
+    placed = [Placed(*each) for each in zip(tiles, rests.places, strict=True)]
+    q, k = sizes.q_start + np.arange(sizes.q_len)[:, None], np.arange(sizes.kv_len)
+    num_q_blocks = -(-sizes.q_len // SIDE)
+
+    def kept(relation: Relation) -> Any:
+        return spread(member(relation, Point(q, k, 0, lookup)), (sizes.q_len, sizes.kv_len))
+
+    whole = [kept(relation) for relation in relations]
+    of_state = [np.ones_like(whole[0]), *(kept(rest) for rest in rests.relations)]
+
+    def seen(lists: Lists, first: int, place: Callable[[int, int], tuple[int, Any]]) -> list[Any]:
+        found = [np.zeros_like(whole[0]) for _ in range(bound.num_heads)]
+        done = work_of([(lists, [(0, 0)])], is_shared=True)
+        for _, _, block, begin, stop, _, step, _ in done.pieces.tolist():
+            for sharer, entry in itertools.product(range(consumers), done.entries[begin:stop].tolist()):
+                if state := state_of(entry, sharer):
+                    turn, where = place(block + step * sharer, entry >> BLOCK_BITS)
+                    head = first + turn
+                    says = {FULL: of_state[0], WHOLE: whole[group_of[head]]}
+                    truth = says[state] if state in says else of_state[state - WHOLE]
+                    found[head][where] = truth[where]
+        return found
+
+    def block(at: int, size: int) -> slice:
+        return slice(at * size, (at + 1) * size)
+
+    def of_rows(own: int, other: int) -> tuple[int, Any]:
+        return 0, (block(own, SIDE), block(other, width * SIDE))
+
+    def of_columns(own: int, other: int) -> tuple[int, Any]:
+        return other // num_q_blocks, (block(other % num_q_blocks, SIDE), block(own, SIDE))
+
+    for head, group in enumerate(group_of):
+        lists = shared_lists_of(placed[group], sizes.kv_len, CPU, consumers, width * SIDE)
+        np.testing.assert_array_equal(seen(lists, head, of_rows)[head], whole[group])
+    for first in range(0, bound.num_heads, kv_group):
+        of_heads = [placed[group] for group in group_of[first : first + kv_group]]
+        columns = seen(shared_transposed(of_heads, placed[0], CPU, consumers), first, of_columns)
+        for head in range(first, first + kv_group):
+            np.testing.assert_array_equal(columns[head], whole[group_of[head]])
 
 
 @given(seed=st.integers(0, 1 << 32), sharers=st.sampled_from((2, 3, 4)))

@@ -299,6 +299,13 @@ def test_no_more_is_looked_up_than_was_drawn() -> None:
     assert "q, k, 2)" in predicate_of(bound.relation, bound.sizes).text
 
 
+@pytest.mark.parametrize("text", ["(q - k) - (q - k) <= 0", "(q - k) % 3 - (q - k) % 3 + q - k < 5 + q - k"])
+def test_truths_of_pairs_are_vectors(text: str) -> None:
+    """Also those that need no position when both sides are put together."""
+    bound = patterndsl.parse(text).bind(100)
+    assert " = q - k\n" in predicate_of(bound.relation, bound.sizes).text
+
+
 def test_divisors_stay_in_the_text() -> None:
     bounds = [patterndsl.parse(f"(q - k) % {divisor} == 0").bind(100) for divisor in (24, 25)]
     assert len({predicate_of(bound.relation, bound.sizes).text for bound in bounds}) == 2

@@ -244,6 +244,8 @@ class _Writer:
             return left, right
         of_queries = Linear(tuple(term for term in value.terms if "q" in _symbols(term[0])), 0)
         of_keys = value.plus(of_queries, -1)
+        if not of_queries.terms and not of_keys.terms:
+            return left, right  # a truth of two numbers is no vector
         if of_queries.terms and of_queries.terms[0][1] < 0:
             parts = of_keys.index(), of_queries.times(-1).index()
         else:
