@@ -33,6 +33,7 @@ from patterndsl.lower.tiles import Tiles
 from patterndsl.sema.parameters import Sizes
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Places: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
 
 MOST = 5
 """Rests that are told from each other. Tiles with any other one ask for the whole predicate."""
@@ -42,15 +43,17 @@ OTHER = -1
 """The place of any other one."""
 MOST_TERMS = 31
 """Comparisons of a pattern; one of more is asked as a whole. Two bits for each make one number."""
+MOST_TILES = 1 << 22
+"""Partial tiles of a pattern; with more, to tell their rests takes seconds, and they are asked for as a whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rests:
-    """relations: the rests that many tiles have. places: of each group of tiles, int64 [num_tiles], where in these the
+    """relations: the rests that many tiles have. places: of each group of tiles, int8 [num_tiles], where in these the
     rest of each tile is, or OTHER; a tile that is full may have any."""
 
     relations: tuple[Relation, ...]
-    places: tuple[Integers, ...]
+    places: tuple[Places, ...]
 
 
 def rests_of(groups: Sequence[tuple[Relation, Tiles]], sizes: Sizes) -> Rests:
@@ -64,9 +67,9 @@ def rests_of(groups: Sequence[tuple[Relation, Tiles]], sizes: Sizes) -> Rests:
         number.update(dict(zip(rests, np.bincount(turns[turns >= 0], minlength=len(rests)).tolist(), strict=True)))
     least = RARE * sum(int(np.count_nonzero(~_on_host(tiles.is_full))) for _, tiles in groups)
     kept = tuple(relation for relation, count in number.most_common(MOST) if count >= least)
-    places = list[Integers]()
+    places = list[Places]()
     for rests, turns in found:
-        place = np.array([kept.index(rest) if rest in kept else OTHER for rest in rests] + [OTHER], dtype=np.int64)
+        place = np.array([kept.index(rest) if rest in kept else OTHER for rest in rests] + [OTHER], dtype=np.int8)
         places.append(place[turns])
     return Rests(kept, tuple(places))
 
@@ -78,7 +81,7 @@ def _of_group(relation: Relation, tiles: Tiles, sizes: Sizes) -> tuple[list[Rela
     relation = _apart(relation)
     terms = list(dict.fromkeys(_terms(relation)))
     partial = np.flatnonzero(~_on_host(tiles.is_full))
-    if not len(partial) or not 1 < len(terms) <= MOST_TERMS:
+    if not 0 < len(partial) <= MOST_TILES or not 1 < len(terms) <= MOST_TERMS:
         return [], turns
     q_low = sizes.q_start + _on_host(tiles.q_blks)[partial] * tiles.q_block
     k_low = _on_host(tiles.kv_blks)[partial] * tiles.kv_block

@@ -250,7 +250,8 @@ class _Writer:
             parts = of_keys.index(), of_queries.times(-1).index()
         else:
             parts = of_queries.index(), of_keys.times(-1).index()
-        is_small = all(-MAX_SMALL <= end <= MAX_SMALL for part in parts for end in _range(part, self.box))
+        made = (made for part in parts for made in subexpressions(part))
+        is_small = all(-MAX_SMALL <= end <= MAX_SMALL for index in made for end in _range(index, self.box))
         return parts if is_small else (left, right)
 
     def table(self, table: Table) -> tuple[str, str, str, str]:

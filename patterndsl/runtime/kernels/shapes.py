@@ -78,8 +78,8 @@ def blocks_for(
     blocks = tuned.get(Use(role, query.shape[3], lists.length), usual)
     if not isinstance(blocks, Pipeline):
         return blocks
-    others = lists.kv_group * query.shape[2] if role == "keys" else key.shape[2]
-    if others > ROWS * MOST_BLOCKS or not suits_hopper(query, key, value, *beside):
+    heads, length = (lists.kv_group, query.shape[2]) if role == "keys" else (1, key.shape[2])
+    if heads * -(-length // ROWS) > MOST_BLOCKS or not suits_hopper(query, key, value, *beside):
         return usual
     if num_pieces(role, lists, blocks, query) < FEWEST:
         return usual

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from patterndsl.lower.rests import Integers, Rests
+from patterndsl.lower.rests import Places, Rests
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.kernels.dealing import classes_of, deal
 from patterndsl.runtime.kernels.predicate import WHOLE
@@ -38,14 +38,14 @@ class Placed:
     """Tiles, and where among some rests that of each is, see `lower.rests`; None where all are asked as a whole."""
 
     tiles: Tiles
-    places: Integers | None = None
+    places: Places | None = None
 
     def states(self, device: torch.device) -> Tensor:
         """int64 [num_tiles]."""
         is_full = torch.as_tensor(self.tiles.is_full, device=device)
         if self.places is None:
             return torch.where(is_full, FULL, WHOLE)
-        return torch.where(is_full, FULL, WHOLE + 1 + torch.as_tensor(self.places, device=device))
+        return torch.where(is_full, FULL, WHOLE + 1 + torch.as_tensor(self.places, device=device).long())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
