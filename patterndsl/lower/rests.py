@@ -57,7 +57,8 @@ class Rests:
 
 
 def rests_of(groups: Sequence[tuple[Relation, Tiles]], sizes: Sizes) -> Rests:
-    """The rests of tiles of bound relations without `head` in them, which hold in a tile just where these do.
+    """The rests of tiles of bound relations without `head` in them, which hold in a tile just where these do. None of
+    them looks anything up.
 
     Work: O(comparisons x partial tiles), vectorised.
     """
@@ -98,7 +99,8 @@ def _of_group(relation: Relation, tiles: Tiles, sizes: Sizes) -> tuple[list[Rela
     for state in different.tolist():
         put = {term: (NOTHING, term, EVERYTHING)[state >> 2 * at & 3] for at, term in enumerate(terms)}
         rest = _with_terms(relation, put.__getitem__)
-        place_of.append(-1 if rest == relation else rests.setdefault(rest, len(rests)))
+        is_whole = rest == relation or _looks_up(rest)  # by tables of the pattern of all heads
+        place_of.append(-1 if is_whole else rests.setdefault(rest, len(rests)))
     turns[partial] = np.array(place_of)[of_tile]
     return list(rests), turns
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import patterndsl
 from patterndsl.ir.index import Arithmetic, Const, K, Q
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import Compare, Relation, depends_on
+from patterndsl.ir.relation import Compare, Relation, depends_on, draws_in, inputs_read
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.rests import MOST, OTHER, rests_of
 from patterndsl.lower.tiles import Tiles, find_tiles
@@ -37,6 +37,7 @@ def test_rests_say_the_same(case: Case, block: tuple[int, int]) -> None:
     groups = [(group.relation, find_tiles(group.relation, bound.sizes, lookup, *block)) for group in bound.groups]
     rests = rests_of(groups, bound.sizes)
     assert len(rests.relations) <= MOST
+    assert not any(any(draws_in(rest)) or inputs_read(rest) for rest in rests.relations)
     for (relation, tiles), places in zip(groups, rests.places, strict=True):
         assert len(places) == tiles.num_tiles
         for at in np.flatnonzero(~tiles.is_full & (places != OTHER)):

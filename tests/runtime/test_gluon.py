@@ -28,9 +28,9 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.rests import rests_of
 from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.runtime.kernels import shapes, work
-from patterndsl.runtime.kernels.asked import asked_of
+from patterndsl.runtime.kernels.asked import asked_of, draws_for
 from patterndsl.runtime.kernels.dealing import CLASSES, deal
-from patterndsl.runtime.kernels.lists import WorkLists
+from patterndsl.runtime.kernels.lists import Found, WorkLists
 from patterndsl.runtime.kernels.predicate import WHOLE
 from patterndsl.runtime.kernels.shapes import ROLES, blocks_for, has_hopper_kernel, usual_shapes
 from patterndsl.runtime.kernels.work import (
@@ -438,6 +438,30 @@ def test_compiles_without_a_gpu(dim: int, pipeline: Pipeline, monkeypatch: pytes
                 launch.gradients_of_keys(query, key, key, into[1], out, into[1], columns, blocks, asked, 0.1)
     wanted = {"queries": "query_kernel", "keys": "key_kernel"}
     assert set(compiler.compiled) >= {"attend_kernel", *(wanted[role] for role in backward_of(dim))}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it runs")
+def test_heads_that_draw_for_themselves_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tiles of a head leave is asked with the tables of all heads."""
+    pytest.importorskip("triton")
+    from patterndsl.runtime.kernels import launch
+    from patterndsl.runtime.kernels.attention import Kernels
+    from tests.compiling import compiling
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    bound = patterndsl.parse("recent(100) | blocks(48, random(2, seed = head))").bind(300, heads=2)
+
+    def find(q_block: int, kv_block: int, _: dict[str, Tensor]) -> Found:
+        return [[find_tiles(group.relation, bound.sizes, Lookup(), q_block, kv_block) for group in bound.groups]]
+
+    kernels, (dim, pipeline) = Kernels(bound, CPU, find), PIPELINES["64, 2 x 64"]
+    query = torch.ones(1, 2, 300, dim, dtype=torch.bfloat16)
+    work, into = kernels.lists(1, {}).rows(pipeline), (query.clone(), torch.ones(1, 2, 300))
+    assert work.rests is not None and work.rests.relations
+    asked = asked_of(bound.relation, bound.sizes, {}, draws_for(bound.relation, 2, CPU))
+    with compiling() as compiler:
+        launch.forward(query, query, query, work, pipeline, asked, 0.1, into)
+    assert "attend_kernel" in compiler.compiled
 
 
 def backward_of(dim: int) -> dict[Role, Pipeline]:

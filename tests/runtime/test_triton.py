@@ -312,7 +312,7 @@ def test_divisors_stay_in_the_text() -> None:
 
 
 @runs
-@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("text", [*PATTERNS.values(), "recent(9) | blocks(6, random(2, seed = head) | window(1))"])
 def test_states_of_tiles(text: str) -> None:
     """Of each tile the whole is asked, and the rest that it leaves: both hide what the pattern does not keep."""
     from tests.runtime.triton_membership import hidden_by
