@@ -89,7 +89,8 @@ def test_missing_inputs_are_named_with_the_cure() -> None:
     pattern = patterndsl.parse("causal & same(doc)", inputs={"doc": "int[N]"})
     report = pattern.report(64)
     assert report.missing == ("doc",)
-    assert "`doc`; give --input-values doc=0*100,1*156, or in Python inputs={" in str(report)
+    cure = "and a report draws none at random; give --input-values doc=0*100,1*156, or in Python inputs={"
+    assert f"`doc`, {cure}" in str(report)
     counted = pattern.report(64, inputs={"doc": [0] * 64}).pairs
     assert counted is not None and counted.value == 64 * 65 // 2
 
