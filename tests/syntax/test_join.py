@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import patterndsl
@@ -64,5 +66,6 @@ def test_a_name_in_two_sections_is_refused() -> None:
 
 
 def test_only_patterns_are_joined() -> None:
+    text: Any = "recent(3)"
     with pytest.raises(TypeError):
-        parse("causal") & "recent(3)"  # type: ignore[operator]  # what is refused
+        parse("causal") & text

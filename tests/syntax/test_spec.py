@@ -83,12 +83,17 @@ def test_the_caret_is_on_the_right_line(form: str) -> None:
     assert place_of_error(text) == place_of_sign(text, "$")
 
 
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-@pytest.mark.parametrize("form", MANY_LINES.values(), ids=MANY_LINES)
+@pytest.mark.parametrize(
+    ("form", "line_end"),
+    [
+        pytest.param(form, line_end, id=f"{name}-{line_end!r}")
+        for name, form in MANY_LINES.items()
+        for line_end in ("\n", "\r\n")
+        if line_end == "\n" or "\\\n" not in form  # YAML escapes an end of one character
+    ],
+)
 def test_the_caret_is_at_the_unknown_name(form: str, line_end: str) -> None:
     text = form.format("q < 4 | unheard_of(3)").replace("\n", line_end)
-    if line_end == "\r\n" and "\\\r\n" in text:
-        pytest.skip("an escaped line end is one of \\n")
     assert place_of_error(text) == place_of_sign(text, "unheard_of")
 
 

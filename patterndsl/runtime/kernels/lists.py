@@ -89,12 +89,17 @@ class WorkLists:
         return self._made[known]
 
     def _found(self, blocks: Blocks) -> Found:
-        return self.find(blocks.q_block, blocks.kv_block)
+        tile = blocks.q_block, blocks.kv_block
+        return self._found_squares if tile == (ROWS, ROWS) else self.find(*tile)
+
+    @cached_property
+    def _found_squares(self) -> Found:
+        return self.find(ROWS, ROWS)
 
     @cached_property
     def _squares(self) -> tuple[Sequence[Sequence[Placed]], Rests | None]:
         """Square tiles, as `_found` has them, and the rests that they leave."""
-        found = self.find(ROWS, ROWS)
+        found = self._found_squares
         if not self.relations or self.sizes is None:
             return [[Placed(tiles) for tiles in groups] for groups in found], None
         rests = rests_of(list(zip(self.relations, found[0], strict=True)), self.sizes)
