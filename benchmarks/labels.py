@@ -4,8 +4,8 @@
     python benchmarks/labels.py --device cuda          # 16 heads of 64
 
 Each call hashes, sorts and attends, causally, in chunks of 64 and the chunk before; a query attends itself only where
-it has nothing else. Forward, and forward and backward, in turns in one run, with peak memory; on a GPU called each time
-and captured in a CUDA graph, a library by what is faster. The libraries, where installed:
+it has nothing else. Forward, and forward and backward, in turns in one run, with peak memory; on a GPU called some
+times in a row and captured in a CUDA graph, a library by what is faster. The libraries, where installed:
 reformer-pytorch (LSHAttention on shared query and key, its own defaults but for dropout) and transformers
 (LSHSelfAttention, with its projections of as many channels as the heads have). They wrap the first chunk around, and
 hash with directions of their own; that changes which keys are near, not how many. Writes

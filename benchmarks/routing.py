@@ -6,7 +6,7 @@
 Each call scores all tokens by centroids of its heads, takes the w nearest of each of N / w, and attends causally among
 them with shared queries and keys; a token's result is the mean over its routes. The commitment loss is part of it, the
 step of the centroids is not. Forward, and forward and backward, in turns in one run, with peak memory; on a GPU called
-each time and captured in a CUDA graph, the library by what is faster. Three do it:
+some times in a row and captured in a CUDA graph, the library by what is faster. Three do it:
 
 - ours: `causal & route`, as in the paper, where a token attends itself as well;
 - ours, itself last: as the library has it, where a token attends itself in a route only if it has nothing else there;

@@ -6,8 +6,9 @@
 Each call of ours chooses and attends. Dense attention is PyTorch's scaled_dot_product_attention, causal where ours
 is, by the best of its kernels. Documents have random lengths, 1,024 positions on average, and differ in each call:
 FlexAttention makes its mask anew, by a compiled create_block_mask, as we do whatever we need. Forward, and with
-backward, in turns in one run, with peak memory; on a GPU called each time and captured in a CUDA graph, others by what
-is faster. The selections were checked against float64 rows first. Writes benchmarks/results/selections_<device>.json.
+backward, in turns in one run, with peak memory; on a GPU called some times in a row and captured in a CUDA graph,
+others by what is faster. The selections were checked against float64 rows first. Writes
+benchmarks/results/selections_<device>.json.
 """
 
 from __future__ import annotations

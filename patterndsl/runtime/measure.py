@@ -20,15 +20,17 @@ WARM_UPS = 3
 """Calls before one is captured in a graph."""
 
 
-def timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
-    """Seconds by the host's clock, and peak memory in bytes beyond what was held: on CUDA the allocator's, on Linux the
-    process's own, None where the system does not say."""
-    held = _reset_peak(device)
+def timed(call: Callable[[], object], device: torch.device, number: int = 1) -> tuple[float, int | None]:
+    """Seconds of one of so many calls in a row, by the host's clock, and peak memory in bytes beyond what was held: on
+    CUDA the allocator's, on Linux the process's own, None where the system does not say."""
+    held, result = _reset_peak(device), None
     began = time.perf_counter()
-    result = call()
+    for _ in range(number):
+        result = None  # no call has to live beside what another returned
+        result = call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - began
+    seconds = (time.perf_counter() - began) / number
     peak = _peak(device)
     del result
     return seconds, None if held is None or peak is None else max(0, peak - held)

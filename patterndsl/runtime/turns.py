@@ -1,7 +1,8 @@
 """How long do calls take, and how long when a CUDA graph holds them? In turns, so that a slow moment slows all alike.
 
-Called one by one, small kernels take as long as the host needs to ask for them; from a graph they take as long as the
-device needs.
+On a GPU some calls follow each other, as those of a model do, so that the host asks for one while the device is at
+another. Then what takes longer counts: small kernels take as long as the host needs to ask for them; from a graph they
+take as long as the device needs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 
 from patterndsl.runtime.measure import captured, timed
 
+SECONDS, MOST_CALLS = 0.03, 20
+"""Of one contestant in one round on a GPU."""
 Calls: TypeAlias = Mapping[tuple[str, str], Callable[[], object]]
 """By who is called and for what: ("ours", "forward")."""
 
@@ -53,10 +56,16 @@ def _in_turns(
 ) -> dict[tuple[str, str], list[tuple[float, int | None]]]:
     """Seconds and peak bytes of each call, in each round over all."""
     found: dict[tuple[str, str], list[tuple[float, int | None]]] = {of: [] for of in calls}
+    numbers = {of: _in_a_row(call, device) for of, call in calls.items()}
     for _ in range(repeats):
         for of, call in calls.items():
-            found[of].append(timed(call, device))
+            found[of].append(timed(call, device, numbers[of]))
     return found
+
+
+def _in_a_row(call: Callable[[], object], device: torch.device) -> int:
+    """How many calls of a kind follow each other in a round."""
+    return max(1, min(MOST_CALLS, int(SECONDS / timed(call, device)[0]))) if device.type == "cuda" else 1
 
 
 def _compared(row: Mapping[str, Any], ours: str, peers: list[str]) -> dict[str, float]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 
 from patterndsl.runtime import turns
-from patterndsl.runtime.measure import captured
+from patterndsl.runtime.measure import captured, timed
 from patterndsl.runtime.turns import first_line, in_turns
 
 on_cuda = [
@@ -26,15 +28,20 @@ def test_what_is_said_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"ours": [4e-3, 1e-3, 2e-3], "one": [8e-3, 8e-3, 8e-3], "other": [6e-3, 6e-3, 6e-3]}
     of_graph = {"ours": 5e-4, "one": 4e-3, "other": 7e-3}
 
-    def timed(call: Any, _: object) -> tuple[float, int]:
+    def stopped(call: Any, _: object, number: int = 0) -> tuple[float, int]:
+        """A first call alone says how many follow each other in a round."""
         (name,) = call.args
+        if not number:
+            return 2e-3, 100
+        assert number == 15
         return (of_graph[name] if call.func is replay else seconds[name].pop()), 100
 
     def replay(_: str) -> None: ...
 
     def is_called(_: str) -> None: ...
 
-    monkeypatch.setattr(turns, "timed", timed)
+    monkeypatch.setattr(turns, "timed", stopped)
+    monkeypatch.setattr(turns, "SECONDS", 0.0301)
     monkeypatch.setattr(turns, "captured", lambda call, _: partial(replay, *call.args))
     calls: dict[tuple[str, str], Call] = {(name, "forward"): partial(is_called, name) for name in seconds}
     row = in_turns(calls, torch.device("cuda"), 3)
@@ -62,10 +69,25 @@ def test_who_cannot_be_captured_stands_with_its_eager_time(monkeypatch: pytest.M
     def peer() -> None: ...
 
     monkeypatch.setattr(turns, "captured", captured)
-    monkeypatch.setattr(turns, "timed", lambda call, _: (6e-3 if call is peer else 2e-3, None))
+    monkeypatch.setattr(turns, "timed", lambda call, *_: (6e-3 if call is peer else 2e-3, None))
     row = in_turns({("ours", "forward"): ours, ("peer", "forward"): peer}, torch.device("cuda"), 1)
     assert row["peer forward captured"] == "RuntimeError: it waits"
     assert row["best peer to ours forward, captured"] == pytest.approx(3.0)
+
+
+def test_calls_in_a_row_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of them lives beside what the one before returned."""
+    now, alive = [0.0], WeakSet[Any]()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def call() -> torch.Tensor:
+        assert not alive
+        now[0] += 2.0
+        found = torch.ones(1)
+        alive.add(found)
+        return found
+
+    assert timed(call, CPU, 3)[0] == pytest.approx(2.0)
 
 
 def test_an_error_without_words() -> None:
