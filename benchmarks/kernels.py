@@ -50,7 +50,7 @@ PATTERNS = {
     "strided": "causal & (recent(256) | strided(256))",
     "heads": "causal & (head < 8 & recent(256) | head >= 8 & strided(256))",
     "fixed": "causal & (block(256) | columns(256, 8))",
-    "axial": "grid: {row: 256, col: 256}\nattend: q.row == k.row | q.col == k.col\n",
+    "axial": "grid: {row: N // 256, col: 256}\nattend: q.row == k.row | q.col == k.col\n",
     "neighborhood-2d": "examples/neighborhood-2d.yaml",
     "causal": "causal",
 }
