@@ -33,7 +33,7 @@ MASKING = 1.03
 """How much longer a pair takes on the CPU with a mask added to its score."""
 FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
-ORDERED = 1.08
+ORDERED = 1.45
 """How much longer a tile takes on a GPU whose rows are loaded one by one, and not by an engine that copies tiles."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
@@ -126,11 +126,17 @@ def _merging(piece: Piece, machine: Machine, rows: float) -> Cost:
 
 
 def _fullness(piece: Piece, machine: Machine) -> float:
-    """The share of its rate that a dense kernel reaches: what each call and each row of scores begins with is lost."""
+    """The share of its rate that a dense kernel reaches: what each call and each row of scores begins with is lost, and
+    on a GPU what its tiles have beyond a group."""
     tall, wide = piece.geometry.q.length, piece.geometry.k.length
     if isinstance(piece.shape, Band):
         tall, wide = piece.shape.mask.shape
-    return tall / (tall + machine.short) * wide / (wide + machine.few)
+    rows, keys = (_whole(side, machine.grain) for side in (tall, wide)) if machine.is_gpu else (tall, wide)
+    return tall / (rows + machine.short) * wide / (keys + machine.few)
+
+
+def _whole(length: int, tile: int) -> int:
+    return -(-length // tile) * tile
 
 
 def moved(piece: Piece, machine: Machine, *, num_heads: int, head_dim: int) -> Moved:

@@ -27,8 +27,8 @@ class Machine:
 
     bands, blocks, saving, finer: see `shapes.Wanted`. partial: the work of a tile that is masked, to one that is not.
     short, few: rows of a group, and keys, below which a dense kernel loses speed in proportion; grain: positions that
-    causal kernels skip at once. units: of the device, that work on one row of tiles each, so that the longest row is a
-    tail.
+    causal kernels skip at once, and on a GPU the sides of tiles that dense kernels compute whole. units: of the device,
+    that work on one row of tiles each, so that the longest row is a tail.
     """
 
     name: str
@@ -99,8 +99,8 @@ CUDA = Machine(
     dense_call=1.2e-4,
     sparse_call=1.2e-4,
     itemsize=2,
-    short=64,
-    few=16,
+    short=0,
+    few=200,
     grain=128,
     units=132,
 )

@@ -25,9 +25,12 @@ def gather_tiles(relation: Relation, sizes: Sizes, lookup: Lookup) -> Tiles:
     return fitting_tiles(relation, sizes, lookup, GATHERED, SAVING)
 
 
-def fitting_tiles(relation: Relation, sizes: Sizes, lookup: Lookup, blocks: Blocks, saving: float) -> Tiles:
-    """Tiles by the finest of these units whose every step saves the factor `saving`. Work: O(live tiles)."""
-    best = find_tiles(relation, sizes, lookup, *blocks[0])
+def fitting_tiles(
+    relation: Relation, sizes: Sizes, lookup: Lookup, blocks: Blocks, saving: float, each: int | None = None
+) -> Tiles:
+    """Tiles by the finest of these units whose every step saves the factor `saving`. Work: O(live tiles). each: see
+    `find_tiles`, for the coarsest unit."""
+    best = find_tiles(relation, sizes, lookup, *blocks[0], each=each)
     for q_block, kv_block in blocks[1:]:
         num_partial = best.num_tiles - int(best.is_full.sum())
         finer_each = best.q_block * best.kv_block // (q_block * kv_block)

@@ -23,7 +23,7 @@ from patterndsl.files import write_atomically
 from patterndsl.lower.blocks import Tuned, tuned_from
 from patterndsl.lower.devices import CPU, CUDA, Kernel, Machine, built_in
 
-FORMAT = 3
+FORMAT = 4
 """Of the file; it changes where what it holds does."""
 NAMED = {machine.name: machine for machine in (CPU, CUDA)}
 MAX_BYTES = 1 << 20
@@ -236,7 +236,7 @@ def _machine(data: Mapping[str, Any], device_type: str) -> Machine:
     usual = built_in(device_type)
     for name, value in values.items():
         if name in ("itemsize", "short", "few", "grain", "units"):
-            is_fine = _is_count(value)
+            is_fine = _is_count(value, 0 if name == "short" else 1)
         elif isinstance(getattr(usual, name), float):
             is_fine = _is_rate(value)
         else:
@@ -282,8 +282,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 40
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 40
 
 
 def _is_rate(value: object) -> bool:

@@ -22,7 +22,7 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.order import Order
 from patterndsl.lower.patches import patches_of
 from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle, Wanted, in_order, pieces, tiled
-from patterndsl.lower.tiles import OnEvent
+from patterndsl.lower.tiles import OnEvent, TooHard
 from patterndsl.sema.bind import Bound, HeadGroup
 from patterndsl.sema.parameters import Sizes
 
@@ -182,6 +182,11 @@ PARTS = 100
 """Of a head group, in what is said of progress."""
 
 
+SEARCHED = 64
+"""Boxes that an undecided tile in patches may take. Where they fit the relation it is less than that, and thousands
+where tiles would be searched pair by pair."""
+
+
 @dataclass
 class _Planner:
     """takes_sparse: whether tiles are looked at where no layout is seen to be dense."""
@@ -203,8 +208,11 @@ class _Planner:
         if 1 < len(terms) <= MAX_TERMS:
             dense = [term for term in terms if self.best(term, group.heads, sparse=False) is not None]
             dense_first = (*dense, *(term for term in terms if term not in dense))
-            for order in itertools.islice(_orders(terms, dense_first), MAX_ORDERS):
-                option = self.split(order, group.heads)
+            tried = [(order, False) for order in itertools.islice(_orders(terms, dense_first), MAX_ORDERS)]
+            if self.has_own_kernel:
+                tried.append((dense_first, True))
+            for order, apart in tried:
+                option = self.split(order, group.heads, apart=apart)
                 if option is not None and all(_texts(option) != _texts(other) for other in found):
                     found.append(option)
         is_alone = not any(option.is_dense for option in found)
@@ -214,19 +222,25 @@ class _Planner:
         return sorted(found, key=lambda option: (option.cost.forward, option.size))
 
     @property
+    def has_own_kernel(self) -> bool:
+        """Whether tiles are taken by a kernel of our own, which goes on from what is there."""
+        return self.machine.sparse_kernel == "triton"
+
+    @property
     def num_tiles(self) -> float:
         """Finest tiles of the whole square."""
         return self.sizes.q_len * self.sizes.kv_len / prod(self.machine.blocks[-1])
 
-    def split(self, terms: Sequence[Relation], heads: tuple[int, ...]) -> Option | None:
+    def split(self, terms: Sequence[Relation], heads: tuple[int, ...], *, apart: bool) -> Option | None:
         """Each term without those before it, in its best layout; what stays block-sparse as written is one pass. None
-        where all of it is that."""
+        where all of it is that. apart: whether a term that has a dense layout is in that, for `in_tiles`, even where it
+        would be cheaper block-sparse."""
         passes: list[Pass] = []
         left: list[Relation] = []
         before: list[Relation] = []
         for term in terms:
             part = conjunction((term, *map(negation, before)))
-            best = self.best(part, heads)
+            best = (self.best(part, heads, sparse=False) if apart else None) or self.best(part, heads)
             if not best.is_dense and before and (twice := self.counted_twice(term, before, heads)) is not None:
                 best = min(best, twice, key=lambda option: option.cost.forward)
             before.append(term)
@@ -261,7 +275,7 @@ class _Planner:
     def in_tiles(self, option: Option, heads: tuple[int, ...]) -> Option | None:
         """The same with what is dense in short groups as tiles too, which a kernel of our own adds to what is there;
         None where nothing is that, or the kernel is another's."""
-        if self.machine.sparse_kernel != "triton":
+        if not self.has_own_kernel:
             return None
         pieces = [tiled(item.piece, self.wanted.blocks[0]) for item in option.passes]
         if not any(pieces):
@@ -315,7 +329,10 @@ class _Planner:
         sizes = self.sizes
         for patches in patches_of(relation, sizes, self.lookup):
             orders = Order(patches, sizes.q_start, sizes.q_len), Order(patches, 0, sizes.kv_len)
-            piece = in_order(relation, sizes, orders, self.wanted)
+            try:
+                piece = in_order(relation, sizes, orders, self.wanted, SEARCHED)
+            except TooHard:
+                continue
             if piece.num_computed:
                 yield self.option(patches.text, [pass_of(piece, heads, self.machine, self.head_dim)])
 

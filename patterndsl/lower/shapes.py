@@ -226,12 +226,13 @@ def _finer(tiles: Tiles, relation: Relation, sizes: Sizes, lookup: Lookup, wante
     return None if (finer.q_block, finer.kv_block) == unit else finer
 
 
-def in_order(relation: Relation, sizes: Sizes, orders: Orders, wanted: Wanted) -> Piece:
-    """A relation of absolute positions as tiles of all of these in another order. Work: O(live tiles)."""
+def in_order(relation: Relation, sizes: Sizes, orders: Orders, wanted: Wanted, each: int | None = None) -> Piece:
+    """A relation of absolute positions as tiles of all of these in another order. Work: O(live tiles) where the order
+    fits the relation; each: see `find_tiles`, where it may not."""
     frame = Frame({Q: arithmetic("+", Q, Const(sizes.q_start))}, {Q: (0, sizes.q_len - 1), K: (0, sizes.kv_len - 1)})
     local, inside = frame.relation(relation), Sizes(sizes.q_len, sizes.kv_len, 0, sizes.q_len)
     by_place, lookup = placed(local, *orders)
-    tiles = fitting_tiles(by_place, inside, lookup, wanted.blocks, wanted.saving)
+    tiles = fitting_tiles(by_place, inside, lookup, wanted.blocks, wanted.saving, each)
     finer = _finer(tiles, by_place, inside, lookup, wanted)
     return Piece(whole(sizes.q_len, sizes.kv_len), Sparse(tiles, local, finer, orders))
 

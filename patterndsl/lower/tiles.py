@@ -66,16 +66,22 @@ def find_tiles(
     *,
     tell_full: bool = True,
     effort: int | None = None,
+    each: int | None = None,
     on_event: OnEvent | None = None,
 ) -> Tiles:
     """The live tiles of a bound relation.
 
     tell_full: False spares the work of telling full from partial tiles (is_full is then only a lower bound).
     effort: at most about this many boxes are spent on undecided tiles, and what is still undecided then counts as a
-    live, partial tile; None decides everything exactly.
+    live, partial tile; None decides everything exactly. each: where undecided tiles take more boxes than this, on
+    average, it is given up, and TooHard raised.
     """
-    descent = _Descent(relation, sizes, lookup, q_block, kv_block, tell_full, effort, on_event)
+    descent = _Descent(relation, sizes, lookup, q_block, kv_block, tell_full, effort, each, on_event)
     return descent.run()
+
+
+class TooHard(Exception):
+    """What is asked of tiles is not seen of boxes, and would be asked pair by pair."""
 
 
 def _ceildiv(a: int, b: int) -> int:
@@ -91,6 +97,7 @@ class _Descent:
     kv_block: int
     tell_full: bool
     effort: int | None
+    each: int | None
     on_event: OnEvent | None
     visited: int = 0
     settled: int = 0
@@ -241,6 +248,8 @@ class _Descent:
                 kept[tile], dropped[tile] = True, True
                 continue
             spent += 4 * int(tile.shape[0])
+            if self.each is not None and spent > self.each * int(q_blks.shape[0]):
+                raise TooHard
             tile, *edges = self.quarters(tile, *edges)
             certain, possible = self.verdict(*edges)
             kept[tile[certain]] = True

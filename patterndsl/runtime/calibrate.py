@@ -40,25 +40,25 @@ BUDGET = 1.0
 """Seconds that one constant's repeats take, when they are not fewer than MIN_REPEATS."""
 MIN_REPEATS, MAX_REPEATS = 5, 300
 MANY_PASSES = 6
-FEW_KEYS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Sizes that a device is busy with: heads, the side of a dense square, rows of what is long, of a short group, and
-    of what takes next to no time."""
+    of what takes next to no time; few keys."""
 
     heads: int
     dtype: torch.dtype
     square: int
     long: int
     short: int
+    few: int
     tiny: int
 
 
 SETTINGS = {
-    "cpu": Setting(4, torch.float32, 2048, 8192, 16, 16),
-    "cuda": Setting(16, torch.bfloat16, 8192, 65_536, 128, 256),
+    "cpu": Setting(4, torch.float32, 2048, 8192, 16, 64, 16),
+    "cuda": Setting(16, torch.bfloat16, 8192, 65_536, 128, 128, 256),
 }
 WINDOW, TILE = 256, 64
 
@@ -123,24 +123,23 @@ class _Measurement:
             self.machine = replace(self.machine, units=units)
 
     def short(self) -> None:
-        """Rows of a group below which a kernel loses speed: rate x rows / (rows + short).
-
-        On the CPU a few rows of all keys; on CUDA groups, as a few rows alone would leave most of the device idle.
-        """
-        rows, length = self.setting.short, self.setting.long
+        """Rows of a group below which a kernel loses speed: rate x rows / (rows + short), where a few attend all keys.
+        On CUDA such rows alone would leave most of the device idle, and tiles are computed whole: see `few`."""
         if self.device.type == "cuda":
-            side = Side(0, (Axis(rows, 1),))
-            geometry = Geometry((Axis(length // rows, rows),), side, side)
-        else:
-            geometry = Geometry((), _side(rows), _side(length))
-        piece = Piece(geometry, Full())
+            self.machine = replace(self.machine, short=0)
+            return
+        rows, length = self.setting.short, self.setting.long
+        piece = Piece(Geometry((), _side(rows), _side(length)), Full())
         self.machine = replace(self.machine, short=self.lost(piece, length, rows))
 
     def few(self) -> None:
-        """The same for keys: all rows attend a few."""
-        keys, length = FEW_KEYS, self.setting.long
-        piece = Piece(Geometry((), _side(length), _side(keys)), Full())
-        self.machine = replace(self.machine, few=self.lost(piece, length, keys))
+        """The same for keys: all rows attend a few, or on CUDA, each group of a tile's rows its own."""
+        keys, length = self.setting.few, self.setting.long
+        geometry = Geometry((), _side(length), _side(keys))
+        if self.device.type == "cuda":
+            side = Side(0, (Axis(keys, 1),))
+            geometry = Geometry((Axis(length // keys, keys),), side, side)
+        self.machine = replace(self.machine, few=self.lost(Piece(geometry, Full()), length, keys))
 
     def lost(self, piece: Piece, length: int, number: int) -> int:
         """So many rows or keys as it takes for the speed to be half, from how fast `number` of them are."""

@@ -24,7 +24,7 @@ WORDS = ["explain", STRIDED, "--set", "w=64", "-n", "2048", "--heads", "4"]
 @pytest.fixture(autouse=True)
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setitem(calibrate.SETTINGS, "cpu", Setting(1, torch.float32, 128, 1024, 16, 16))
+    monkeypatch.setitem(calibrate.SETTINGS, "cpu", Setting(1, torch.float32, 128, 1024, 16, 64, 16))
     monkeypatch.setattr(calibrate, "BUDGET", 0.0)
     others(monkeypatch, 0.0)
 
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_work(
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_measured(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(calibrate.SETTINGS, "cuda", Setting(2, torch.bfloat16, 512, 4096, 128, 256))
+    monkeypatch.setitem(calibrate.SETTINGS, "cuda", Setting(2, torch.bfloat16, 512, 4096, 128, 128, 256))
     data = json.loads(said("calibrate", "--device", "cuda", "--json"))
     assert data["device"] == torch.cuda.get_device_name() and data["measured"]["sparse_kernel"] == "triton"
     assert f"measured with torch {torch_version()}" in said(*WORDS, "--device", "cuda")

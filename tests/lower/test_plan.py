@@ -13,9 +13,11 @@ import patterndsl
 from patterndsl.ir.meaning import Point, member
 from patterndsl.lower.devices import CPU, CUDA, Machine
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.plan import Option, Pass, Plan, plan
-from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle
+from patterndsl.lower.order import Order, Patches
+from patterndsl.lower.plan import SEARCHED, Option, Pass, Plan, plan
+from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle, in_order
 from patterndsl.lower.stored import Arrays, read_option, written_option
+from patterndsl.lower.tiles import TooHard
 from tests.strategies import Case, cases, many
 
 
@@ -113,6 +115,35 @@ def test_little_more_is_computed_than_is_kept() -> None:
     kept = sum(min(q + 1, 128) + q // 128 for q in range(n))  # the window's keys, and those of the stride before it
     computed = sum(item.piece.num_computed for item in options[0].passes)
     assert computed < 1.6 * kept
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "kernels"),
+    [
+        ("causal & (recent(256) | strided(256))", 16_384, ["triton", "triton"]),
+        ("causal & (block(256) | columns(256, 8))", 16_384, ["triton", "triton"]),
+        ("grid: {row: 64, col: 256}\nattend: q.row == k.row | q.col == k.col\n", 16_384, ["triton", "triton"]),
+        ("causal", 16_384, ["sdpa"]),
+        ("strided(4)", 16_384, ["sdpa"]),
+    ],
+    ids=["strided", "fixed", "axial", "dense", "long groups"],
+)
+def test_short_groups_are_tiles_on_a_gpu_and_long_ones_dense(text: str, n: int, kernels: list[str]) -> None:
+    """As measured on an H200: groups of 64 and of 256 take dense kernels longer, whose tiles are of 128."""
+    (options,) = planned(text, n, CUDA, heads=16).options
+    assert [item.kernel for item in options[0].passes] == kernels
+
+
+def test_patches_that_do_not_fit_are_given_up() -> None:
+    """Work for each tile and not for each pair: strides of 128 lie across patches of a grid of 64 columns."""
+    bound = patterndsl.parse("strided(128) & ~window(256)").bind(2048)
+    (relation,) = (group.relation for group in bound.groups)
+    patches = Patches((64,), (1, 64), (0, 0))
+    orders = Order(patches, 0, 2048), Order(patches, 0, 2048)
+    whole = in_order(relation, bound.sizes, orders, CUDA.wanted)
+    assert isinstance(whole.shape, Sparse) and whole.shape.tiles.num_visited > 2048 * 2048 // 2, "all pairs were asked"
+    with pytest.raises(TooHard):
+        in_order(relation, bound.sizes, orders, CUDA.wanted, SEARCHED)
 
 
 def test_drawn_keys_are_taken_one_by_one() -> None:
