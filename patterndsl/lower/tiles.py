@@ -27,6 +27,8 @@ CHUNK = 1 << 16
 """Boxes evaluated at once: the working set stays in the cache, and memory beside the result stays small."""
 PARTS = 1 << 16
 """Of the side of a tile: points in it are counted in these."""
+FEW = 256
+"""Tiles, of many, that are looked into first where they may be too hard."""
 NUM_SCATTERED = 24
 """Points of an undecided tile that are looked at one by one before it is searched."""
 SCATTER = (0.7548776662466927, 0.5698402909980532)
@@ -222,10 +224,19 @@ class _Descent:
     # ---- inside undecided tiles -----------------------------------------------------------------------------
 
     def decide(self, q_blks: Array, kv_blks: Array) -> None:
-        """Looks into tiles until each is known to be empty, partial or full."""
-        if not q_blks.shape[0]:
+        """Adds the tiles of these that are live, partial or full. Whether all are too hard, a few of them say first."""
+        number = int(q_blks.shape[0])
+        if not number:
             return
-        xp = self.lookup.xp
+        if self.each is not None and number > 2 * FEW:
+            few = slice(None, None, number // FEW)
+            self.decided(q_blks[few], kv_blks[few])
+        kept, dropped = self.decided(q_blks, kv_blks)
+        self.found.append((q_blks[kept], kv_blks[kept], self.lookup.xp.logical_not(dropped)[kept]))
+
+    def decided(self, q_blks: Array, kv_blks: Array) -> tuple[Array, Array]:
+        """Looks into tiles until each is known to be empty, partial or full: whether some pair of it is kept, and
+        whether some is dropped."""
         q_low, q_high, k_low, k_high = self.edges(q_blks, kv_blks, self.q_block, self.kv_block)
         kept, dropped = self.corners(q_low, q_high, k_low, k_high)
         if not self.tell_full:
@@ -260,7 +271,7 @@ class _Descent:
             kept[tile[sampled]] = True
             dropped[tile[~sampled]] = True
             stack.append((tile, *edges))
-        self.found.append((q_blks[kept], kv_blks[kept], xp.logical_not(dropped)[kept]))
+        return kept, dropped
 
     def corners(self, q_low: Array, q_high: Array, k_low: Array, k_high: Array) -> tuple[Array, Array]:
         """Whether some corner is kept, whether some is dropped: enough to decide most partial tiles."""
