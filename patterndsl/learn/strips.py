@@ -2,7 +2,8 @@
 
 While the scores of a strip are there, the highest of each is taken, and of each chunk of tokens. Members are then
 looked for in the w chunks alone whose highest scores are highest: any token elsewhere has w before it, one in each.
-The commitment goes by strips, too.
+NumPy chooses them, many numbers at a time, where PyTorch compares one after the other. The commitment goes by strips,
+too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -20,8 +22,8 @@ MAX_SCORES = 1 << 23
 """Scores of a head that are held at once: what the caches of all cores together hold, or not much more."""
 STRIP = 1 << 19
 """Scores that are made at once: two megabytes."""
-CHUNK = 16
-"""Tokens of a chunk."""
+CHUNK = 8
+"""Tokens of a chunk: of fewer there are more to choose among, and of more more tokens."""
 FEWEST_SCORES = 1 << 18
 """Of a head. With fewer, all heads at once take less time than one after the other."""
 FEWEST = 64
@@ -169,8 +171,14 @@ _commitment: Callable[..., Tensor] = _Commitment.apply
 
 def _members(scores: Tensor, maxima: Tensor, top: int) -> Tensor:
     """int64 [n, top] of scores [padded T, n]: ascending."""
-    chunks = maxima.t().contiguous().topk(min(top, maxima.shape[0]), sorted=False).indices
-    by_chunk = scores.view(-1, CHUNK, scores.shape[1]).permute(2, 0, 1)
-    among = by_chunk.gather(1, chunks[..., None].expand(-1, -1, CHUNK)).flatten(1)
-    at = among.topk(top, sorted=False).indices
-    return (chunks.gather(1, at // CHUNK) * CHUNK + at % CHUNK).sort(-1).values
+    chunks = _highest_of(maxima.t().contiguous(), min(top, maxima.shape[0]))
+    tokens = (chunks[..., None] * CHUNK + torch.arange(CHUNK)).flatten(1)
+    found = tokens.gather(1, _highest_of(scores.t().gather(1, tokens), top))
+    return torch.from_numpy(np.sort(found.numpy(), axis=-1))
+
+
+def _highest_of(x: Tensor, top: int) -> Tensor:
+    """Where the `top` highest of each row of x [n, m] are, int64 [n, top], in any order."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # NumPy has no bfloat16
+    lower = x.shape[1] - top
+    return torch.from_numpy(np.argpartition(x.numpy(), lower, axis=-1)[:, lower:])
