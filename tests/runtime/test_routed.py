@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import patterndsl
-from patterndsl.runtime import routed
+from patterndsl.runtime import by_rank, routed
 
 HEADS, ROUTES, WIDTH = 4, 7, 9
 SPEC = """
@@ -54,7 +54,7 @@ def test_they_are_the_oracles(
     name: str, kind: str, kv_heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routed, "BLOCK_PAIRS", 250)  # three routes
-    monkeypatch.setattr(routed, "FEWEST_ROWS", 4)  # in two steps
+    monkeypatch.setattr(by_rank, "FEWEST_ROWS", 3)  # in three pieces
     n, rows = 65, 2 if kv_heads == 4 else 1
     torch.manual_seed(n)
     pattern = patterndsl.parse(SPEC.format(attend=ATTEND[name]))
