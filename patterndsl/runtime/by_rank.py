@@ -1,9 +1,9 @@
 """How do members of routes attend each other on a CPU where they ascend and order is all that is asked? By rank.
 
-Forward by PyTorch's flash kernel, whose scores stay in a core's caches: routes are its batch. Backward by tiles, of
-which those above the diagonal are left out. A route is cut into pieces, and first pieces of all routes lie together,
-then second ones: so the tiles of each diagonal are one batch, whose rows, keys and gradients each lie in one piece of
-memory. What plain code says of the same pairs is `runtime.chunk`.
+Pairs are taken by tiles, of which those above the diagonal are left out. A route is cut into pieces, and first pieces
+of all routes lie together, then second ones: so the tiles of each diagonal are one batch, whose rows, keys and
+gradients each lie in one piece of memory. Powers of scores that cannot be too high are taken as they are; others go
+forward by PyTorch's flash kernel, routes as its batch. What plain code says of the same pairs is `runtime.chunk`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ class Ranked:
         """[pieces, routes * piece] of what is by route, [routes * width]."""
         return x.view(-1, self.pieces, self.mask.shape[0]).transpose(0, 1).reshape(self.pieces, -1)
 
+    def cut(self, x: Tensor) -> Tensor:
+        """[pieces, routes, piece, D] of what is by piece, [pieces * routes * piece, D]."""
+        return x.view(self.pieces, -1, self.mask.shape[0], x.shape[1])
+
+
+MOST_POWER = 60
+"""Of 2, that a weight may be without a number too high for float32 in sums, or too low for its precision."""
+
 
 def ranked(width: int, lag: int) -> Ranked:
     number = max((n for n in range(1, MOST_PIECES + 1) if width % n == 0 and width // n >= FEWEST_ROWS), default=1)
@@ -53,8 +61,35 @@ def attend(
     routes: Ranked, order: Tensor, tensors: tuple[Tensor, Tensor, Tensor], scale: float, made: Scratch, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Where results belong [rows], and they [rows, Dv], of members `order` [routes * width] of query and key [T, D] and
-    value [T, Dv]; writes their lse [routes * width]. Where members do not attend themselves, the kernel gets neither
-    the first query nor the last key of each route, so that its causality is theirs."""
+    value [T, Dv]; writes their lse [routes * width]. A row without keys gives 0 and -inf."""
+    at = routes.by_piece(order).flatten()
+    q, k = (routes.cut(_rows(x, at, made, name)) for name, x in zip(("query", "key"), tensors[:2], strict=True))
+    if not abs(scale) / LN2 * _longest(q) * _longest(k) < MOST_POWER:
+        return _by_flash(routes, order, tensors, scale, made, lse)
+    v = routes.cut(_rows(tensors[2], at, made, "value"))
+    out, total = made("out", *v.shape), torch.zeros_like(q[..., :1])
+    for back in range(routes.pieces):  # from a piece of rows to one of keys
+        rows, keys = slice(back, None), slice(routes.pieces - back)
+        weights = made("weights 0", q[rows].shape[0] * q.shape[1], *routes.mask.shape)
+        if not back:
+            weights.copy_(routes.mask)
+        weights.baddbmm_(q[rows].flatten(0, 1), k[keys].flatten(0, 1).mT, beta=1 - min(back, 1), alpha=scale / LN2)
+        total[rows].flatten(0, 1).add_(weights.exp2_().sum(-1, keepdim=True))
+        out[rows].flatten(0, 1).baddbmm_(weights, v[keys].flatten(0, 1), beta=min(back, 1))
+    out.div_(total.clamp(min=2**-MOST_POWER))
+    lse.view(-1, *total.shape[:1], routes.mask.shape[0]).transpose(0, 1).copy_(total[..., 0].log2_().mul_(LN2))
+    return at, out.flatten(0, 2)
+
+
+def _longest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dim=-1).amax())
+
+
+def _by_flash(
+    routes: Ranked, order: Tensor, tensors: tuple[Tensor, Tensor, Tensor], scale: float, made: Scratch, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `attend`. Where members do not attend themselves, the kernel gets neither the first query nor the last key of
+    each route, so that its causality is theirs."""
     lag, shape = routes.lag, (-1, routes.width)
     q, k, v = (
         _rows(x, order, made, name).view(*shape, x.shape[1]).unsqueeze(1)
@@ -63,7 +98,7 @@ def attend(
     last = routes.width - lag
     if not last:  # nobody comes before a single member
         lse.fill_(-torch.inf)
-        return order, tensors[2].new_zeros((len(order), tensors[2].shape[1]), dtype=made.dtype)
+        return order, made("out", len(order), v.shape[3]).zero_()
     out, out_lse = aten._scaled_dot_product_flash_attention_for_cpu(
         q[:, :, lag:], k[:, :, :last], v[:, :, :last], 0.0, True, scale=scale
     )
@@ -90,13 +125,12 @@ def differentiate(
     grad_out, count, lse = results
     pieces, piece = routes.pieces, routes.mask.shape[0]
     at = routes.by_piece(order).flatten()
-    shape = (pieces, -1, piece)
     q, k, v, grad = (
-        _rows(x, at, made, name).view(*shape, x.shape[1])
+        routes.cut(_rows(x, at, made, name))
         for name, x in zip(("query", "key", "value", "grad"), (*tensors, grad_out), strict=True)
     )
-    times = count.index_select(0, at).view(*shape, 1)
-    less = routes.by_piece(lse).view(*shape, 1) + times.log2()
+    times = routes.cut(count.index_select(0, at)[:, None])
+    less = routes.cut(routes.by_piece(lse).view(-1, 1)) + times.log2()
     number = q.shape[1]
     tiles, delta = list[tuple[Tensor, Tensor]](), torch.zeros_like(less)
     for back in range(pieces):  # from a piece of rows to one of keys
