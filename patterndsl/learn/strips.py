@@ -1,9 +1,9 @@
 """How are labels and members of centroids found on a CPU? Head by head, in strips of tokens that caches hold.
 
 While the scores of a strip are there, the highest of each is taken, and of each chunk of tokens. Members are then
-looked for in the w chunks alone whose highest scores are highest: any token elsewhere has w before it, one in each.
-Of very many chunks these are found in the same way. NumPy chooses them, many numbers at a time, where PyTorch compares one after the other. The commitment goes by strips,
-too.
+looked for in the w chunks alone whose highest scores are highest: any token elsewhere has w before it, one in each. Of
+very many chunks these are found in the same way. NumPy chooses them, many numbers at a time, where PyTorch compares one
+after the other. The commitment goes by strips, too.
 """
 
 from __future__ import annotations
