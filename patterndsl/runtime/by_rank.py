@@ -23,6 +23,9 @@ FEWEST_ROWS = 64
 """Of a piece: products of fewer rows take longer than is saved."""
 MOST_PIECES = 4
 """Of a route: of more, each diagonal is asked for by itself and saves less."""
+MOST_POWER = 30
+"""Of 2, that weights may have without a highest score to count from: they and their sums stay where float32 is precise,
+and with them values up to 1e25."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,10 +48,6 @@ class Ranked:
     def cut(self, x: Tensor) -> Tensor:
         """[pieces, routes, piece, D] of what is by piece, [pieces * routes * piece, D]."""
         return x.view(self.pieces, -1, self.mask.shape[0], x.shape[1])
-
-
-MOST_POWER = 60
-"""Of 2, that a weight may be without a number too high for float32 in sums, or too low for its precision."""
 
 
 def ranked(width: int, lag: int) -> Ranked:
