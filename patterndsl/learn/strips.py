@@ -1,8 +1,9 @@
 """How are labels and members of centroids found on a CPU? Head by head, in strips of tokens that caches hold.
 
 While the scores of a strip are there, the highest of each is taken, and of each chunk of tokens. Members are then
-looked for in the w chunks alone whose highest scores are highest: any token elsewhere has w before it, one in each.
-The commitment goes by strips, too.
+looked for in the w chunks alone whose highest scores are highest: any token elsewhere has w before it, one in each. Of
+very many chunks these are found in the same way. NumPy chooses them, many numbers at a time, where PyTorch compares one
+after the other. The commitment goes by strips, too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -20,8 +22,9 @@ MAX_SCORES = 1 << 23
 """Scores of a head that are held at once: what the caches of all cores together hold, or not much more."""
 STRIP = 1 << 19
 """Scores that are made at once: two megabytes."""
-CHUNK = 16
-"""Tokens of a chunk."""
+CHUNK = 8
+"""Tokens of a chunk, and chunks of a chunk of these: with fewer there are more chunks to choose among, with more more
+of each."""
 FEWEST_SCORES = 1 << 18
 """Of a head. With fewer, all heads at once take less time than one after the other."""
 FEWEST = 64
@@ -47,7 +50,7 @@ def assigned(key: Tensor, centroids: Tensor, tops: Sequence[int]) -> tuple[Tenso
     clusters = centroids.shape[1]
     labels = torch.zeros((batch, heads, length), dtype=torch.int64)
     members = {top: torch.empty((batch, heads, clusters, min(top, length)), dtype=torch.int64) for top in tops}
-    padded = -(-length // CHUNK) * CHUNK
+    padded = -(-length // CHUNK**2) * CHUNK**2
     at_once = min(clusters, max(FEWEST, MAX_SCORES // padded))
     room = torch.empty(padded * at_once, dtype=centroids.dtype)
     keys = torch.empty(key.shape[2:], dtype=centroids.dtype)
@@ -71,7 +74,7 @@ def _scored(key: Tensor, asked: Tensor, scores: Tensor, label: tuple[Tensor, Ten
     """Writes the scores [padded T, n] of unit key [T, D] by asked [D, n], and labels where one is above the highest;
     returns the highest of each chunk [chunks, n]. label: labels, their scores, and the number of the first centroid."""
     labels, highest, first = label
-    step = max(1, STRIP // (asked.shape[1] * CHUNK)) * CHUNK
+    step = max(1, STRIP // (asked.shape[1] * CHUNK**2)) * CHUNK**2
     numbers, room = torch.arange(1, asked.shape[1] + 1, dtype=asked.dtype), torch.empty_like(scores[:step])
     maxima = []
     for start in range(0, key.shape[0], step):
@@ -168,9 +171,20 @@ _commitment: Callable[..., Tensor] = _Commitment.apply
 
 
 def _members(scores: Tensor, maxima: Tensor, top: int) -> Tensor:
-    """int64 [n, top] of scores [padded T, n]: ascending."""
-    chunks = maxima.t().contiguous().topk(min(top, maxima.shape[0]), sorted=False).indices
-    by_chunk = scores.view(-1, CHUNK, scores.shape[1]).permute(2, 0, 1)
-    among = by_chunk.gather(1, chunks[..., None].expand(-1, -1, CHUNK)).flatten(1)
-    at = among.topk(top, sorted=False).indices
-    return (chunks.gather(1, at // CHUNK) * CHUNK + at % CHUNK).sort(-1).values
+    """int64 [n, top] of scores [padded T, n] and the highest of each chunk [chunks, n]: ascending."""
+    levels = [scores, maxima]
+    if maxima.shape[0] > top * CHUNK:
+        levels.append(maxima.view(-1, CHUNK, maxima.shape[1]).amax(1))
+    highest = levels.pop().t().contiguous()
+    found = _highest_of(highest, min(top, highest.shape[1]))
+    while levels:
+        among = (found[..., None] * CHUNK + torch.arange(CHUNK)).flatten(1)
+        found = among.gather(1, _highest_of(levels.pop().t().gather(1, among), min(top, among.shape[1])))
+    return torch.from_numpy(np.sort(found.numpy(), axis=-1))
+
+
+def _highest_of(x: Tensor, top: int) -> Tensor:
+    """Where the `top` highest of each row of x [n, m] are, int64 [n, top], in any order."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # NumPy has no bfloat16
+    lower = x.shape[1] - top
+    return torch.from_numpy(np.argpartition(x.numpy(), lower, axis=-1)[:, lower:])

@@ -25,17 +25,13 @@ from patterndsl.runtime.scratch import Scratch
 ROWS = 4096
 """Rows that are put back at a time."""
 LN2 = log(2)
-WHOLE = slice(None), slice(None)
-"""The one step of a block whose rows are differentiated together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """Chunks of queries from place `q_start` on, one behind the other, each of `q_len`; the keys of the first are
     `kv_len` from place `k_start` on, those of the next one `q_len` further. mask: float32 [q_len, kv_len], 0 for pairs
-    of each that count, -inf for the others; None where all count. is_first: no block before has its queries. steps:
-    rows of each chunk that are differentiated together, and the keys that these may have, by a mask which is all that
-    is asked of pairs; the first has all keys."""
+    of each that count, -inf for the others; None where all count. is_first: no block before has its queries."""
 
     number: int
     q_start: int
@@ -44,7 +40,6 @@ class Block:
     kv_len: int
     mask: Tensor | None
     is_first: bool
-    steps: tuple[tuple[slice, slice], ...] = (WHOLE,)
 
     @property
     def queries(self) -> slice:
@@ -119,8 +114,8 @@ def attend(
 ) -> None:
     """Puts what a block gives to results [T, Dv] and [T], by place, or merges it into what is there. tensors: query and
     key [T, D], value [T, Dv], by position. A row without keys gives 0 and -inf."""
-    q, k, v = taken(block, places, tensors, made)
-    scores = _scores(block, places, WHOLE, q, k, None, scale, made)
+    q, k, v = _taken(block, places, tensors, made)
+    scores = _scores(block, places, q, k, None, scale, made)
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     total = scores.sub_(top).exp2_().sum(-1, keepdim=True)
     lse = total.log2().add_(top).mul_(LN2).flatten()
@@ -146,56 +141,29 @@ def differentiate(
     those of its keys [number, kv_len, D] and values. results: the gradient of the output [T, Dv] by position; by place
     lse [T, 1], see `power_of`, and what is subtracted from each weight's gradient [T, 1], None where it is to be found
     as no other block has these rows."""
-    q, k, v = taken(block, places, tensors, made)
+    q, k, v = _taken(block, places, tensors, made)
     grad = block.of_queries(_rows(results[0], places, block.queries, made, "grad"))
     lse = block.of_queries(results[1][block.queries])
-    delta = None if results[2] is None else block.of_queries(results[2][block.queries])
-    of_queries = block.of_queries(of_query)
-    of_keys = made("of keys", block.number, block.kv_len, q.shape[2])
-    of_values = made("of values", block.number, block.kv_len, v.shape[2])
-    for turn, (rows, keys) in enumerate(block.steps):  # the first has all keys
-        weights = _scores(block, places, (rows, keys), q, k, lse[:, rows], scale, made).exp2_()
-        of_scores = torch.bmm(grad[:, rows], v[:, keys].mT, out=made("of scores", *weights.shape))
-        if delta is None:
-            of_scores.mul_(weights)
-            of_scores.addcmul_(weights, of_scores.sum(-1, keepdim=True), value=-1)
-        else:
-            of_scores.sub_(delta[:, rows]).mul_(weights)
-        _add_product(of_values[:, keys], weights.mT, grad[:, rows], 1.0, made, adds=turn > 0)
-        _add_product(of_keys[:, keys], of_scores.mT, q[:, rows], scale, made, adds=turn > 0)
-        _add_product(of_queries[:, rows], of_scores, k[:, keys], scale, made, adds=not block.is_first)
-    return of_keys, of_values
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor, scale: float, made: Scratch, *, adds: bool) -> None:
-    """Makes total [number, n, D] a @ b, or adds that. PyTorch writes products of a batch in one piece alone."""
-    if total.is_contiguous():
-        total.baddbmm_(a, b, beta=1 if adds else 0, alpha=scale)
-        return
-    product = torch.bmm(a, b, out=made("product", *total.shape))
-    if adds:
-        total.add_(product, alpha=scale)
+    weights = _scores(block, places, q, k, lse, scale, made).exp2_()
+    of_values = torch.bmm(weights.mT, grad, out=made("of values", block.number, block.kv_len, v.shape[2]))
+    of_scores = torch.bmm(grad, v.mT, out=made("of scores", *weights.shape))
+    if results[2] is None:
+        of_scores.mul_(weights)
+        of_scores.addcmul_(weights, of_scores.sum(-1, keepdim=True), value=-1)
     else:
-        torch.mul(product, scale, out=total)
+        of_scores.sub_(block.of_queries(results[2][block.queries])).mul_(weights)
+    block.of_queries(of_query).baddbmm_(of_scores, k, beta=0 if block.is_first else 1, alpha=scale)
+    of_keys = made("of keys", block.number, block.kv_len, q.shape[2])
+    return of_keys.baddbmm_(of_scores.mT, q, beta=0, alpha=scale), of_values
 
 
 def _scores(
-    block: Block,
-    places: Places,
-    step: tuple[slice, slice],
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor | None,
-    scale: float,
-    made: Scratch,
+    block: Block, places: Places, q: Tensor, k: Tensor, lse: Tensor | None, scale: float, made: Scratch
 ) -> Tensor:
-    """Scores of a step less lse [number, rows, 1], for powers of 2; -inf where a pair does not count."""
-    rows, keys = step
-    q, k = q[:, rows], k[:, keys]
-    scores = made("scores", block.number, q.shape[1], k.shape[1])
+    """Scores less lse [number, q_len, 1], for powers of 2; -inf where a pair does not count."""
+    scores = made("scores", block.number, block.q_len, block.kv_len)
     if block.mask is not None and places.rest == EVERYTHING and places.missing is None:
-        mask = block.mask[rows, keys]
-        scores = scores.copy_(mask) if lse is None else torch.sub(mask, lse, out=scores)
+        scores = scores.copy_(block.mask) if lse is None else torch.sub(block.mask, lse, out=scores)
         return scores.baddbmm_(q, k.mT, beta=1, alpha=scale / LN2)
     is_begun = _masked(scores, block, places)
     if lse is not None:
@@ -226,7 +194,7 @@ def _masked(scores: Tensor, block: Block, places: Places) -> bool:
     return True
 
 
-def taken(
+def _taken(
     block: Block, places: Places, tensors: tuple[Tensor, Tensor, Tensor], made: Scratch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chunks of query, key and value, [number, length, D]."""

@@ -9,66 +9,49 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from patterndsl.ir.index import Facet
-from patterndsl.ir.relation import EVERYTHING, Random, Relation
+from patterndsl.ir.relation import Random, Relation
 from patterndsl.lower.hulls import Hull, Lists
-from patterndsl.runtime.chunk import (
-    WHOLE,
-    Block,
-    Places,
-    attend,
-    differentiate,
-    heads_of,
-    lag_of,
-    of_head,
-    power_of,
-    taken,
-)
+from patterndsl.runtime import by_rank
+from patterndsl.runtime.by_rank import Ranked
+from patterndsl.runtime.chunk import Block, Places, attend, differentiate, heads_of, lag_of, of_head, power_of
 from patterndsl.runtime.data import DeviceData, Inputs, draws_of, each_once, facets_of, whole_lists
 from patterndsl.runtime.function import Run
 from patterndsl.runtime.scratch import Scratch
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import Bound
 
-aten: Any = torch.ops.aten
-
 BLOCK_PAIRS = 1 << 20
 """Pairs of the routes that are attended together: with fewer, what it takes to call PyTorch shows; with more, scores
 leave the caches."""
-FEWEST_ROWS = 64
-"""Of a step of the gradients: products of fewer rows take longer than is saved."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """Routes made ready. name: of the input that lists their members. by_rank: a mask of their pairs where members
-    ascend and order is all that is asked; then steps are those of its blocks."""
+    """Routes made ready. name: of the input that lists their members. lag: see `chunk.lag_of`; where there is one, and
+    members ascend, they attend as `in_order` says."""
 
     heads: frozenset[int]
     name: str
     lists: Lists
     rest: Relation
     lag: int | None
-    by_rank: Tensor | None
-    steps: tuple[tuple[slice, slice], ...]
+    in_order: Ranked | None
     draws: Mapping[Random, Tensor]
 
 
 class _Part(NamedTuple):
     """Some routes of a head: order: their members [routes * width], any for none. lse: of their rows, to write or to
-    read. lag: the least distance in order from a member to a key of it, where members ascend and that is all that is
-    asked."""
+    read. pairs: which count."""
 
-    block: Block
-    places: Places
     order: Tensor
     lse: Tensor
-    lag: int | None
+    pairs: Ranked | tuple[Block, Places]
 
 
 @dataclass(slots=True, eq=False)
@@ -93,18 +76,15 @@ class _Call:
             data = DeviceData(facets, item.draws)
             some = max(1, BLOCK_PAIRS // width**2) * width
             for members, of_rows in zip(torch.split(table, some), torch.split(lse, some), strict=True):
-                number = len(members) // width
-                if item.lag is not None and not self.has_none[item.name]:  # they ascend: see `each_once`
-                    block = Block(number, 0, width, 0, width, item.by_rank, True, item.steps)
-                    places = Places(members, None, EVERYTHING, None, members, data)
-                    yield _Part(block, places, members, of_rows, item.lag)
+                if item.in_order is not None and not self.has_none[item.name]:  # they ascend: see `each_once`
+                    yield _Part(members, of_rows, item.in_order)
                     continue
-                block = Block(number, 0, width, 0, width, None, True)
+                block = Block(len(members) // width, 0, width, 0, width, None, True)
                 missing = members < 0 if self.has_none[item.name] else None
                 order = members if missing is None else members.clamp(min=0)
                 positions = order if item.lag is None else order.to(dtype)
                 places = Places(order, None, item.rest, item.lag, positions, data, missing)
-                yield _Part(block, places, order, of_rows, None)
+                yield _Part(order, of_rows, (block, places))
 
 
 class Routed:
@@ -137,11 +117,11 @@ class Routed:
         for row, head in heads_of(query):
             tensors = query[row, head], key[row, head // kv_group], value[row, head // kv_group]
             for part in call.parts(self.ready, row, head, dtype):
-                lag, order, result = part.lag, part.order, made("out", len(part.order), value.shape[3])
-                if lag is not None and lag < part.block.q_len:
-                    order, result = _by_flash(part, lag, tensors, call.scale, made)
+                if isinstance(part.pairs, Ranked):
+                    order, result = by_rank.attend(part.pairs, part.order, tensors, call.scale, made, part.lse)
                 else:
-                    attend(part.block, part.places, tensors, call.scale, made, (result, part.lse))
+                    order, result = part.order, made("out", len(part.order), value.shape[3])
+                    attend(*part.pairs, tensors, call.scale, made, (result, part.lse))
                 out[row, head].index_add_(0, order, result)
                 count[row, head].index_add_(0, part.order, (part.lse > -torch.inf).to(dtype))
             out[row, head].div_(count[row, head].clamp(min=1)[:, None])
@@ -162,40 +142,43 @@ class Routed:
             self._results(call, query, key, value)
         query, key, value, grad_out = map(with_unit_stride, (query, key, value, grad_out))
         kv_group, made = query.shape[1] // key.shape[1], Scratch(log_count.dtype, query.device)
-        found = tuple(torch.zeros(x.shape, dtype=log_count.dtype) for x in (query, key, value))
+        grads = tuple(torch.zeros(x.shape, dtype=log_count.dtype) for x in (query, key, value))
         for row, head in heads_of(query):
             of_key = head // kv_group
             tensors = query[row, head], key[row, of_key], value[row, of_key]
-            totals = [x[row, at] for x, at in zip(found, (head, of_key, of_key), strict=True)]
-            grad = made("averaged", *grad_out.shape[2:])
-            torch.div(grad_out[row, head], log_count[row, head].exp().clamp_(min=1)[:, None], out=grad)
+            totals = [x[row, at] for x, at in zip(grads, (head, of_key, of_key), strict=True)]
+            of_sum, count = grad_out[row, head], log_count[row, head].exp().clamp_(min=1)
+            of_mean: Tensor | None = None
             for part in call.parts(self.ready, row, head, log_count.dtype):
-                of_query = made("of query", len(part.order), query.shape[3])
-                results = grad, power_of(part.lse)[:, None], None
-                of_key_and_value = differentiate(part.block, part.places, tensors, results, call.scale, made, of_query)
-                for total, some in zip(totals, (of_query, *of_key_and_value), strict=True):
-                    total.index_add_(0, part.order, some.view(len(part.order), -1))
+                lse = power_of(part.lse)
+                if isinstance(part.pairs, Ranked):
+                    order, found = by_rank.differentiate(
+                        part.pairs, part.order, tensors, (of_sum, count, lse), call.scale, made
+                    )
+                else:
+                    if of_mean is None:
+                        of_mean = torch.div(of_sum, count[:, None], out=made("of mean", *of_sum.shape))
+                    order, found = _differentiated(part, part.pairs, tensors, (of_mean, lse), call.scale, made)
+                for total, some in zip(totals, found, strict=True):
+                    total.index_add_(0, order, some)
         grad_query, grad_key, grad_value = (
-            x.to(like.dtype) for x, like in zip(found, (query, key, value), strict=True)
+            x.to(like.dtype) for x, like in zip(grads, (query, key, value), strict=True)
         )
         return grad_query, grad_key, grad_value
 
 
-def _by_flash(
-    part: _Part, lag: int, tensors: tuple[Tensor, Tensor, Tensor], scale: float, made: Scratch
-) -> tuple[Tensor, Tensor]:
-    """Where results belong [rows], and they [rows, D], of members that ascend; their lse is written. By PyTorch's flash
-    kernel, whose scores stay in a core's caches: routes are its batch. Where members do not attend themselves, it goes
-    without the first query and the last key of each, so that its causality is theirs."""
-    q, k, v = (x.unsqueeze(1) for x in taken(part.block, part.places, tensors, made))
-    last = part.block.kv_len - lag
-    found, found_lse = aten._scaled_dot_product_flash_attention_for_cpu(
-        q[:, :, lag:], k[:, :, :last], v[:, :, :last], 0.0, True, scale=scale
-    )
-    lse = part.block.of_queries(part.lse)
-    lse[:, :lag] = -torch.inf
-    lse[:, lag:] = found_lse[:, 0]
-    return part.block.of_queries(part.order)[:, lag:].flatten(), found.flatten(0, 2)
+def _differentiated(
+    part: _Part,
+    pairs: tuple[Block, Places],
+    tensors: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor],
+    scale: float,
+    made: Scratch,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Where gradients belong, and those of query, key and value, [routes * width, D]."""
+    of_query = made("of query", len(part.order), tensors[0].shape[1])
+    of_key, of_value = differentiate(*pairs, tensors, (results[0], results[1][:, None], None), scale, made, of_query)
+    return part.order, (of_query, of_key.flatten(0, 1), of_value.flatten(0, 1))
 
 
 def _ready(hull: Hull, bound: Bound) -> _Ready:
@@ -203,13 +186,5 @@ def _ready(hull: Hull, bound: Bound) -> _Ready:
     rest, width = hull.said[0].rest, hull.lists.width
     name = next(shape.name for shape in bound.inputs if shape.names == hull.lists.names)
     draws, lag = draws_of(rest, 1, torch.device("cpu")), lag_of(rest)
-    by_rank = None if lag is None else torch.full((width, width), -torch.inf).triu_(1 - lag)
-    return _Ready(frozenset(hull.heads), name, hull.lists, rest, lag, by_rank, _steps(width), draws)
-
-
-def _steps(width: int) -> tuple[tuple[slice, slice], ...]:
-    """The first half of a long route's rows goes alone, without the other half's keys, which come after all of them."""
-    half = width // 2
-    if half < FEWEST_ROWS:
-        return (WHOLE,)
-    return (slice(half, width), slice(width)), (slice(half), slice(half))
+    in_order = None if lag is None else by_rank.ranked(width, lag)
+    return _Ready(frozenset(hull.heads), name, hull.lists, rest, lag, in_order, draws)
