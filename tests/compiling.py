@@ -1,20 +1,24 @@
 """Compiles kernels for a GPU where there is none: Triton's interpreter runs what its compiler would refuse.
 
 Where this driver is active, a launch compiles its kernel down to the machine code of compute capability 9.0, asks
-whether it fits into shared memory, and ends there.
+whether it fits into shared memory, and ends there. LLVM does not optimise what will never run; how much memory is
+shared is decided before it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
 
 SHARED_BYTES = 232_448
 """What a block of threads can have on Hopper."""
+UNOPTIMISED = dict.fromkeys(("DISABLE_LLVM_OPT", "TRITON_DISABLE_LINE_INFO"), "1")
 
 
 class _Utilities:
@@ -56,6 +60,7 @@ def compiling() -> Iterator[Compiler]:
     former, compiler = driver._active, Compiler()
     driver.set_active(compiler)
     try:
-        yield compiler
+        with mock.patch.dict(os.environ, UNOPTIMISED):
+            yield compiler
     finally:
         driver._active = former

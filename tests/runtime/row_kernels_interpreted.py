@@ -10,7 +10,9 @@ from torch import Tensor
 from patterndsl.runtime.fused import share_of_gradient
 from patterndsl.runtime.merge import merge_, unmerge_
 from patterndsl.runtime.row_kernels import add_rows, merge_rows, share_rows
+from tests.hastening import hasten
 
+hasten()
 torch.manual_seed(0)
 
 

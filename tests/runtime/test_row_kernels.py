@@ -21,7 +21,7 @@ def test_in_the_interpreter() -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={"TRITON_INTERPRET": "1", "PATH": "", "OMP_NUM_THREADS": "1"},
+        env={"TRITON_INTERPRET": "1", "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])},
         cwd=SCRIPT.parents[2],
     )
     assert run.returncode == 0, run.stderr

@@ -11,7 +11,9 @@ from patterndsl.score import fused, fused_logs
 from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention
 from patterndsl.score.state import State
+from tests.hastening import hasten
 
+hasten()
 DECAY = (0.7, 0.999)
 
 
