@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from patterndsl.ir.meaning import Point
+from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.learned import Learned
+from patterndsl.runtime.program import Program
 from patterndsl.runtime.projected import tensors_of
 from patterndsl.runtime.scored import Met, ReadByBias, as_table, scores_of, tables_read
 from patterndsl.runtime.scored_term import ScoredTerm
@@ -25,8 +27,6 @@ from patterndsl.score.features import elementwise
 from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
-    from patterndsl.runtime.composed import CompositeProgram
-    from patterndsl.runtime.program import Program
     from patterndsl.terms import Branch, Term
 
 

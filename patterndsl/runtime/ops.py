@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,10 +20,7 @@ from patterndsl.diagnostics import input_error
 from patterndsl.runtime import flex
 from patterndsl.runtime.arguments import checked_scale, with_positive_scale
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.function import Run, attended
-
-if TYPE_CHECKING:
-    from patterndsl.runtime.program import Program
+from patterndsl.runtime.function import Attends, Run, attended
 
 MAX_KEPT = 64
 
@@ -36,7 +33,29 @@ class Call(NamedTuple):
     n: int = -1
 
 
-Find: TypeAlias = Callable[[str, Tensor, Tensor, Call], "Program"]
+class Callee(Attends, Protocol):
+    """What is asked of a program by graphs."""
+
+    def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
+        """The inputs of a call, checked, with what is found."""
+        ...
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        inputs: Inputs | None,
+        scale: float | None,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output and lse, eagerly; lse may be None where it is not wanted."""
+        ...
+
+
+Find: TypeAlias = Callable[[str, Tensor, Tensor, Call], Callee]
 
 finders: dict[str, Find] = {}
 """By the kind of an address, the part before the first colon, what finds the program of the rest."""
@@ -72,10 +91,10 @@ class Living(Generic[T]):
         return program
 
 
-_programs: Living[Program] = Living()
+_programs: Living[Callee] = Living()
 
 
-def register(program: Program) -> str:
+def register(program: Callee) -> str:
     """The address of a program."""
     return f"program:{_programs.add(program)}"
 
@@ -114,7 +133,7 @@ _backward_schema = (
 )
 
 
-def _program(address: str, query: Tensor, key: Tensor, call: Call) -> Program:
+def _program(address: str, query: Tensor, key: Tensor, call: Call) -> Callee:
     kind, _, rest = address.partition(":")
     return finders[kind](rest, query, key, call)
 
@@ -172,7 +191,7 @@ def attend_backward(
 
 
 def _gradients(
-    program: Program,
+    program: Callee,
     tensors: tuple[Tensor, Tensor, Tensor],
     inputs: Inputs | None,
     scale: float | None,

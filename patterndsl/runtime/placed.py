@@ -25,7 +25,8 @@ from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
 from patterndsl.runtime.data import DeviceData, Inputs, data_of, device_data, place_of
 from patterndsl.runtime.function import Recorded
-from patterndsl.runtime.parts import Chosen, assembled, merged
+from patterndsl.runtime.heads import Chosen, assembled
+from patterndsl.runtime.joined import merged
 from patterndsl.runtime.routes import Routes
 from patterndsl.runtime.told import list_teller, read_in, teller, told
 from patterndsl.sema.bind import Bound

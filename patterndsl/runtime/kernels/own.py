@@ -1,4 +1,4 @@
-"""How does a query without keys attend its own? In place, behind all else; the plain twin is `parts.or_own_key`."""
+"""How does a query without keys attend its own? In place, behind all else; the plain twin is `joined.or_own_key`."""
 
 from __future__ import annotations
 
