@@ -15,9 +15,8 @@ from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
 from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
-from patterndsl.runtime.kernels.launch import (
-    CHUNK,
-    TWO_WARPS,
+from patterndsl.runtime.kernels.launch import CHUNK, TWO_WARPS
+from patterndsl.runtime.kernels.memory import (
     as_laid_out,
     numbers_beside,
     padded_widths,

@@ -11,7 +11,7 @@ from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked
 from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.decode import decode_kernel, merge_splits_kernel
-from patterndsl.runtime.kernels.launch import padded_widths, precision_of, strides_of
+from patterndsl.runtime.kernels.memory import padded_widths, precision_of, strides_of
 
 PROGRAMS = 528
 """Places are split until there are so many programs at most: four for each processor of a large GPU, which has room for
