@@ -32,8 +32,9 @@ from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.contest import Contest, Contestant, Limits, Variant, contest
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
+from patterndsl.runtime.rival import expected_seconds, four_dimensional, looks_causal, own_dense
 from patterndsl.runtime.tensors import Attend, Tensors
-from patterndsl.runtime.trial import attend_of, expected_seconds, four_dimensional, looks_causal, own_dense
+from patterndsl.runtime.trial import attend_of
 from patterndsl.sema.bind import Bound, HeadGroup
 
 FLEX_BLOCKS = (128, 64)

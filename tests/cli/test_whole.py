@@ -37,7 +37,7 @@ GIVEN = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(rival, "TIMING_SECONDS", 0.0)
     monkeypatch.setattr(flex, "compiled_flex", lambda: flex._attend)
     monkeypatch.setattr(bench, "create_block_mask", lambda *_, **__: None)  # timed only
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 0.0)
