@@ -17,19 +17,18 @@ from patterndsl.ir.relation import (
     And,
     Compare,
     Everything,
-    Listed,
     Nothing,
-    Or,
-    Random,
     Relation,
-    children,
+    atoms,
     compare,
     conjunction,
     disjunction,
     indices,
     inputs_read,
     lists_in,
+    looks_nothing_up,
     negation,
+    widened,
 )
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import whole
@@ -249,22 +248,22 @@ def _tiled(bound: Bound, machine: Machine, *, in_call: bool = True) -> tuple[Hul
             said.append(Said(hull_of(term, order), _rest(term, before, order)))
             before.append(term)
         for order, (parts, said) in by_order.items():
-            is_small = (
-                in_call and order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts))
-            )
-            beside = next(iter(listed.items()), None) if len(listed) == 1 else None
-            if is_small and beside is not None and _fits_tiles(beside[0]) and is_told(beside[1]) and len(by_order) == 1:
-                rest = (Said(EVERYTHING, beside[1]),)
-                found.append(Hull(group.heads, None, (), disjunction(parts), rest, lists=beside[0], in_call=True))
-                listed = {}
-                continue
-            if is_small and inputs_read(disjunction(parts)):
-                found.append(Hull(group.heads, None, (), disjunction(parts), tuple(said), in_call=True))
+            union = disjunction(parts)
+            is_small = in_call and order is None and _num_cells(bound.sizes) <= MAX_CELLS and looks_nothing_up(union)
+            if is_small and len(listed) == len(by_order) == 1:
+                ((lists, beside),) = listed.items()
+                if _fits_tiles(lists) and looks_nothing_up(beside):
+                    rest = (Said(EVERYTHING, beside),)
+                    found.append(Hull(group.heads, None, (), union, rest, lists=lists, in_call=True))
+                    listed = {}
+                    continue
+            if is_small and inputs_read(union):
+                found.append(Hull(group.heads, None, (), union, tuple(said), in_call=True))
                 continue
             places = disjunction(term.places for term in said)
             shape = Sparse(_tiles(places, bound), places)
             item = pass_of(Piece(whole(bound.sizes.q_len, bound.sizes.kv_len), shape), group.heads, machine)
-            found.append(Hull(group.heads, order, (item,), disjunction(parts), tuple(said)))
+            found.append(Hull(group.heads, order, (item,), union, tuple(said)))
         found.extend(_listed(listed, before, group.heads, bound))
     return tuple(found)
 
@@ -275,11 +274,6 @@ FEWEST_KEYS = 16
 
 def _fits_tiles(lists: Lists) -> bool:
     return not lists.is_route and max(lists.of, lists.per) >= FEWEST_KEYS
-
-
-def is_told(relation: Relation) -> bool:
-    """Whether intervals tell of it in a call: draws and lists they would have to look up."""
-    return not isinstance(relation, Random | Listed) and all(map(is_told, children(relation)))
 
 
 def _num_cells(sizes: Sizes) -> int:
@@ -348,7 +342,7 @@ def _in_runs(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     for group in bound.groups:
         parts = group.relation.terms if isinstance(group.relation, And) else (group.relation,)
         name = next((name for part in parts if (name := _shared(part)) is not None), None)
-        if name is None or not is_told(group.relation):
+        if name is None or not looks_nothing_up(group.relation):
             return None
         rest = conjunction(part for part in parts if _shared(part) != name)
         passes = inside(rest, name, len(group.heads), bound.sizes, machine)
@@ -373,15 +367,7 @@ def _rest(term: Relation, before: Sequence[Relation], order: str | None) -> Rela
 
 def _is_exact(relation: Relation, order: str | None) -> bool:
     """Whether its hull is no larger than itself."""
-    match relation:
-        case Everything() | Nothing():
-            return True
-        case And(parts) | Or(parts):
-            return all(_is_exact(part, order) for part in parts)
-        case Compare(_, left, right):
-            return _placed(left, order) is not None and _placed(right, order) is not None
-        case _:
-            return order is None and not inputs_read(relation)
+    return all(_by_place(atom, order) is not None for atom in atoms(relation))
 
 
 def _runs_of(relation: Relation, sizes: Sizes) -> tuple[str, Literal["full", "causal"]] | None:
@@ -423,18 +409,19 @@ def _orders(term: Relation, sizes: Sizes) -> list[str | None]:
 
 def hull_of(relation: Relation, order: str | None) -> Relation:
     """A relation without inputs that holds wherever this one does, between positions or places in the order."""
-    match relation:
+    return widened(relation, lambda atom: _by_place(atom, order))
+
+
+def _by_place(atom: Relation, order: str | None) -> Relation | None:
+    """The same of places in the order; None where it says anything else."""
+    match atom:
         case Everything() | Nothing():
-            return relation
-        case And(parts):
-            return conjunction(hull_of(part, order) for part in parts)
-        case Or(parts):
-            return disjunction(hull_of(part, order) for part in parts)
+            return atom
         case Compare(op, left, right):
             sides = _placed(left, order), _placed(right, order)
-            return EVERYTHING if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
+            return None if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
         case _:
-            return EVERYTHING if order is not None or inputs_read(relation) else relation
+            return None if order is not None or inputs_read(atom) else atom
 
 
 def _placed(index: Index, order: str | None) -> Index | None:
@@ -458,7 +445,6 @@ __all__ = [
     "hull_of",
     "hulls",
     "hulls_of_summands",
-    "is_told",
     "num_listed",
     "ordered_hulls",
     "slot_hulls",

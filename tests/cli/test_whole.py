@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 import patterndsl
 from patterndsl.cli import main
-from patterndsl.runtime import bench, contest, flex, trial
+from patterndsl.runtime import bench, contest, flex, rival, trial
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPECS = [spec for folder in ("sources", "roles", "selected", "learned") for spec in (EXAMPLES / folder).glob("*.yaml")]
