@@ -42,9 +42,10 @@ def unmerge_(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> No
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """What all passes gave together, and its gradient: out, grad_out [B, H, Tq, D], lse, grad_lse [B, H, Tq].
+    """What all passes gave together, and its gradient: out, grad_out [B, H, Tq, Dv], lse [B, H, Tq].
 
-    lse: +inf where a row is empty, so that its weights are 0; grad_lse is None where nobody asks for it.
+    lse: +inf where a row is empty, so that its weights are 0. A gradient of lse stands in further channels, see
+    `with_lse_gradient`.
     """
 
     out: Tensor
