@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What results are computed in, and their lse is left in: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over the disjoint union of two key sets, from attention over each.
 
