@@ -54,6 +54,10 @@ def forward(
     )  # fmt: skip
 
 
+def _check_ring(blocks: Pipeline) -> None:
+    assert blocks.ring >= hopper_backward.LEAST_RING, "a smaller ring would wait for itself"
+
+
 def _dealt(
     work: Work, rows: int, blocks: Pipeline, device: torch.device
 ) -> tuple[tuple[int, int, int], Tensor, Tensor]:
@@ -84,6 +88,7 @@ def gradient_of_queries(
     adds: bool,
 ) -> None:
     """Of whole lists into grad_query, of parts of lists into their slots."""
+    _check_ring(blocks)
     q_len, dim = query.shape[2:]
     q, o, do, dq, k, v = _described((query, out, grad_out, grad_query), (key, value), blocks)
     asked = asked.of_rests(work.rests)
@@ -124,6 +129,7 @@ def gradients_of_keys(
     adds: bool,
 ) -> None:
     """The same of transposed lists, into grad_key and grad_value."""
+    _check_ring(blocks)
     q_len, dim = query.shape[2:]
     k, v, dk, dv, q, do = _described((key, value, grad_key, grad_value), (query, grad_out), blocks)
     asked = asked.of_rests(work.rests)
