@@ -81,15 +81,19 @@ class Chosen:
     def rows(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B * heads, 1, T, D] each: heads as batch rows."""
         query, key, value = self.take(query, key, value)
-        again = query.shape[1] // key.shape[1]
-        if again > 1:
-            key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
+        key, value = (for_each_query_head(x, query.shape[1]) for x in (key, value))
         q, k, v = (x.flatten(0, 1).unsqueeze(1) for x in (query, key, value))
         return q, k, v
 
     def unfold(self, x: Tensor, batch: int) -> Tensor:
         """[B, heads, ...] of [B * heads, 1, ...]."""
         return x.reshape(batch, len(self.heads), *x.shape[2:])
+
+
+def for_each_query_head(x: Tensor, num_heads: int) -> Tensor:
+    """Keys or values [B, Hkv, T, D] with a copy for each query head that shares a key head, [B, num_heads, T, D];
+    as they are where none do."""
+    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def assembled(parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:

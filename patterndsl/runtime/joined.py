@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patterndsl.runtime.heads import for_each_query_head
+
 
 def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Output and lse of the sum of several parts' keys; differentiable, also where rows are empty.
@@ -37,9 +39,7 @@ def or_own_key(
 ) -> tuple[Tensor, Tensor | None]:
     """`otherwise` where the other pattern is `q == k`: its output is the value itself, so nothing is attended."""
     out, lse = main
-    again = query.shape[1] // key.shape[1]
-    if again > 1:
-        key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
+    key, value = (for_each_query_head(x, query.shape[1]) for x in (key, value))
     empty = lse == -torch.inf
     out = torch.where(empty[..., None], value, out)
     if not want_lse:

@@ -20,7 +20,7 @@ from patterndsl.lower.lists import apart, listed_relation
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import Attends, attended
-from patterndsl.runtime.heads import Chosen, assembled, folded, only_heads, rows_of
+from patterndsl.runtime.heads import Chosen, assembled, folded, for_each_query_head, only_heads, rows_of
 from patterndsl.runtime.joined import merged, or_own_key, otherwise
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
@@ -158,10 +158,9 @@ class Parts:
         """Output and lse of all parts of some heads; of a mean the lse is the log of how many parts have keys."""
         is_mean, results = self.bound.merge == "mean", list[tuple[Tensor, Tensor]]()
         query, key, value = tensors
-        again = query.shape[1] // key.shape[1]
         for part in parts:
             if isinstance(part, Routes):
-                k, v = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+                k, v = (for_each_query_head(x, query.shape[1]) for x in (key, value))
                 results.append((part.totals if is_mean else part.results)(query, k, v, given, scale))
                 continue
             out, lse = _run(part, tensors, read_by(part.bound, given), scale, train)

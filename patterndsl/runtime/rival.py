@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import Compare, Everything
 from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.heads import for_each_query_head
 from patterndsl.runtime.measure import timed
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.tensors import Tensors
@@ -75,14 +76,7 @@ def dense_rival(
     It is first timed on a small part; where that says more than limit_seconds for a call it is not run.
     """
     label, note, options = _dense_options(program, inputs)
-    tensors = tensors.alone()
-    kv_group = tensors.query.shape[1] // tensors.key.shape[1]
-    if kv_group > 1:  # outside the clock: the kernels for equal heads are the fast ones
-        tensors = replace(
-            tensors,
-            key=tensors.key.repeat_interleave(kv_group, dim=1),
-            value=tensors.value.repeat_interleave(kv_group, dim=1),
-        )
+    tensors = with_equal_heads(tensors)  # outside the clock
     device = tensors.query.device
     expected = expected_seconds(tensors, options, backward)
     if expected > limit_seconds:
@@ -119,6 +113,12 @@ def _dense_options(
         if square and looks_causal(program, inputs):
             return "dense SDPA, causal", note, {"is_causal": True}
         return "dense SDPA, all pairs", note, {}
+
+
+def with_equal_heads(tensors: Tensors) -> Tensors:
+    """As many key heads as query heads, and nothing beside: the kernels for those are the fast ones."""
+    key, value = (for_each_query_head(x, tensors.query.shape[1]) for x in (tensors.key, tensors.value))
+    return Tensors(tensors.query, key, value)
 
 
 def own_dense(program: CompositeProgram) -> tuple[str, str | None, dict[str, Any]]:
