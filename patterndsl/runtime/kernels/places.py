@@ -33,14 +33,17 @@ class Sides(NamedTuple):
 
     @property
     def orders(self) -> tuple[Tensor, Tensor]:
+        """Of queries and of keys."""
         return self.query.order, self.key.order
 
     @property
     def strides(self) -> tuple[int, int, int, int]:
+        """Of batch rows and heads of the order of queries, then of that of keys."""
         return *self.query.strides, *self.key.strides
 
     @property
     def numbers(self) -> tuple[int, int]:
+        """How many places queries have, and keys."""
         return self.query.number, self.key.number
 
 
