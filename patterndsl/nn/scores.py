@@ -36,7 +36,7 @@ class Table(nn.Module):
                 self.u, self.v = (nn.Parameter(torch.zeros(heads, head_dim)) for _ in range(2))
 
     def forward(self) -> Scalars | Vectors | Sinusoids:
-        """What a bias looks up: weights [H, size]; of vectors [H, size, D]; of sinusoids [H, D, dim], u and v [H, D]."""
+        """What a bias looks up: [H, size]; of vectors [H, size, D]; of sinusoids [H, D, dim] with u and v [H, D]."""
         match self.kind:
             case "scalars":
                 return Scalars(self.weight)
