@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
 from patterndsl.runtime import flex
+from patterndsl.runtime.measure import machine_name
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, HEAD_DIM = 4, 64
@@ -93,8 +93,13 @@ def main() -> None:
         found[name] = measured(text, arguments.n, arguments.repeats)
         shown = ", ".join(f"{what} {value:.3f}" for what, value in found[name].items() if isinstance(value, float))
         print(f"{name}: {shown}", flush=True)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    where = {"machine": machine, "torch": torch.__version__, "n": arguments.n, "heads": HEADS, "head_dim": HEAD_DIM}
+    where = {
+        "machine": machine_name(torch.device("cpu")),
+        "torch": torch.__version__,
+        "n": arguments.n,
+        "heads": HEADS,
+        "head_dim": HEAD_DIM,
+    }
     (RESULTS / "by_inputs_cpu.json").write_text(json.dumps({**where, "seconds": found}, indent=2) + "\n")
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
 from patterndsl.runtime.flex import compiled_flex, flex
+from patterndsl.runtime.measure import machine_name
 
 ROOT = Path(__file__).parents[1]
 MOST_PAIRS = 1 << 31
@@ -116,8 +116,7 @@ def main() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(shape, device=device, dtype=dtype, requires_grad=arguments.train) for _ in range(3)]
     grad = torch.randn(shape, device=device, dtype=dtype)
-    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    where = {"device": machine, "torch": torch.__version__, "shape": shape, "dtype": str(dtype)}
+    where = {"device": machine_name(device), "torch": torch.__version__, "shape": shape, "dtype": str(dtype)}
     what = "_train" if arguments.train else ""
     out = arguments.out or ROOT / "benchmarks" / "results" / f"examples_{device.type}{what}.json"
     found = json.loads(out.read_text())["milliseconds"] if arguments.only and out.is_file() else {}

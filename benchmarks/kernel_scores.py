@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from patterndsl.runtime.measure import cores_of_others, timed, usage
+from patterndsl.runtime.measure import cores_of_others, machine_name, timed, usage, versions_of
 from patterndsl.score import causal as causal_module
 from patterndsl.score import linear as linear_module
 from patterndsl.score.features import directions, elu_features, favor_exponents
@@ -178,16 +176,6 @@ def measured_rows(n: int, causal: bool, repeats: int, limit: int, chunks: bool) 
     return row
 
 
-def versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, nargs="*", default=[2048, 8192])
@@ -202,8 +190,8 @@ def main() -> None:
             rows.append(measured_rows(n, causal, arguments.repeats, arguments.limit, n == arguments.n[0]))
             print(rows[-1], flush=True)
     found = {
-        "device": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions(),
+        "device": machine_name(torch.device("cpu")),
+        "versions": versions_of(*LIBRARIES),
         "heads": HEADS,
         "head_dim": DIM,
         "favor features": FEATURES,

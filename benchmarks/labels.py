@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl.learn.unit import unit
-from patterndsl.runtime.turns import first_line, in_turns
+from patterndsl.runtime.measure import machine_name, versions_of
+from patterndsl.runtime.turns import calls_that_run, in_turns
 
 ROOT = Path(__file__).parents[1]
 CHUNK, DIM = 64, 64
@@ -107,6 +107,11 @@ def call_of(run: Callable[[Tensor, Tensor], Tensor], tensors: Sequence[Tensor], 
     return call
 
 
+def calls_of(make: Callable[..., Any], sizes: Sequence[Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
+    run = make(*sizes)
+    return {mode: call_of(run, tensors, backward) for mode, backward in MODES.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -118,21 +123,10 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     heads = 16 if device.type == "cuda" else 4
-    where = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    versions = {"torch": torch.__version__}
-    for package in ("reformer-pytorch", "transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     rows = list[dict[str, Any]]()
     report = {
-        "device": where,
-        "versions": versions,
+        "device": machine_name(device),
+        "versions": versions_of("reformer-pytorch", "transformers"),
         "heads": heads,
         "head_dim": DIM,
         "dtype": arguments.dtype,
@@ -144,20 +138,14 @@ def main() -> None:
             torch.manual_seed(0)
             shape = (1, heads, n, DIM)
             tensors = [torch.randn(shape, device=device, dtype=getattr(torch, arguments.dtype)) for _ in range(2)]
-            row: dict[str, Any] = {"n": n, "rounds": rounds}
-            calls = dict[tuple[str, str], Callable[[], object]]()
-            for name, make in CONTESTANTS.items():
-                try:
-                    run = make(n, heads, rounds, device)
-                    found = {(name, mode): call_of(run, tensors, backward) for mode, backward in MODES.items()}
-                    for call in found.values():
-                        call()
-                    calls |= found
-                except (ImportError, RuntimeError) as failed:
-                    row[name] = first_line(failed)
-            row |= in_turns(calls, device, arguments.repeats)
-            rows.append(row)
-            print(row, flush=True)
+            calls, failures = calls_that_run(
+                {
+                    name: partial(calls_of, make, (n, heads, rounds, device), tensors)
+                    for name, make in CONTESTANTS.items()
+                }
+            )
+            rows.append({"n": n, "rounds": rounds, **failures, **in_turns(calls, device, arguments.repeats)})
+            print(rows[-1], flush=True)
             path.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
+from patterndsl.runtime.measure import machine_name
 from patterndsl.runtime.program import Program
 
 RESULTS = Path(__file__).parent / "results"
@@ -171,8 +171,14 @@ def main() -> None:
         found.append(
             {"pattern": name, "text": text, "planning_s": planning, "peers": peers, "chosen": chosen, "plans": plans}
         )
-    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    where = {"device": machine, "torch": torch.__version__, "n": n, "heads": heads, "head_dim": 64, "dtype": str(dtype)}
+    where = {
+        "device": machine_name(device),
+        "torch": torch.__version__,
+        "n": n,
+        "heads": heads,
+        "head_dim": 64,
+        "dtype": str(dtype),
+    }
     path = arguments.out or RESULTS / f"plans_{device.type}.json"
     path.write_text(json.dumps({**where, "patterns": found}, indent=2) + "\n")
 

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,8 +32,8 @@ from torch import Tensor
 import patterndsl
 from patterndsl.learn.kmeans import KMeans
 from patterndsl.learn.unit import unit
-from patterndsl.runtime.measure import cores_of_others, usage
-from patterndsl.runtime.turns import first_line, in_turns
+from patterndsl.runtime.measure import cores_of_others, machine_name, usage, versions_of
+from patterndsl.runtime.turns import calls_that_run, in_turns
 
 ROOT = Path(__file__).parents[1]
 DIM, COMMITMENT = 64, 1e-4
@@ -157,20 +156,16 @@ def measured_row(sizes: Sizes, repeats: int) -> dict[str, Any]:
         torch.randn(shape, device=sizes.device, dtype=sizes.dtype),
     )
     row: dict[str, Any] = {"n": sizes.n, "window": sizes.window, "clusters": sizes.clusters}
-    calls = dict[tuple[str, str], Callable[[], object]]()
     before = usage()
-    for name, make in CONTESTANTS.items():
-        try:
-            if name == "routing-transformer":
-                row["largest difference"] = largest_difference(sizes, *tensors)
-            run = make(sizes)
-            found = {(name, mode): call_of(run, tensors, backward) for mode, backward in MODES.items()}
-            for call in found.values():
-                call()
-            calls |= found
-        except (ImportError, RuntimeError) as failed:
-            row[name] = first_line(failed)
-    row |= in_turns(calls, sizes.device, repeats)
+
+    def calls_of(name: str) -> dict[str, Callable[[], object]]:
+        if name == "routing-transformer":
+            row["largest difference"] = largest_difference(sizes, *tensors)
+        run = CONTESTANTS[name](sizes)
+        return {mode: call_of(run, tensors, backward) for mode, backward in MODES.items()}
+
+    calls, failures = calls_that_run({name: partial(calls_of, name) for name in CONTESTANTS})
+    row |= failures | in_turns(calls, sizes.device, repeats)
     if "routing-transformer" not in row:
         for name in ("ours", "ours, itself last"):
             for what in (f"{mode} {unit}" for mode in MODES for unit in ("ms", "bytes")):
@@ -191,20 +186,10 @@ def main() -> None:
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     heads = 16 if device.type == "cuda" else 4
-    where = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    versions = {"torch": torch.__version__}
-    try:
-        versions["routing-transformer"] = version("routing-transformer")
-    except PackageNotFoundError:
-        versions["routing-transformer"] = "not installed"
     rows = list[dict[str, Any]]()
     found = {
-        "device": where,
-        "versions": versions,
+        "device": machine_name(device),
+        "versions": versions_of("routing-transformer"),
         "heads": heads,
         "head_dim": DIM,
         "dtype": arguments.dtype,

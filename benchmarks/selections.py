@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 import patterndsl
+from patterndsl.runtime.measure import machine_name, versions_of
 from patterndsl.runtime.turns import first_line, in_turns
 
 ROOT = Path(__file__).parents[1]
@@ -181,11 +181,9 @@ def main() -> None:
             row |= in_turns(calls, device, arguments.repeats)
             rows.append(row)
             print(row, flush=True)
-    is_gpu = device.type == "cuda"
-    where = torch.cuda.get_device_name() if is_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     report = {
-        "device": where,
-        "versions": {"torch": torch.__version__},
+        "device": machine_name(device),
+        "versions": versions_of(),
         "heads": heads,
         "head_dim": DIM,
         "dtype": arguments.dtype,

@@ -19,7 +19,7 @@ from patterndsl.diagnostics import error, input_error
 from patterndsl.functional import as_pattern
 from patterndsl.ir.relation import Random, Relation
 from patterndsl.pattern import Pattern
-from patterndsl.runtime.arguments import DTYPES, checked_device, checked_scale
+from patterndsl.runtime.arguments import DTYPES, checked_device, checked_scale, with_positive_scale
 from patterndsl.runtime.data import DeviceData, Inputs, facets_of
 from patterndsl.runtime.decoding import gathered
 from patterndsl.runtime.decoding.gathered import Newest
@@ -219,7 +219,7 @@ class Cache:
             raise input_error(
                 "E503", message, "make the cache with max_queries=, or attend for a whole prompt by attention()"
             )
-        scale = checked_scale(scale, self.head_dim)
+        query, scale = with_positive_scale(query, checked_scale(scale, self.head_dim))
         parts = self._parts if query.numel() else ()
         group = self.heads // self.kv_heads
         found = [

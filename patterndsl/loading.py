@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Never, cast
 
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import Diagnostic, InputError, PatternError, Source, error, input_error
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from patterndsl.runtime.program import Program
 
 
-def load(path: str | PathLike[str], **others: object) -> Pattern:
-    """The pattern of a YAML spec file. Raises PatternError with everything that is wrong with it, and InputError (E401)
-    where it is given more than a path: parameters take values in `with_params`."""
+def load(path: str | PathLike[str], **others: Never) -> Pattern:
+    """The pattern of a YAML spec file. It takes nothing else, as type checkers say too.
+
+    Raises PatternError with everything that is wrong with the file, and InputError (E401) where it is given more than a
+    path: parameters take values in `with_params`.
+    """
     _check_path("load", path)
     if others:
         raise _no_values(path, others)

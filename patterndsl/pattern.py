@@ -399,6 +399,7 @@ def _with_params(pattern: Pattern, values: Mapping[str, ParamValue | str]) -> Pa
 
 
 def value_tree(name: str, value: ParamValue | str, found: list[Diagnostic]) -> ast.Expr | tuple[ast.Expr, ...]:
+    """A parameter's value as expressions, a list's one by one; Broken where it was reported in `found` (E402, E407)."""
     number, listed = integer(value), integers(value)
     if number is not None:
         value = number
@@ -428,6 +429,7 @@ def _tree(name: str, text: str, found: list[Diagnostic]) -> ast.Expr:
 
 
 def place_of(what: str) -> SourceRange:
+    """Where a mistake in an argument is pointed at: the argument itself, as it stands in no file."""
     return SourceRange(Source("<arguments>", what), 0, len(what))
 
 

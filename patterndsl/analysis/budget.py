@@ -39,9 +39,3 @@ def check_time() -> None:
     end = _end.get()
     if end is not None and time.monotonic() > end[0]:
         raise GaveUpError(f"gave up after {end[1]:g} s")
-
-
-def is_over() -> bool:
-    """Whether it is."""
-    end = _end.get()
-    return end is not None and time.monotonic() > end[0]

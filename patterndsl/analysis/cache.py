@@ -158,11 +158,6 @@ def merged(plans: Sequence[CachePlan]) -> CachePlan:
     return _plan(heads, last_use, first.q_start, first.q_stop)
 
 
-def bytes_per_token(num_kv_heads: int, head_dim: int, itemsize: int) -> int:
-    """Bytes of one slot of one layer: a key and a value of each key head. Exact."""
-    return 2 * num_kv_heads * head_dim * itemsize
-
-
 def _not_decodable(group: HeadGroup, ahead: Relation, sizes: Sizes, lookup: Lookup, early: Integers) -> NotDecodable:
     q = int(early[early >= 0].min())
     late = last_query(ahead, sizes, lookup, np.flatnonzero(early >= 0))

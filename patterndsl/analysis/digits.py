@@ -66,7 +66,6 @@ class Affine:
     q_digits: tuple[str, ...]
     k_digits: tuple[str, ...]
     flags: tuple[str, ...]
-    unknowns: tuple[Relation, ...]
     params: tuple[str, ...]
     defined: tuple[Split | Named, ...]
     values: Mapping[str, Polynomial]
@@ -164,7 +163,6 @@ class _Writer(Values):
             q_digits,
             k_digits,
             flags,
-            tuple(self.flags),
             params,
             (*self.named.values(), *self.splits),
             {name: self.expand(symbol(name)) for name in ("q", "k", *sorted(self.symbols()))},

@@ -5,66 +5,38 @@ What is shown of a larger relation, that none of its pairs looks ahead, holds of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TypeAlias
 
 from patterndsl.analysis.budget import GaveUpError
 from patterndsl.analysis.digits import affine
 from patterndsl.analysis.pairs import LENGTHS
 from patterndsl.analysis.radix import NotAffineError
-from patterndsl.ir.relation import (
-    EVERYTHING,
-    NOTHING,
-    And,
-    Compare,
-    Everything,
-    Not,
-    Nothing,
-    Or,
-    Relation,
-    conjunction,
-    disjunction,
-    negation,
-)
-
-Test: TypeAlias = Callable[[Relation], bool]
+from patterndsl.ir.relation import Compare, Known, Relation, narrowed, widened
 
 
 def enclosing(relation: Relation, given: Sequence[Relation], hints: Mapping[str, int]) -> Relation:
     """A relation that holds every pair of this one: A & B is within A. Comparisons that are not affine are taken for
     true, under a negation for false."""
-    return _bound(relation, EVERYTHING, _affine_test(given, hints))
+    return widened(relation, _affine_atoms(given, hints))
 
 
 def enclosed(relation: Relation, given: Sequence[Relation], hints: Mapping[str, int]) -> Relation:
     """A relation of which every pair is one of this: A is within A | B. The other way round."""
-    return _bound(relation, NOTHING, _affine_test(given, hints))
+    return narrowed(relation, _affine_atoms(given, hints))
 
 
-def _bound(relation: Relation, put: Everything | Nothing, is_affine: Test) -> Relation:
-    match relation:
-        case And(terms):
-            return conjunction(_bound(term, put, is_affine) for term in terms)
-        case Or(terms):
-            return disjunction(_bound(term, put, is_affine) for term in terms)
-        case Not(term):
-            return negation(_bound(term, NOTHING if put == EVERYTHING else EVERYTHING, is_affine))
-        case Compare():
-            return relation if is_affine(relation) else put
-        case _:  # inputs and draws have flags, which are affine
-            return relation
-
-
-def _affine_test(given: Sequence[Relation], hints: Mapping[str, int]) -> Test:
+def _affine_atoms(given: Sequence[Relation], hints: Mapping[str, int]) -> Known:
     @cache
-    def is_affine(relation: Relation) -> bool:
+    def affine_only(atom: Relation) -> Relation | None:
+        if not isinstance(atom, Compare):  # inputs and draws have flags, which are affine
+            return atom
         for digits in (False, True):
             try:
-                affine((relation,), given, lengths=LENGTHS, hints=hints, digits=digits)
+                affine((atom,), given, lengths=LENGTHS, hints=hints, digits=digits)
             except (NotAffineError, GaveUpError):
                 continue
-            return True
-        return False
+            return atom
+        return None
 
-    return is_affine
+    return affine_only

@@ -24,23 +24,20 @@ from patterndsl.diagnostics import PatternError
 from patterndsl.ir.index import NK, Arithmetic, Const, Index, Param, Select, Var
 from patterndsl.ir.relation import (
     EVERYTHING,
-    NOTHING,
-    And,
     Compare,
     Holds,
     Listed,
     Not,
-    Or,
     Random,
     Relation,
     children,
     compare,
-    conjunction,
-    disjunction,
     draws_in,
     indices,
     inputs_read,
     lists_in,
+    looks_nothing_up,
+    narrowed,
     substitute,
     substitute_index,
 )
@@ -270,7 +267,7 @@ def _plain(index: Index) -> Polynomial | None:
 
 def _draws_only_add(relation: Relation) -> bool:
     if isinstance(relation, Not):
-        return not any(draws_in(relation.term)) and not any(lists_in(relation.term))
+        return looks_nothing_up(relation.term)
     if isinstance(relation, Listed):
         return not isinstance(relation.row, Const)  # those are members of routes, of which it is only one
     if isinstance(relation, Holds) or (isinstance(relation, Compare) and inputs_read(relation)):
@@ -279,15 +276,7 @@ def _draws_only_add(relation: Relation) -> bool:
 
 
 def _without_draws(relation: Relation) -> Relation:
-    match relation:
-        case Random() | Listed():
-            return NOTHING
-        case And(terms):
-            return conjunction(map(_without_draws, terms))
-        case Or(terms):
-            return disjunction(map(_without_draws, terms))
-        case _:
-            return relation
+    return narrowed(relation, lambda atom: None if isinstance(atom, Random | Listed) else atom)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from patterndsl.runtime.composed import CompositeProgram
     from patterndsl.runtime.data import Inputs
     from patterndsl.runtime.program import Program
+    from patterndsl.runtime.rival import Cost, Rival
     from patterndsl.runtime.tensors import Tensors
-    from patterndsl.runtime.trial import Check, Cost, Rival
+    from patterndsl.runtime.trial import Check
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress() as on_event:
         from patterndsl.runtime import trial
         from patterndsl.runtime.arguments import checked_device
+        from patterndsl.runtime.rival import dense_rival
         from patterndsl.runtime.tensors import read_tensors
 
         device = checked_device(arguments.device)
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             **options,
         )
         on_event("timing dense attention", 0, 1)
-        rival = trial.dense_rival(program, tensors, inputs, limit_seconds=arguments.dense_limit, **options)
+        rival = dense_rival(program, tensors, inputs, limit_seconds=arguments.dense_limit, **options)
     if arguments.json:
         say_json(_data(arguments, pattern, program, tensors, found, ours, rival))
     else:
@@ -99,7 +101,7 @@ def _program(
 def _costs(
     program: Program | CompositeProgram, tensors: Tensors, inputs: Inputs | None, backward: bool, on_event: OnEvent
 ) -> tuple[Cost, Cost | None]:
-    from patterndsl.runtime.trial import cost_of_program
+    from patterndsl.runtime.rival import cost_of_program
 
     on_event("timing", 0, 2)
     forward = cost_of_program(program, tensors, inputs)

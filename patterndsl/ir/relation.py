@@ -241,20 +241,28 @@ def inputs_read(relation: Relation) -> frozenset[str]:
     return frozenset((*read, *(node.name for node in lists_in(relation))))
 
 
-def draws_in(relation: Relation) -> Iterator[Random]:
-    """The draws that the relation is made of, each as often as it stands there; not those that they avoid."""
-    if isinstance(relation, Random):
+def atoms(relation: Relation) -> Iterator[Relation]:
+    """What intersections, unions and complements make the relation of, each as often as it stands there."""
+    parts = children(relation)
+    if not parts:
         yield relation
-    for child in children(relation):
-        yield from draws_in(child)
+    for part in parts:
+        yield from atoms(part)
+
+
+def draws_in(relation: Relation) -> Iterator[Random]:
+    """The draws that the relation is made of, not those that they avoid."""
+    return (atom for atom in atoms(relation) if isinstance(atom, Random))
 
 
 def lists_in(relation: Relation) -> Iterator[Listed]:
     """The lists that the relation asks."""
-    if isinstance(relation, Listed):
-        yield relation
-    for child in children(relation):
-        yield from lists_in(child)
+    return (atom for atom in atoms(relation) if isinstance(atom, Listed))
+
+
+def looks_nothing_up(relation: Relation) -> bool:
+    """Whether it neither draws nor asks lists: arithmetic of positions and of single values tells of it."""
+    return not any(isinstance(atom, Random | Listed) for atom in atoms(relation))
 
 
 Replacement: TypeAlias = Callable[[Var | Param], Index]
@@ -265,19 +273,46 @@ Names: TypeAlias = Mapping[str, str]
 """Other names of inputs."""
 
 
+Known: TypeAlias = Callable[[Relation], Relation | None]
+"""What is said of an atom instead; None where nothing is known of it."""
+
+
+def relation_in_words_of(relation: Relation, known: Known) -> Relation | None:
+    """The relation with what `known` says in the place of its atoms; None where it says nothing of one."""
+    if any(known(atom) is None for atom in atoms(relation)):
+        return None
+    return widened(relation, known)
+
+
+def widened(relation: Relation, known: Known) -> Relation:
+    """A relation that holds wherever this one does: atoms of which nothing is known are taken for true, under a
+    complement for false. A & B is within A."""
+    return _bound(relation, known, EVERYTHING)
+
+
+def narrowed(relation: Relation, known: Known) -> Relation:
+    """A relation that holds only where this one does. A is within A | B."""
+    return _bound(relation, known, NOTHING)
+
+
+def _bound(relation: Relation, known: Known, otherwise: Everything | Nothing) -> Relation:
+    match relation:
+        case And(terms):
+            return conjunction(_bound(term, known, otherwise) for term in terms)
+        case Or(terms):
+            return disjunction(_bound(term, known, otherwise) for term in terms)
+        case Not(term):
+            return negation(_bound(term, known, NOTHING if otherwise == EVERYTHING else EVERYTHING))
+        case Everything() | Nothing() | Compare() | Holds() | Random() | Listed():
+            said = known(relation)
+            return otherwise if said is None else said
+        case _:
+            assert_never(relation)
+
+
 def with_lists(relation: Relation, change: Callable[[Listed], Listed]) -> Relation:
     """The relation with other lists."""
-    match relation:
-        case Listed():
-            return change(relation)
-        case And(terms):
-            return conjunction(with_lists(term, change) for term in terms)
-        case Or(terms):
-            return disjunction(with_lists(term, change) for term in terms)
-        case Not(term):
-            return negation(with_lists(term, change))
-        case _:
-            return relation
+    return widened(relation, lambda atom: change(atom) if isinstance(atom, Listed) else atom)
 
 
 def renamed(relation: Relation, name: str, other: str) -> Relation:

@@ -33,9 +33,8 @@ class Blocks:
 class Pipeline:
     """A kernel of Hopper: so many groups of warps with `ROWS` queries each, tiles of so many keys, of which some are in
     shared memory at once (ring), and tiles of queries of each group that are (ahead); where gradients of keys are
-    made, queries and keys are the other way round. registers: of a
-    thread when the kernel begins; of_consumers: of one that multiplies, which takes them from the others. programs:
-    that a processor has at once."""
+    made, queries and keys are the other way round. registers: of a thread when the kernel begins; of_consumers: of one
+    that multiplies, which takes them from the others. programs: that a processor has at once."""
 
     consumers: int
     kv_block: int

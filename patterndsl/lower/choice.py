@@ -16,7 +16,8 @@ from patterndsl.ir.relation import compare
 from patterndsl.lower.chunks import may_be_chunks, only_chunks, route_hulls
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.fallback import FALLBACK, NOT_FINITE, Backend, Call, Rule, leaves, rules_of, usual_backend
-from patterndsl.lower.hulls import Hull, SlotHulls, hulls, hulls_of_summands, ordered_hulls, slot_hulls
+from patterndsl.lower.hulls import Hull, hulls, hulls_of_summands
+from patterndsl.lower.kernel_hulls import SlotHulls, ordered_hulls, slot_hulls
 from patterndsl.lower.listings import can_tell
 from patterndsl.sema.bind import Bound
 

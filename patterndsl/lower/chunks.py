@@ -15,7 +15,8 @@ from patterndsl.ir.index import Read
 from patterndsl.ir.relation import indices
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import Axis, Side
-from patterndsl.lower.hulls import Hull, slot_hulls
+from patterndsl.lower.hulls import Hull
+from patterndsl.lower.kernel_hulls import slot_hulls
 from patterndsl.lower.shapes import Band, Full, Masked, Piece, Triangle, Truths
 from patterndsl.sema.bind import Bound
 

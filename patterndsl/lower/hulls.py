@@ -11,30 +11,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from patterndsl.ir.index import HEAD, Const, Index, K, Param, Q, Read, Var, in_words_of
+from patterndsl.ir.index import Index, K, Param, Q, Read, Var, in_words_of
 from patterndsl.ir.relation import (
     EVERYTHING,
     And,
     Compare,
     Everything,
-    Listed,
     Nothing,
-    Or,
-    Random,
     Relation,
-    children,
+    atoms,
     compare,
     conjunction,
     disjunction,
     indices,
     inputs_read,
-    lists_in,
+    looks_nothing_up,
     negation,
+    widened,
 )
 from patterndsl.lower.devices import Machine
 from patterndsl.lower.geometry import whole
 from patterndsl.lower.inside import Inside, inside
-from patterndsl.lower.listings import can_tell
 from patterndsl.lower.lists import Lists, apart, listed_relation
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.plan import Pass, dense_option, pass_of
@@ -93,8 +90,8 @@ def hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     Terms of a union are taken apart, and later ones are without the pairs of those before them. A GPU takes tiles, and
     the terms of one order together. Without torch.
     """
-    found = _tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
-    if found is None or _share(found, bound, SMALL_ON_GPU if machine.is_gpu else SMALL) > MAX_SHARE:
+    found = tiled(bound, machine) if machine.is_gpu else _dense(bound, machine)
+    if found is None or share(found, bound, SMALL_ON_GPU if machine.is_gpu else SMALL) > MAX_SHARE:
         return None if machine.is_gpu else _in_runs(bound, machine)
     return found
 
@@ -103,123 +100,18 @@ def hulls_of_summands(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None
     """`hulls` of a pattern whatever its fallback, or of each term of a multiset; None where a term has none."""
     if bound.merge == "mean":
         return None
-    found = [hulls(part, machine) for part in _summands(bound)]
+    found = [hulls(part, machine) for part in summands(bound)]
     return None if None in found else tuple(hull for some in found if some is not None for hull in some)
 
 
-def _share(found: Sequence[Hull], bound: Bound, small: int) -> float:
+def share(found: Sequence[Hull], bound: Bound, small: int) -> float:
     """Of all pairs, what hulls compute; 0 for less than `small` in a head. Lists are what is asked for, no wider."""
     computed = sum(len(hull.heads) * item.piece.num_computed for hull in found for item in hull.passes)
     pairs = bound.num_heads * bound.sizes.q_len * bound.sizes.kv_len
     return computed / pairs if computed > bound.num_heads * small else 0.0
 
 
-def ordered_hulls(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
-    """Hulls for kernels that take positions in the orders of a call: of each term of a multiset, whatever its fallback.
-
-    None where nothing is placed by an input; where calls list keys, or tell tiles, as others than these kernels do; and
-    where they compute too much. Those that all heads have come first.
-    """
-    if bound.merge == "mean" or not any(isinstance(i, Read) and i.facet == "rank" for i in indices(bound.relation)):
-        return None
-    found = [hull for part in _summands(bound) for hull in _tiled(part, machine, in_call=False)]
-    if any(hull.lists is not None for hull in found) or all(hull.order is None for hull in found):
-        return None
-    # in an order a call would tell no fewer tiles; beside it, documents and the like may leave few of many
-    beside = [hull for hull in found if hull.order is None and inputs_read(hull.relation)]
-    if _share(found, bound, SMALL_ON_GPU) > MAX_SHARE or _share(beside, bound, SMALL) > MAX_SHARE:
-        return None
-    return tuple(sorted(found, key=lambda hull: len(hull.heads), reverse=True))
-
-
-FEWEST_TOGETHER = 16
-"""Queries and keys of the smallest tiles: where as many queries list blocks together, tiles of positions hold them; of
-fewer keys in a block, no tile is full."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlotHulls:
-    """Hulls of lists that kernels take with slots for queries, see `runtime.slotted`, and of what is beside them; told:
-    the latter as a pattern of its own, where each call tells its tiles."""
-
-    listed: tuple[Hull, ...]
-    beside: tuple[Hull, ...]
-    told: Bound | None = None
-
-
-def slot_hulls(bound: Bound, machine: Machine) -> SlotHulls | None:
-    """Hulls of routes, and of blocks of `FEWEST_TOGETHER` keys or more that fewer queries list; and of other terms,
-    whatever the fallback.
-
-    None where nothing is listed so; where something is listed in another way, or by a route that another term leaves
-    out, which would be asked pair by pair; where other terms compute too much; and where a mean has terms in an order
-    by an input, or lists for queries, which are one softmax of it and not one for each block.
-    """
-    if not any(shape.selection is not None for shape in bound.inputs):
-        return None
-    if bound.merge == "set":
-        found = list(_tiled(replace(bound, fallback=None), machine, in_call=False))
-    else:
-        found = []
-        for group in bound.groups:
-            terms, listed = apart(group.relation, bound)
-            for lists, rest in listed.items():
-                relation = listed_relation(lists, rest, bound)
-                found.append(Hull(group.heads, None, (), relation, (Said(EVERYTHING, rest),), lists=lists))
-            for term in terms:
-                alone = HeadGroup(term, group.heads)
-                part = replace(bound, relation=term, groups=(alone,), merge="set", fallback=None)
-                found.extend(_tiled(part, machine, in_call=False))
-    listed_hulls, beside = (
-        tuple(hull for hull in found if (hull.lists is None) == is_other) for is_other in (False, True)
-    )
-    if not listed_hulls or not all(_has_slots(hull, bound) for hull in listed_hulls):
-        return None
-    if any(node for hull in beside for node in lists_in(hull.relation)):
-        return None
-    is_mean = bound.merge == "mean"
-    if is_mean and not all(hull.lists.is_route if hull.lists else hull.order is None for hull in found):
-        return None
-    told = _told(beside, bound)
-    if told is not None:
-        return SlotHulls(listed_hulls, beside, told)
-    unordered = [hull for hull in beside if hull.order is None and inputs_read(hull.relation)]
-    if _share(beside, bound, SMALL_ON_GPU) > MAX_SHARE or _share(unordered, bound, SMALL) > MAX_SHARE:
-        return None
-    return SlotHulls(listed_hulls, tuple(sorted(beside, key=lambda hull: len(hull.heads), reverse=True)))
-
-
-def _told(beside: Sequence[Hull], bound: Bound) -> Bound | None:
-    """What is beside lists as one pattern, where it reads inputs and its tiles can be told in a call."""
-    is_one = bound.merge == "set" or (bound.merge == "multiset" and len(beside) == 1)
-    if not is_one or not any(inputs_read(hull.relation) for hull in beside):
-        return None
-    groups = tuple(
-        HeadGroup(disjunction(hull.relation for hull in beside if hull.heads == group.heads), group.heads)
-        for group in bound.groups
-    )
-    relation = groups[0].relation if len(groups) == 1 else disjunction(map(_at_heads, groups))
-    read = inputs_read(relation)
-    inputs = tuple(shape for shape in bound.inputs if not read.isdisjoint(shape.names))
-    found = replace(bound, relation=relation, groups=groups, inputs=inputs, merge="set", fallback=None)
-    return found if can_tell(found) else None
-
-
-def _at_heads(group: HeadGroup) -> Relation:
-    """The relation of some heads, and nothing for others."""
-    return conjunction((disjunction(compare("==", HEAD, Const(head)) for head in group.heads), group.relation))
-
-
-def _has_slots(hull: Hull, bound: Bound) -> bool:
-    """Whether the lists of a hull are taken so, and no more is asked of any route."""
-    assert hull.lists is not None
-    routes = {name for item in bound.inputs if item.selection and item.selection.label for name in item.names}
-    if any(node.name in routes for node in lists_in(hull.said[0].rest)):
-        return False
-    return hull.lists.is_route or hull.lists.per < FEWEST_TOGETHER <= hull.lists.of
-
-
-def _summands(bound: Bound) -> Iterator[Bound]:
+def summands(bound: Bound) -> Iterator[Bound]:
     """The pattern, or each term of a multiset, as one relation."""
     if bound.merge == "set":
         yield replace(bound, fallback=None)
@@ -231,7 +123,7 @@ def _summands(bound: Bound) -> Iterator[Bound]:
             yield replace(bound, relation=term, groups=(HeadGroup(term, group.heads),), merge="set", fallback=None)
 
 
-def _tiled(bound: Bound, machine: Machine, *, in_call: bool = True) -> tuple[Hull, ...]:
+def tiled(bound: Bound, machine: Machine, *, in_call: bool = True) -> tuple[Hull, ...]:
     """For each order the tiles of the terms that have fewest in it. in_call: or what tells them in each call."""
     found = list[Hull]()
     for group in bound.groups:
@@ -249,22 +141,22 @@ def _tiled(bound: Bound, machine: Machine, *, in_call: bool = True) -> tuple[Hul
             said.append(Said(hull_of(term, order), _rest(term, before, order)))
             before.append(term)
         for order, (parts, said) in by_order.items():
-            is_small = (
-                in_call and order is None and _num_cells(bound.sizes) <= MAX_CELLS and is_told(disjunction(parts))
-            )
-            beside = next(iter(listed.items()), None) if len(listed) == 1 else None
-            if is_small and beside is not None and _fits_tiles(beside[0]) and is_told(beside[1]) and len(by_order) == 1:
-                rest = (Said(EVERYTHING, beside[1]),)
-                found.append(Hull(group.heads, None, (), disjunction(parts), rest, lists=beside[0], in_call=True))
-                listed = {}
-                continue
-            if is_small and inputs_read(disjunction(parts)):
-                found.append(Hull(group.heads, None, (), disjunction(parts), tuple(said), in_call=True))
+            union = disjunction(parts)
+            is_small = in_call and order is None and _num_cells(bound.sizes) <= MAX_CELLS and looks_nothing_up(union)
+            if is_small and len(listed) == len(by_order) == 1:
+                ((lists, beside),) = listed.items()
+                if _fits_tiles(lists) and looks_nothing_up(beside):
+                    rest = (Said(EVERYTHING, beside),)
+                    found.append(Hull(group.heads, None, (), union, rest, lists=lists, in_call=True))
+                    listed = {}
+                    continue
+            if is_small and inputs_read(union):
+                found.append(Hull(group.heads, None, (), union, tuple(said), in_call=True))
                 continue
             places = disjunction(term.places for term in said)
             shape = Sparse(_tiles(places, bound), places)
             item = pass_of(Piece(whole(bound.sizes.q_len, bound.sizes.kv_len), shape), group.heads, machine)
-            found.append(Hull(group.heads, order, (item,), disjunction(parts), tuple(said)))
+            found.append(Hull(group.heads, order, (item,), union, tuple(said)))
         found.extend(_listed(listed, before, group.heads, bound))
     return tuple(found)
 
@@ -275,11 +167,6 @@ FEWEST_KEYS = 16
 
 def _fits_tiles(lists: Lists) -> bool:
     return not lists.is_route and max(lists.of, lists.per) >= FEWEST_KEYS
-
-
-def is_told(relation: Relation) -> bool:
-    """Whether intervals tell of it in a call: draws and lists they would have to look up."""
-    return not isinstance(relation, Random | Listed) and all(map(is_told, children(relation)))
 
 
 def _num_cells(sizes: Sizes) -> int:
@@ -348,7 +235,7 @@ def _in_runs(bound: Bound, machine: Machine) -> tuple[Hull, ...] | None:
     for group in bound.groups:
         parts = group.relation.terms if isinstance(group.relation, And) else (group.relation,)
         name = next((name for part in parts if (name := _shared(part)) is not None), None)
-        if name is None or not is_told(group.relation):
+        if name is None or not looks_nothing_up(group.relation):
             return None
         rest = conjunction(part for part in parts if _shared(part) != name)
         passes = inside(rest, name, len(group.heads), bound.sizes, machine)
@@ -373,15 +260,7 @@ def _rest(term: Relation, before: Sequence[Relation], order: str | None) -> Rela
 
 def _is_exact(relation: Relation, order: str | None) -> bool:
     """Whether its hull is no larger than itself."""
-    match relation:
-        case Everything() | Nothing():
-            return True
-        case And(parts) | Or(parts):
-            return all(_is_exact(part, order) for part in parts)
-        case Compare(_, left, right):
-            return _placed(left, order) is not None and _placed(right, order) is not None
-        case _:
-            return order is None and not inputs_read(relation)
+    return all(_by_place(atom, order) is not None for atom in atoms(relation))
 
 
 def _runs_of(relation: Relation, sizes: Sizes) -> tuple[str, Literal["full", "causal"]] | None:
@@ -423,18 +302,19 @@ def _orders(term: Relation, sizes: Sizes) -> list[str | None]:
 
 def hull_of(relation: Relation, order: str | None) -> Relation:
     """A relation without inputs that holds wherever this one does, between positions or places in the order."""
-    match relation:
+    return widened(relation, lambda atom: _by_place(atom, order))
+
+
+def _by_place(atom: Relation, order: str | None) -> Relation | None:
+    """The same of places in the order; None where it says anything else."""
+    match atom:
         case Everything() | Nothing():
-            return relation
-        case And(parts):
-            return conjunction(hull_of(part, order) for part in parts)
-        case Or(parts):
-            return disjunction(hull_of(part, order) for part in parts)
+            return atom
         case Compare(op, left, right):
             sides = _placed(left, order), _placed(right, order)
-            return EVERYTHING if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
+            return None if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
         case _:
-            return EVERYTHING if order is not None or inputs_read(relation) else relation
+            return None if order is not None or inputs_read(atom) else atom
 
 
 def _placed(index: Index, order: str | None) -> Index | None:
@@ -458,8 +338,8 @@ __all__ = [
     "hull_of",
     "hulls",
     "hulls_of_summands",
-    "is_told",
     "num_listed",
-    "ordered_hulls",
-    "slot_hulls",
+    "share",
+    "summands",
+    "tiled",
 ]

@@ -14,19 +14,7 @@ import numpy as np
 
 from patterndsl.ir.index import Arithmetic, Index, K, Q, Read, Var, in_words_of
 from patterndsl.ir.meaning import Point, member
-from patterndsl.ir.relation import (
-    And,
-    Compare,
-    Everything,
-    Not,
-    Nothing,
-    Or,
-    Relation,
-    compare,
-    conjunction,
-    disjunction,
-    negation,
-)
+from patterndsl.ir.relation import Compare, Everything, Nothing, Relation, compare, relation_in_words_of
 from patterndsl.lower.clip import can_clip, clipped
 from patterndsl.lower.costs import NO_COST
 from patterndsl.lower.devices import Machine
@@ -93,24 +81,20 @@ def inside(relation: Relation, name: str, num_heads: int, sizes: Sizes, machine:
 
 def _local(relation: Relation, name: str) -> Relation | None:
     """The relation between places in a document, of positions in one; None where it is of anything else."""
-    match relation:
-        case Everything() | Nothing():
-            return relation
-        case And(parts) | Or(parts):
-            found = [_local(part, name) for part in parts]
-            known = [part for part in found if part is not None]
-            join = conjunction if isinstance(relation, And) else disjunction
-            return join(known) if len(known) == len(found) else None
-        case Not(part):
-            inner = _local(part, name)
-            return None if inner is None else negation(inner)
-        case Compare(_, left, right) if {left, right} == {Q, K}:
-            return relation
-        case Compare(op, left, right):
-            sides = _place(left, name), _place(right, name)
-            return None if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
-        case _:
-            return None
+
+    def known(atom: Relation) -> Relation | None:
+        match atom:
+            case Everything() | Nothing():
+                return atom
+            case Compare(_, left, right) if {left, right} == {Q, K}:
+                return atom
+            case Compare(op, left, right):
+                sides = _place(left, name), _place(right, name)
+                return None if sides[0] is None or sides[1] is None else compare(op, sides[0], sides[1])
+            case _:
+                return None
+
+    return relation_in_words_of(relation, known)
 
 
 def _place(index: Index, name: str) -> Index | None:

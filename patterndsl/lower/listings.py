@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patterndsl.ir.index import Const, K, Q, Read, arithmetic
-from patterndsl.ir.relation import Listed, Random, Relation, children, indices, lists_in
+from patterndsl.ir.relation import Listed, draws_in, indices, lists_in
 from patterndsl.sema.bind import Bound
 
 BLOCK = 64
@@ -29,7 +29,7 @@ def can_tell(bound: Bound) -> bool:
         return False  # places in an order say nothing of where positions are
     heads = bound.num_heads if listings else len(bound.groups)
     num_cells = heads * -(-bound.sizes.q_len // BLOCK) * -(-bound.sizes.kv_len // BLOCK)
-    return not _draws(bound.relation) and num_cells <= MAX_CELLS
+    return not any(draws_in(bound.relation)) and num_cells <= MAX_CELLS
 
 
 def listings_of(bound: Bound) -> dict[str, Listing] | None:
@@ -44,10 +44,6 @@ def listings_of(bound: Bound) -> dict[str, Listing] | None:
             return None
         found[node.name] = listing
     return found
-
-
-def _draws(relation: Relation) -> bool:
-    return isinstance(relation, Random) or any(map(_draws, children(relation)))
 
 
 @dataclass(frozen=True, slots=True)

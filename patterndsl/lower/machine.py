@@ -97,11 +97,6 @@ def _misfit(found: Calibration, device_type: str, device: str | None) -> str | N
     return None
 
 
-def machine_of(device_type: str, device: str | None) -> Machine:
-    """The machine of `constants_of`."""
-    return constants_of(device_type, device).machine
-
-
 def constants_named(name: str | PathLike[str]) -> Constants:
     """Built-in constants by their name, or those of a calibration's file. Raises PatternError (E505, E601, E604)."""
     if isinstance(name, str) and name in NAMED:
@@ -174,11 +169,6 @@ def write_calibration(found: Calibration, path: str | PathLike[str], *, overwrit
     data = {"format": FORMAT, **asdict(found)}
     text = json.dumps(data, indent=2, sort_keys=True) + "\n"
     write_atomically(path, text.encode(), overwrite=overwrite, switch="--force")
-
-
-def machine_from(path: str | PathLike[str]) -> Machine:
-    """The machine in a calibration's file, whatever device is here. Raises PatternError: E601 unreadable, E604."""
-    return calibration_from(path).machine
 
 
 def calibration_from(path: str | PathLike[str]) -> Calibration:

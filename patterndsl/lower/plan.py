@@ -79,6 +79,7 @@ class Option:
 
     @property
     def cost(self) -> Cost:
+        """Of all its passes, as the machine is predicted to take them."""
         return sum((item.cost for item in self.passes), NO_COST)
 
     @property
@@ -129,6 +130,7 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
+        """Of a forward pass over all head groups, as the machine is predicted to take it."""
         return sum((option.cost for option in self.forward), NO_COST)
 
     @property

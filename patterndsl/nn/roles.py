@@ -34,6 +34,7 @@ class Role(nn.Module):
             self.add_module(f"{what}_projection", deepcopy(of_layer[what]))
 
     def projection(self, what: str) -> nn.Linear:
+        """Its own one of query, key or value. Raises AttributeError where the role has none."""
         return cast("nn.Linear", getattr(self, f"{what}_projection"))
 
     @torch.no_grad()
@@ -53,6 +54,7 @@ class Roles(Named):
             self[role.name] = Role(role.own, of_layer)
 
     def role(self, name: str) -> Role:
+        """The projections of a role. Raises KeyError where there is no such role."""
         return cast("Role", self[name])
 
     def own_tensors(

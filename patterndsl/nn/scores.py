@@ -36,6 +36,7 @@ class Table(nn.Module):
                 self.u, self.v = (nn.Parameter(torch.zeros(heads, head_dim)) for _ in range(2))
 
     def forward(self) -> Scalars | Vectors | Sinusoids:
+        """What a bias looks up: [H, size]; of vectors [H, size, D]; of sinusoids [H, D, dim] with u and v [H, D]."""
         match self.kind:
             case "scalars":
                 return Scalars(self.weight)
@@ -66,6 +67,7 @@ class Directions(nn.Module):
         self.earlier: Calls[Tensor] = Calls()
 
     def forward(self) -> Tensor:
+        """The directions of this call, [M, D]; a checkpointed call that runs again gets those of its first run."""
         redraw = int(self.settings["redraw"])
         if not self.training or not redraw:
             return self.directions
@@ -99,6 +101,7 @@ class Zeros(nn.Module):
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
+        """Zeros [..., width] for x [..., any width], of its dtype and device."""
         return x.new_zeros((*x.shape[:-1], self.width))
 
 
@@ -115,6 +118,8 @@ class WithProduct(nn.Module):
         return self.weight.softmax(0)[0]
 
     def forward(self, x: Tensor, num_keys: int, start: int = 0) -> Tensor:
+        """Logits [B or 1, H, T, num_keys] of states x [B, T, dim], weighted by what the product leaves; errors are the
+        synthesizer's."""
         return cast("Tensor", self.weight.softmax(0)[1] * self.made(x, num_keys, start))
 
 

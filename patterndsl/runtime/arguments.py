@@ -15,6 +15,7 @@ from torch import Tensor
 from patterndsl.diagnostics import input_error, nearest
 from patterndsl.lower.fallback import BACKENDS
 from patterndsl.runtime.data import INTEGER_DTYPES
+from patterndsl.runtime.merge import wide
 from patterndsl.sema.bind import Bound, Sizes
 from patterndsl.sema.parameters import MAX_SIZE, integer, integers, shown_integer
 
@@ -140,7 +141,7 @@ def with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
     makes -inf NaN, and one below 0 makes it inf."""
     if scale < 0:
         query, scale = -query, -scale
-    tiny = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).tiny  # where kernels calculate
+    tiny = torch.finfo(wide(query.dtype)).tiny  # where kernels calculate
     return (query, scale) if scale >= tiny else (query * scale, 1.0)
 
 

@@ -32,8 +32,9 @@ from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.contest import Contest, Contestant, Limits, Variant, contest
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.program import Program
+from patterndsl.runtime.rival import expected_seconds, four_dimensional, looks_causal, own_dense, with_equal_heads
 from patterndsl.runtime.tensors import Attend, Tensors
-from patterndsl.runtime.trial import attend_of, expected_seconds, four_dimensional, looks_causal, own_dense
+from patterndsl.runtime.trial import attend_of
 from patterndsl.sema.bind import Bound, HeadGroup
 
 FLEX_BLOCKS = (128, 64)
@@ -145,7 +146,7 @@ def _own_dense(program: CompositeProgram, tensors: Tensors, backward: bool) -> C
     truth = _truth(program, Compare("<=", K, Q) if causal else EVERYTHING)
     variants = _dense_variants(truth, partial(_attend_dense, causal=causal), tensors)
     share = 0.6 if causal else 1.0
-    return Contestant(label, variants, note, share * expected_seconds(_equal_heads(tensors), options, backward))
+    return Contestant(label, variants, note, share * expected_seconds(with_equal_heads(tensors), options, backward))
 
 
 # ---- dense attention
@@ -160,7 +161,7 @@ def dense(program: Program, tensors: Tensors, inputs: Inputs | None, backward: b
     label = "dense SDPA, causal" if causal else "dense SDPA"
     options = {"is_causal": True} if causal else {}
     share = 0.6 if causal else 1.0  # of what the rule of three says, as the part it starts from is nearly square
-    seconds = share * expected_seconds(_equal_heads(tensors), options, backward)
+    seconds = share * expected_seconds(with_equal_heads(tensors), options, backward)
     note = None if program.bound.relation == relation else "more pairs than the pattern has"
     return Contestant(label, variants, note, seconds)
 
@@ -168,14 +169,14 @@ def dense(program: Program, tensors: Tensors, inputs: Inputs | None, backward: b
 def _dense_variants(truth: Program, attend: Attend, tensors: Tensors) -> tuple[Variant, ...]:
     """One for each kernel of CUDA."""
     if tensors.query.device.type != "cuda":
-        return (Variant("", attend, truth, None, _equal_heads),)
+        return (Variant("", attend, truth, None, with_equal_heads),)
     kernels = {
         "flash": SDPBackend.FLASH_ATTENTION,
         "cuDNN": SDPBackend.CUDNN_ATTENTION,
         "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
     }
     return tuple(
-        Variant(name, partial(_by_kernel, attend, kernel), truth, None, _equal_heads)
+        Variant(name, partial(_by_kernel, attend, kernel), truth, None, with_equal_heads)
         for name, kernel in kernels.items()
     )
 
@@ -188,12 +189,12 @@ def masked(program: Program, tensors: Tensors, backward: bool) -> list[Contestan
     num_masks = bound.num_heads if len(bound.groups) > 1 else 1
     if bound.inputs or num_masks * sizes.q_len * sizes.kv_len > oracle.MAX_PAIRS:
         return []
-    seconds = MASKED_SHARE * expected_seconds(_equal_heads(tensors), {}, backward)
+    seconds = MASKED_SHARE * expected_seconds(with_equal_heads(tensors), {}, backward)
     kept: list[Tensor] = []
 
     def arranged(parts: Tensors) -> Tensors:
         kept.append(four_dimensional(program.mask()))
-        return _equal_heads(parts)
+        return with_equal_heads(parts)
 
     def attend(parts: Tensors) -> Tensor:
         return scaled_dot_product_attention(parts.query, parts.key, parts.value, attn_mask=kept[0])
@@ -225,15 +226,6 @@ def _by_kernel(attend: Attend, kernel: SDPBackend, tensors: Tensors) -> Tensor:
         return attend(tensors)
 
 
-def _equal_heads(tensors: Tensors) -> Tensors:
-    """As many key heads as query heads: the kernels for those are the fast ones."""
-    kv_group = tensors.query.shape[1] // tensors.key.shape[1]
-    if kv_group == 1:
-        return tensors.alone()
-    key, value = (part.repeat_interleave(kv_group, dim=1) for part in (tensors.key, tensors.value))
-    return Tensors(tensors.query, key, value)
-
-
 # ---- FlexAttention
 
 
@@ -246,7 +238,7 @@ def flex_attention(program: Program, tensors: Tensors, inputs: Inputs | None) ->
     on_cuda = tensors.query.device.type == "cuda"
     masks = {block: program.block_mask(block, inputs) for block in FLEX_BLOCKS}
     share = min(_block_density(mask) for mask in masks.values())
-    seconds = FLEX_SHARE * share * expected_seconds(_equal_heads(tensors), {}, False)
+    seconds = FLEX_SHARE * share * expected_seconds(with_equal_heads(tensors), {}, False)
     variants = tuple(
         Variant(
             f"blocks of {block}",

@@ -24,8 +24,8 @@ from patterndsl.runtime.arguments import checked_scale
 from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.contest import Contestant, Variant
 from patterndsl.runtime.data import DeviceData, Inputs, checked_inputs, device_data
+from patterndsl.runtime.heads import folded, has_heads
 from patterndsl.runtime.learned import Learned, learned_of
-from patterndsl.runtime.parts import folded, has_heads
 from patterndsl.runtime.scored import Scalars, tables_read
 from patterndsl.runtime.scored_term import ScoredTerm
 from patterndsl.runtime.tensors import Tensors

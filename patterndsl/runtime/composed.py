@@ -22,8 +22,8 @@ from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import ops, scored_ops
 from patterndsl.runtime.arguments import as_autocast
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.joined import merged
 from patterndsl.runtime.learned import Learned, check_gates, check_learned, check_names
-from patterndsl.runtime.parts import merged
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.projected import Roles, check_roles, tensors_of
 from patterndsl.runtime.scored import as_table, relation_of, tables_read

@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from patterndsl.ir.meaning import Point
+from patterndsl.runtime.composed import CompositeProgram
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.heads import for_each_query_head
 from patterndsl.runtime.learned import Learned
+from patterndsl.runtime.program import Program
 from patterndsl.runtime.projected import tensors_of
 from patterndsl.runtime.scored import Met, ReadByBias, as_table, scores_of, tables_read
 from patterndsl.runtime.scored_term import ScoredTerm
@@ -25,8 +28,6 @@ from patterndsl.score.features import elementwise
 from patterndsl.source.sequence import Keys
 
 if TYPE_CHECKING:
-    from patterndsl.runtime.composed import CompositeProgram
-    from patterndsl.runtime.program import Program
     from patterndsl.terms import Branch, Term
 
 
@@ -87,8 +88,7 @@ def _seen(
     query, keys = tensors_of(term, query, keys, learned.roles)
     of_term = program.program(term.name, keys[0].shape[2])
     counts = of_term.counts(rows + program.sizes.q_start, inputs=term.read_of(inputs))
-    again = query.shape[1] // keys[0].shape[1]
-    key, value = (x.repeat_interleave(again, dim=1) for x in keys)
+    key, value = (for_each_query_head(x, query.shape[1]) for x in keys)
     return _Seen(term, of_term, query[:, :, rows], key, value, counts if counts.dim() == 4 else counts[None])
 
 

@@ -8,12 +8,15 @@ _DENSE_CURE = "use backend='oracle', which is dense and for small sizes"
 
 
 def no_second_derivatives(backend: str) -> InputError:
+    """For who differentiates gradients (E505)."""
     return input_error("E505", f"second derivatives of {backend} attention", _DENSE_CURE)
 
 
 def no_forward_mode(backend: str) -> InputError:
+    """For who asks for Jacobian-vector products (E505)."""
     return input_error("E505", f"forward-mode derivatives of {backend} attention", _DENSE_CURE)
 
 
 def no_vmap() -> InputError:
+    """For who maps attention over a dimension of its own (E505)."""
     return input_error("E505", "attention under torch.vmap", "put the mapped dimension into the batch dimension")

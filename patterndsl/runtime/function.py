@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, Protocol, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor, autocast
@@ -43,6 +43,24 @@ class Recorded:
 
 Attending: TypeAlias = Run | Recorded
 """One call, made ready."""
+
+
+class Attends(Protocol):
+    """What makes calls ready: a `Program`, to those who are below it."""
+
+    def attending(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        given: dict[str, Tensor],
+        scale: float,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> Attending:
+        """A call with checked tensors and inputs. train: whether a backward pass follows."""
+        ...
 
 
 def with_unchanged(given: Mapping[str, Tensor], made: Attending) -> Attending:

@@ -21,7 +21,7 @@ from patterndsl.lower.segments import length_ranges, list_limit
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import Run, attended
-from patterndsl.runtime.merge import merge
+from patterndsl.runtime.merge import merge, wide
 from patterndsl.runtime.scratch import Scratch
 
 LN2 = log(2)
@@ -423,10 +423,6 @@ class _Chunk:
         mine.index_add_(1, places, x.view(mine.shape[0], places.shape[0], *into.shape[2:]))
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def gradients(
     query: Tensor,
     key: Tensor,
@@ -458,7 +454,7 @@ def _forward_groups(
 ) -> tuple[Tensor, Tensor]:
     batch, num_heads, q_len, _ = query.shape
     out = query.new_zeros(batch, num_heads, q_len, value.shape[-1])
-    lse = torch.full((batch, num_heads, q_len), -torch.inf, dtype=_compute_dtype(query.dtype), device=query.device)
+    lse = torch.full((batch, num_heads, q_len), -torch.inf, dtype=wide(query.dtype), device=query.device)
     for group in groups:
         selection = _Selection.of(group, num_heads, key.shape[1], query.device)
         group_out, group_lse = _forward_group(selection, group, query, key, value, scale)
@@ -471,7 +467,7 @@ def _forward_group(
     selection: _Selection, group: Group, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of a group's rows and heads, [B, H, Tq, ...]."""
-    lists, dtype, device = group.lists, _compute_dtype(query.dtype), query.device
+    lists, dtype, device = group.lists, wide(query.dtype), query.device
     q_len, kv_len = query.shape[2], key.shape[2]
     blocked = _blocked(selection, lists, query, key, value)
     num_rows, num_q_blocks, tall, _ = blocked.query.shape

@@ -15,19 +15,8 @@ from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import Tiles
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
 from patterndsl.runtime.gathered import Group, block_lists
-from patterndsl.runtime.parts import folded
+from patterndsl.runtime.heads import folded, num_rows_of, rows_of
 from patterndsl.sema.bind import Bound
-
-
-def num_rows_of(given: Inputs) -> int | None:
-    """Rows of batched inputs; None where no input has a batch dimension."""
-    return max((values.shape[0] for values in given.values() if values.dim() > 1), default=None)
-
-
-def rows_of(given: Inputs) -> int:
-    """The same, where inputs of no batch dimension are one row for all."""
-    found = num_rows_of(given)
-    return 1 if found is None else found
 
 
 def lookups_of_rows(given: Inputs) -> Sequence[Lookup]:

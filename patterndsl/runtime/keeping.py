@@ -10,8 +10,7 @@ from patterndsl.diagnostics import PatternError, error, input_error
 from patterndsl.lower.lookup import Array, Lookup
 from patterndsl.lower.row import row_keys
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.groups import num_rows_of
-from patterndsl.runtime.parts import folded, has_heads
+from patterndsl.runtime.heads import folded, has_heads, num_rows_of
 from patterndsl.sema.bind import Bound
 from patterndsl.sema.parameters import integer
 

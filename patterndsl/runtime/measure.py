@@ -1,4 +1,4 @@
-"""How long does a call take here, and how much memory? Clocks and peaks of the CPU and of CUDA.
+"""How long does a call take here, and how much memory? Clocks and peaks of the CPU and of CUDA; and what `here` is.
 
 It knows nothing of attention, and takes no medians: what was measured is returned.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 
 import torch
@@ -18,6 +20,24 @@ CACHE_BYTES = 1 << 28
 """What is written between two calls on CUDA, so that none finds its tensors in the device's cache."""
 WARM_UPS = 3
 """Calls before one is captured in a graph."""
+
+
+def machine_name(device: torch.device) -> str:
+    """What results are of: a GPU by its name, or a kind of processor and how many of its threads PyTorch takes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The version of each package, of PyTorch too; or that it is not installed."""
+    found = {"torch": str(torch.__version__)}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def timed(call: Callable[[], object], device: torch.device, number: int = 1) -> tuple[float, int | None]:

@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What results are computed in, and their lse is left in: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over the disjoint union of two key sets, from attention over each.
 
@@ -42,9 +47,10 @@ def unmerge_(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> No
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """What all passes gave together, and its gradient: out, grad_out [B, H, Tq, D], lse, grad_lse [B, H, Tq].
+    """What all passes gave together, and its gradient: out, grad_out [B, H, Tq, Dv], lse [B, H, Tq].
 
-    lse: +inf where a row is empty, so that its weights are 0; grad_lse is None where nobody asks for it.
+    lse: +inf where a row is empty, so that its weights are 0. A gradient of lse stands in further channels, see
+    `with_lse_gradient`.
     """
 
     out: Tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,10 +20,9 @@ from patterndsl.diagnostics import input_error
 from patterndsl.runtime import flex
 from patterndsl.runtime.arguments import checked_scale, with_positive_scale
 from patterndsl.runtime.data import Inputs
-from patterndsl.runtime.function import Run, attended
-
-if TYPE_CHECKING:
-    from patterndsl.runtime.program import Program
+from patterndsl.runtime.function import Attends, Run, attended
+from patterndsl.runtime.merge import wide
+from patterndsl.runtime.operators import apart, by_name
 
 MAX_KEPT = 64
 
@@ -36,7 +35,29 @@ class Call(NamedTuple):
     n: int = -1
 
 
-Find: TypeAlias = Callable[[str, Tensor, Tensor, Call], "Program"]
+class Callee(Attends, Protocol):
+    """What is asked of a program by graphs."""
+
+    def given(self, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None) -> dict[str, Tensor]:
+        """The inputs of a call, checked, with what is found."""
+        ...
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        inputs: Inputs | None,
+        scale: float | None,
+        *,
+        train: bool,
+        want_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output and lse, eagerly; lse may be None where it is not wanted."""
+        ...
+
+
+Find: TypeAlias = Callable[[str, Tensor, Tensor, Call], Callee]
 
 finders: dict[str, Find] = {}
 """By the kind of an address, the part before the first colon, what finds the program of the rest."""
@@ -72,10 +93,10 @@ class Living(Generic[T]):
         return program
 
 
-_programs: Living[Program] = Living()
+_programs: Living[Callee] = Living()
 
 
-def register(program: Program) -> str:
+def register(program: Callee) -> str:
     """The address of a program."""
     return f"program:{_programs.add(program)}"
 
@@ -95,11 +116,10 @@ def traced(
     want_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output and lse as a node of a graph; see `Program.__call__`. To be called while torch.compile traces."""
-    given = inputs or {}
-    names = sorted(given)
+    given, names = apart(inputs)
     train = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     found: tuple[Tensor, Tensor] = torch.ops.patterndsl.attend(
-        query, key, value, [given[name] for name in names], ",".join(names), address, *call, scale, train, want_lse
+        query, key, value, given, names, address, *call, scale, train, want_lse
     )
     return found
 
@@ -114,7 +134,7 @@ _backward_schema = (
 )
 
 
-def _program(address: str, query: Tensor, key: Tensor, call: Call) -> Program:
+def _program(address: str, query: Tensor, key: Tensor, call: Call) -> Callee:
     kind, _, rest = address.partition(":")
     return finders[kind](rest, query, key, call)
 
@@ -137,11 +157,11 @@ def attend(
     """Output and lse of a program, in their usual order in memory; lse is of NaN where it is neither known nor asked
     for."""
     program = _program(address, query, key, Call(layer, q_start, n))
-    given = dict(zip(names.split(","), inputs, strict=True)) if names else None
+    given = by_name(inputs, names)
     with autocast(query.device.type, enabled=False):
         out, lse = program.attend(query, key, value, given, scale, train=train, want_lse=want_lse)
     if lse is None:
-        lse = torch.full(query.shape[:3], torch.nan, dtype=_wide(query.dtype), device=query.device)
+        lse = torch.full(query.shape[:3], torch.nan, dtype=wide(query.dtype), device=query.device)
     return out.contiguous(), lse.contiguous()
 
 
@@ -164,7 +184,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
     program = _program(address, query, key, Call(layer, q_start, n))
-    given = dict(zip(names.split(","), inputs, strict=True)) if names else None
+    given = by_name(inputs, names)
     with autocast(query.device.type, enabled=False):
         grads = _gradients(program, (query, key, value), given, scale, (out, lse), (grad_out, grad_lse))
     grad_query, grad_key, grad_value = (grad.contiguous() for grad in grads)
@@ -172,7 +192,7 @@ def attend_backward(
 
 
 def _gradients(
-    program: Program,
+    program: Callee,
     tensors: tuple[Tensor, Tensor, Tensor],
     inputs: Inputs | None,
     scale: float | None,
@@ -198,17 +218,13 @@ def _gradients(
 @attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     rows = query.shape[:3]
-    return query.new_empty(*rows, value.shape[3]), query.new_empty(rows, dtype=_wide(query.dtype))
+    return query.new_empty(*rows, value.shape[3]), query.new_empty(rows, dtype=wide(query.dtype))
 
 
 @attend_backward.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     grads = [x.new_empty(x.shape) for x in (query, key, value)]
     return grads[0], grads[1], grads[2]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

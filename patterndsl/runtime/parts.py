@@ -7,25 +7,37 @@ their log-sum-exp, which is what counting a key for each of them means. PyTorch 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from patterndsl.device.graphs import remembered
 from patterndsl.ir.relation import Relation, inputs_read
 from patterndsl.lower.choice import is_own_key
 from patterndsl.lower.lists import apart, listed_relation
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.finite import is_finite
-from patterndsl.runtime.function import attended
+from patterndsl.runtime.function import Attends, attended
+from patterndsl.runtime.heads import Chosen, assembled, folded, for_each_query_head, only_heads, rows_of
+from patterndsl.runtime.joined import merged, or_own_key, otherwise
 from patterndsl.runtime.routes import Routes, averaged
 from patterndsl.sema.bind import Bound, HeadGroup
 
-if TYPE_CHECKING:
-    from patterndsl.runtime.program import Program
+
+class Part(Attends, Protocol):
+    """What is asked of the program of a part."""
+
+    bound: Bound
+
+    def counted(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """How often each key counts, [rows, heads, len(positions), kv_len]."""
+        ...
+
+    def counted_apart(self, positions: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """The same of each softmax that a mean averages, [softmaxes, ...]."""
+        ...
 
 
 def part_of(bound: Bound, relation: Relation, num_heads: int) -> Bound:
@@ -42,132 +54,6 @@ def read_by(bound: Bound, given: Inputs) -> dict[str, Tensor]:
     return {name: values for name, values in given.items() if name in names}
 
 
-# ---- heads with inputs of their own
-
-
-def has_heads(given: Inputs) -> bool:
-    """Whether some input differs from head to head."""
-    return any(values.dim() == 3 for values in given.values())
-
-
-def folded(given: Inputs, heads: Sequence[int], batch: int) -> dict[str, Tensor]:
-    """The inputs of these heads of all batch rows, [batch * heads, length]; [length] or [1, length] where all agree."""
-    found: dict[str, Tensor] = {}
-    for name, values in given.items():
-        if values.dim() == 3:
-            mine = _of_heads(values, heads).expand(batch, -1, -1).flatten(0, 1)
-        elif values.dim() == 2 and values.shape[0] > 1:
-            mine = values.repeat_interleave(len(heads), 0)
-        else:
-            mine = values
-        found[name] = mine
-    return found
-
-
-def only_heads(given: Inputs, heads: Sequence[int]) -> dict[str, Tensor]:
-    """The inputs as these heads have them."""
-    return {name: _of_heads(values, heads) if values.dim() == 3 else values for name, values in given.items()}
-
-
-def _of_heads(values: Tensor, heads: Sequence[int]) -> Tensor:
-    """Those of [rows, all heads, length]."""
-    is_all = tuple(heads) == tuple(range(values.shape[1]))
-    return values if is_all else values.index_select(1, _numbers(tuple(heads), values.device))
-
-
-@remembered(256)
-def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Kept, as a copy from the host waits for the device."""
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
-    """Some heads of query, key and value."""
-
-    heads: tuple[int, ...]
-    num_heads: int
-
-    @property
-    def is_all(self) -> bool:
-        return self.heads == tuple(range(self.num_heads))
-
-    def take(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, heads, T, D] each; query heads that share a key head each have a copy of it unless all heads are here."""
-        if self.is_all:
-            return query, key, value
-        heads, again = _numbers(self.heads, query.device), query.shape[1] // key.shape[1]
-        kv_heads = heads // again
-        return query.index_select(1, heads), key.index_select(1, kv_heads), value.index_select(1, kv_heads)
-
-    def rows(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B * heads, 1, T, D] each: heads as batch rows."""
-        query, key, value = self.take(query, key, value)
-        again = query.shape[1] // key.shape[1]
-        if again > 1:
-            key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
-        q, k, v = (x.flatten(0, 1).unsqueeze(1) for x in (query, key, value))
-        return q, k, v
-
-    def unfold(self, x: Tensor, batch: int) -> Tensor:
-        """[B, heads, ...] of [B * heads, 1, ...]."""
-        return x.reshape(batch, len(self.heads), *x.shape[2:])
-
-
-def assembled(parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
-    """[B, H, ...] of the parts of disjoint heads, [B, heads, ...] each."""
-    if len(parts) == 1:
-        return parts[0][1]
-    order = [head for heads, _ in parts for head in heads]
-    places = _numbers(tuple(sorted(range(len(order)), key=order.__getitem__)), parts[0][1].device)
-    return torch.cat([x for _, x in parts], dim=1).index_select(1, places)
-
-
-# ---- results
-
-
-def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Output and lse of the sum of several parts' keys; differentiable, also where rows are empty.
-
-    parts: out [B, H, Tq, D], lse [B, H, Tq].
-    """
-    if len(parts) == 1:
-        return parts[0]
-    lses = torch.stack([lse for _, lse in parts])
-    empty = (lses == -torch.inf).all(0)
-    safe = lses.masked_fill(empty, 0.0)
-    weights = safe.softmax(0)
-    out = torch.stack([(out * weight[..., None]) for (out, _), weight in zip(parts, weights, strict=True)]).sum(0)
-    return out.to(parts[0][0].dtype), safe.logsumexp(0).masked_fill(empty, -torch.inf)
-
-
-def otherwise(main: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The results of another pattern in rows that have no keys."""
-    empty = main[1] == -torch.inf
-    return torch.where(empty[..., None], other[0], main[0]), torch.where(empty, other[1], main[1])
-
-
-def or_own_key(
-    main: tuple[Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor, scale: float, *, want_lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`otherwise` where the other pattern is `q == k`: its output is the value itself, so nothing is attended."""
-    out, lse = main
-    again = query.shape[1] // key.shape[1]
-    if again > 1:
-        key, value = (x.repeat_interleave(again, dim=1) for x in (key, value))
-    empty = lse == -torch.inf
-    out = torch.where(empty[..., None], value, out)
-    if not want_lse:
-        return out, None
-    # the gradient of what is not asked for is 0, and 0 x NaN is NaN
-    query, key = (torch.where(empty[..., None], x.to(lse.dtype), 0.0) for x in (query, key))
-    scores = (query * key).sum(-1) * scale
-    return out, torch.where(empty, scores, lse)
-
-
-# ---- programs
-
-
 class Parts:
     """A pattern as programs of its parts, each made when it is first asked for. program_of: makes one. takes_routes:
     whether all routes of a selection are one part, and not a program each.
@@ -176,31 +62,31 @@ class Parts:
     are batch rows of a program of one head.
     """
 
-    def __init__(self, bound: Bound, program_of: Callable[[Bound], Program], *, takes_routes: bool) -> None:
+    def __init__(self, bound: Bound, program_of: Callable[[Bound], Part], *, takes_routes: bool) -> None:
         self.bound, self.program_of, self.takes_routes = bound, program_of, takes_routes
 
     @cached_property
-    def by_head(self) -> tuple[tuple[Chosen, Program], ...]:
+    def by_head(self) -> tuple[tuple[Chosen, Part], ...]:
         """The heads that agree, with the program of one of them."""
         groups, total = self.bound.groups, self.bound.num_heads
         found = ((Chosen(group.heads, total), part_of(self.bound, group.relation, 1)) for group in groups)
         return tuple((chosen, self.program_of(bound)) for chosen, bound in found)
 
     @cached_property
-    def summed(self) -> tuple[tuple[Chosen, tuple[Program | Routes, ...]], ...]:
+    def summed(self) -> tuple[tuple[Chosen, tuple[Part | Routes, ...]], ...]:
         """Heads that agree, with the programs of terms whose keys add up, or all routes of a selection; of a set that
         is one, for all heads."""
         return self._summed(with_routes=self.takes_routes)
 
     @cached_property
-    def terms(self) -> tuple[tuple[Chosen, tuple[Program, ...]], ...]:
+    def terms(self) -> tuple[tuple[Chosen, tuple[Part, ...]], ...]:
         """The same with a program of each route."""
         found = self._summed(with_routes=False)
         return tuple((chosen, tuple(x for x in parts if not isinstance(x, Routes))) for chosen, parts in found)
 
-    def _summed(self, *, with_routes: bool) -> tuple[tuple[Chosen, tuple[Program | Routes, ...]], ...]:
+    def _summed(self, *, with_routes: bool) -> tuple[tuple[Chosen, tuple[Part | Routes, ...]], ...]:
         total = self.bound.num_heads
-        found: list[tuple[Chosen, tuple[Program | Routes, ...]]] = []
+        found: list[tuple[Chosen, tuple[Part | Routes, ...]]] = []
         for group in self.bound.groups:
             terms, listed = apart(group.relation, self.bound)
             routes = list[Routes]()
@@ -217,7 +103,7 @@ class Parts:
         return tuple(found)
 
     @cached_property
-    def otherwise(self) -> tuple[Program, Program] | None:
+    def otherwise(self) -> tuple[Part, Part] | None:
         """What rows attend, and those of them without keys."""
         fallback = self.bound.fallback
         return (
@@ -263,7 +149,7 @@ class Parts:
 
     def _joined(
         self,
-        parts: Sequence[Program | Routes],
+        parts: Sequence[Part | Routes],
         tensors: tuple[Tensor, Tensor, Tensor],
         given: Inputs,
         scale: float,
@@ -272,10 +158,9 @@ class Parts:
         """Output and lse of all parts of some heads; of a mean the lse is the log of how many parts have keys."""
         is_mean, results = self.bound.merge == "mean", list[tuple[Tensor, Tensor]]()
         query, key, value = tensors
-        again = query.shape[1] // key.shape[1]
         for part in parts:
             if isinstance(part, Routes):
-                k, v = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+                k, v = (for_each_query_head(x, query.shape[1]) for x in (key, value))
                 results.append((part.totals if is_mean else part.results)(query, k, v, given, scale))
                 continue
             out, lse = _run(part, tensors, read_by(part.bound, given), scale, train)
@@ -292,7 +177,7 @@ class Parts:
             counts = main.counted(positions, given)
             other = fallback.counted(positions, read_by(fallback.bound, given))
             return torch.where((counts > 0).any(-1, keepdim=True), counts, other.to(counts.dtype))
-        num_rows = max((values.shape[0] for values in given.values() if values.dim() > 1), default=1)
+        num_rows = rows_of(given)
         parts = list[tuple[Sequence[int], Tensor]]()
         if self.bound.is_plain:
             for chosen, program in self.by_head:
@@ -317,7 +202,7 @@ class Parts:
             other = fallback.counted(positions, read_by(fallback.bound, given)).to(counts.dtype)
             has = (counts > 0).any(-1, keepdim=True).any(0)
             return torch.cat([torch.where(has, counts[0], other)[None], counts[1:]])
-        num_rows = max((values.shape[0] for values in given.values() if values.dim() > 1), default=1)
+        num_rows = rows_of(given)
         parts = list[tuple[Sequence[int], list[Tensor]]]()
         for chosen, programs in self.terms:
             mine = given if chosen.is_all else only_heads(given, chosen.heads)
@@ -329,7 +214,7 @@ class Parts:
 
 
 def _run(
-    program: Program, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool
+    program: Part, tensors: tuple[Tensor, Tensor, Tensor], given: dict[str, Tensor], scale: float, train: bool
 ) -> tuple[Tensor, Tensor]:
     out, lse = attended(*tensors, program.attending(*tensors, given, scale, train=train, want_lse=True))
     assert lse is not None

@@ -25,7 +25,8 @@ from patterndsl.lower.shapes import Sparse
 from patterndsl.runtime import flex, strips
 from patterndsl.runtime.data import DeviceData, Inputs, data_of, device_data, place_of
 from patterndsl.runtime.function import Recorded
-from patterndsl.runtime.parts import Chosen, assembled, merged
+from patterndsl.runtime.heads import Chosen, assembled, for_each_query_head
+from patterndsl.runtime.joined import merged
 from patterndsl.runtime.routes import Routes
 from patterndsl.runtime.told import list_teller, read_in, teller, told
 from patterndsl.sema.bind import Bound
@@ -107,8 +108,7 @@ class Placed:
         query, key, value = tensors
         rest, sizes = item.hull.said[0].rest, self.bound.sizes
         if lists.is_route:
-            again = query.shape[1] // key.shape[1]
-            key, value = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+            key, value = (for_each_query_head(x, query.shape[1]) for x in (key, value))
             return Routes(lists, rest, sizes).results(query, key, value, given, scale)
         table = given[lists.names[0]]
         table = table.view(-1, table.shape[-1] // lists.width, lists.width)
@@ -137,8 +137,8 @@ class Placed:
     ) -> tuple[Tensor, Tensor]:
         """Rows of few keys here and there, which no tiles hold."""
         query, key, value = tensors
-        sizes, again = self.bound.sizes, query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(again, dim=1) if again > 1 else x for x in (key, value))
+        sizes = self.bound.sizes
+        key, value = (for_each_query_head(x, query.shape[1]) for x in (key, value))
         positions = torch.arange(sizes.q_start, sizes.q_start + sizes.q_len, device=query.device)
         blocks = table[:, positions // lists.per - lists.first_row]  # [rows, Tq, width]
         inside = torch.arange(lists.of, device=query.device)

@@ -45,10 +45,9 @@ from patterndsl.runtime.data import Inputs, checked_inputs, route_by_route
 from patterndsl.runtime.finds import Finds
 from patterndsl.runtime.finite import is_finite
 from patterndsl.runtime.function import Attending, attended, with_unchanged
-from patterndsl.runtime.groups import num_rows_of, rows_of
+from patterndsl.runtime.heads import has_heads, num_rows_of, rows_of
 from patterndsl.runtime.keeping import cache_plans, checked_place, keys_of_row, on_host
 from patterndsl.runtime.kernels.attention import check_can_run, has_kernels
-from patterndsl.runtime.parts import has_heads
 from patterndsl.runtime.plan import StoredPlan
 from patterndsl.runtime.plan import write as write_plan
 from patterndsl.runtime.ready import Ready

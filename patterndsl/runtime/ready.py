@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from patterndsl.lower.tiles import OnEvent
 from patterndsl.runtime import flex, gathered, oracle
 from patterndsl.runtime.chunked import Chunked
 from patterndsl.runtime.function import Attending, Recorded
-from patterndsl.runtime.groups import rows_of
+from patterndsl.runtime.heads import rows_of
 from patterndsl.runtime.kernels.attention import Kernels
 from patterndsl.runtime.masked import Masked
 from patterndsl.runtime.ordered import Ordered
-from patterndsl.runtime.parts import Parts
+from patterndsl.runtime.parts import Part, Parts
 from patterndsl.runtime.placed import Placed
 from patterndsl.runtime.planned import Planned
 from patterndsl.runtime.routed import Routed
@@ -29,9 +29,6 @@ from patterndsl.runtime.slotted import Slotted
 from patterndsl.runtime.telling import Telling
 from patterndsl.runtime.tilings import Tilings
 from patterndsl.sema.bind import Bound
-
-if TYPE_CHECKING:
-    from patterndsl.runtime.program import Program
 
 
 class Ready:
@@ -45,7 +42,7 @@ class Ready:
         choice: Choice,
         tilings: Tilings,
         plan_number: int | None,
-        program_of: Callable[[Bound], Program],
+        program_of: Callable[[Bound], Part],
     ) -> None:
         self.bound, self.device, self.choice, self.tilings = bound, device, choice, tilings
         self._plan_number = plan_number

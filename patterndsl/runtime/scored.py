@@ -22,7 +22,7 @@ from patterndsl.ir.real import Entry, OfIndex, Real, RealFunction, parts, real_v
 from patterndsl.ir.relation import Relation, compare, disjunction, subexpressions
 from patterndsl.runtime.data import DeviceData, device_data
 from patterndsl.runtime.gathered import Group
-from patterndsl.runtime.parts import folded, has_heads
+from patterndsl.runtime.heads import folded, has_heads
 from patterndsl.sema.bind import Bound
 
 MAX_SCORES = 1 << 22

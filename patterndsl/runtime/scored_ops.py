@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, autocast
 
-from patterndsl.diagnostics import input_error
-from patterndsl.runtime import flex
 from patterndsl.runtime.data import Inputs
+from patterndsl.runtime.merge import wide
+from patterndsl.runtime.operators import apart, by_name, gradients_again, in_places, like_wanted, no_second
 from patterndsl.runtime.ops import Call
 from patterndsl.runtime.scored import Table, kind_of, table_of, tensors_of
 from patterndsl.runtime.scored_term import ScoredTerm
@@ -37,13 +37,12 @@ def traced(
     call: Call,
 ) -> tuple[Tensor, Tensor]:
     """Output and lse as a node of a graph; see `ScoredTerm.attend`. To be called while torch.compile traces."""
-    given = inputs or {}
-    names = sorted(given)
+    given, names = apart(inputs)
     tensors = [query, *keys, *(x for table in tables.values() for x in tensors_of(table))]
     found: tuple[Tensor, Tensor] = torch.ops.patterndsl.scored(
         tensors if made is None else [*tensors, made],
-        [given[name] for name in names],
-        ",".join(names),
+        given,
+        names,
         ",".join(f"{name}:{kind_of(table)}" for name, table in tables.items()),
         address,
         *call,
@@ -79,9 +78,8 @@ def _run(
         name, _, form = named.partition(":")
         looked_up[name], rest = table_of(form, rest)
     made = rest[0] if rest else None
-    given = dict(zip(names.split(","), inputs, strict=True)) if names else None
     with autocast(query.device.type, enabled=False):
-        return found.attend(query, (key, value), given, looked_up, made, scale)
+        return found.attend(query, (key, value), by_name(inputs, names), looked_up, made, scale)
 
 
 @torch.library.custom_op("patterndsl::scored", mutates_args=(), schema=_schema)
@@ -96,18 +94,8 @@ def scored(tensors: Sequence[Tensor], *asked: Any) -> tuple[Tensor, Tensor]:
 def scored_backward(
     tensors: Sequence[Tensor], wanted: Sequence[bool], grad_out: Tensor | None, grad_lse: Tensor | None, *asked: Any
 ) -> list[Tensor]:
-    """Gradients of the wanted tensors."""
-    with flex.with_derivatives():
-        leaves = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip(tensors, wanted, strict=True)]
-        results = _run(leaves, *asked)
-        pairs = zip(results, (grad_out, grad_lse), strict=True)
-        given = [(x, grad) for x, grad in pairs if grad is not None and x.requires_grad]
-        asked_of = [x for x in leaves if x.requires_grad]
-        # made scores are no products: query and key have no part in them
-        found = torch.autograd.grad(
-            [x for x, _ in given], asked_of, [grad for _, grad in given], allow_unused=True, materialize_grads=True
-        )
-    return [grad.contiguous() for grad in found]
+    """Gradients of the wanted tensors; made scores are no products, so that query and key may have no part in them."""
+    return gradients_again(lambda leaves: _run(leaves, *asked), tensors, wanted, (grad_out, grad_lse))
 
 
 # ---- what the compiler and autograd know of them
@@ -117,13 +105,12 @@ def scored_backward(
 def _(tensors: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     query, value = tensors[0], tensors[2]
     rows = query.shape[:3]
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty(*rows, value.shape[3]), query.new_empty(rows, dtype=wide)
+    return query.new_empty(*rows, value.shape[3]), query.new_empty(rows, dtype=wide(query.dtype))
 
 
 @scored_backward.register_fake
 def _(tensors: Sequence[Tensor], wanted: Sequence[bool], *_: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
+    return like_wanted(tensors, wanted)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -136,14 +123,9 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     tensors, given = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
-    found = iter(torch.ops.patterndsl.scored_backward(tensors, ctx.wanted, grad_out, grad_lse, given, *ctx.asked))
-    grads = [next(found) if is_wanted else None for is_wanted in ctx.wanted]
-    return grads, [None] * len(given), *(None,) * len(ctx.asked)
-
-
-def _no_second(ctx: Any, *_: Any) -> Any:
-    raise input_error("E505", "second derivatives of compiled attention", "leave torch.compile out")
+    found = torch.ops.patterndsl.scored_backward(tensors, ctx.wanted, grad_out, grad_lse, given, *ctx.asked)
+    return in_places(found, ctx.wanted), [None] * len(given), *(None,) * len(ctx.asked)
 
 
 scored.register_autograd(_backward, setup_context=_keep_for_backward)
-scored_backward.register_autograd(_no_second)
+scored_backward.register_autograd(no_second)

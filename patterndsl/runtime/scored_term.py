@@ -16,7 +16,7 @@ from patterndsl.runtime.arguments import check_tensors, checked_scale
 from patterndsl.runtime.data import Inputs, checked_inputs
 from patterndsl.runtime.function import without_autocast
 from patterndsl.runtime.groups import groups_of_heads
-from patterndsl.runtime.parts import has_heads
+from patterndsl.runtime.heads import has_heads
 from patterndsl.runtime.program import Program
 from patterndsl.runtime.scored import Scoring, Table, relation_of, scored_attention
 from patterndsl.sema.biases import bound_bias

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patterndsl.runtime.merge import Merged
+from patterndsl.runtime.merge import Merged, wide
 from patterndsl.runtime.views import Launch, OneLaunch
 
 
@@ -17,14 +17,14 @@ class SinglePass(OneLaunch):
     ) -> tuple[Tensor, Tensor, object]:
         """See `runtime.planned.Kernel`."""
         q, k, v = _rows(launch, query, key, value)
-        score = torch.linalg.vecdot(q.to(_wide(q)), k.to(_wide(q))) * scale
+        score = torch.linalg.vecdot(q.to(wide(q.dtype)), k.to(wide(k.dtype))) * scale
         return v, score, None
 
     def backward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, _: object
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `runtime.planned.Kernel`."""
-        q, k, v = (x.to(_wide(x)) for x in _rows(launch, query, key, value))
+        q, k, v = (x.to(wide(x.dtype)) for x in _rows(launch, query, key, value))
         rows = (merged.out, merged.grad_out, merged.lse)
         out, grad_out, lse = (launch.queries.grouped(x).to(q.dtype) for x in rows)
         weight = torch.exp(torch.linalg.vecdot(q, k) * scale - lse)
@@ -35,7 +35,3 @@ class SinglePass(OneLaunch):
 def _rows(launch: Launch, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B * H, groups, 1, D] each."""
     return launch.queries.grouped(query), launch.keys.grouped(key), launch.keys.grouped(value)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -18,7 +18,8 @@ from torch import Tensor
 from patterndsl.ir.index import Const, K, Q, Read, arithmetic
 from patterndsl.ir.relation import EVERYTHING, And, Random, Relation, compare, conjunction, disjunction
 from patterndsl.lower.blocks import Blocks, Pipeline
-from patterndsl.lower.hulls import CAUSAL, Hull, Lists, SlotHulls
+from patterndsl.lower.hulls import CAUSAL, Hull, Lists
+from patterndsl.lower.kernel_hulls import SlotHulls
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.tiles import find_tiles
 from patterndsl.runtime.data import Inputs, facet_of, whole_lists

@@ -18,6 +18,7 @@ from patterndsl.diagnostics import input_error
 from patterndsl.ir.meaning import Point, member
 from patterndsl.ir.relation import EVERYTHING, Relation
 from patterndsl.runtime.data import Inputs, checked_inputs, device_data
+from patterndsl.runtime.heads import for_each_query_head
 from patterndsl.runtime.summed_ops import causal_sums
 from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention, read
@@ -100,8 +101,8 @@ def summed(
     its own. Work: O(T M Dv). Raises InputError (E505) where a causal term has other keys than those up to the queries.
     """
     if features.decay is not None:
-        again = query.shape[1] // keys[0][1][0].shape[1]
-        keys = [(term, _repeated(pair, again)) for term, pair in keys]
+        heads = query.shape[1]
+        keys = [(term, (for_each_query_head(key, heads), for_each_query_head(x, heads))) for term, (key, x) in keys]
     causal = next((item for item in keys if item[0].summable and item[0].summable.reach == "causal"), None)
     before_all = before
     for term, (key, value) in keys:
@@ -133,12 +134,6 @@ def summed(
         normalise=features.normalise,
     )
     return out, after if len(keys) == 1 else _sums(features, of_keys, value, kept, before)
-
-
-def _repeated(keys: Keys, again: int) -> Keys:
-    """A key and value for each query head."""
-    key, value = keys
-    return keys if again == 1 else (key.repeat_interleave(again, dim=1), value.repeat_interleave(again, dim=1))
 
 
 def _sums(features: Features, of_keys: Tensor, value: Tensor, kept: Tensor | None, before: State | None) -> State:

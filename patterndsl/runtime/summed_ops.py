@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterndsl.diagnostics import input_error
-from patterndsl.runtime import flex
+from patterndsl.runtime.operators import gradients_again, in_places, like_wanted, no_second
 from patterndsl.score.features import Elementwise
 from patterndsl.score.linear import kernel_attention
 from patterndsl.score.state import State
@@ -84,15 +83,7 @@ def sums_backward(
     tensors: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None], *asked: Any
 ) -> list[Tensor]:
     """Gradients of the wanted tensors."""
-    with flex.with_derivatives():
-        leaves = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip(tensors, wanted, strict=True)]
-        pairs = zip(_run(leaves, *asked), grads, strict=True)
-        given = [(x, grad) for x, grad in pairs if grad is not None and x.requires_grad]
-        asked_of = [x for x in leaves if x.requires_grad]
-        found = torch.autograd.grad(
-            [x for x, _ in given], asked_of, [grad for _, grad in given], allow_unused=True, materialize_grads=True
-        )
-    return [grad.contiguous() for grad in found]
+    return gradients_again(lambda leaves: _run(leaves, *asked), tensors, wanted, grads)
 
 
 # ---- what the compiler and autograd know of them
@@ -111,7 +102,7 @@ def _(tensors: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 @sums_backward.register_fake
 def _(tensors: Sequence[Tensor], wanted: Sequence[bool], *_: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
+    return like_wanted(tensors, wanted)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -127,13 +118,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     keep = saved.pop() if ctx.has_keep else None
     told = torch.ops.patterndsl.sums_backward(saved, ctx.wanted, [*grads[:3], None], keep, *ctx.asked)
-    found = iter(told)
-    return [next(found) if is_wanted else None for is_wanted in ctx.wanted], None, *(None,) * len(ctx.asked)
-
-
-def _no_second(ctx: Any, *_: Any) -> Any:
-    raise input_error("E505", "second derivatives of compiled attention", "leave torch.compile out")
+    return in_places(told, ctx.wanted), None, *(None,) * len(ctx.asked)
 
 
 sums.register_autograd(_backward, setup_context=_keep_for_backward)
-sums_backward.register_autograd(_no_second)
+sums_backward.register_autograd(no_second)

@@ -18,6 +18,7 @@ from patterndsl.ir.relation import And, Listed, Relation, conjunction
 from patterndsl.lower.listings import listings_of
 from patterndsl.runtime.data import Inputs, facet_of
 from patterndsl.runtime.function import Run
+from patterndsl.runtime.heads import folded, has_heads
 from patterndsl.runtime.kernels.asked import Asked, asked_by
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.predicate import Predicate, predicate_of
@@ -33,7 +34,6 @@ from patterndsl.runtime.kernels.told_lists import (
 from patterndsl.runtime.kernels.told_tables import Form, Tables, tables_of
 from patterndsl.runtime.kernels.verdicts import SIDES, verdicts_of
 from patterndsl.runtime.kernels.work import Work
-from patterndsl.runtime.parts import folded, has_heads
 from patterndsl.runtime.told import most_live, states
 from patterndsl.runtime.views import make_room
 from patterndsl.sema.bind import Bound

@@ -22,8 +22,8 @@ from patterndsl.lower.tiles import OnEvent, Tiles, find_tiles
 from patterndsl.runtime import flex
 from patterndsl.runtime.data import DeviceData, Inputs, device_data
 from patterndsl.runtime.gathered import Group
-from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows, num_rows_of
-from patterndsl.runtime.parts import folded, has_heads
+from patterndsl.runtime.groups import groups_of_row, lookups_of_heads, lookups_of_rows
+from patterndsl.runtime.heads import folded, has_heads, num_rows_of
 from patterndsl.sema.bind import Bound
 
 MAX_GATHERED = 1 << 28

@@ -18,8 +18,8 @@ from torch.nn.functional import pad
 from patterndsl.device.graphs import on_device
 from patterndsl.ir.index import Facet
 from patterndsl.ir.interval import Box, Interval, Verdict, verdict
-from patterndsl.ir.relation import NOTHING, And, Listed, Or, Random, Relation, inputs_read
-from patterndsl.lower.hulls import Lists, hull_of, is_told
+from patterndsl.ir.relation import NOTHING, And, Listed, Or, Random, Relation, inputs_read, looks_nothing_up
+from patterndsl.lower.hulls import Lists, hull_of
 from patterndsl.lower.listings import Listing
 from patterndsl.runtime.data import Inputs, facet_of
 from patterndsl.sema.parameters import Sizes
@@ -255,7 +255,7 @@ def _tell_listed(
     listing = Listing(lists.width, num_blocks, lists.of, lists.per, lists.first_row)
     of_lists = {name: table.flatten(1)}
     live, full = states(listing.asked(name), sizes, of_lists, (block, block), table.device, {name: listing})
-    if is_told(rest):
+    if looks_nothing_up(rest):
         possible, certain = states(rest, sizes, inputs, (block, block), table.device)
         live, full = live & possible, full & certain
     else:

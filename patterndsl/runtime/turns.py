@@ -21,6 +21,27 @@ Calls: TypeAlias = Mapping[tuple[str, str], Callable[[], object]]
 """By who is called and for what: ("ours", "forward")."""
 
 
+def calls_that_run(
+    makers: Mapping[str, Callable[[], Mapping[str, Callable[[], object]]]],
+) -> tuple[Calls, dict[str, str]]:
+    """The calls of who can be made and run, each called once; and of the others why not, by name.
+
+    makers: by who is called, what makes the calls by what they are for. Other errors than ImportError and RuntimeError
+    are raised.
+    """
+    calls, failures = dict[tuple[str, str], Callable[[], object]](), dict[str, str]()
+    for who, make in makers.items():
+        try:
+            found = {(who, what): call for what, call in make().items()}
+            for call in found.values():
+                call()
+        except (ImportError, RuntimeError) as failed:
+            failures[who] = first_line(failed)
+        else:
+            calls |= found
+    return calls, failures
+
+
 def in_turns(calls: Calls, device: torch.device, repeats: int) -> dict[str, Any]:
     """What is measured of them, each called once before, by names such as "ours forward ms": medians of the host's
     clock, the least and the most, and the peak memory; on CUDA also "captured ms", or why there is none.

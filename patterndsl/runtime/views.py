@@ -227,6 +227,7 @@ class Launch:
 
     @staticmethod
     def of(geometry: Geometry) -> Launch:
+        """All groups of a layout, in one launch."""
         return Launch(geometry.groups, geometry.groups, geometry.q, geometry.k)
 
     def split(self, most: int) -> Iterator[Launch]:

@@ -5,31 +5,21 @@ It knows nothing of sizes or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from functools import cache, partial
 from typing import TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, nearest
-from patterndsl.ir.index import NK, NQ, Const, Index, K, Param, Q, arithmetic
-from patterndsl.ir.real import OfIndex, Real, reads
+from patterndsl.ir.index import NQ, Const, Index, Param, arithmetic
+from patterndsl.ir.real import Real, reads
 from patterndsl.ir.relation import (
-    EVERYTHING,
     NOTHING,
-    Listed,
     Relation,
-    conjunction,
-    depends_on,
-    disjunction,
-    inputs_read,
-    negation,
-    substitute,
 )
 from patterndsl.sema.biases import real
-from patterndsl.sema.decays import is_of_heads
 from patterndsl.sema.expand import Expander, Stop
-from patterndsl.sema.learners import LEARNERS, Learner
+from patterndsl.sema.found import learned, listed, selected
 from patterndsl.sema.model import (
     InputDeclaration,
     LabelDeclaration,
@@ -56,9 +46,10 @@ from patterndsl.sema.scope import (
     has_stand_in,
     product,
 )
-from patterndsl.sema.scores import MAKERS, SCORES, TABLES, Maker, ScoreKind
-from patterndsl.sema.selectors import BYS, SELECTORS, SHARINGS
-from patterndsl.sema.sources import SOURCES, Given, SourceKind, SourceSetting, as_told, at_any_start, text_of_setting
+from patterndsl.sema.scores import SCORES, TABLES
+from patterndsl.sema.settings import said_by, scored_by, settings_of
+from patterndsl.sema.sources import SOURCES, Given, as_told, at_any_start
+from patterndsl.sema.words import called
 from patterndsl.syntax import tree as ast
 from patterndsl.syntax.grammar import grammar_text
 from patterndsl.syntax.parse import parse_definitions, snippet_of
@@ -113,10 +104,6 @@ def resolve_with_sources(
         tuple(RoleDeclaration(role.name, role.own, role.place) for role in spec.roles),
     )
     return resolved, told, ()
-
-
-def _setting_named(part: ast.Expr, settings: Mapping[str, ast.Expr]) -> ast.Expr | None:
-    return settings.get(part.name) if isinstance(part, ast.Name) else None
 
 
 def ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -191,15 +178,6 @@ class _Resolver(Expander):
         value = self.attempt(partial(self.predicate, spec.attend, scope, "a pattern must be"))
         return cast("Relation | None", value)
 
-    def called(self, expr: ast.Expr, known: Collection[str], what: str, otherwise: str, listed: str) -> str:
-        """The known name of what an expression names or calls. otherwise: what is said where it does neither."""
-        name = expr.name if isinstance(expr, ast.Name | ast.Call) else None
-        if name in known:
-            return cast("str", name)
-        near = nearest(name, known) if name else None
-        help = f"did you mean `{near}`?" if near else f"{listed} {', '.join(known)}"
-        raise self.report("E202", f"unknown {what} `{name}`" if name else otherwise, expr.place, help)
-
     # ---- sources ------------------------------------------------------------------------------------------
 
     def source(self, declared: ast.KeySource, scope: Scope) -> Value:
@@ -209,11 +187,10 @@ class _Resolver(Expander):
             raise self.report("E208", "`self` are the sequence's own keys", declared.place, "choose another name")
         if declared.name in ("attend", *SCORED):
             raise self.report("E208", f"`{declared.name}` is a key of branches", declared.place, "choose another name")
-        name = self.called(expr, SOURCES, "kind of source", "keys come from a source", "the sources are")
+        name = called(self, expr, SOURCES, "kind of source", "keys come from a source", "the sources are")
         kind = SOURCES[name]
-        given = self.source_settings(kind, expr)
-        known = {setting.name: setting for setting in kind.settings}
-        settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())
+        given = settings_of(self, kind, expr)
+        settings = said_by(self, kind, given, scope, self.sources)
         if kind.name == "compress":
             past = str(dict(settings)["past"])
             given["past"] = self.given[past].settings["size"]
@@ -221,69 +198,13 @@ class _Resolver(Expander):
         self.sources[declared.name] = SourceDeclaration(declared.name, kind.name, settings, declared.place)
         return Const(0)
 
-    def source_settings(self, kind: SourceKind | ScoreKind, expr: ast.Expr) -> dict[str, ast.Expr]:
-        """The expression of each setting, those left out by their defaults."""
-        names = tuple(setting.name for setting in kind.settings)
-        given: dict[str, ast.Expr] = {}
-        for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):
-            if not names:
-                raise self.report("E204", f"`{kind.name}` takes no settings", argument.place, f"write {kind.name}")
-            if argument.name is None and at >= max(1, len(kind.needed)):
-                message = f"`{kind.name}` takes this setting by name"
-                raise self.report("E204", message, argument.place, f"one of {', '.join(names)}")
-            name = argument.name or names[at]
-            self.check_argument(kind.name, name, names, given, argument.place)
-            given[name] = argument.value
-        found: dict[str, ast.Expr] = {}
-        for setting in kind.settings:
-            if setting.name not in given and setting.default is None:
-                needed = ", ".join(f"{name} = ..." for name in kind.needed)
-                raise self.report(
-                    "E204", f"`{kind.name}` needs `{setting.name}`", expr.place, f"write {kind.name}({needed})"
-                )
-            default = text_of_setting(str(setting.default))
-            value = given.get(setting.name, default)
-            # a default may be another setting
-            found[setting.name] = (
-                ast.put(value, lambda part: _setting_named(part, found)) if value is default else value
-            )
-        return found
-
-    def setting(
-        self, kind: SourceKind | ScoreKind, setting: SourceSetting, value: ast.Expr, scope: Scope
-    ) -> Index | Decimal | str:
-        what = f"`{setting.name}` of `{kind.name}`"
-        match setting.takes:
-            case "integer":
-                number = self.constant(value, scope, f"{what} must be")
-                label = f"{setting.name} of {kind.name}"
-                if isinstance(number, Const) and number.value < setting.least:  # before it divides anything
-                    message = f"`{label}` is {number.value}, and must be at least {setting.least}"
-                    raise self.report("E402", message, value.place, f"give {setting.least} or more")
-                self.require(Requirement("minimum", label, number, Const(setting.least), value.place))
-                return number
-            case "real":
-                if isinstance(value, ast.Number | ast.Real) and value.value > 0:
-                    return Decimal(value.value)
-                raise self.report("E203", f"{what} must be a positive number", value.place, "write it out: 0.75")
-            case "word":
-                return self.word(setting.name, {setting.name: value}, setting.words) or setting.words[0]
-            case "source":
-                name = value.name if isinstance(value, ast.Name) else ""
-                if name not in self.sources or self.sources[name].kind != "recall":
-                    known = [item.name for item in self.sources.values() if item.kind == "recall"]
-                    near = nearest(name, known)
-                    help = f"did you mean `{near}`?" if near else "name a source that is declared before as recall(...)"
-                    raise self.report("E202", f"{what} is no source that recalls", value.place, help)
-                return name
-            case "factor":
-                raise AssertionError("a factor is for `decay`")
-
     # ---- scores -------------------------------------------------------------------------------------------
 
     def scored(self, branch: ast.Branch, scope: Scope) -> Value:
         """How a branch scores. What it returns is for `attempt`."""
-        score = ScoreDeclaration("softmax") if branch.score is None else self.score(branch.score, scope)
+        score = (
+            ScoreDeclaration("softmax") if branch.score is None else scored_by(self, branch.score, scope, self.tables)
+        )
         self.scores[branch.name] = score
         kind = SCORES[score.name].kind
         for word, expr in (("bias", branch.bias), ("softcap", branch.softcap)):
@@ -303,40 +224,11 @@ class _Resolver(Expander):
             self.softcaps[branch.name] = float(cap.value)
         return Const(0)
 
-    def score(self, expr: ast.Expr, scope: Scope) -> ScoreDeclaration:
-        """The score that is called, with all of its settings."""
-        name = self.called(expr, SCORES, "score", "a score is a name, or a name with settings", "the scores are")
-        kind = SCORES[name]
-        makers: tuple[Maker, ...] = ()
-        if kind.kind == "synthesized" and isinstance(expr, ast.Call):
-            named = [argument for argument in expr.arguments if argument.name is None]
-            makers = tuple(
-                self.word("a synthesizer", {"a synthesizer": item.value}, MAKERS) or "dense" for item in named
-            )
-            expr = replace(expr, arguments=tuple(item for item in expr.arguments if item.name is not None))
-        if kind.kind == "synthesized" and set(makers) <= {"product"}:
-            help = f"write synthesize(dense, length = 4096); there are {', '.join(MAKERS)}"
-            raise self.report("E204", "`synthesize` needs to be told who makes scores up", expr.place, help)
-        given = self.source_settings(kind, expr)
-        known = {setting.name: setting for setting in kind.settings}
-        factors = {name: given.pop(name) for name in tuple(given) if known[name].takes == "factor"}
-        settings = tuple((name, self.setting(kind, known[name], value, scope)) for name, value in given.items())
-        decay = self.decay(factors["decay"], scope) if "decay" in factors else None
-        return ScoreDeclaration(name, settings, makers, decay, factors["decay"].place if decay else expr.place)
-
-    def decay(self, expr: ast.Expr, scope: Scope) -> Real | None:
-        """The factor of each token; None where it is 1."""
-        found = real(expr, self, scope, self.tables, "decay")
-        if not is_of_heads(found):
-            message = "`decay` cannot depend on a position, length, input or table"
-            raise self.report("E209", message, expr.place, "make it of head, layer, numbers and parameters")
-        return None if found == OfIndex(Const(1)) else found
-
     def table(self, declared: ast.Table, scope: Scope) -> Value:
         """What a layer learns for a bias. What it returns is for `attempt`."""
         expr = declared.maker
         scope.broken.add(declared.name)
-        name = self.called(expr, TABLES, "table", "a table is scalars(n), vectors(n) or sinusoids", "write")
+        name = called(self, expr, TABLES, "table", "a table is scalars(n), vectors(n) or sinusoids", "write")
         sizes = expr.arguments if isinstance(expr, ast.Call) else ()
         if len(sizes) != (name != "sinusoids") or any(size.name for size in sizes):
             written = "sinusoids" if name == "sinusoids" else f"{name}(32)"
@@ -511,7 +403,7 @@ class _Resolver(Expander):
         name, before = declared.name, self.labels.get(declared.name)
         is_input = before is None and name in self.inputs
         declaration = scope.attributes[name] = InputDeclaration(name, "int", "both", NQ, declared.place)
-        learner, settings = self.learner(declared.learner, scope)
+        learner, settings = learned(self, declared.learner, scope)
         label = LabelDeclaration(name, learner.name, settings, declared.place)
         if is_input or (before is not None and before != replace(label, place=before.place)):
             scope.broken.add(name)
@@ -521,33 +413,11 @@ class _Resolver(Expander):
         self.inputs.setdefault(name, declaration)
         return AttributeName(declaration)
 
-    def learner(self, expr: ast.Expr, scope: Scope) -> tuple[Learner, tuple[tuple[str, Index], ...]]:
-        """The learner that is called, and all of its settings."""
-        name = self.called(expr, LEARNERS, "learner", "a label is found by a learner", "the learners are")
-        learner = LEARNERS[name]
-        wanted = [setting.name for setting in learner.settings]
-        given: dict[str, Index] = {}
-        for argument in expr.arguments if isinstance(expr, ast.Call) else ():
-            if argument.name is None:
-                example = f"{wanted[0]} = ..." if wanted else ""
-                message = f"`{name}` takes its settings by name"
-                raise self.report("E204", message, argument.place, f"write {name}({example})")
-            self.check_argument(name, argument.name, wanted, given, argument.place)
-            given[argument.name] = self.constant(argument.value, scope, f"`{argument.name}` of `{name}` must be")
-        for setting in learner.settings:
-            if setting.name not in given and setting.default is None:
-                help = f"write {name}({setting.name} = ...)"
-                raise self.report("E204", f"`{name}` needs `{setting.name}`", expr.place, help)
-            value = given.setdefault(setting.name, Const(setting.default or 0))
-            label = f"{setting.name} of {name}"
-            self.require(Requirement("minimum", label, value, Const(setting.least), expr.place))
-        return learner, tuple((name, given[name]) for name in wanted)
-
     def selection(self, declared: ast.Selection, scope: Scope) -> Value:
         """A selection is a relation by its name: what it lists, of what may be listed."""
         name = declared.name
         try:
-            found = self.selected(declared, scope)
+            found = selected(self, declared, scope, self.labels)
         except (Stop, PatternError):
             scope.broken.add(name)
             raise
@@ -561,109 +431,8 @@ class _Resolver(Expander):
         self.selections.setdefault(name, found)
         length = arithmetic("*", found.width, NQ)  # at most; binding knows the number of rows
         self.inputs.setdefault(name, InputDeclaration(name, "int", "table", length, declared.place))
-        scope.values[name] = relation = self.listed(found)
+        scope.values[name] = relation = listed(found)
         return relation
-
-    def listed(self, found: SelectionDeclaration) -> Relation:
-        """What a selection lists: of a route, pairs of its members; see `sema.bind` for all routes."""
-        if found.label is not None:
-            return conjunction(Listed(found.name, found.width, Const(0), position) for position in (Q, K))
-        row, key = arithmetic("//", Q, found.per), arithmetic("//", K, found.of)
-        put: dict[Index, Index] = {
-            Q: row,
-            K: key,
-            NQ: arithmetic("//", arithmetic("+", NQ, arithmetic("-", found.per, Const(1))), found.per),
-            NK: arithmetic("//", arithmetic("+", NK, arithmetic("-", found.of, Const(1))), found.of),
-        }
-        # disjoint, so that a multiset counts each key once
-        may = disjunction((found.always, conjunction((found.among, negation(found.always)))))
-        may = substitute(may, lambda symbol: put.get(symbol, symbol))
-        return conjunction((Listed(found.name, found.width, row, key), may))
-
-    def selected(self, declared: ast.Selection, scope: Scope) -> SelectionDeclaration:
-        """The selector that is called, and all of its settings."""
-        expr = declared.selector
-        name = self.called(expr, SELECTORS, "selector", "a selection is made by a selector", "the selectors are")
-        selector = SELECTORS[name]
-        given: dict[str, ast.Expr] = {}
-        for at, argument in enumerate(expr.arguments if isinstance(expr, ast.Call) else ()):
-            if argument.name is None and at >= len(selector.needed):
-                message = f"`{name}` takes this setting by name"
-                raise self.report("E204", message, argument.place, f"one of {', '.join(selector.settings)}")
-            setting = argument.name or selector.settings[at]
-            self.check_argument(name, setting, selector.settings, given, argument.place)
-            given[setting] = argument.value
-        for setting in selector.needed:
-            if setting not in given:
-                help = "write " + ("members(label, top = ...)" if name == "members" else f"{name}(8)")
-                raise self.report("E204", f"`{name}` needs `{setting}`", expr.place, help)
-        width = self.at_least_one(name, "top" if "top" in given else "k", given, scope)
-        of, per = (self.block_of(name, setting, given, scope) for setting in ("of", "per"))
-        among, always = (
-            self.candidates(name, setting, given, scope, default)
-            for setting, default in (("among", EVERYTHING), ("always", NOTHING))
-        )
-        by = self.word("by", given, BYS) or "mean"
-        heads = self.word("heads", given, SHARINGS) or ("all" if by == "learned" else "each")
-        if by == "learned" and heads != "all":
-            raise self.report("E204", "what a layer learns is for all heads", given["heads"].place, "write heads = all")
-        label = self.clustered(given["label"], scope) if "label" in given else None
-        return SelectionDeclaration(
-            declared.name, name, width, of, per, by, among, always, heads, label, declared.place
-        )
-
-    def at_least_one(self, selector: str, setting: str, given: Mapping[str, ast.Expr], scope: Scope) -> Index:
-        value = self.constant(given[setting], scope, f"`{setting}` of `{selector}` must be")
-        self.require(Requirement("minimum", f"{setting} of {selector}", value, Const(1), given[setting].place))
-        return value
-
-    def block_of(self, selector: str, setting: str, given: Mapping[str, ast.Expr], scope: Scope) -> Index:
-        """`tokens`, or `blocks(b)`."""
-        match given.get(setting):
-            case None | ast.Name(name="tokens"):
-                return Const(1)
-            case ast.Call(name="blocks", arguments=(ast.Argument(name=None, value=size),)):
-                return self.at_least_one(f"{selector}'s {setting}", "blocks", {"blocks": size}, scope)
-            case wrong:
-                message = f"`{setting}` of `{selector}` is neither tokens nor blocks of them"
-                raise self.report("E203", message, wrong.place, f"write {setting} = blocks(64), or {setting} = tokens")
-
-    def candidates(
-        self, selector: str, setting: str, given: Mapping[str, ast.Expr], scope: Scope, default: Relation
-    ) -> Relation:
-        if setting not in given:
-            return default
-        relation = self.predicate(given[setting], scope, f"`{setting}` of `{selector}` must be")
-        if inputs_read(relation):
-            message = f"`{setting}` of `{selector}` depends on an input, and it is between numbers of blocks"
-            raise self.report("E209", message, given[setting].place, "intersect what is selected: top & same(doc)")
-        if depends_on(relation, "head"):
-            message = f"`{setting}` of `{selector}` depends on the head, and candidates are those of all heads"
-            raise self.report("E209", message, given[setting].place, "intersect what is selected: top & recent(head)")
-        return relation
-
-    def word(self, setting: str, given: Mapping[str, ast.Expr], words: Sequence[_Word]) -> _Word | None:
-        """One of some words; None where it is not given."""
-        if setting not in given:
-            return None
-        expr = given[setting]
-        text = expr.name if isinstance(expr, ast.Name) else None
-        found = next((word for word in words if word == text), None)
-        if found is None:
-            near = nearest(text, [str(word) for word in words]) if text else None
-            help = f"did you mean `{near}`?" if near else f"it is one of {', '.join(map(str, words))}"
-            message = f"`{setting}` is not `{text}`" if text else f"`{setting}` is a word"
-            raise self.report("E202", message, expr.place, help)
-        return found
-
-    def clustered(self, expr: ast.Expr, scope: Scope) -> str:
-        """The name of a label whose centroids are known."""
-        value = self.wanted(expr, "attribute", "`members` takes", scope)
-        name = value.meaning.name if isinstance(value, AttributeName) and value.meaning else ""
-        if name not in self.labels or self.labels[name].learner != "kmeans":
-            message = f"`{name}` has no centroids to be near to"
-            raise self.report("E202", message, expr.place, "name a label that kmeans finds")
-        return name
 
     def imported(
         self, imported: ast.Import, arguments: tuple[ast.Argument, ...], place: SourceRange, scope: Scope

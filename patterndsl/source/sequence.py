@@ -27,4 +27,5 @@ class Sequence:
 
     @property
     def length(self) -> int:
+        """Its tokens."""
         return self.states.shape[1]

@@ -52,6 +52,7 @@ class Sources(Named):
                 self[item.name] = Compress(dim, **wanted)
 
     def of_kind(self, *kinds: str) -> list[Told]:
+        """Those made by one of these kinds."""
         return [item for item in self.told if item.kind in kinds]
 
     @property

@@ -1,22 +1,20 @@
-"""How does a YAML file become a Spec? Owner of yaml; maps every expression back to its place in the file.
+"""How does a YAML file become a Spec? Section by section; every expression knows its place in the file.
 
-It reads PyYAML's node graph rather than loaded values, as only the nodes know where they stand. Mistakes are
-collected, so that one bad entry does not hide the next.
+Mistakes are collected, so that one bad entry does not hide the next.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
-
-import yaml
+from typing import TypeAlias, TypeVar, cast
 
 from patterndsl.diagnostics import Diagnostic, PatternError, Source, SourceRange, error, nearest
 from patterndsl.syntax import tree as ast
+from patterndsl.syntax.nodes import MAX_FILE_SIZE, MappingNode, Node, Nodes, ScalarNode, SequenceNode
 from patterndsl.syntax.parse import KEYWORDS, Snippet, parse_definitions, parse_expression, snippet_of
 from patterndsl.syntax.schema import (
     COMBINES,
@@ -30,35 +28,9 @@ from patterndsl.syntax.schema import (
     SHARES,
 )
 
-MAX_FILE_SIZE = 1_000_000
-MAX_YAML_DEPTH = 20
-MAX_NODES = 5_000
-
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_QUOTE_IN_BRACES = 'close the bracket, or quote the value where it holds `[` or `,` inside {...}: "int[N]"'
-_YAML_PROBLEMS = (
-    ("a tab in the", ("a tab in the indentation", "indent with spaces: YAML allows no tabs there")),
-    ("a quote is never closed", ("a quote is never closed", "close it on the line where the value ends")),
-    ("expected ',' or", ("neither `,` nor the closing bracket follows", _QUOTE_IN_BRACES)),
-    ("alphabetic or numeric", ("YAML takes `&` and `*` for anchors here", "quote the value, or start it otherwise")),
-    ("undefined alias", ("YAML takes `*` for an alias here", "quote the value, or start it otherwise")),
-    ("mapping values", ("a second `:` in one value", "quote a value that holds a colon; check the line before")),
-    ("more behind a value", ("something follows a value that is closed", "a quote inside quotes is written twice")),
-    ("expected key", ("the indentation does not fit", "start the entries of one section in one column")),
-    ("but found another document", ("a second spec in one file", "remove the `---`, or make two files")),
-    ("cannot start any token", ("no value starts with `FOUND` in YAML", "quote the value")),
-    ("could not find expected ':'", ("a line without `:`", "write `key: value`, and indent what continues a value")),
-    ("unknown escape", ("an escape that YAML has not", "in double quotes write a backslash twice")),
-)
-"""What libyaml says, and what a user should read instead, with the cure."""
-
-_MARK = re.compile(r"[^\s,\[\]{}]*")
-_UNIT = re.compile(r"\S")
-_ESCAPED_UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|\S", re.DOTALL)
-_WHITE_ESCAPES = tuple(f"\\{sign}" for sign in (*"tnvfr_NLP \t\r\n", "x20", "x09"))
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _T = TypeVar("_T")
+Make: TypeAlias = Callable[[str, Node, Node], _T]
+"""What an entry declares: of its name, the node of the name and that of the value."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIGNATURE = re.compile(r"([A-Za-z_]\w*)\s*(?:\(\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*\))?")
@@ -156,206 +128,27 @@ def _similar_file(path: Path) -> str:
 
 
 def _read(source: Source, folder: Path | None, importers: tuple[Path, ...]) -> tuple[ast.Spec, list[Diagnostic]]:
-    reader = _Reader(source, folder, importers)
+    reader = _Reader(source, folder=folder, importers=importers)
     root = reader.compose()
     return reader.spec(root), reader.diagnostics
 
 
-def _num_open(node: yaml.Node) -> int:
-    """Brackets that a plain value leaves open: inside {...} YAML ends it at the first comma."""
-    is_plain = isinstance(node, yaml.ScalarNode) and not node.style
-    return int(node.value.count("(") - node.value.count(")")) if is_plain else 0
-
-
 @dataclass
-class _Reader:
-    source: Source
-    folder: Path | None
-    importers: tuple[Path, ...]
-    diagnostics: list[Diagnostic] = field(default_factory=list)
-    visited: int = 0
-    broken: set[str] = field(default_factory=set)  # names whose declaration was reported
+class _Reader(Nodes):
+    """What nodes mean. folder: where imports are; importers: the files that lead to this one, which is the last."""
 
-    # ---- YAML ---------------------------------------------------------------------------------------------
-
-    def compose(self) -> yaml.Node:
-        """The node graph, after guarding against size, depth and YAML errors."""
-        if len(self.source.text) > MAX_FILE_SIZE:
-            raise error("E102", f"the spec has more than {MAX_FILE_SIZE:,} characters", None, "split it")
-        unprintable = _UNPRINTABLE.search(self.source.text)
-        if unprintable is not None:
-            place = SourceRange(self.source, unprintable.start(), unprintable.end())
-            raise error(
-                "E301", f"a character that YAML does not allow: U+{ord(unprintable[0]):04X}", place, "remove it"
-            )
-        try:
-            self.guard_events()
-            root = yaml.compose(self.source.text, Loader=_Loader)
-        except yaml.YAMLError as failed:
-            raise self.yaml_error(failed) from None
-        if root is None:
-            place = SourceRange(self.source, 0, 0)
-            raise error("E305", "the spec is empty", place, "write at least `attend: causal`")
-        return root
-
-    def guard_events(self) -> None:
-        """Events come one by one, without recursion, so this refuses what `compose` would choke on, or drop."""
-        depth = 0
-        unused: dict[str, SourceRange] = {}
-        for event in yaml.parse(self.source.text, Loader=_Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            offset = event.start_mark.index if event.start_mark else 0
-            if depth > MAX_YAML_DEPTH:
-                place = SourceRange(self.source, offset, offset + 1)
-                raise error("E102", f"YAML nested more than {MAX_YAML_DEPTH} levels deep", place, "a spec is flat")
-            if isinstance(event, yaml.AliasEvent):
-                unused.pop(event.anchor or "", None)
-                continue
-            if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-                continue
-            if event.tag is not None:
-                place, written = self.mark("!", offset)
-                help = "write `~` for not, or quote the text"
-                raise error("E301", f"YAML takes `{written}` for a tag here", place, help)
-            if event.anchor is not None:
-                unused[event.anchor], _ = self.mark("&", offset)
-        for name, place in unused.items():
-            message = f"YAML takes `&{name}` for an anchor here, and nothing uses it"
-            raise error("E301", message, place, "quote the text, or drop the anchor")
-
-    def mark(self, sign: str, offset: int) -> tuple[SourceRange, str]:
-        """The tag or anchor before a value: its place and how it is written."""
-        start = self.source.text.index(sign, offset)
-        found = _MARK.match(self.source.text, start)
-        assert found is not None
-        return SourceRange(self.source, start, found.end()), found[0]
-
-    def yaml_error(self, failed: yaml.YAMLError) -> PatternError:
-        """What YAML's parser says, in words of someone who wrote a spec."""
-        text = self.source.text
-        problem = getattr(failed, "problem", None) or "not a YAML document"
-        context = getattr(failed, "context", None) or ""
-        mark = getattr(failed, "problem_mark", None) or getattr(failed, "context_mark", None)
-        if "quoted scalar" in context and "end of stream" in problem:
-            problem = "a quote is never closed"
-        if problem.startswith(("a quote", "could not find expected ':'")):
-            mark = getattr(failed, "context_mark", None)
-        offset = min(mark.index, len(text)) if mark is not None else 0
-        found = text[offset : offset + 1]
-        if found == "\t":
-            problem = "a tab in the indentation"
-        elif "expected key" in problem and text[text.rfind("\n", 0, offset) + 1 : offset].strip():
-            problem = "more behind a value"
-        problem, help = next(
-            (said for sign, said in _YAML_PROBLEMS if sign in problem),
-            (f"not YAML: {problem}", "check the indentation and the quotes here and just before"),
-        )
-        place = SourceRange(self.source, offset, offset + 1)
-        return error("E301", problem.replace("FOUND", found), place, help)
-
-    def report(self, code: str, message: str, place: SourceRange, help: str | None = None, label: str = "") -> None:
-        self.diagnostics.append(Diagnostic(code, message, place, help, label))
-
-    def place(self, node: yaml.Node) -> SourceRange:
-        start = node.start_mark.index
-        stop = max(start + 1, node.end_mark.index)
-        line_stop = self.source.text.find("\n", start)
-        return SourceRange(self.source, start, min(stop, line_stop) if line_stop > start else stop)
-
-    def entries(self, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-        """Key text, key node, value node of a mapping; reports what is no mapping, duplicates and truth values."""
-        if not isinstance(node, yaml.MappingNode):
-            self.report(
-                "E304",
-                f"{what} must be a mapping of names to values",
-                self.place(node),
-                "write `key: value` lines",
-            )
-            self.broken.add(ast.ANY_NAME)
-            return
-        seen: set[str] = set()
-        num_open = 0
-        for key, value in node.value:
-            self.visited += 1
-            if self.visited > MAX_NODES:
-                raise error(
-                    "E102",
-                    f"more than {MAX_NODES:,} entries, aliases unfolded",
-                    self.place(node),
-                    "drop the aliases",
-                )
-            if not isinstance(key, yaml.ScalarNode):
-                self.report("E304", "a key must be a name", self.place(key), "write `name: value`")
-            elif num_open > 0 and not value.value:
-                num_open += _num_open(key)  # the rest of the value before, which is reported as never closed
-            elif key.value in seen:
-                self.report("E303", f"`{key.value}` is given twice", self.place(key), "keep one of the two")
-            else:
-                seen.add(key.value)
-                num_open = _num_open(value) if node.flow_style else 0
-                if self.is_text(key):
-                    yield key.value, key, value
-
-    def is_text(self, node: yaml.ScalarNode) -> bool:
-        if node.tag == "tag:yaml.org,2002:bool" and node.style not in ("'", '"'):
-            self.report(
-                "E306",
-                f"YAML 1.1 reads `{node.value}` as a truth value",
-                self.place(node),
-                f'quote it: "{node.value}", or choose another word',
-            )
-            return False
-        return True
-
-    def snippet(self, node: yaml.ScalarNode) -> Snippet:
-        """The scalar's text with each character's place in the file.
-
-        YAML folds, strips and indents white space but keeps the order of all other characters, so the n-th
-        visible character of the value is the n-th visible character of its raw text.
-        """
-        text, raw_start, raw_stop = node.value, node.start_mark.index, node.end_mark.index
-        if node.style in ("|", ">"):
-            header_stop = self.source.text.find("\n", raw_start)  # the header may hold a comment
-            raw_start = raw_stop if header_stop < 0 else header_stop
-        elif node.style in ("'", '"'):
-            raw_start += 1
-        units = _ESCAPED_UNIT if node.style == '"' else _UNIT
-        found = units.finditer(self.source.text, raw_start, raw_stop)
-        visible = [unit.start() for unit in found if not unit[0].startswith(_WHITE_ESCAPES)]
-        offsets: list[int] = []
-        seen = 0
-        last = raw_start
-        for char in text:
-            if not char.isspace() and seen < len(visible):
-                last = visible[seen]
-                seen += 1
-                offsets.append(last)
-                last += 1
-            else:
-                offsets.append(last)
-        return Snippet(text, self.source, (*offsets, last))
+    folder: Path | None = None
+    importers: tuple[Path, ...] = ()
 
     # ---- values -------------------------------------------------------------------------------------------
 
-    def text(self, node: yaml.Node, what: str) -> str | None:
-        if isinstance(node, yaml.ScalarNode):
-            return str(node.value)
-        self.report(
-            "E304",
-            f"{what} must be a text",
-            self.place(node),
-            "quote it if it holds `:` or starts with a bracket",
-        )
-        return None
-
-    def expression(self, node: yaml.Node, what: str) -> ast.Expr:
+    def expression(self, node: Node, what: str) -> ast.Expr:
         """An expression; Broken where it was reported."""
         broken = ast.Broken(place=self.place(node))
-        if isinstance(node, yaml.ScalarNode) and not node.value.strip():
+        if isinstance(node, ScalarNode) and not node.value.strip():
             self.report("E304", f"{what} is empty", self.place(node), "write an expression, such as `causal` or `4`")
             return broken
-        if not isinstance(node, yaml.ScalarNode):
+        if not isinstance(node, ScalarNode):
             help = "write one expression; join several with `&` or `|`"
             self.report("E304", f"{what} must be an expression", self.place(node), help)
             return broken
@@ -370,7 +163,7 @@ class _Reader:
             self.diagnostics.extend(failed.diagnostics)
             return None
 
-    def identifier(self, text: str, node: yaml.Node, what: str) -> bool:
+    def identifier(self, text: str, node: Node, what: str) -> bool:
         if check_name(text, what, self.diagnostics, self.place(node)):
             return True
         self.broken.update(_IDENTIFIER.findall(text))  # `my-w` is used as `my - w`
@@ -378,33 +171,10 @@ class _Reader:
 
     # ---- sections -----------------------------------------------------------------------------------------
 
-    def spec(self, root: yaml.Node) -> ast.Spec:
+    def spec(self, root: Node) -> ast.Spec:
+        """The spec of a root node, or of one that is imported in place."""
         place = self.place(root)
-        found: dict[str, yaml.Node] = {}
-        for key, key_node, value in self.entries(root, "a spec"):
-            if key in KEYS:
-                found[key] = value
-                continue
-            near = nearest(key, KEYS)
-            help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(KEYS)}"
-            self.report("E302", f"unknown key `{key}`", self.place(key_node), help)
-            if near:  # read on as if it had been spelled so, or what it declares would be reported missing
-                found.setdefault(near, value)
-        for keys in REQUIRED:
-            given = [key for key in keys if key in found]
-            if not given and isinstance(root, yaml.MappingNode):
-                start = SourceRange(self.source, root.start_mark.index, root.start_mark.index + 1)
-                self.report("E305", f"the key `{keys[0]}` is missing", start, "write at least `attend: causal`")
-            for extra in given[1:]:
-                message = f"`{given[0]}` and `{extra}` are both given"
-                self.report("E303", message, self.place(found[extra]), "keep one of the two")
-
-        def section(key: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-            return self.entries(found[key], f"`{key}`") if key in found else iter(())
-
-        def text(key: str) -> str | None:
-            return self.text(found[key], f"`{key}`") if key in found else None
-
+        found = self.sections(root)
         outer, self.broken = self.broken, set()
         attend, branches = self.attended(found, place)
         if "combine" in found and "branches" not in found:
@@ -412,73 +182,100 @@ class _Reader:
             self.report("E304", "`combine` without `branches`", self.place(found["combine"]), help)
         spec = ast.Spec(
             attend=attend,
-            params=tuple(
-                self.param(name, key, value)
-                for name, key, value in section("params")
-                if self.identifier(name, key, "a parameter")
-            ),
-            grid=tuple(
-                self.axis(name, key, value)
-                for name, key, value in section("grid")
-                if self.identifier(name, key, "an axis")
-            ),
-            inputs=tuple(
-                declared
-                for name, key, value in section("inputs")
-                if self.identifier(name, key, "an input")
-                and (declared := self.unless_broken(name, self.input(name, key, value)))
-            ),
-            labels=tuple(
-                ast.Label(name, learner, place=self.place(key))
-                for name, key, value in section("labels")
-                if self.identifier(name, key, "a label")
-                and not isinstance(learner := self.expression(value, f"label `{name}`"), ast.Broken)
-            ),
-            select=tuple(
-                ast.Selection(name, selector, place=self.place(key))
-                for name, key, value in section("select")
-                if self.identifier(name, key, "a selection")
-                and not isinstance(selector := self.expression(value, f"selection `{name}`"), ast.Broken)
-            ),
-            imports=tuple(
-                imported
-                for name, key, value in section("import")
-                if self.identifier(name, key, "an import")
-                and (imported := self.unless_broken(name, self.imported(name, key, value)))
-            ),
+            params=self.declared(found, "params", "a parameter", self.param),
+            grid=self.declared(found, "grid", "an axis", self.axis),
+            inputs=self.declared(found, "inputs", "an input", self.unless_broken(self.input)),
+            labels=self.declared(found, "labels", "a label", self.made("label", ast.Label)),
+            select=self.declared(found, "select", "a selection", self.made("selection", ast.Selection)),
+            imports=self.declared(found, "import", "an import", self.unless_broken(self.imported)),
             define=tuple(self.definitions(found["define"])) if "define" in found else (),
-            merge=self.choice(found["merge"], "`merge`", MERGES) or "set" if "merge" in found else "set",
-            fallback=self.expression(found["fallback"], "`fallback`") if "fallback" in found else None,
-            share=self.choice(found["share"], "`share`", SHARES) if "share" in found else None,
-            keys=self.expression(found["keys"], "`keys`") if "keys" in found else None,
-            sources=tuple(
-                ast.KeySource(name, maker, place=self.place(key))
-                for name, key, value in section("sources")
-                if self.identifier(name, key, "a source")
-                and not isinstance(maker := self.expression(value, f"source `{name}`"), ast.Broken)
-            ),
-            tables=tuple(
-                ast.Table(name, maker, place=self.place(key))
-                for name, key, value in section("tables")
-                if self.identifier(name, key, "a table")
-                and not isinstance(maker := self.expression(value, f"table `{name}`"), ast.Broken)
-            ),
-            roles=tuple(
-                self.role(name, key, value)
-                for name, key, value in section("roles")
-                if self.identifier(name, key, "a role")
-            ),
+            merge=self.word(found, "merge", MERGES) or "set",
+            fallback=self.optional(found, "fallback"),
+            share=self.word(found, "share", SHARES),
+            keys=self.optional(found, "keys"),
+            sources=self.declared(found, "sources", "a source", self.made("source", ast.KeySource)),
+            tables=self.declared(found, "tables", "a table", self.made("table", ast.Table)),
+            roles=self.declared(found, "roles", "a role", self.role),
             branches=branches,
-            combine=self.choice(found["combine"], "`combine`", COMBINES) or "sum" if "combine" in found else "sum",
-            name=text("name"),
-            doc=text("doc"),
-            cite=text("cite"),
+            combine=self.word(found, "combine", COMBINES) or "sum",
+            name=self.told(found, "name"),
+            doc=self.told(found, "doc"),
+            cite=self.told(found, "cite"),
             place=place,
         )
         spec, self.broken = replace(spec, broken=frozenset(self.broken)), outer
         return spec
 
-    def attended(self, found: dict[str, yaml.Node], place: SourceRange) -> tuple[ast.Expr, tuple[ast.Branch, ...]]:
+    def sections(self, root: Node) -> dict[str, Node]:
+        """The values of a spec's keys; reports unknown and missing ones."""
+        found: dict[str, Node] = {}
+        for key, key_node, value in self.entries(root, "a spec"):
+            if key in KEYS:
+                found[key] = value
+            elif near := self.unknown(key, key_node, KEYS):
+                # read on as if it had been spelled so, or what it declares would be reported missing
+                found.setdefault(near, value)
+        for keys in REQUIRED:
+            given = [key for key in keys if key in found]
+            if not given and isinstance(root, MappingNode):
+                start = SourceRange(self.source, root.start_mark.index, root.start_mark.index + 1)
+                self.report("E305", f"the key `{keys[0]}` is missing", start, "write at least `attend: causal`")
+            for extra in given[1:]:
+                message = f"`{given[0]}` and `{extra}` are both given"
+                self.report("E303", message, self.place(found[extra]), "keep one of the two")
+        return found
+
+    def unknown(self, key: str, node: Node, keys: Collection[str], of: str = "") -> str | None:
+        """Reports a key that is none of some; the one that it may have been meant as."""
+        near = nearest(key, keys)
+        help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(keys)}"
+        self.report("E302", f"unknown key `{key}`{of}", self.place(node), help)
+        return near
+
+    def declared(self, found: Mapping[str, Node], section: str, what: str, make: Make[_T | None]) -> tuple[_T, ...]:
+        """What the entries of a section declare, without those that were reported."""
+        if section not in found:
+            return ()
+        made = (
+            make(name, key, value)
+            for name, key, value in self.entries(found[section], f"`{section}`")
+            if self.identifier(name, key, what)
+        )
+        return tuple(item for item in made if item is not None)
+
+    def made(self, what: str, node_type: Callable[..., _T]) -> Make[_T | None]:
+        """Entries whose value is an expression that says who makes them."""
+
+        def make(name: str, key: Node, value: Node) -> _T | None:
+            maker = self.expression(value, f"{what} `{name}`")
+            return None if isinstance(maker, ast.Broken) else node_type(name, maker, place=self.place(key))
+
+        return make
+
+    def unless_broken(self, make: Make[_T | None]) -> Make[_T | None]:
+        """The same; a name without a declaration is remembered, so that its uses are not reported too."""
+
+        def remembering(name: str, key: Node, value: Node) -> _T | None:
+            found = make(name, key, value)
+            if found is None:
+                self.broken.add(name)
+            return found
+
+        return remembering
+
+    def optional(self, found: Mapping[str, Node], key: str) -> ast.Expr | None:
+        """The expression of a key, if it is there."""
+        return self.expression(found[key], f"`{key}`") if key in found else None
+
+    def word(self, found: Mapping[str, Node], key: str, words: Sequence[_T]) -> _T | None:
+        """The word of a key, if it is there and one of some."""
+        return self.choice(found[key], f"`{key}`", words) if key in found else None
+
+    def told(self, found: Mapping[str, Node], key: str) -> str | None:
+        """The text of a key, if it is there."""
+        return self.text(found[key], f"`{key}`") if key in found else None
+
+    def attended(self, found: dict[str, Node], place: SourceRange) -> tuple[ast.Expr, tuple[ast.Branch, ...]]:
         """What is attended, of a pattern with several terms that of the first one, and the branches of such."""
         if "branches" in found:
             branches = tuple(
@@ -486,7 +283,7 @@ class _Reader:
                 for name, key, value in self.entries(found["branches"], "`branches`")
                 if self.identifier(name, key, "a branch")
             )
-            if not branches and isinstance(found["branches"], yaml.MappingNode):
+            if not branches and isinstance(found["branches"], MappingNode):
                 self.report("E304", "`branches` is empty", self.place(found["branches"]), "write `name: expression`")
             for key in SCORED:
                 if key in found:
@@ -494,34 +291,32 @@ class _Reader:
                     self.report("E304", f"`{key}` beside `branches`", self.place(found[key]), help)
         elif "attend" not in found:
             return ast.Broken(place=place), ()
-        elif isinstance(found["attend"], yaml.MappingNode) or any(key in found for key in ("roles", *SCORED)):
+        elif isinstance(found["attend"], MappingNode) or any(key in found for key in ("roles", *SCORED)):
             branches = (self.scored("", found["attend"], found["attend"], found),)
         else:
             return self.expression(found["attend"], "`attend`"), ()
         first = next((term.attend for branch in branches for term in branch.terms), ast.Broken(place=place))
         return first, branches
 
-    def branch(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Branch:
+    def branch(self, name: str, key: Node, node: Node) -> ast.Branch:
         """A branch: an expression, terms by source, or what is attended and how it is scored."""
-        is_scored = isinstance(node, yaml.MappingNode) and any(
-            isinstance(name_node, yaml.ScalarNode) and name_node.value == "attend" for name_node, _ in node.value
+        is_scored = isinstance(node, MappingNode) and any(
+            isinstance(name_node, ScalarNode) and name_node.value == "attend" for name_node, _ in node.value
         )
         if not is_scored:
             return self.scored(name, key, node, {})
-        found: dict[str, yaml.Node] = {}
+        found: dict[str, Node] = {}
         for entry, entry_key, value in self.entries(node, f"branch `{name}`"):
             if entry in ("attend", *SCORED):
                 found[entry] = value
-                continue
-            near = nearest(entry, ("attend", *SCORED))
-            help = f"did you mean `{near}`?" if near else f"the keys are attend, {', '.join(SCORED)}"
-            self.report("E302", f"unknown key `{entry}` of a branch", self.place(entry_key), help)
+            else:
+                self.unknown(entry, entry_key, ("attend", *SCORED), " of a branch")
         return self.scored(name, key, found["attend"], found)
 
-    def scored(self, name: str, key: yaml.Node, node: yaml.Node, found: dict[str, yaml.Node]) -> ast.Branch:
+    def scored(self, name: str, key: Node, node: Node, found: dict[str, Node]) -> ast.Branch:
         """A branch with what is attended, and how it is scored where `found` says so."""
         what = f"branch `{name}`" if name else "`attend`"
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, MappingNode):
             terms = tuple(
                 ast.Term(source, self.expression(value, f"what of `{source}` is attended"), place=self.place(at))
                 for source, at, value in self.entries(node, what)
@@ -530,21 +325,18 @@ class _Reader:
             terms = (ast.Term(ast.OWN_KEYS, self.expression(node, what), place=self.place(node)),)
         if not terms:
             self.report("E304", f"{what} is empty", self.place(node), "write `self: causal`")
-        score, bias, softcap = (self.expression(found[word], f"`{word}`") if word in found else None for word in SCORED)
+        score, bias, softcap = (self.optional(found, word) for word in SCORED)
         return ast.Branch(name, terms, score, bias, softcap, place=self.place(key))
 
-    def role(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Role:
+    def role(self, name: str, key: Node, node: Node) -> ast.Role:
         """A role: which pairs have it, and what of theirs is projected apart, all three where nothing is said."""
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, MappingNode):
             return ast.Role(name, self.expression(node, f"role `{name}`"), PROJECTIONS, place=self.place(key))
-        found: dict[str, yaml.Node] = {}
+        found: dict[str, Node] = {}
         for entry, entry_key, value in self.entries(node, f"role `{name}`"):
-            near = nearest(entry, ROLE_KEYS)
-            if entry not in ROLE_KEYS:
-                help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(ROLE_KEYS)}"
-                self.report("E302", f"unknown key `{entry}` of a role", self.place(entry_key), help)
-            if entry in ROLE_KEYS or near:
-                found.setdefault(near or entry, value)
+            known = entry if entry in ROLE_KEYS else self.unknown(entry, entry_key, ROLE_KEYS, " of a role")
+            if known is not None:
+                found.setdefault(known, value)
         if "at" not in found:
             help = "say which pairs have it: {at: q < g}"
             self.report("E305", f"role `{name}` has no `at`", self.place(key), help)
@@ -552,22 +344,22 @@ class _Reader:
         own = self.projections(name, found["own"]) if "own" in found else PROJECTIONS
         return ast.Role(name, self.expression(found["at"], f"`at` of role `{name}`"), own, place=self.place(key))
 
-    def projections(self, role: str, node: yaml.Node) -> tuple[ast.Projection, ...]:
+    def projections(self, role: str, node: Node) -> tuple[ast.Projection, ...]:
         """Which projections a role has, in their usual order."""
         what = f"`own` of role `{role}`"
-        if isinstance(node, yaml.MappingNode) or not node.value:
-            wrong = "is a mapping" if isinstance(node, yaml.MappingNode) else "is empty"
+        if isinstance(node, MappingNode) or not node.value:
+            wrong = "is a mapping" if isinstance(node, MappingNode) else "is empty"
             self.report("E304", f"{what} {wrong}", self.place(node), "write some of query, key, value: [key, value]")
             return PROJECTIONS
         words: list[ast.Projection] = []
-        for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+        for item in node.value if isinstance(node, SequenceNode) else (node,):
             word = self.choice(item, what, PROJECTIONS)
             if word in words:
                 self.report("E303", f"`{word}` is given twice", self.place(item), "keep one of the two")
             words += [] if word is None else [word]
         return tuple(word for word in PROJECTIONS if word in words)
 
-    def choice(self, node: yaml.Node, what: str, words: Sequence[_T]) -> _T | None:
+    def choice(self, node: Node, what: str, words: Sequence[_T]) -> _T | None:
         """One of some words; None where it was reported."""
         text = self.text(node, what)
         if text is None or text in words:
@@ -577,15 +369,9 @@ class _Reader:
         self.report("E304", f"{what} is `{text}`", self.place(node), help)
         return None
 
-    def unless_broken(self, name: str, declared: _T | None) -> _T | None:
-        """The declaration; a name without one is remembered, so that its uses are not reported too."""
-        if declared is None:
-            self.broken.add(name)
-        return declared
-
-    def param(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Param:
+    def param(self, name: str, key: Node, node: Node) -> ast.Param:
         place = self.place(key)
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, MappingNode):
             return ast.Param(name, self.param_value(node), place=place)
         default: ast.Expr | tuple[ast.Expr, ...] | None = None
         minimum, doc = None, None
@@ -598,34 +384,32 @@ class _Reader:
                 case "doc":
                     doc = self.text(value, "`doc`")
                 case _:
-                    near = nearest(field_name, PARAM_KEYS)
-                    help = f"did you mean `{near}`?" if near else f"the keys are {', '.join(PARAM_KEYS)}"
-                    self.report("E302", f"unknown key `{field_name}` of a parameter", self.place(field_key), help)
+                    self.unknown(field_name, field_key, PARAM_KEYS, " of a parameter")
         return ast.Param(name, default, minimum, doc, place=place)
 
-    def param_value(self, node: yaml.Node) -> ast.Expr | tuple[ast.Expr, ...]:
-        if not isinstance(node, yaml.SequenceNode):
+    def param_value(self, node: Node) -> ast.Expr | tuple[ast.Expr, ...]:
+        if not isinstance(node, SequenceNode):
             return self.expression(node, "a parameter's value")
         if not node.value:
             self.report("E304", "an empty list", self.place(node), "give one value per head or layer")
         return tuple(self.expression(item, "a list's item") for item in node.value)
 
-    def axis(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Axis:
-        if not isinstance(node, yaml.SequenceNode):
+    def axis(self, name: str, key: Node, node: Node) -> ast.Axis:
+        if not isinstance(node, SequenceNode):
             return ast.Axis(name, self.expression(node, "an axis size"), place=self.place(key))
         parts = (self.text(item, "an axis name") for item in node.value)
         return ast.Axis(name, tuple(part for part in parts if part is not None), place=self.place(key))
 
-    def input(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Input | None:
+    def input(self, name: str, key: Node, node: Node) -> ast.Input | None:
         # `doc: int[N]` is a scalar in a block mapping, but inside {...} YAML takes the bracket for a list
-        if not isinstance(node, yaml.ScalarNode):
+        if not isinstance(node, ScalarNode):
             help = 'write int[N]; quote it inside {...}: "int[N]"'
             self.report("E304", f"input `{name}` needs a type", self.place(node), help)
             return None
         return _input(name, self.snippet(node), self.place(key), self.diagnostics)
 
-    def definitions(self, node: yaml.Node) -> Iterator[ast.Definition]:
-        if isinstance(node, yaml.ScalarNode):
+    def definitions(self, node: Node) -> Iterator[ast.Definition]:
+        if isinstance(node, ScalarNode):
             try:
                 yield from parse_definitions(self.snippet(node))
             except PatternError as failed:
@@ -647,8 +431,8 @@ class _Reader:
             body = self.expression(value, f"`{signature[1]}`")
             yield ast.Definition(signature[1], params, body, place=self.place(key))
 
-    def imported(self, name: str, key: yaml.Node, node: yaml.Node) -> ast.Import | None:
-        if isinstance(node, yaml.MappingNode):  # a spec in place, as canonical texts have it
+    def imported(self, name: str, key: Node, node: Node) -> ast.Import | None:
+        if isinstance(node, MappingNode):  # a spec in place, as canonical texts have it
             return ast.Import(name, self.spec(node), place=self.place(key))
         path_text = self.text(node, "an import")
         if path_text is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl import PatternError, Program
-from patterndsl.analysis.cache import CachePlan, NotDecodable, Ring, bytes_per_token, cache_plan, cache_plans, merged
+from patterndsl.analysis.cache import CachePlan, NotDecodable, Ring, cache_plan, cache_plans, merged
 from patterndsl.ir.index import K, Q
 from patterndsl.ir.relation import compare, conjunction
 from patterndsl.lower.lookup import Lookup
@@ -302,10 +302,6 @@ def test_heads_that_share_a_key_head_keep_what_any_of_them_needs() -> None:
         for t in range(130):
             assert set(program.row(t, head).tolist()) <= set(both.held(t).tolist())
     assert merged([both]).slot.tolist() == both.slot.tolist()
-
-
-def test_bytes_of_a_token() -> None:
-    assert bytes_per_token(8, 128, 2) == 4096
 
 
 # ---- what cannot be decoded ---------------------------------------------------------------------------------

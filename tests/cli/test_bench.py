@@ -105,7 +105,7 @@ def test_inputs_and_groups_of_heads(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_takes_too_long_is_skipped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patterndsl.runtime.trial._PROBE", 16)
+    monkeypatch.setattr("patterndsl.runtime.rival._PROBE", 16)
     assert main(["bench", "causal & recent(9)", "-n", "200", *QUICK, "--limit", "0"]) == 0
     out = capsys.readouterr().out
     assert "dense SDPA, causal was not run: a call would take about" in out

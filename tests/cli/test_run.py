@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 
 import patterndsl
 from patterndsl.cli import main
-from patterndsl.runtime import flex, trial
+from patterndsl.runtime import flex, rival, trial
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(rival, "TIMING_SECONDS", 0.0)
 
 
 def test_says_that_it_passed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_dense_attention_without_a_mask_that_would_not_fit(
 def test_dense_attention_that_takes_too_long_is_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_PROBE", 16)
+    monkeypatch.setattr(rival, "_PROBE", 16)
     assert main(["run", "causal & recent(9)", "-n", "200", "--heads", "1", "--dense-limit", "0"]) == 0
     out = capsys.readouterr().out
     assert "dense SDPA, masked was not run: a call would take about" in out

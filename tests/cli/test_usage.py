@@ -8,7 +8,7 @@ import pytest
 
 import patterndsl
 from patterndsl.cli import main
-from patterndsl.cli.arguments import _EPILOGS
+from patterndsl.cli.examples import EPILOGS
 
 COMMANDS = (
     "check",
@@ -94,7 +94,7 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_every_command_has_examples() -> None:
-    assert set(_EPILOGS) == {"", *COMMANDS}
+    assert set(EPILOGS) == {"", *COMMANDS}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

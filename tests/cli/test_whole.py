@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 import patterndsl
 from patterndsl.cli import main
-from patterndsl.runtime import bench, contest, flex, trial
+from patterndsl.runtime import bench, contest, flex, rival, trial
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPECS = [spec for folder in ("sources", "roles", "selected", "learned") for spec in (EXAMPLES / folder).glob("*.yaml")]
@@ -37,7 +37,7 @@ GIVEN = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(rival, "TIMING_SECONDS", 0.0)
     monkeypatch.setattr(flex, "compiled_flex", lambda: flex._attend)
     monkeypatch.setattr(bench, "create_block_mask", lambda *_, **__: None)  # timed only
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 0.0)

@@ -22,8 +22,6 @@ from patterndsl.lower.machine import (
     constants_named,
     constants_of,
     cpu_name,
-    machine_from,
-    machine_of,
     store,
     stored_path,
     torch_version,
@@ -45,8 +43,8 @@ def _config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_stored_is_built_in() -> None:
-    assert machine_of("cpu", cpu_name()) == CPU
-    assert machine_of("cuda", None) == CUDA
+    assert constants_of("cpu", cpu_name()).machine == CPU
+    assert constants_of("cuda", None).machine == CUDA
     assert "patterndsl calibrate --device cuda" in constants_of("cuda", None).source
 
 
@@ -55,7 +53,7 @@ def test_what_is_stored_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert path == tmp_path / "config" / "patterndsl" / "machine-cpu.json" == stored_path("cpu")
     assert calibration_from(path) == HERE
     assert constants_of("cpu", cpu_name()).tuned == TUNED
-    assert machine_from(path) == machine_of("cpu", cpu_name()) == MEASURED
+    assert calibration_from(path).machine == constants_of("cpu", cpu_name()).machine == MEASURED
     assert str(path) in constants_of("cpu", cpu_name()).source
 
 
@@ -82,8 +80,8 @@ def test_what_does_not_fit_is_not_taken_and_that_is_said(stored: Calibration, wh
 
 def test_a_gpu_that_is_not_here_has_no_stored_constants() -> None:
     store(Calibration(replace(CUDA, name="gpu"), "cuda", "gpu", torch_version(), 1))
-    assert machine_of("cuda", "gpu").name == "gpu"
-    assert machine_of("cuda", None) == CUDA
+    assert constants_of("cuda", "gpu").machine.name == "gpu"
+    assert constants_of("cuda", None).machine == CUDA
 
 
 @pytest.mark.parametrize("base", ["", "relative"])
@@ -173,7 +171,7 @@ def test_a_damaged_file_is_refused_where_named_and_passed_over_where_found(name:
 def test_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(PatternError, match=r"E604.*: it is no JSON"):
-        machine_from(tmp_path / "x.json")
+        calibration_from(tmp_path / "x.json")
 
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
@@ -181,12 +179,12 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     for length in range(len(content)):
         (tmp_path / "x.json").write_text(content[:length])
         with pytest.raises(PatternError, match=r"E604.*: it is no JSON"):
-            machine_from(tmp_path / "x.json")
+            calibration_from(tmp_path / "x.json")
 
 
 def test_no_name_of_a_file_is_refused() -> None:
     with pytest.raises(PatternError, match="E601"):
-        machine_from("x\0.json")
+        calibration_from("x\0.json")
 
 
 def test_named_constants(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import patterndsl
 from patterndsl.runtime import by_rank, routed
+from patterndsl.runtime.program import Program
 
 HEADS, ROUTES, WIDTH = 4, 7, 9
 SPEC = """
@@ -97,7 +98,8 @@ def test_rows_in_no_route_attend_what_a_fallback_says() -> None:
     inputs = {"route": lists_of(65, "any", 2)}
     program, oracle = (pattern.compile(65, heads=HEADS, backend=backend) for backend in ("auto", "oracle"))
     assert program.ready.parts.otherwise is not None
-    assert program.ready.parts.otherwise[0].who(*tensors) == "routed"
+    main, _ = program.ready.parts.otherwise
+    assert isinstance(main, Program) and main.who(*tensors) == "routed"
     for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
 

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import pytest
 import torch
 
 from patterndsl.runtime import turns
-from patterndsl.runtime.measure import captured, timed
-from patterndsl.runtime.turns import first_line, in_turns
+from patterndsl.runtime.measure import captured, machine_name, timed, versions_of
+from patterndsl.runtime.turns import calls_that_run, first_line, in_turns
 
 on_cuda = [
     pytest.mark.cuda,
@@ -111,3 +112,32 @@ def test_what_waits_for_the_device_is_refused(where: str) -> None:
         captured(lambda: x.sum().item(), device)
     assert torch.rand(8, device=where).isfinite().all()
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_those_that_cannot_run_say_why_and_the_others_are_called_once() -> None:
+    called = list[str]()
+
+    def fails() -> object:
+        raise RuntimeError("no such kernel\nand more")
+
+    def absent() -> dict[str, Callable[[], object]]:
+        raise ImportError("no module")
+
+    makers: dict[str, Callable[[], dict[str, Callable[[], object]]]] = {
+        "ours": lambda: {"forward": lambda: called.append("forward"), "training": lambda: called.append("training")},
+        "broken": lambda: {"forward": lambda: called.append("broken"), "training": fails},
+        "absent": absent,
+    }
+    calls, failures = calls_that_run(makers)
+    assert list(calls) == [("ours", "forward"), ("ours", "training")]
+    assert called == ["forward", "training", "broken"]
+    assert failures == {"broken": "RuntimeError: no such kernel", "absent": "ImportError: no module"}
+
+
+def test_results_say_what_they_are_of() -> None:
+    assert machine_name(CPU).endswith(f"{torch.get_num_threads()} threads")
+    assert versions_of("numpy", "no-such-package") == {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "no-such-package": "not installed",
+    }

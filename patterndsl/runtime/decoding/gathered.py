@@ -24,7 +24,8 @@ MUCH = 0.2
 class Newest:
     """Queries at the newest positions. query: [B, heads x kv_group, T, D], of the key heads of a store in turn.
 
-    back: how many positions before the next token the first of them stands; T for the newest T. scale: of scores.
+    back: how many positions before the next token the first of them stands; T for the newest T. scale: of scores,
+    above 0.
     """
 
     query: Tensor

@@ -17,10 +17,10 @@ from patterndsl.diagnostics import input_error
 from patterndsl.ir.relation import Random
 from patterndsl.runtime.data import Inputs
 from patterndsl.runtime.function import Run
+from patterndsl.runtime.heads import has_heads
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.calls import forward, gradients
 from patterndsl.runtime.kernels.lists import Found, WorkLists
-from patterndsl.runtime.parts import has_heads
 from patterndsl.sema.bind import Bound
 
 FindTiles: TypeAlias = Callable[[int, int, dict[str, Tensor]], Found]

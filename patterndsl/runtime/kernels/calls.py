@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from patterndsl.lower.blocks import Blocks, Pipeline, Role
@@ -33,10 +32,9 @@ def forward(
     goes_on: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Output and lse, as `launch.forward` has them. into: where they are written; goes_on: whether they are merged with
-    what is there. scale: any number."""
+    what is there. scale: above 0, see `arguments.with_positive_scale`."""
     from patterndsl.runtime.kernels.launch import forward as launched
 
-    query, scale = positive(query, scale)
     beside = () if into is None else into[:1]
     blocks = blocks_for("forward", lists, query, key, value, *beside, ordered=asked.orders is not None)
     return launched(query, key, value, lists.rows(blocks), blocks, asked, scale, into, goes_on=goes_on)
@@ -89,10 +87,3 @@ def _columns(lists: WorkLists | ToldLists, asked: Asked, blocks: Blocks | Pipeli
     assert isinstance(blocks, Blocks), "orders are for Triton's kernels"
     for turn in range(lists.kv_group):
         yield lists.columns_of(blocks, turn)
-
-
-def positive(query: Tensor, scale: float) -> tuple[Tensor, float]:
-    """The same scores with a scale above 0, for which the greatest score is the greatest product."""
-    if scale > 0:
-        return query, scale
-    return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)

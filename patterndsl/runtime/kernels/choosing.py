@@ -18,7 +18,7 @@ from patterndsl.ir.relation import Relation
 from patterndsl.learn import topk
 from patterndsl.runtime.kernels.asked import Asked, asked_of, draws_for
 from patterndsl.runtime.kernels.choosing_kernels import choose_kernel, pick_kernel, pool_kernel
-from patterndsl.runtime.kernels.launch import strides_of
+from patterndsl.runtime.kernels.memory import strides_of
 from patterndsl.runtime.views import with_unit_stride
 from patterndsl.sema.bind import BoundSelection
 from patterndsl.sema.parameters import Sizes

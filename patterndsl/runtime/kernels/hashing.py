@@ -11,7 +11,7 @@ from torch import Tensor
 from patterndsl.device.launcher import Launcher
 from patterndsl.learn.lsh import directions_of, factors_of, lsh_labels
 from patterndsl.runtime.kernels.hash_kernels import draw_kernel, hash_kernel
-from patterndsl.runtime.kernels.launch import strides_of
+from patterndsl.runtime.kernels.memory import strides_of
 from patterndsl.runtime.views import with_unit_stride
 
 BLOCK = 64

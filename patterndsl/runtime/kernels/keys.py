@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from patterndsl.device.launcher import Launcher
-from patterndsl.runtime.kernels.launch import padded_widths
+from patterndsl.runtime.kernels.memory import padded_widths
 from patterndsl.runtime.kernels.rows import LN2, LOG2E, load_norm, load_rows, load_tile, store_numbers, store_tile
 
 BLOCK = 32

@@ -1,4 +1,4 @@
-"""How does a query without keys attend its own? In place, behind all else; the plain twin is `parts.or_own_key`."""
+"""How does a query without keys attend its own? In place, behind all else; the plain twin is `joined.or_own_key`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from patterndsl.device.launcher import Launcher
-from patterndsl.runtime.kernels.launch import as_laid_out, numbers_beside, padded_widths, strides_of
+from patterndsl.runtime.kernels.memory import as_laid_out, numbers_beside, padded_widths, strides_of
 from patterndsl.runtime.kernels.own_kernels import attend_own_kernel, own_gradients_kernel
 from patterndsl.runtime.views import with_unit_stride
 

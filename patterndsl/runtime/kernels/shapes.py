@@ -115,7 +115,7 @@ def tuned_on(device: torch.device) -> dict[Use, Blocks | Pipeline]:
 
 def suits_hopper(*tensors: Tensor) -> bool:
     """Whether the kernel of Hopper takes such tensors [.., .., .., width]."""
-    from patterndsl.runtime.kernels.launch import can_be_described
+    from patterndsl.runtime.kernels.descriptors import can_be_described
 
     dtype, width = tensors[0].dtype, tensors[0].shape[3]
     return (

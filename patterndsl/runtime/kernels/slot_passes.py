@@ -13,11 +13,9 @@ from torch import Tensor
 from patterndsl.device.launcher import Launcher
 from patterndsl.lower.blocks import Blocks
 from patterndsl.runtime.kernels.backward import key_kernel, query_kernel, sum_kernel
-from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.forward import attend_kernel, merge_kernel
-from patterndsl.runtime.kernels.launch import (
-    CHUNK,
-    TWO_WARPS,
+from patterndsl.runtime.kernels.launch import CHUNK, TWO_WARPS
+from patterndsl.runtime.kernels.memory import (
     as_laid_out,
     numbers_beside,
     padded_widths,
@@ -39,8 +37,7 @@ _join, _share, _add = Launcher(join_kernel), Launcher(share_kernel), Launcher(ad
 
 
 def attend(item: Pass, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Results:
-    """The results of slots, each a softmax of its own; those of nobody are undefined. scale: any number."""
-    query, scale = positive(query, scale)
+    """The results of slots, each a softmax of its own; those of nobody are undefined. scale: above 0."""
     query, key, value = map(with_unit_stride, (query, key, value))
     batch, heads, _, dim = query.shape
     value_dim, number = value.shape[3], item.slots.query.shape[2]

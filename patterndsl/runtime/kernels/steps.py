@@ -9,9 +9,8 @@ from patterndsl.device.launcher import Launcher
 from patterndsl.runtime.decoding.gathered import Newest
 from patterndsl.runtime.decoding.store import Store
 from patterndsl.runtime.kernels.asked import Asked
-from patterndsl.runtime.kernels.calls import positive
 from patterndsl.runtime.kernels.decode import decode_kernel, merge_splits_kernel
-from patterndsl.runtime.kernels.launch import padded_widths, precision_of, strides_of
+from patterndsl.runtime.kernels.memory import padded_widths, precision_of, strides_of
 
 PROGRAMS = 528
 """Places are split until there are so many programs at most: four for each processor of a large GPU, which has room for
@@ -43,16 +42,15 @@ def attend(store: Store, step: Newest, asked: Asked) -> tuple[Tensor, Tensor]:
 
     Work: what is kept is read once, and of a bounded store all that lasts; the predicate is asked at all places.
     """
-    query, scale = positive(step.query, step.scale)
-    batch, q_heads, q_len, dim = query.shape
+    batch, q_heads, q_len, dim = step.query.shape
     heads, value_dim = len(store.kv_heads), store.values.shape[3]
     rows = step.kv_group * q_len
-    query = query.contiguous().view(batch, heads, rows, dim)
+    query = step.query.contiguous().view(batch, heads, rows, dim)
     out = query.new_empty(batch, q_heads, q_len, value_dim)
     lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=query.device)
     for first in range(0, rows, MOST_ROWS):
         into = out.view(batch, heads, rows, value_dim), lse.view(batch, heads, rows)
-        _attend_rows(store, query, into, first, min(MOST_ROWS, rows - first), step, scale, asked)
+        _attend_rows(store, query, into, first, min(MOST_ROWS, rows - first), step, asked)
     return out, lse
 
 
@@ -63,7 +61,6 @@ def _attend_rows(
     first: int,
     num_rows: int,
     step: Newest,
-    scale: float,
     asked: Asked,
 ) -> None:
     """The rows [first, first + num_rows) of all tiles."""
@@ -93,7 +90,7 @@ def _attend_rows(
             "rows": pages.page, "tile": tile, "skips": pages.holding.kind == "growing", "is_cut": splits > 1,
             "precision": precision_of(query),
         },
-        FEW_OPTIONS if q_block == FEW_ROWS and query.element_size() == 2 else OPTIONS, asked=asked, scale=scale,
+        FEW_OPTIONS if q_block == FEW_ROWS and query.element_size() == 2 else OPTIONS, asked=asked, scale=step.scale,
     )  # fmt: skip
     if splits > 1:
         block, width = _at_once(splits, value_padded)
