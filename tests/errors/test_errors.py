@@ -242,8 +242,24 @@ def test_every_code_has_an_example() -> None:
         "attend: causal # " + "x" * 10_000_000,
         "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)), "attend: causal"]),
         "params: {" + ", ".join(f"p{n}: {n}" for n in range(30_000)) + "}\nattend: causal",
+        "define:\n"
+        + "".join(f"  d{n}(x): d{n + 1}(x) | d{n + 1}(x + 1)\n" for n in range(40))
+        + "  d40(x): recent(x)\n"
+        "attend: d0(3)",
+        "define:\n" + "".join(f"  d{n}(R): d{n + 1}(R) - d{n + 1}(R)\n" for n in range(40)) + "  d40(R): R\n"
+        "attend: d0(causal)",
     ],
-    ids=["brackets", "negations", "differences", "yaml lists", "ten megabytes", "aliases", "entries"],
+    ids=[
+        "brackets",
+        "negations",
+        "differences",
+        "yaml lists",
+        "ten megabytes",
+        "aliases",
+        "entries",
+        "doubling numbers",
+        "doubling predicates",
+    ],
 )
 def test_a_huge_spec_is_refused_quickly(text: str) -> None:
     start = time.process_time()
