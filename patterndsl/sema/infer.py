@@ -10,7 +10,6 @@ from patterndsl.sema.model import InputDeclaration
 from patterndsl.sema.scope import FUNCTIONS, POSITIONS, PRIMITIVES, Kind, Scope
 from patterndsl.syntax import tree as ast
 
-
 _Known: TypeAlias = dict[tuple[int, Kind | None], dict[str, Kind]]
 """What definitions (by identity) that are to be of a kind demand: each is looked into once, however often it is used,
 and one that uses itself finds what is known so far."""

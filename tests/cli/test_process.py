@@ -65,6 +65,28 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert producer.wait() == 141
 
 
+@pytest.mark.parametrize("words", [["check", "causal"], ["show", "causal", "-n", "64"], ["schema"]])
+def test_output_that_cannot_be_written_is_said(words: list[str], tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@" >output', "sh", *COMMAND, *words]
+    done = subprocess.run(limited, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error[E602]: cannot write the output: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_that_cannot_be_written_still_count(tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@" 2>errors', "sh", *COMMAND, "check", "causl"]
+    assert subprocess.run(limited, cwd=tmp_path, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+@pytest.mark.parametrize(("words", "code"), [(["show", "causal", "-n", "64"], 0), (["check", "causl"], 1)])
+def test_a_closed_stream_is_no_error(words: list[str], code: int, closed: int) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *COMMAND, *words]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+
+
 def test_ascii_output_where_the_encoding_has_no_more() -> None:
     done = run("show", "causal", "-n", "64", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
