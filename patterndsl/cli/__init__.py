@@ -1,7 +1,8 @@
 """How does one use patterndsl from a shell? Finds the command, runs it, and turns what goes wrong into an exit code.
 
 0: done. 1: something of the user's is wrong, and the diagnostics say what. 2: the command line itself is wrong. 130:
-interrupted. 141: nobody reads the output any more. Each command is a module here, imported when it is called for.
+interrupted, while PyTorch is imported by the signal itself. 141: nobody reads the output any more. Each command is a
+module here, imported when it is called for.
 """
 
 from __future__ import annotations

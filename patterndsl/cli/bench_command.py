@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.calls import call_of, drawn_inputs
+from patterndsl.cli.interrupts import importing
 from patterndsl.cli.output import picture_format, progress, say, say_json, table
 from patterndsl.cli.specs import heads_of, pattern_of
 from patterndsl.files import write_atomically
@@ -31,8 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     patterns = [pattern_of(spec, arguments) for spec in arguments.specs]
     with progress() as on_event:
-        from patterndsl.runtime.arguments import checked_device
-        from patterndsl.runtime.bench import surroundings
+        with importing():
+            from patterndsl.runtime.arguments import checked_device
+            from patterndsl.runtime.bench import surroundings
 
         device = checked_device(arguments.device)
         sizes = _sizes(patterns, arguments)

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.calls import call_of, drawn_inputs
+from patterndsl.cli.interrupts import importing
 from patterndsl.cli.output import OnEvent, progress, say, say_json, shows_color, table
 from patterndsl.cli.specs import pattern_of, sizes_of
 from patterndsl.diagnostics import error
@@ -27,9 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs, checks, times; 1 where the check fails."""
     _refuse_misfits(arguments)
     with progress() as on_event:
-        from patterndsl.runtime import trial
-        from patterndsl.runtime.arguments import checked_device
-        from patterndsl.runtime.tensors import read_tensors
+        with importing():
+            from patterndsl.runtime import trial
+            from patterndsl.runtime.arguments import checked_device
+            from patterndsl.runtime.tensors import read_tensors
 
         device = checked_device(arguments.device)
         given = read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None

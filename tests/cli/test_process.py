@@ -1,6 +1,7 @@
 """What only a process shows: exit codes, pipes, what is imported."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_output_that_cannot_be_written_is_said(words: list[str], tmp_path: Path)
 def test_mistakes_that_cannot_be_written_still_count(tmp_path: Path) -> None:
     limited = ["sh", "-c", 'ulimit -f 0; exec "$@" 2>errors', "sh", *COMMAND, "check", "causl"]
     assert subprocess.run(limited, cwd=tmp_path, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "calibrate", "compile"])
+def test_an_interrupt_while_pytorch_is_imported_ends_at_once(command: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    [None for _ in range(10_000)]\n"
+        "except BaseException:  # as imports do that try whether something is there\n"
+        "    raise ImportError('half made')\n"
+    )
+    words = {"calibrate": [], "compile": ["causal", "-n", "64", "-o", str(tmp_path / "plan.safetensors")]}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = run(command, *words.get(command, ["causal", "-n", "64"]), env=env)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.parametrize("closed", [1, 2])
