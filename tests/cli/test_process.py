@@ -35,6 +35,10 @@ def test_finding_errors_imports_neither_numpy_nor_torch(words: list[str]) -> Non
     assert not {"numpy", "torch", "rich", "PIL", "islpy"} & imported_by("check", *words)
 
 
+def test_a_run_reads_the_spec_before_it_imports_torch() -> None:
+    assert "torch" not in imported_by("run", "causal & windw(3)", "-n", "100")
+
+
 def test_advice_imports_no_torch() -> None:
     imported = imported_by("check", "causal & strided(64)", "-n", "4096")
     assert "numpy" in imported
