@@ -162,9 +162,11 @@ class _Resolver(Expander):
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
         scope = Scope(parent=_prelude())
-        for param in spec.params:
+        for at, param in enumerate(spec.params):
+            self.later = frozenset(other.name for other in spec.params[at:])
             self.declare(param.name, param.place, scope)
             self.param(param, scope)
+        self.later = frozenset()
         self.declarations(spec, scope)
         if spec.fallback is not None:
             fallback = self.attempt(partial(self.predicate, spec.fallback, scope, "`fallback` must be"))
