@@ -199,6 +199,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "E304-nothing-for-a-pattern": lambda: LIBRARY.attention(X, X, X, None),
     "E304-nothing-for-a-text": lambda: LIBRARY.parse(None),
     "E304-input-of-no-type": lambda: LIBRARY.parse("same(doc) & q.doc < 3", inputs={"doc": "float[N]"}),
+    "E406-plan-behind-the-last": lambda: CAUSAL.compile(10, heads=2, plan=1)(X, X, X),
     "E304-list-for-parameters": lambda: LIBRARY.parse("window(w)", ["w"]),
     "E407-parameter-beyond-62-bits": lambda: patterndsl.parse("window(w)", {"w": 2**62}),
     "E501-tensor-for-inputs": lambda: attend(inputs=X),
