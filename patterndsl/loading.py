@@ -123,12 +123,13 @@ def parse(
     if added and declared:
         raise unknown_parameter(added[0].name, dict.fromkeys(declared))
     axes = tuple(_axis(key, value, found) for key, value in grid.items()) if grid is not None else spec.grid
-    brought = tuple(read_input(key, kind, found) for key, kind in (inputs or {}).items())
+    brought = {key: read_input(key, kind, found) for key, kind in (inputs or {}).items()}
     spec = replace(
         spec,
         params=(*spec.params, *added),
         grid=axes,
-        inputs=(*spec.inputs, *(item for item in brought if item is not None)),
+        inputs=(*spec.inputs, *(item for item in brought.values() if item is not None)),
+        broken=spec.broken | {key for key, item in brought.items() if item is None},
     )
     pattern = _checked(spec, found)
     overrides = {key: value for key, value in (params or {}).items() if key in declared}

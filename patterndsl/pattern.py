@@ -305,7 +305,8 @@ class Pattern(Shown):
         ways that `program.plan` lists runs; by default the one predicted to be fastest, for inference or for training.
         machine: the constants of that prediction, by a built-in name ("cpu-2-core", "h100") or a calibration's file; by
         default those that `patterndsl calibrate` stored for this device, else built-in ones.
-        Raises PatternError (E4xx) where the sizes do not fit the pattern.
+        Raises PatternError (E4xx) where the sizes do not fit the pattern; the program, when it plans, InputError (E406)
+        where there are not so many ways.
         """
         from patterndsl.runtime.program import Program
 

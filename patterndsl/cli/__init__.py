@@ -1,30 +1,28 @@
 """How does one use patterndsl from a shell? Finds the command, runs it, and turns what goes wrong into an exit code.
 
 0: done. 1: something of the user's is wrong, and the diagnostics say what. 2: the command line itself is wrong. 130:
-interrupted. 141: nobody reads the output any more. Each command is a module here, imported when it is called for.
+interrupted, while PyTorch is imported by the signal itself. 141: nobody reads the output any more. Each command is a
+module here, imported when it is called for.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import cast
 
 from patterndsl.cli.arguments import parsed
-from patterndsl.cli.output import report
+from patterndsl.cli.output import drop_output, open_streams, report, write
 from patterndsl.diagnostics import Diagnostic, PatternError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a sign that the terminal has not is no reason to stop
+    open_streams()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        write("", flush=True)
     except PatternError as failed:
         report(failed.diagnostics)
         return 2 if all(found.code == "E701" for found in failed.diagnostics) else 1
@@ -35,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # what is still buffered has nowhere to go: let the flush at exit write into nothing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 141
     return code
 

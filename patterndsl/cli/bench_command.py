@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from patterndsl.cli.calls import call_of, drawn_inputs
+from patterndsl.cli.calls import call_of, drawn_inputs, inputs_given
+from patterndsl.cli.interrupts import importing
 from patterndsl.cli.output import picture_format, progress, say, say_json, table
 from patterndsl.cli.specs import heads_of, pattern_of
 from patterndsl.files import write_atomically
@@ -31,15 +32,18 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = picture_format(arguments, FORMATS)
     patterns = [pattern_of(spec, arguments) for spec in arguments.specs]
     with progress() as on_event:
-        from patterndsl.runtime.arguments import checked_device
-        from patterndsl.runtime.bench import surroundings
+        with importing():
+            from patterndsl.runtime.arguments import checked_device
+            from patterndsl.runtime.bench import surroundings
 
         device = checked_device(arguments.device)
         sizes = _sizes(patterns, arguments)
         options: dict[str, Any] = {"n": sizes["n"], "heads": sizes["heads"], "layer": arguments.layer or 0}
+        programs = [pattern.compile(**options, device=device, backend=arguments.backend) for pattern in patterns]
+        for pattern, program in zip(patterns, programs, strict=True):  # of all, before the first takes its time
+            inputs_given(pattern, program, arguments)
         found = []
-        for spec, pattern in zip(arguments.specs, patterns, strict=True):
-            program = pattern.compile(**options, device=device, backend=arguments.backend)
+        for spec, pattern, program in zip(arguments.specs, patterns, programs, strict=True):
             found.append(_compared(pattern, program, arguments, device, on_event))
             if not arguments.json:
                 _say(spec, found[-1], sizes, drawn_inputs(pattern, arguments), arguments)

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from patterndsl.cli.interrupts import importing
 from patterndsl.cli.output import progress, say, say_json, table
 from patterndsl.diagnostics import error
 from patterndsl.files import refuse_unwritable
@@ -37,9 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise error("E701", f"constants cannot be {path}", None, "end it with .json")
         refuse_unwritable(path, overwrite=arguments.force)
     with progress() as on_event:
-        from patterndsl.runtime.arguments import checked_device
-        from patterndsl.runtime.calibrate import calibrate
-        from patterndsl.runtime.measure import cores_of_others, usage
+        with importing():
+            from patterndsl.runtime.arguments import checked_device
+            from patterndsl.runtime.calibrate import calibrate
+            from patterndsl.runtime.measure import cores_of_others, usage
 
         device, before = checked_device(arguments.device), usage()
         if path is None:

@@ -12,6 +12,7 @@ from patterndsl.diagnostics import error
 if TYPE_CHECKING:
     import torch
 
+    from patterndsl.cli.specs import Array
     from patterndsl.pattern import Pattern
     from patterndsl.runtime.composed import CompositeProgram
     from patterndsl.runtime.data import Inputs
@@ -25,6 +26,16 @@ def drawn_inputs(pattern: Pattern, arguments: argparse.Namespace) -> tuple[str, 
     relations = (part.resolved.relation for part in (pattern, *(term.pattern for term in parts)))
     declared = {item.name for item in pattern.resolved.inputs}
     return tuple(sorted(documents_of(relations, arguments) & declared))
+
+
+def inputs_given(
+    pattern: Pattern, program: Program | CompositeProgram, arguments: argparse.Namespace
+) -> dict[str, Array]:
+    """The inputs of a call, by name. Raises PatternError (E501, E502) on missing, unknown and wrong ones."""
+    from patterndsl.runtime.composed import CompositeProgram
+
+    shapes = program.inputs if isinstance(program, CompositeProgram) else program.bound.inputs
+    return inputs_of(shapes, arguments, drawn=True, documents=drawn_inputs(pattern, arguments))
 
 
 def call_of(
@@ -44,8 +55,7 @@ def call_of(
     from patterndsl.runtime.tensors import Shape, Tensors, as_inputs, random_tensors
 
     shapes = program.inputs if isinstance(program, CompositeProgram) else program.bound.inputs
-    documents = drawn_inputs(pattern, arguments)
-    inputs = as_inputs(inputs_of(shapes, arguments, drawn=True, documents=documents), device) or None
+    inputs = as_inputs(inputs_given(pattern, program, arguments), device) or None
     by_layer = [item.name for item in shapes if item.found_by == "layer" and item.name not in (inputs or {})]
     heads = program.num_heads
     shape = Shape(

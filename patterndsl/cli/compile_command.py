@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from patterndsl.cli.interrupts import importing
 from patterndsl.cli.output import say
 from patterndsl.cli.specs import pattern_of, single, sizes_of
 from patterndsl.diagnostics import error
@@ -21,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     pattern = single(pattern_of(arguments.spec, arguments), "a plan file")
     sizes = sizes_of(pattern, arguments, None)
     bound = pattern.bind(**sizes)
+    with importing():
+        from patterndsl.runtime import program  # noqa: F401  # what `compile` imports
     pattern.compile(**sizes).save(path, overwrite=arguments.force)
     groups = f"{bound.num_heads} heads" + (f" in {len(bound.groups)} groups" if len(bound.groups) > 1 else "")
     tiles = ""

@@ -9,7 +9,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from patterndsl.diagnostics import Diagnostic, error, render
@@ -28,9 +29,43 @@ class OnEvent(Protocol):
     def __call__(self, what: str, done: int, total: int, /) -> None: ...
 
 
+def open_streams() -> None:
+    """Streams that take any sign: one that a terminal has not is no reason to stop, nor is a stream that is closed."""
+    sys.stdout, sys.stderr = (_open(stream) for stream in (sys.stdout, sys.stderr))
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by who started the process
+        return open(os.devnull, "w", encoding="utf-8")
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
+
+
+def drop_output() -> None:
+    """Lets what is still buffered go into nothing at exit, where nobody can read it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(text: str) -> None:
-    """A line of the result."""
-    sys.stdout.write(text + "\n")
+    """A line of the result. Raises as `write` does."""
+    write(text + "\n")
+
+
+def write(text: str, *, flush: bool = False) -> None:
+    """A part of the result. Raises PatternError (E602) where it cannot be written, and BrokenPipeError where nobody
+    reads on."""
+    try:
+        sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as failed:
+        drop_output()
+        raise error(
+            "E602", f"cannot write the output: {failed.strerror or failed}", None, "choose another place"
+        ) from None
 
 
 def say_json(data: object) -> None:
@@ -50,8 +85,9 @@ def picture_format(arguments: argparse.Namespace, formats: Sequence[str]) -> str
 
 
 def report(diagnostics: Sequence[Diagnostic]) -> None:
-    """What is wrong, where the user looks for it."""
-    sys.stderr.write(render(diagnostics, color=shows_color(sys.stderr)) + "\n")
+    """What is wrong, where the user looks for it; where that takes nothing, the exit code must do."""
+    with suppress(OSError):
+        sys.stderr.write(render(diagnostics, color=shows_color(sys.stderr)) + "\n")
 
 
 def shows_color(stream: TextIO) -> bool:

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from patterndsl.cli.calls import call_of, drawn_inputs
+from patterndsl.cli.interrupts import importing
 from patterndsl.cli.output import OnEvent, progress, say, say_json, shows_color, table
 from patterndsl.cli.specs import pattern_of, sizes_of
 from patterndsl.diagnostics import error
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace) -> int:
     """Runs, checks, times; 1 where the check fails."""
     _refuse_misfits(arguments)
+    pattern = None if _is_plan(arguments.spec) else pattern_of(arguments.spec, arguments)
     with progress() as on_event:
-        from patterndsl.runtime import trial
-        from patterndsl.runtime.arguments import checked_device
-        from patterndsl.runtime.rival import dense_rival
-        from patterndsl.runtime.tensors import read_tensors
+        with importing():
+            from patterndsl.runtime import trial
+            from patterndsl.runtime.arguments import checked_device
+            from patterndsl.runtime.rival import dense_rival
+            from patterndsl.runtime.tensors import read_tensors
 
         device = checked_device(arguments.device)
         given = read_tensors(arguments.input, dtype=arguments.dtype, device=device) if arguments.input else None
-        pattern, program = _program(arguments, device, given)
+        pattern, program = _program(pattern, arguments, device, given)
         tensors, inputs = call_of(pattern, program, arguments, device, given)
         options: dict[str, Any] = {"backward": arguments.backward}
         ours = _costs(program, tensors, inputs, arguments.backward, on_event)
@@ -84,14 +87,13 @@ def _is_plan(spec: str) -> bool:
 
 
 def _program(
-    arguments: argparse.Namespace, device: torch.device, given: Tensors | None
+    pattern: Pattern | None, arguments: argparse.Namespace, device: torch.device, given: Tensors | None
 ) -> tuple[Pattern, Program | CompositeProgram]:
     from patterndsl.loading import load_program
 
-    if _is_plan(arguments.spec):
+    if pattern is None:
         planned = load_program(arguments.spec, device=device, backend=arguments.backend)
         return parse(planned.text), planned
-    pattern = pattern_of(arguments.spec, arguments)
     if given is not None:
         arguments.heads, arguments.q_len = given.query.shape[1:3]
         arguments.kv_len = given.key.shape[2]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from patterndsl.cli.output import picture_format, progress, say, say_json, shows_color, shows_unicode, width
+from patterndsl.cli.output import picture_format, progress, say, say_json, shows_color, shows_unicode, width, write
 from patterndsl.cli.specs import documents_of, inputs_of, pattern_of, sampled, single, sizes_of
 from patterndsl.composite import Composite
 from patterndsl.diagnostics import error, input_error
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif suffix is not None:
         say(f"{arguments.output}: {words.view}")
     else:
-        sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
+        write(_terminal(bound, group, lookup, words, arguments))
     return 0
 
 
@@ -63,7 +63,7 @@ def _show_terms(pattern: Composite, suffix: str | None, arguments: argparse.Name
         group = _group(bound, arguments.head)
         words = _words(term.pattern, bound, group, drawn, arguments)
         say(f"of {term.name}")
-        sys.stdout.write(_terminal(bound, group, lookup, words, arguments))
+        write(_terminal(bound, group, lookup, words, arguments))
     return 0
 
 

@@ -89,7 +89,8 @@ def _check_used(params: Mapping[str, object], spec: str, arguments: argparse.Nam
 
 
 def is_path(spec: str) -> bool:
-    """A SPEC is a path when it ends like a spec file or is a file. Raises PatternError (E601) on a near miss."""
+    """A SPEC is a path when it ends like a spec file, is a file, or begins as no expression does. Raises PatternError
+    (E601) on a near miss."""
     if spec.lower().endswith((".yaml", ".yml")) or os.path.isfile(spec):
         return True
     if os.path.isdir(spec):
@@ -97,7 +98,7 @@ def is_path(spec: str) -> bool:
     for suffix in (".yaml", ".yml"):
         if os.path.isfile(spec + suffix):
             raise error("E601", f"there is no file {spec}", None, f"did you mean {spec}{suffix}?")
-    return False
+    return spec.startswith(("/", "./", "../"))
 
 
 def _axes(text: str | None) -> list[str]:

@@ -98,9 +98,12 @@ class Ready:
         return self.find_plan(None)
 
     def find_plan(self, on_event: OnEvent | None) -> Plan:
-        """The plan, found again."""
-        machine, lookup = self.choice.machine, self.tilings.lookup
-        return make_plan(self.bound, lookup, machine, choice=self._plan_number, on_event=on_event)
+        """The plan, found again. Raises InputError (E406) where there is none of the number that was asked for."""
+        machine, lookup, number = self.choice.machine, self.tilings.lookup, self._plan_number
+        found = make_plan(self.bound, lookup, machine, choice=number, on_event=on_event)
+        if number is not None and number >= found.num_choices:
+            raise input_error("E406", f"there is no plan {number}", f"give an integer in 0..{found.num_choices}")
+        return found
 
     # ---- runners
 

@@ -123,8 +123,8 @@ class DensePass:
         self._biases: dict[torch.dtype, Tensor] = {}
         if isinstance(piece.shape, Band | Masked) and not piece.shape.mask.all():
             self._kept = torch.tensor(piece.shape.mask, device=device)
-            rows = self._kept.any(dim=1)
-            self._empty = None if bool(rows.all()) else ~rows
+            rows = piece.shape.mask.any(axis=1)
+            self._empty = None if rows.all() else torch.tensor(~rows, device=device)
 
     def gradient_launches(self, row_bytes: int) -> Sequence[Launch]:
         """See `runtime.planned.Kernel`. On the CPU in parts whose gradients stay in its caches until they are added:

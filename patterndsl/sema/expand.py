@@ -75,6 +75,13 @@ from patterndsl.syntax.render import render_expression
 MAX_EXPANSION = 50_000
 """Nodes that one spec may expand to; definitions that double at each step reach it quickly."""
 
+_UNDECLARED = (
+    "declare it under `params`, `define` or `inputs`; for an expression, by params= and inputs= (--set, --declare)"
+)
+_UNDECLARED_ATTRIBUTE = (
+    "declare it under `grid` or `inputs`; for an expression, by grid= and inputs= (--grid, --declare)"
+)
+
 _T = TypeVar("_T")
 
 
@@ -92,6 +99,8 @@ class Expander(ABC):
     recursive: set[int] = field(default_factory=set)
     library_call: tuple[str, SourceRange] | None = None
     expanded: int = 0
+    later: frozenset[str] = frozenset()
+    """Parameters that are declared, but not before what is read now."""
 
     @abstractmethod
     def require(self, required: Requirement) -> None:
@@ -254,8 +263,11 @@ class Expander(ABC):
     def unknown(self, name: str, place: SourceRange, scope: Scope) -> Stop:
         if scope.is_open():
             return Stop()
+        if name in self.later:
+            message = f"`{name}` is not known before its own declaration"
+            return self.report("E201", message, place, "a parameter may use those that are declared before it")
         near = OTHER_WORDS.get(name.casefold()) or nearest(name, scope.names())
-        help = f"did you mean `{near}`?" if near else "declare it under `params`, `define` or `inputs`"
+        help = f"did you mean `{near}`?" if near else _UNDECLARED
         only_name = SourceRange(place.source, place.start, min(place.stop, place.start + len(name)))
         return self.report("E201", f"unknown name `{name}`", only_name, help)
 
@@ -270,7 +282,9 @@ class Expander(ABC):
             if name in within.imports:
                 return self.imported(within.imports[name], expr.arguments, place, scope)
             if name in within.values or name in within.attributes:
-                raise self.report("E204", f"`{name}` takes no arguments", place, f"write `{name}`")
+                is_hidden = within.parent is not None and name in within.parent.names()
+                help = f"rename yours, which hides the usual `{name}`" if is_hidden else f"write `{name}`"
+                raise self.report("E204", f"`{name}` takes no arguments", place, help)
             within = within.parent
         if name == "random":
             return self.random(expr, scope)
@@ -432,7 +446,7 @@ class Expander(ABC):
         if scope.is_open():
             raise Stop
         near = nearest(expr.name, known)
-        help = f"did you mean `{expr.position}.{near}`?" if near else "declare it under `grid` or `inputs`"
+        help = f"did you mean `{expr.position}.{near}`?" if near else _UNDECLARED_ATTRIBUTE
         raise self.report("E202", f"unknown attribute `{expr.name}`", expr.place, help)
 
     def subscript(self, expr: ast.Subscript, scope: Scope) -> Value:

@@ -4,18 +4,30 @@ where it is written and not inside the definition."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from patterndsl.sema.model import InputDeclaration
 from patterndsl.sema.scope import FUNCTIONS, POSITIONS, PRIMITIVES, Kind, Scope
 from patterndsl.syntax import tree as ast
 
+_Known: TypeAlias = dict[tuple[int, Kind | None], dict[str, Kind]]
+"""What definitions (by identity) that are to be of a kind demand: each is looked into once, however often it is used,
+and one that uses itself finds what is known so far."""
+
 
 def param_kinds(definition: ast.Definition, home: Scope) -> dict[str, Kind | None]:
     """The kind of each parameter; None where nothing tells, as in `difference(R, S) = R - S`."""
-    kinds: dict[str, Kind] = {}
-    _infer(definition.body, None, definition.params, kinds, home, (definition,))
+    kinds = _demanded(definition, None, home, {})
     return {param: kinds.get(param) for param in definition.params}
+
+
+def _demanded(definition: ast.Definition, wanted: Kind | None, home: Scope, known: _Known) -> dict[str, Kind]:
+    """What the body demands of each parameter, where it is to be of the wanted kind."""
+    at = (id(definition), wanted)
+    if at not in known:
+        known[at] = {}
+        _infer(definition.body, wanted, definition.params, known[at], home, known)
+    return known[at]
 
 
 def _infer(
@@ -24,12 +36,12 @@ def _infer(
     params: Sequence[str],
     kinds: dict[str, Kind],
     home: Scope,
-    active: tuple[ast.Definition, ...],
+    known: _Known,
 ) -> None:
     """Notes in `kinds` what the expression demands of each parameter that it names."""
 
     def inside(part: ast.Expr, part_wanted: Kind | None) -> None:
-        _infer(part, part_wanted, params, kinds, home, active)
+        _infer(part, part_wanted, params, kinds, home, known)
 
     match expr:
         case ast.Name(name=name):
@@ -43,7 +55,7 @@ def _infer(
                 kinds.setdefault(name, "list")
             inside(index, "integer")
         case ast.Call(name=name, arguments=arguments):
-            for argument, argument_kind in _argument_kinds(name, arguments, wanted, home, active):
+            for argument, argument_kind in _argument_kinds(name, arguments, wanted, home, known):
                 inside(argument.value, argument_kind)
         case ast.Binary(op=op, left=left, right=right):
             side: Kind | None = "integer"
@@ -67,8 +79,12 @@ def _infer(
             assert_never(expr)
 
 
-def _evident_kind(expr: ast.Expr, home: Scope, seen: frozenset[str] = frozenset()) -> Kind | None:
-    """The kind that an expression shows by its form, or by what its name is; `seen` names are being looked into."""
+def _evident_kind(expr: ast.Expr, home: Scope, seen: set[str] | None = None) -> Kind | None:
+    """The kind that an expression shows by its form, or by what its name is.
+
+    seen: names that are being looked into, or were in vain: the first that tells ends the search.
+    """
+    seen = set() if seen is None else seen
     match expr:
         case ast.Comparison() | ast.InRange() | ast.InSet() | ast.Not() | ast.Logic() | ast.At():
             return "predicate"
@@ -97,7 +113,7 @@ def _read_kind(name: str, home: Scope) -> Kind | None:
     return None
 
 
-def _named_kind(name: str, home: Scope, seen: frozenset[str]) -> Kind | None:
+def _named_kind(name: str, home: Scope, seen: set[str]) -> Kind | None:
     """What a name without parameters or a call gives."""
     if name in PRIMITIVES:
         return "predicate"
@@ -110,7 +126,8 @@ def _named_kind(name: str, home: Scope, seen: frozenset[str]) -> Kind | None:
         return "integer" if name in within.values else "predicate"
     if name in seen:
         return None
-    kinds = (_evident_kind(item.body, within, seen | {name}) for item in within.definitions[name])
+    seen.add(name)
+    kinds = (_evident_kind(item.body, within, seen) for item in within.definitions[name])
     return next((kind for kind in kinds if kind), None)
 
 
@@ -119,7 +136,7 @@ def _argument_kinds(
     arguments: tuple[ast.Argument, ...],
     wanted: Kind | None,
     home: Scope,
-    active: tuple[ast.Definition, ...],
+    known: _Known,
 ) -> Iterator[tuple[ast.Argument, Kind | None]]:
     """Each argument of a call with the kind that the callee demands, where the call is to be of the wanted kind."""
     if name == "random":
@@ -137,10 +154,9 @@ def _argument_kinds(
         within = within.parent
     overloads = within.definitions[name] if within else []
     callee = next((item for item in overloads if len(item.params) == len(arguments)), None)
-    if callee is None or within is None or callee in active:
+    if callee is None or within is None:
         yield from ((argument, "integer" if name in FUNCTIONS else None) for argument in arguments)
         return
-    kinds: dict[str, Kind] = {}
-    _infer(callee.body, wanted, callee.params, kinds, within, (*active, callee))
+    kinds = _demanded(callee, wanted, within, known)
     for at, argument in enumerate(arguments):
         yield argument, kinds.get(argument.name or callee.params[at])

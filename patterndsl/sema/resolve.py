@@ -149,9 +149,11 @@ class _Resolver(Expander):
     def spec(self, spec: ast.Spec) -> Relation | None:
         """The relation of the outermost spec."""
         scope = Scope(parent=_prelude())
-        for param in spec.params:
+        for at, param in enumerate(spec.params):
+            self.later = frozenset(other.name for other in spec.params[at:])
             self.declare(param.name, param.place, scope)
             self.param(param, scope)
+        self.later = frozenset()
         self.declarations(spec, scope)
         if spec.fallback is not None:
             fallback = self.attempt(partial(self.predicate, spec.fallback, scope, "`fallback` must be"))
@@ -342,7 +344,7 @@ class _Resolver(Expander):
             self.declare(axis.name, axis.place, scope)
         base = [axis for axis in axes if not isinstance(axis.size, tuple)]
         sizes = [
-            cast("Index | None", self.attempt(partial(self.constant, axis.size, scope, f"axis `{axis.name}` must be")))
+            cast("Index | None", self.attempt(partial(self.axis_size, axis.name, axis.size, axis.place, scope)))
             for axis in base
             if not isinstance(axis.size, tuple)
         ]
@@ -357,9 +359,19 @@ class _Resolver(Expander):
             scope.attributes[axis.name] = GridAxis(axis.name, known[at], stride, others, at == 0)
         if base:
             self.require(Requirement("grid", "grid", product(known), NQ, base[0].place))
+        for axis, size in zip(base, known, strict=True):
+            self.require(Requirement("minimum", f"axis {axis.name}", size, Const(0), axis.place))
         for axis in axes:
             if isinstance(axis.size, tuple):
                 self.composed_axis(axis, axis.size, scope)
+
+    def axis_size(self, name: str, expr: ast.Expr, place: SourceRange, scope: Scope) -> Index:
+        """How many coordinates a base axis has; a number is looked at before it divides anything."""
+        size = self.constant(expr, scope, f"axis `{name}` must be")
+        if isinstance(size, Const) and size.value < 1:
+            message = f"axis `{name}` is {size.value}, and must be at least 1"
+            raise self.report("E404", message, place, "give its number of positions")
+        return size
 
     def composed_axis(self, axis: ast.Axis, names: tuple[str, ...], scope: Scope) -> None:
         parts = []

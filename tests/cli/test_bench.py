@@ -46,6 +46,14 @@ def entries(pattern: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {entry["label"]: entry for entry in pattern["contest"]["entries"]}
 
 
+def test_the_inputs_of_all_patterns_are_asked_for_before_the_first_is_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    assert main(["bench", "causal", "causal & k.there", "--declare", "there=bool[Nk]", "-n", "16", *QUICK]) == 1
+    assert "input `there` is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("spec", "rivals"),
     [

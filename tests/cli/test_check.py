@@ -1,6 +1,8 @@
 """`patterndsl check`: what is right, what is wrong, and as data."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,17 @@ def test_a_parameter_that_an_expression_has_not(capsys: pytest.CaptureFixture[st
     assert main(["prove", "causal", "within", "all & k < N + w", "--set", "w=3"]) == 0
     assert main(["check", "window(w)", "--set", "w=b + 1", "--set", "b=3"]) in (0, 1)  # one may name the other
     assert "E401" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/nowhere/spec", "./spec", "../spec"])
+def test_what_begins_like_a_path_is_one(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", path]) == 1
+    assert "error[E601]: cannot read" in capsys.readouterr().err
+
+
+def test_a_spec_from_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "spec"
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=("attend: causal & windw(3)",), daemon=True).start()
+    assert main(["check", str(pipe)]) == 1
+    assert f"{pipe}:1:18" in capsys.readouterr().err

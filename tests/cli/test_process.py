@@ -1,6 +1,7 @@
 """What only a process shows: exit codes, pipes, what is imported."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,10 @@ def test_finding_errors_imports_neither_numpy_nor_torch(words: list[str]) -> Non
     assert not {"numpy", "torch", "rich", "PIL", "islpy"} & imported_by("check", *words)
 
 
+def test_a_run_reads_the_spec_before_it_imports_torch() -> None:
+    assert "torch" not in imported_by("run", "causal & windw(3)", "-n", "100")
+
+
 def test_advice_imports_no_torch() -> None:
     imported = imported_by("check", "causal & strided(64)", "-n", "4096")
     assert "numpy" in imported
@@ -63,6 +68,44 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         producer.stdout.close()
         assert producer.stderr.read() == b""
         assert producer.wait() == 141
+
+
+@pytest.mark.parametrize("words", [["check", "causal"], ["show", "causal", "-n", "64"], ["schema"]])
+def test_output_that_cannot_be_written_is_said(words: list[str], tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@" >output', "sh", *COMMAND, *words]
+    done = subprocess.run(limited, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error[E602]: cannot write the output: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_that_cannot_be_written_still_count(tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@" 2>errors', "sh", *COMMAND, "check", "causl"]
+    assert subprocess.run(limited, cwd=tmp_path, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "calibrate", "compile"])
+def test_an_interrupt_while_pytorch_is_imported_ends_at_once(command: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    [None for _ in range(10_000)]\n"
+        "except BaseException:  # as imports do that try whether something is there\n"
+        "    raise ImportError('half made')\n"
+    )
+    words = {"calibrate": [], "compile": ["causal", "-n", "64", "-o", str(tmp_path / "plan.safetensors")]}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = run(command, *words.get(command, ["causal", "-n", "64"]), env=env)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+@pytest.mark.parametrize(("words", "code"), [(["show", "causal", "-n", "64"], 0), (["check", "causl"], 1)])
+def test_a_closed_stream_is_no_error(words: list[str], code: int, closed: int) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *COMMAND, *words]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
 
 
 def test_ascii_output_where_the_encoding_has_no_more() -> None:

@@ -198,6 +198,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "E304-program-for-a-pattern": lambda: patterndsl.attention(X, X, X, CAUSAL.compile(10)),
     "E304-nothing-for-a-pattern": lambda: LIBRARY.attention(X, X, X, None),
     "E304-nothing-for-a-text": lambda: LIBRARY.parse(None),
+    "E304-input-of-no-type": lambda: LIBRARY.parse("same(doc) & q.doc < 3", inputs={"doc": "float[N]"}),
+    "E406-plan-behind-the-last": lambda: CAUSAL.compile(10, heads=2, plan=1)(X, X, X),
     "E304-list-for-parameters": lambda: LIBRARY.parse("window(w)", ["w"]),
     "E407-parameter-beyond-62-bits": lambda: patterndsl.parse("window(w)", {"w": 2**62}),
     "E501-tensor-for-inputs": lambda: attend(inputs=X),
@@ -242,8 +244,24 @@ def test_every_code_has_an_example() -> None:
         "attend: causal # " + "x" * 10_000_000,
         "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)), "attend: causal"]),
         "params: {" + ", ".join(f"p{n}: {n}" for n in range(30_000)) + "}\nattend: causal",
+        "define:\n"
+        + "".join(f"  d{n}(x): d{n + 1}(x) | d{n + 1}(x + 1)\n" for n in range(40))
+        + "  d40(x): recent(x)\n"
+        "attend: d0(3)",
+        "define:\n" + "".join(f"  d{n}(R): d{n + 1}(R) - d{n + 1}(R)\n" for n in range(40)) + "  d40(R): R\n"
+        "attend: d0(causal)",
     ],
-    ids=["brackets", "negations", "differences", "yaml lists", "ten megabytes", "aliases", "entries"],
+    ids=[
+        "brackets",
+        "negations",
+        "differences",
+        "yaml lists",
+        "ten megabytes",
+        "aliases",
+        "entries",
+        "doubling numbers",
+        "doubling predicates",
+    ],
 )
 def test_a_huge_spec_is_refused_quickly(text: str) -> None:
     start = time.process_time()

@@ -59,6 +59,14 @@ def test_stairs_are_made_on_the_device_of_their_tensors() -> None:
     torch.testing.assert_close(found, patterndsl.attention(query, key, value, "causal & block(64)", backend="oracle"))
 
 
+@pytest.mark.parametrize("text", ["causal & (recent(9) | strided(12))", "k > q + 3", "window(3) | global(2)"])
+def test_shapes_are_told_of_tensors_without_elements(text: str) -> None:
+    tensors = [torch.zeros(1, 2, 65, 8, device="meta", requires_grad=True) for _ in range(3)]
+    found = patterndsl.attention(tensors[0], tensors[1], tensors[2], text)
+    assert (found.shape, found.device.type) == ((1, 2, 65, 8), "meta")
+    assert [gradient.shape for gradient in torch.autograd.grad(found.sum(), tensors)] == [(1, 2, 65, 8)] * 3
+
+
 @pytest.mark.parametrize("block", [64, 96, 512])
 def test_scattered_masks_in_strips(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "MAX_MASK", 1 << 12)
