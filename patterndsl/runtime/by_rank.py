@@ -24,8 +24,10 @@ FEWEST_ROWS = 64
 MOST_PIECES = 4
 """Of a route: of more, each diagonal is asked for by itself and saves less."""
 MOST_POWER = 30
-"""Of 2, that weights may have without a highest score to count from: they and their sums stay where float32 is precise,
-and with them values up to 1e25."""
+"""Of 2, that weights may have without a highest score to count from: they and their sums stay where float32 is
+precise."""
+LARGEST_VALUE = 2.0**80
+"""With which sums of such weights are float32, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +65,10 @@ def attend(
     value [T, Dv]; writes their lse [routes * width]. A row without keys gives 0 and -inf."""
     at = routes.by_piece(order).flatten()
     q, k = (routes.cut(_rows(x, at, made, name)) for name, x in zip(("query", "key"), tensors[:2], strict=True))
-    if not abs(scale) / LN2 * _longest(q) * _longest(k) < MOST_POWER:
-        return _by_flash(routes, order, tensors, scale, made, lse)
     v = routes.cut(_rows(tensors[2], at, made, "value"))
+    has_low_scores = abs(scale) / LN2 * _longest(q) * _longest(k) < MOST_POWER
+    if not has_low_scores or not float(torch.linalg.vector_norm(v, torch.inf)) < LARGEST_VALUE:
+        return _by_flash(routes, order, tensors, scale, made, lse)
     out, total = made("out", *v.shape), torch.zeros_like(q[..., :1])
     for back in range(routes.pieces):  # from a piece of rows to one of keys
         rows, keys = slice(back, None), slice(routes.pieces - back)

@@ -90,6 +90,18 @@ def test_long_and_short_routes_are_the_oracles(factor: int, width: int, name: st
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12 * factor**2)
 
 
+@pytest.mark.parametrize("value", [1.0, 1e33])
+def test_values_may_be_as_large_as_numbers_are(value: float) -> None:
+    """Times a power of a high score that is taken as it is, a large one would be none."""
+    pattern = patterndsl.parse(SPEC.format(attend="causal & route"))
+    program, oracle = (pattern.compile(65, heads=HEADS, backend=backend) for backend in ("auto", "oracle"))
+    tensors = [torch.full((1, HEADS, 65, 8), number) for number in (-2.8, 2.8, value)]
+    inputs = {"route": lists_of(65, "ascending", 1)}
+    for found, truth in zip(results(program, tensors, inputs), results(oracle, tensors, inputs), strict=True):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found / value, truth / value, rtol=1e-5, atol=1e-5)
+
+
 def test_rows_in_no_route_attend_what_a_fallback_says() -> None:
     """The rest is a part of the pattern, which is given lists route by route."""
     torch.manual_seed(0)
