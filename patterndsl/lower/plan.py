@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import factorial, prod
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 from patterndsl.ir.relation import NOTHING, And, Or, Relation, conjunction, disjunction, indices, negation
 from patterndsl.lower.costs import NO_COST, Cost, cost, kernel_of
@@ -189,6 +189,13 @@ SEARCHED = 64
 where tiles would be searched pair by pair."""
 
 
+class _LaidOut(NamedTuple):
+    """A relation in one layout. text: of which, as an option has it."""
+
+    text: str
+    pieces: Sequence[Piece]
+
+
 @dataclass
 class _Planner:
     """takes_sparse: whether tiles are looked at where no layout is seen to be dense."""
@@ -201,6 +208,7 @@ class _Planner:
     steps: _Steps
     takes_sparse: bool = True
     known: dict[tuple[Relation, tuple[int, ...], bool], list[Option]] = field(default_factory=dict)
+    looked_at: dict[tuple[Relation, bool], list[_LaidOut]] = field(default_factory=dict)
 
     def options(self, at: int, group: HeadGroup) -> list[Option]:
         """Every way that was found, the cheapest first."""
@@ -304,12 +312,22 @@ class _Planner:
         counted if that is quick; nor are they where something else was found."""
         asked = (relation, heads, is_alone)
         if asked not in self.known:
-            self.known[asked] = self.looked_at(relation, heads, is_alone=is_alone)
+            self.known[asked] = [
+                self.option(text, (pass_of(piece, heads, self.machine, self.head_dim) for piece in parts))
+                for text, parts in self.layouts(relation, is_alone=is_alone)
+            ]
         return self.known[asked]
 
-    def looked_at(self, relation: Relation, heads: tuple[int, ...], *, is_alone: bool) -> list[Option]:
-        """What `whole` says, which asks only once: the orders of a union share most of their parts."""
-        dense, rest, seen = [], [], set[tuple[Cell, ...]]()
+    def layouts(self, relation: Relation, *, is_alone: bool) -> list[_LaidOut]:
+        """The same for any heads, looked at once: the orders of a union share most of their parts, and so do heads that
+        differ in one term."""
+        asked = (relation, is_alone)
+        if asked not in self.looked_at:
+            self.looked_at[asked] = list(self.look_at(relation, is_alone=is_alone))
+        return self.looked_at[asked]
+
+    def look_at(self, relation: Relation, *, is_alone: bool) -> Iterator[_LaidOut]:
+        rest, seen, is_dense = [], set[tuple[Cell, ...]](), False
         for chain in chains(relation, self.sizes):
             self.steps.step()
             found = cells(relation, self.sizes, chain)
@@ -320,13 +338,16 @@ class _Planner:
             if parts is None:
                 rest.append((chain, self.unnarrowed(relation) if not chain else found))
             else:
-                dense.append(self.laid_out(chain, parts, heads))
-        if not self.takes_sparse or ((dense or not is_alone) and self.num_tiles > SMALL):
-            return dense
-        sparse = [self.laid_out(chain, self.pieces(found, sparse=True) or [], heads) for chain, found in rest]
-        return dense + sparse + (list(self.patched(relation, heads)) if rest else [])
+                is_dense = True
+                yield _LaidOut(_chain_text(chain), parts)
+        if not self.takes_sparse or ((is_dense or not is_alone) and self.num_tiles > SMALL):
+            return
+        for chain, found in rest:
+            yield _LaidOut(_chain_text(chain), self.pieces(found, sparse=True) or [])
+        if rest:
+            yield from self.patched(relation)
 
-    def patched(self, relation: Relation, heads: tuple[int, ...]) -> Iterator[Option]:
+    def patched(self, relation: Relation) -> Iterator[_LaidOut]:
         """The relation undivided, by patches of the grid that it is of."""
         sizes = self.sizes
         for patches in patches_of(relation, sizes, self.lookup):
@@ -336,7 +357,7 @@ class _Planner:
             except TooHard:
                 continue
             if piece.num_computed:
-                yield self.option(patches.text, [pass_of(piece, heads, self.machine, self.head_dim)])
+                yield _LaidOut(patches.text, [piece])
 
     def unnarrowed(self, relation: Relation) -> list[Cell]:
         """The relation as written, with rows that it leaves without keys: a block-sparse kernel passes over them for
@@ -354,11 +375,6 @@ class _Planner:
                 return None
             parts.extend(inside)
         return parts
-
-    def laid_out(self, chain: Chain, parts: Sequence[Piece], heads: tuple[int, ...]) -> Option:
-        """The pieces of one layout as an option."""
-        passes = (pass_of(piece, heads, self.machine, self.head_dim) for piece in parts)
-        return self.option("as written" if not chain else f"positions by {', '.join(map(str, chain))}", passes)
 
     def option(self, text: str, passes: Iterable[Pass]) -> Option:
         """The passes as an option, of which the first merges with nothing."""
@@ -434,6 +450,10 @@ def _texts(option: Option) -> list[str]:
 
 
 # ---- texts
+
+
+def _chain_text(chain: Chain) -> str:
+    return "as written" if not chain else f"positions by {', '.join(map(str, chain))}"
 
 
 def _shape_text(piece: Piece) -> str:
