@@ -497,12 +497,17 @@ def _ends(cell: Cell, lookup: Lookup, rows: Span) -> Iterator[Span]:
 
 
 def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int]) -> bool:
-    """Whether no query at all reaches further than those that were looked at."""
-    start = arithmetic("*", arithmetic("//", Q, Const(period)), Const(period))
-    below = Compare("<=", arithmetic("+", K, Const(reach[0] + 1)), start)
-    above = Compare("<=", arithmetic("+", start, Const(period + reach[1])), K)
-    beyond = conjunction((cell.relation, disjunction((below, above))))
-    return find_tiles(beyond, cell.sizes, lookup, 64, 64, tell_full=False).num_tiles == 0
+    """Whether no query at all reaches further than those that were looked at.
+
+    Only the queries of one period are asked, of keys as far before them as any lies before its query: all others see
+    the same, moved along the diagonal.
+    """
+    q_len, kv_len = cell.geometry.q.length, cell.geometry.k.length
+    moved = -(-q_len // period) * period
+    below = Compare("<=", arithmetic("+", K, Const(reach[0] + 1)), Const(moved))
+    above = Compare("<=", Const(moved + period + reach[1]), K)
+    beyond = conjunction((_shifted(cell.relation, 0, -moved), disjunction((below, above))))
+    return find_tiles(beyond, Sizes(period, moved + kv_len, 0, period), lookup, 64, 64, tell_full=False).num_tiles == 0
 
 
 __all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "Wanted", "pieces", "tiled"]

@@ -19,6 +19,7 @@ from patterndsl.lower.plan import Option, Pass, Plan, plan
 from patterndsl.lower.row import Runs, row_runs
 from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle
 from patterndsl.lower.stored import Arrays, read_option, written_option
+from patterndsl.lower.tiles import Tiles, find_tiles
 from patterndsl.sema.bind import Sizes
 from tests.strategies import Case, cases, many
 
@@ -196,6 +197,31 @@ def test_a_grid_is_planned_without_a_search_for_runs_in_each_row(monkeypatch: py
     monkeypatch.setattr(lower_shapes, "row_runs", counted)
     planned(VIDEO, 256)
     assert len(rows) < 64, "of 64 that a period has"
+
+
+@pytest.mark.parametrize("text", ["recent(4)", "window(100)", "causal & dilated(63, 4)", "blocks(64, window(1))"])
+def test_how_far_a_band_reaches_is_asked_of_one_period(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = []
+
+    def counted(*about: Any, **how: Any) -> Tiles:
+        found = find_tiles(*about, **how)
+        visited.append(found.num_visited)
+        return found
+
+    monkeypatch.setattr(lower_shapes, "find_tiles", counted)
+    (options,) = planned(text, 1 << 22).options
+    assert isinstance(options[0].passes[0].piece.shape, Band)
+    assert max(visited) < 2000, "not of every query"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_band"),
+    [("recent(9) | q - k == 201", False), ("recent(9) | k - q == 150", False), ("recent(9) & q - k != 200", True)],
+)
+def test_what_few_queries_reach_makes_no_band(text: str, is_band: bool) -> None:
+    """The queries in the middle, which are looked at, have no key so far away."""
+    (options,) = planned(text, 300).options
+    assert isinstance(options[0].passes[0].piece.shape, Band) == is_band
 
 
 def test_plans_are_the_same_twice() -> None:
