@@ -471,24 +471,44 @@ def _reach(cell: Cell, lookup: Lookup, period: int) -> tuple[int, int] | None:
     left = right = -(1 << 40)
     if start + period > min(q_len, kv_len):
         return None
-    for row in range(start, start + period):
-        runs = row_runs(cell.relation, cell.sizes, lookup, row)
-        if not len(runs.starts):
-            continue
-        low, high = int(runs.starts[0]), int(runs.stops[-1])
+    for low, high in _ends(cell, lookup, (start, start + period)):
         if low == 0 or high == kv_len:
             return None
         left, right = max(left, start - low), max(right, high - start - period)
     return None if left == -(1 << 40) else (left, right)
 
 
+FEW_KEYS = 1 << 12
+"""So many keys of a row are looked at sooner than runs of them are found."""
+
+
+def _ends(cell: Cell, lookup: Lookup, rows: Span) -> Iterator[Span]:
+    """From the first key to the last of each row that has any."""
+    kv_len = cell.geometry.k.length
+    if kv_len <= FEW_KEYS:
+        for kept in _mask(cell.relation, rows, (0, kv_len), lookup):
+            keys = kept.nonzero()[0]
+            if len(keys):
+                yield int(keys[0]), int(keys[-1]) + 1
+        return
+    for row in range(*rows):
+        runs = row_runs(cell.relation, cell.sizes, lookup, row)
+        if len(runs.starts):
+            yield int(runs.starts[0]), int(runs.stops[-1])
+
+
 def _is_within(cell: Cell, lookup: Lookup, period: int, reach: tuple[int, int]) -> bool:
-    """Whether no query at all reaches further than those that were looked at."""
-    start = arithmetic("*", arithmetic("//", Q, Const(period)), Const(period))
-    below = Compare("<=", arithmetic("+", K, Const(reach[0] + 1)), start)
-    above = Compare("<=", arithmetic("+", start, Const(period + reach[1])), K)
-    beyond = conjunction((cell.relation, disjunction((below, above))))
-    return find_tiles(beyond, cell.sizes, lookup, 64, 64, tell_full=False).num_tiles == 0
+    """Whether no query at all reaches further than those that were looked at.
+
+    Only the queries of one period are asked, of keys as far before them as any lies before its query: all others see
+    the same, moved along the diagonal.
+    """
+    q_len, kv_len = cell.geometry.q.length, cell.geometry.k.length
+    moved = -(-q_len // period) * period
+    below = Compare("<=", arithmetic("+", K, Const(reach[0] + 1)), Const(moved))
+    above = Compare("<=", Const(moved + period + reach[1]), K)
+    beyond = conjunction((_shifted(cell.relation, 0, -moved), disjunction((below, above))))
+    return find_tiles(beyond, Sizes(period, moved + kv_len, 0, period), lookup, 64, 64, tell_full=False).num_tiles == 0
 
 
 __all__ = ["Band", "Full", "Masked", "Piece", "Shape", "Sparse", "Triangle", "Wanted", "pieces", "tiled"]

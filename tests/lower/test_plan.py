@@ -11,13 +11,17 @@ from hypothesis import assume, given
 
 import patterndsl
 from patterndsl.ir.meaning import Point, member
+from patterndsl.ir.relation import Relation
+from patterndsl.lower import shapes as lower_shapes
 from patterndsl.lower.devices import CPU, CUDA, Machine
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.order import Order, Patches
 from patterndsl.lower.plan import SEARCHED, Option, Pass, Plan, plan
+from patterndsl.lower.row import Runs, row_runs
 from patterndsl.lower.shapes import Band, Full, Keys, Masked, Piece, Sparse, Triangle, in_order
 from patterndsl.lower.stored import Arrays, read_option, written_option
-from patterndsl.lower.tiles import TooHard
+from patterndsl.lower.tiles import Tiles, TooHard, find_tiles
+from patterndsl.sema.bind import Sizes
 from tests.strategies import Case, cases, many
 
 
@@ -179,6 +183,75 @@ def test_a_grid_is_taken_in_patches_that_meet_few_tiles(text: str, n: int, tiles
     assert isinstance(item.piece.shape, Sparse) and item.piece.shape.orders is not None
     assert item.piece.shape.orders[0].patches.sizes == (8, 8)
     assert item.piece.shape.tiles.num_tiles <= tiles
+
+
+VIDEO = """\
+grid: {time: 4, row: 8, col: 8}
+attend: q.time - k.time in 0..3 & abs(q.row - k.row) <= 1 & abs(q.col - k.col) <= 1 | along(time) & k.time <= q.time
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        (VIDEO, 256),
+        ("causal & (recent(9) | strided(24)) & q % 3 != 1", 500),
+        ("window(5) & k // 4 != q // 4", 260),
+        ("k - q in 3..9 & q % 5 < 2", 333),
+    ],
+    ids=["grid", "causal", "window", "ahead"],
+)
+def test_rows_of_few_keys_are_looked_at_as_runs_of_many_are_found(
+    text: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written() -> list[tuple[Any, dict[str, Any]]]:
+        arrays = [Arrays() for _ in planned(text, n).options[0]]
+        options = zip(planned(text, n).options[0], arrays, strict=True)
+        return [(written_option(option, into), into.named) for option, into in options]
+
+    by_points = written()
+    monkeypatch.setattr(lower_shapes, "FEW_KEYS", 0)
+    for (option, arrays), (other, others) in zip(by_points, written(), strict=True):
+        assert option == other
+        assert arrays.keys() == others.keys()
+        assert all((arrays[name] == others[name]).all() for name in arrays)
+
+
+def test_a_grid_is_planned_without_a_search_for_runs_in_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+
+    def counted(relation: Relation, sizes: Sizes, lookup: Lookup, row: int) -> Runs:
+        rows.append(row)
+        return row_runs(relation, sizes, lookup, row)
+
+    monkeypatch.setattr(lower_shapes, "row_runs", counted)
+    planned(VIDEO, 256)
+    assert len(rows) < 64, "of 64 that a period has"
+
+
+@pytest.mark.parametrize("text", ["recent(4)", "window(100)", "causal & dilated(63, 4)", "blocks(64, window(1))"])
+def test_how_far_a_band_reaches_is_asked_of_one_period(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = []
+
+    def counted(*about: Any, **how: Any) -> Tiles:
+        found = find_tiles(*about, **how)
+        visited.append(found.num_visited)
+        return found
+
+    monkeypatch.setattr(lower_shapes, "find_tiles", counted)
+    (options,) = planned(text, 1 << 22).options
+    assert isinstance(options[0].passes[0].piece.shape, Band)
+    assert max(visited) < 2000, "not of every query"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_band"),
+    [("recent(9) | q - k == 201", False), ("recent(9) | k - q == 150", False), ("recent(9) & q - k != 200", True)],
+)
+def test_what_few_queries_reach_makes_no_band(text: str, is_band: bool) -> None:
+    """The queries in the middle, which are looked at, have no key so far away."""
+    (options,) = planned(text, 300).options
+    assert isinstance(options[0].passes[0].piece.shape, Band) == is_band
 
 
 def test_plans_are_the_same_twice() -> None:
