@@ -30,7 +30,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import elu as elu_of
 from torch.nn.functional import scaled_dot_product_attention
 
-from patterndsl.runtime.measure import step_seconds
+from patterndsl.runtime.measure import step_seconds, versions_of
 from patterndsl.score import fused, fused_logs
 from patterndsl.score.features import Elementwise, directions, favor_exponents
 from patterndsl.score.linear import kernel_attention
@@ -49,7 +48,7 @@ from patterndsl.show.palette import Tone
 ROOT = Path(__file__).parents[1]
 DIM, FEATURES, LAYER, LAYERS = 64, 256, 3, 24
 CHECKED_AT = 2048
-PACKAGES = ("torch", "triton", "fla-core", "flash-linear-attention", "performer-pytorch")
+PACKAGES = ("triton", "fla-core", "flash-linear-attention", "performer-pytorch")
 Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -271,16 +270,6 @@ def tuned(n: int, heads: int, dtype: torch.dtype, repeats: int) -> None:
         print(programs, warps, found, flush=True)
 
 
-def versions() -> dict[str, str]:
-    found = {"cuda": str(torch.version.cuda)}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 # ---- the picture
 
 DRAWN = {"sums": "linear, not normalised", "elu": "elu", "favor": "favor(256)"}
@@ -341,7 +330,7 @@ def main() -> None:
         print(json.dumps(rows[-1], indent=2), flush=True)
     found = {
         "device": torch.cuda.get_device_name(),
-        "versions": versions(),
+        "versions": {"cuda": str(torch.version.cuda), **versions_of(*PACKAGES)},
         "heads": arguments.heads,
         "head_dim": DIM,
         "favor features": FEATURES,

@@ -225,7 +225,7 @@ class Composite(Pattern):
             return {name: terms or self.branches[name].terms[:1] for name, terms in found.items()}
         return {name: terms for name, terms in found.items() if terms}
 
-    def compile(  # type: ignore[override]  # not a Program: see the class
+    def compile(  # type: ignore[override]  # several softmaxes are no Program, which has tiles and a mask
         self,
         n: int | None = None,
         *,
@@ -374,7 +374,7 @@ class Composite(Pattern):
         without = [item for item in self.resolved.roles if item.name not in has_pairs]
         return tuple(dict.fromkeys((*unused(self.spec), *biases, *map(_never_asked, without), *advice)))
 
-    def explain(  # type: ignore[override]  # of several terms: see the class
+    def explain(  # type: ignore[override]  # a plan for each term, and what all of them take
         self,
         n: int | None = None,
         *,

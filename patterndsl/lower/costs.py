@@ -34,7 +34,8 @@ MASKING = 1.03
 FORWARD_ALONE, BACKWARD_ALONE = 2.0, 4.0
 """How much longer a unit of a GPU takes for a tile, forward and backward, where others have nothing left to do."""
 ORDERED = 1.45
-"""How much longer a tile takes on a GPU whose rows are loaded one by one, and not by an engine that copies tiles."""
+"""How much longer a tile of patches takes on a GPU than the model else says: its rows are loaded one by one, and not by
+an engine that copies tiles, and it is asked in digits of positions."""
 SUMMED = 9.0
 """Rows that the backward pass of dense kernels on a GPU reads and writes more: it sums query gradients in float32."""
 DRAWN = 0.7

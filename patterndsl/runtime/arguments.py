@@ -38,8 +38,8 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise input_error("E505", "there is no CUDA device on this machine", "compile for device='cpu'")
     try:
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as failed:
-        # PyTorch's three ways to say that a device cannot be used: it fails, was built without it, or has no operators
+    except (RuntimeError, AssertionError, ImportError) as failed:
+        # PyTorch's ways to say that a device cannot be used: it has no operators, was built without it, or lacks a part
         why = str(failed).strip().partition("\n")[0]
         help = "use 'cpu', or a build of PyTorch for it"
         raise input_error("E505", f"PyTorch cannot use the device {found} here: {why}", help) from None

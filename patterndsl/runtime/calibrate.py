@@ -44,8 +44,8 @@ MANY_PASSES = 6
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Sizes that a device is busy with: heads, the side of a dense square, rows of what is long, of a short group, and
-    of what takes next to no time; few keys."""
+    """Sizes that a device is busy with: heads, the side of a dense square, rows of what is long, of what is short (0
+    where tiles are computed whole), few keys, and rows of what takes next to no time."""
 
     heads: int
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class Setting:
 
 SETTINGS = {
     "cpu": Setting(4, torch.float32, 2048, 8192, 16, 64, 16),
-    "cuda": Setting(16, torch.bfloat16, 8192, 65_536, 128, 128, 256),
+    "cuda": Setting(16, torch.bfloat16, 8192, 65_536, 0, 128, 256),
 }
 WINDOW, TILE = 256, 64
 
@@ -125,7 +125,7 @@ class _Measurement:
     def short(self) -> None:
         """Rows of a group below which a kernel loses speed: rate x rows / (rows + short), where a few attend all keys.
         On CUDA such rows alone would leave most of the device idle, and tiles are computed whole: see `few`."""
-        if self.device.type == "cuda":
+        if not self.setting.short:
             self.machine = replace(self.machine, short=0)
             return
         rows, length = self.setting.short, self.setting.long

@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_work(
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_measured(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(calibrate.SETTINGS, "cuda", Setting(2, torch.bfloat16, 512, 4096, 128, 128, 256))
+    monkeypatch.setitem(calibrate.SETTINGS, "cuda", Setting(2, torch.bfloat16, 512, 4096, 0, 128, 256))
     data = json.loads(said("calibrate", "--device", "cuda", "--json"))
     assert data["device"] == torch.cuda.get_device_name() and data["measured"]["sparse_kernel"] == "triton"
     assert f"measured with torch {torch_version()}" in said(*WORDS, "--device", "cuda")

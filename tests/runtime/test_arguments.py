@@ -164,10 +164,14 @@ def test_a_path_that_is_none(path: str, cure: str, tmp_path: Path, monkeypatch: 
         p.load(path)
 
 
-@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
-def test_a_device_that_this_build_lacks_is_said() -> None:
-    with pytest.raises(PatternError, match=r"PyTorch cannot use the device mps here: .+"):
-        CAUSAL.compile(8, device="mps")
+HAS_XPU = pytest.mark.skipif(torch.xpu.is_available(), reason="there is one")
+
+
+@pytest.mark.parametrize("device", ["vulkan", "hpu", pytest.param("xpu", marks=HAS_XPU)])
+def test_a_device_that_cannot_be_used_is_said(device: str) -> None:
+    """PyTorch has no operators for it, was built without it, or lacks the module for it."""
+    with pytest.raises(PatternError, match=rf"PyTorch cannot use the device {device} here: .+"):
+        CAUSAL.compile(8, device=device)
 
 
 def test_a_backend_that_was_asked_for_says_what_it_does_not_take() -> None:
