@@ -182,6 +182,8 @@ def test_pieces_have_all_tiles(seed: int, sharers: int, width: int) -> None:
     joints = {block: range(first, first + number) for _, _, block, first, number in done.joints.tolist()}
     found, left = dict[tuple[int, int], bool](), list[int]()
     for _, _, block, begin, stop, slot, step, slot_step in done.pieces.tolist():
+        fullness = [sum(state_of(x, y) == FULL for y in range(sharers)) for x in done.entries[begin:stop].tolist()]
+        assert not fullness or fullness[0] == max(fullness)
         for sharer in range(sharers):
             q_blk, mine = block + step * sharer, slot + slot_step * sharer
             entries = [entry for entry in done.entries[begin:stop].tolist() if state_of(entry, sharer)]
@@ -541,6 +543,47 @@ def test_equals_dense_attention(text: str, length: int, backend: str, dim: int) 
     first, second = (program(*tensors, return_lse=True) for _ in range(2))
     assert_right(pattern, tensors, first)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.cuda
+@on_hopper
+@pytest.mark.parametrize("share", [0.003, 0.1, 1.0])
+@pytest.mark.parametrize(("text", "length", "backend"), PATTERNS.values(), ids=PATTERNS)
+def test_pieces_with_wide_scores_are_done_again(text: str, length: int, backend: str, share: float, dim: int) -> None:
+    """A share of the queries has scores far above and below those of the first tile; all of them are far from 0."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if length % 2 == 0 else torch.float16
+    pattern = patterndsl.parse(text)
+    query, key, value = (torch.randn(2, heads, length, dim, device="cuda") for heads in (4, 2, 2))
+    query = torch.where(torch.rand(2, 4, length, 1, device="cuda") < share, 60 * query, query)
+    key[..., 0], query[..., 0] = 30, torch.where(torch.rand(2, 4, length, device="cuda") < 0.5, -30.0, 30.0)
+    tensors = [x.to(dtype) for x in (query, key, value)]
+    program = pattern.compile(length, heads=4, device="cuda", backend=backend)
+    first, second = (program(*tensors, return_lse=True) for _ in range(2))
+    assert_right(pattern, tensors, first)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.cuda
+@on_hopper
+@pytest.mark.parametrize("backend", ["triton", "planned"])
+def test_what_is_not_finite_stays_in_its_rows(backend: str, dim: int) -> None:
+    """Of queries; and values whose sum only care keeps finite."""
+    torch.manual_seed(0)
+    pattern = patterndsl.parse("causal & (recent(64) | strided(40))")
+    tensors = [torch.randn(1, 2, 1000, dim, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    program = pattern.compile(1000, heads=2, device="cuda", backend=backend)
+    plain = program(*tensors)
+    for wrong in (torch.nan, torch.inf):
+        query = tensors[0].clone()
+        query[0, 1, 300:310] = wrong
+        out = program(query, *tensors[1:])
+        assert out[0, 1, 300:310].isnan().all()
+        out[0, 1, 300:310] = plain[0, 1, 300:310]
+        torch.testing.assert_close(out, plain, rtol=1e-2, atol=1e-2)
+    key = tensors[1]
+    query, large = 4 * key, 2e37 * tensors[2].sign()  # each query has by far the highest score with its own key
+    assert_right(pattern, [query, key, large], program(query, key, large, return_lse=True))
 
 
 @pytest.mark.cuda

@@ -305,7 +305,7 @@ def query_kernel(
     to_copy = (query, grad_out, out), (key, value), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
         [(own_of_queries, (seen, hide, even, has_grad_lse, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
-        + [(produce, (to_copy,))],
+        + [(produce, (to_copy, ()))],
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],
     )
@@ -341,7 +341,7 @@ def key_kernel(
     to_copy = (key, value), (query, grad_out), own_tiles, shared_tiles, rings, lists, counts
     gl.warp_specialize(
         [(own_of_keys, (seen, hide, kv_group, even, adds, which)) for which in (0, 1, 2, 3)[:consumers]]
-        + [(produce, (to_copy,))],
+        + [(produce, (to_copy, ()))],
         [4] * (consumers - 1) + [1],
         [registers] * (consumers - 1) + [FEW],
     )

@@ -2,7 +2,7 @@
 
 A program stays on its processor and takes piece after piece. Its producer, one warp, has what the consumers own of a
 piece, and tiles of the other side that they share, copied into rings in shared memory. Beside the first it leaves notes
-of what piece it is, which consumers else would have to look up in turn.
+of what piece it is, which consumers else would have to look up in turn. It may begin again, see `agreed`.
 
 Barriers. A tile that came is `full`; it is `empty` when each consumer has arrived, whether it needed it or not.
 """
@@ -95,12 +95,51 @@ def piece_at(notes, slot, which: gl.constexpr):
 
 
 @gluon.jit
-def produce(seen):
-    """Copies what the consumers own of a piece, as room for it comes, and the tiles of its entries, which they share.
+def made_agreement(consumers: gl.constexpr):
+    """Where consumers tell how many of their pieces stand, and a barrier for when all of them have."""
+    barrier = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(barrier.index(0), count=consumers)
+    return barrier, gl.allocate_shared_memory(gl.int32, [consumers, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def agree(agreement, which: gl.constexpr, standing):
+    """Tells it, once."""
+    barrier, told = agreement
+    told.index(which).store(gl.full([1], standing, gl.int32, gl.BlockedLayout([1], [32], [4], [0])))
+    mbarrier.arrive(barrier.index(0), count=1)
+
+
+@gluon.jit
+def agreed(agreement, warps: gl.constexpr):
+    """The first piece that one of the consumers does again, from which on the program does; the number of pieces where
+    all stand. Asked by so many warps."""
+    barrier, told = agreement
+    mbarrier.wait(barrier.index(0), 0)
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [warps], [0])
+    consumers: gl.constexpr = told.shape[0]
+    first = gl.max(told.index(0).load(layout), 0)
+    for which in gl.static_range(1, consumers):
+        first = gl.minimum(first, gl.max(told.index(which).load(layout), 0))
+    return first
+
+
+@gluon.jit
+def produce(seen, agreement):
+    """Copies all pieces for the consumers, and those that they do again. agreement: none if they never do."""
+    turns, count = produced(seen, 0, gl.to_tensor(0), gl.to_tensor(0))
+    if len(agreement) > 0:
+        produced(seen, agreed(agreement, 1), turns, count)
+
+
+@gluon.jit
+def produced(seen, first_turn, turns, count):
+    """From some piece on copies what the consumers own of each, as room for it comes, and the tiles of its entries,
+    which they share.
 
     counts: of heads that own for each that is shared, or (known when compiled) the other way round, the one being 1;
     and of blocks of a head, behind which entries count on through the next one. Where each tile is for one consumer
-    alone they wait for this warp, so that it looks up an entry before it needs it.
+    alone they wait for this warp, so that it looks up an entry before it needs it. Returns what rings have seen.
     """
     owned, shared, own_tiles, shared_tiles, rings, lists, counts = seen
     own_full, own_empty, full, empty, notes = rings
@@ -112,9 +151,8 @@ def produce(seen):
     block: gl.constexpr = shared_tiles[0].shape[3]
     own_bytes: gl.constexpr = consumers * len(owned) * owned[0].block_type.nbytes
     tile_bytes: gl.constexpr = len(shared) * shared[0].block_type.nbytes
-    piece = pieces + gl.load(borders + gl.program_id(0)) * FIELDS
-    count = 0
-    for turn in range(pieces_of_program(borders)):
+    piece = pieces + (gl.load(borders + gl.program_id(0)) + first_turn) * FIELDS
+    for _ in range(first_turn, pieces_of_program(borders)):
         row = gl.load(piece)
         head = gl.load(piece + 1)
         first = gl.load(piece + 2)
@@ -123,7 +161,8 @@ def produce(seen):
         part = gl.load(piece + 5)
         step = gl.load(piece + 6)
         part_step = gl.load(piece + 7)
-        slot, phase = ring_slot(turn, ahead)
+        slot, phase = ring_slot(turns, ahead)
+        turns += 1
         mbarrier.wait(own_empty.index(slot), phase ^ 1)
         note(notes, slot * FIELDS, row)
         note(notes, slot * FIELDS + 1, head)
@@ -158,6 +197,7 @@ def produce(seen):
             number = following >> BLOCK_BITS
             count += 1
         piece += FIELDS
+    return turns, count
 
 
 @gluon.jit

@@ -223,9 +223,10 @@ def work_of(
     num_lists = sum(len(found.counts) * len(places) for found, places in lists)
     sharers = lists[0][0].sharers if lists else 1  # whose pieces are so many times larger
     longest = max(SHORTEST, copies * num_entries * sharers // PARTS)
-    pieces, joints, num_slots, base = list[Tensor](), list[Tensor](), 0, 0
+    pieces, joints, ordered, num_slots, base = list[Tensor](), list[Tensor](), list[Tensor](), 0, 0
     for found, places in lists:
         cut, cut_joints, slots = _cut(found, longest)
+        ordered.append(_fullest_first(found.entries, cut[:, 1], cut[:, 2], sharers) if sharers > 1 else found.entries)
         cut[:, 1:3] += base
         base += len(found.entries)
         for row, head in places:
@@ -233,7 +234,7 @@ def work_of(
             joints.append(_placed(cut_joints, row, head, 1, num_slots))
             num_slots += slots
     all_pieces = torch.cat(pieces)
-    entries = torch.cat([found.entries for found, _ in lists])
+    entries = torch.cat(ordered)
     costs = _costs(all_pieces, entries, sharers)
     order = classes_of(costs).argsort(descending=True, stable=True)
     return Work(
@@ -263,6 +264,20 @@ def states_of(entries: Tensor, sharers: int) -> Tensor:
     """[len(entries), sharers]: the state of each sharer of a shared entry."""
     shifts = STATE_BITS * torch.arange(sharers, device=entries.device)
     return (entries[:, None] >> shifts) & ((1 << STATE_BITS) - 1)
+
+
+def _fullest_first(entries: Tensor, begin: Tensor, stop: Tensor, sharers: int) -> Tensor:
+    """With the entry that most sharers keep all of in front of each piece, in its place the one that was there.
+
+    The forward kernel of Hopper counts weights from the scores of the first tile, which then has keys of all rows.
+    """
+    begin, lengths = begin[stop > begin], (stop - begin)[stop > begin]
+    piece = torch.repeat_interleave(lengths)  # of each entry, as pieces follow each other
+    places = torch.arange(len(entries), device=entries.device)
+    value = (states_of(entries, sharers) == FULL).sum(1) * len(entries) + places.flip(0)
+    best = len(entries) - 1 - torch.zeros_like(begin).scatter_reduce(0, piece, value, "amax") % len(entries)
+    places[begin], places[best] = best, begin
+    return entries[places]
 
 
 def _cut(lists: Lists, longest: int) -> tuple[Tensor, Tensor, int]:
