@@ -2,8 +2,9 @@
 
 Pairs are taken by tiles, of which those above the diagonal are left out. A route is cut into pieces, and first pieces
 of all routes lie together, then second ones: so the tiles of each diagonal are one batch, whose rows, keys and
-gradients each lie in one piece of memory. Powers of scores that cannot be too high are taken as they are; others go
-forward by PyTorch's flash kernel, routes as its batch. What plain code says of the same pairs is `runtime.chunk`.
+gradients each lie in one piece of memory. Powers of scores are taken as they are; where their sums become too small or
+too large for that, or results are not finite, routes go forward once more as a batch of PyTorch's flash kernel. What
+plain code says of the same pairs is `runtime.chunk`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,8 @@ FEWEST_ROWS = 64
 """Of a piece: products of fewer rows take longer than is saved."""
 MOST_PIECES = 4
 """Of a route: of more, each diagonal is asked for by itself and saves less."""
-MOST_POWER = 30
-"""Of 2, that weights may have without a highest score to count from: they and their sums stay where float32 is
-precise."""
-LARGEST_VALUE = 2.0**80
-"""With which sums of such weights are float32, too."""
+LEAST, MOST = 2.0**-60, 2.0**60
+"""Sums of powers that stand."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,9 +64,6 @@ def attend(
     at = routes.by_piece(order).flatten()
     q, k = (routes.cut(_rows(x, at, made, name)) for name, x in zip(("query", "key"), tensors[:2], strict=True))
     v = routes.cut(_rows(tensors[2], at, made, "value"))
-    has_low_scores = abs(scale) / LN2 * _longest(q) * _longest(k) < MOST_POWER
-    if not has_low_scores or not float(torch.linalg.vector_norm(v, torch.inf)) < LARGEST_VALUE:
-        return _by_flash(routes, order, tensors, scale, made, lse)
     out, total = made("out", *v.shape), torch.zeros_like(q[..., :1])
     for back in range(routes.pieces):  # from a piece of rows to one of keys
         rows, keys = slice(back, None), slice(routes.pieces - back)
@@ -78,13 +73,14 @@ def attend(
         weights.baddbmm_(q[rows].flatten(0, 1), k[keys].flatten(0, 1).mT, beta=1 - min(back, 1), alpha=scale / LN2)
         total[rows].flatten(0, 1).add_(weights.exp2_().sum(-1, keepdim=True))
         out[rows].flatten(0, 1).baddbmm_(weights, v[keys].flatten(0, 1), beta=min(back, 1))
-    out.div_(total.clamp(min=2**-MOST_POWER))
+    total[0, :, : routes.lag] = 1.0  # rows without keys
+    least, most = (float(bound) for bound in total.aminmax())
+    if not (least >= LEAST and most <= MOST and out.sum().isfinite()):
+        return _by_flash(routes, order, tensors, scale, made, lse)
+    out.div_(total)
     lse.view(-1, *total.shape[:1], routes.mask.shape[0]).transpose(0, 1).copy_(total[..., 0].log2_().mul_(LN2))
+    lse.view(-1, routes.width)[:, : routes.lag] = -torch.inf
     return at, out.flatten(0, 2)
-
-
-def _longest(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dim=-1).amax())
 
 
 def _by_flash(

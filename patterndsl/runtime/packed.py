@@ -34,12 +34,16 @@ def documents(cu_seqlens: Tensor, n: int) -> Tensor:
 def present(lengths: Tensor, n: int) -> Tensor:
     """bool [B, n]: which positions are before the end of their row, for `k.there` of an input `bool[Nk]`.
 
-    lengths: int [B], the number of tokens of each row that are no padding. Raises InputError (E502).
+    lengths: int [B], the number of tokens of each row that are no padding. Raises InputError (E502), also on lengths
+    below 0 or above n, which are not looked at on a GPU: it would have to wait.
     """
     n = counted("n", n, 0, MAX_SIZE)
     found = _checked("lengths", lengths, "[B]")
     if found.dim() != 1:
         raise _misfit("lengths", f"has shape {list(found.shape)}", "[B]")
+    if found.device.type == "cpu" and bool(((found < 0) | (found > n)).any()):
+        wrong = int(found[(found < 0) | (found > n)][0])
+        raise _misfit("lengths", f"has {wrong:,}, of {n:,} positions", f"[B] of numbers from 0 to {n:,}")
     return torch.arange(n, device=found.device) < found[:, None]
 
 

@@ -8,6 +8,7 @@ Liu et al. 2023, Ring Attention, arXiv 2310.01889).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -87,6 +88,21 @@ def _stairs(geometry: Geometry) -> Iterator[Launch]:
         yield Launch.of(geometry.narrowed((first, stop), (0, stop)))
 
 
+LARGE_TILE = 64
+"""Queries of a tile of a band from which on half as many go forward faster, by 4 to 19 %; backward they are slower."""
+
+
+def _halved(band: Band) -> Band | None:
+    """The band in tiles of half as many queries, if both halves of a tile have one mask: fewer pairs are computed."""
+    tile, width = band.mask.shape
+    half = tile // 2
+    corner = band.mask[:half, : width - half]
+    is_repeated = tile % 2 == 0 and (band.mask[half:, half:] == corner).all()
+    if not is_repeated or band.mask[:half, width - half :].any() or band.mask[half:, :half].any():
+        return None
+    return Band(half, corner)
+
+
 GRADIENT_BYTES = 1 << 23
 """About as many bytes of gradients does one call on the CPU give."""
 
@@ -114,6 +130,9 @@ class DensePass:
         self._whole = self.launches
         if isinstance(piece.shape, Triangle) and device.type == "cpu" and _has_stairs(piece.geometry):
             self.launches = tuple(_stairs(piece.geometry))
+        if isinstance(piece.shape, Band) and device.type == "cpu" and piece.shape.tile >= LARGE_TILE:
+            half = _halved(piece.shape)
+            self.launches = self._whole if half is None else tuple(launches(replace(piece, shape=half), None))
         self._parts: dict[int, list[Launch]] = {}
         self._stairs: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self._oblong = piece.geometry if isinstance(piece.shape, Full) and _is_oblong(piece.geometry) else None
@@ -153,12 +172,14 @@ class DensePass:
         if query.device.type != "cpu":
             return *self._forward_cuda(q, k, v, scale), None
         bias = self._stair_bias(q, k) if self.is_causal else self._bias(q.dtype)
+        if bias is not None:  # of half a tile it is the corner
+            bias = bias[: q.shape[2], : k.shape[2]]
         is_causal = self.is_causal and bias is None
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale
         )
         # the kernel says 0 of a row without keys
-        return out, lse if self._empty is None else lse.masked_fill(self._empty, -torch.inf), None
+        return out, lse if self._empty is None else lse.masked_fill(self._empty[: q.shape[2]], -torch.inf), None
 
     def backward(
         self, launch: Launch, query: Tensor, key: Tensor, value: Tensor, merged: Merged, scale: float, _: object

@@ -110,12 +110,16 @@ def _read_path(
                 place,
                 "split it and import the parts",
             )
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
     except OSError as failed:
         help = f"name a file in it: {shown}/NAME.yaml" if path.is_dir() else _similar_file(path)
         raise error(code, f"cannot read {shown}: {failed.strerror}", place, help) from None
     except UnicodeDecodeError:
-        raise error(code, f"{shown} is not UTF-8 text", place, "a spec is a YAML text file") from None
+        help = "a spec is a YAML text file"
+        if data[8:9] == b"{":  # where Safetensors begin
+            help += f'; a plan is read by patterndsl.load_program("{shown}")'
+        raise error(code, f"{shown} is not UTF-8 text", place, help) from None
     source = Source(shown, text, importer=place.source.name if place else None)
     return _read(source, path.resolve().parent, (*importers, path.resolve()))
 

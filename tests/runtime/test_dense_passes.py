@@ -15,7 +15,7 @@ from patterndsl.lower import plan as lower_plan
 from patterndsl.lower import shapes
 from patterndsl.lower.devices import CPU, CUDA
 from patterndsl.lower.lookup import Lookup
-from patterndsl.lower.shapes import Masked, Sparse
+from patterndsl.lower.shapes import Band, Masked, Sparse
 from patterndsl.lower.stored import Arrays, read_option, written_option
 from patterndsl.runtime import sdpa
 from patterndsl.runtime.sdpa import DensePass
@@ -46,6 +46,26 @@ def test_stairs(text: str, n: int, stairs: int) -> None:
     """Not for few rows nor for long groups: there the kernel's own causal form is quicker."""
     (item,) = compared(text, n, batch=1).plan.passes
     assert len(DensePass(item.piece, torch.device("cpu")).launches) == stairs
+
+
+@pytest.mark.parametrize(
+    ("text", "forward"),
+    [
+        ("recent(100)", 32),
+        ("window(80)", 32),
+        ("recent(100) & (q % 2 == 0 | q - k < 50)", 32),
+        ("recent(30)", 32),  # whose tiles are as small
+        ("causal & q // 64 - k // 64 <= 1", 64),
+        ("recent(100) & (q % 64 < 32 | q - k < 50)", 64),
+    ],
+)
+def test_bands_go_forward_in_tiles_of_half_as_many_queries(text: str, forward: int) -> None:
+    """Where both halves of a tile have one mask; their gradients are made by whole tiles."""
+    program = compared(text, 700)
+    (found,) = (item.piece for item in program.plan.passes if isinstance(item.piece.shape, Band))
+    made = DensePass(found, torch.device("cpu"))
+    assert {launch.queries.side.length for launch in made.launches} == {forward}
+    assert {launch.queries.side.length for launch in made.gradient_launches(8)} == {found.shape.tile}
 
 
 def test_stairs_are_made_on_the_device_of_their_tensors() -> None:

@@ -27,7 +27,7 @@ from patterndsl.lower.blocks import CANDIDATES, Blocks, Length, Pipeline, Role, 
 from patterndsl.lower.lookup import Lookup
 from patterndsl.lower.rests import rests_of
 from patterndsl.lower.tiles import Tiles, find_tiles
-from patterndsl.runtime.kernels import shapes, work
+from patterndsl.runtime.kernels import launch_hopper, shapes, work
 from patterndsl.runtime.kernels.asked import asked_of, draws_for
 from patterndsl.runtime.kernels.dealing import CLASSES, deal
 from patterndsl.runtime.kernels.lists import Found, WorkLists
@@ -545,14 +545,25 @@ def test_equals_dense_attention(text: str, length: int, backend: str, dim: int) 
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
+def with_few_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs have many pieces each, of which some stand."""
+    two = SimpleNamespace(multi_processor_count=2)
+    monkeypatch.setattr(
+        launch_hopper, "torch", SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: two))
+    )
+
+
 @pytest.mark.cuda
 @on_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("share", [0.003, 0.1, 1.0])
 @pytest.mark.parametrize(("text", "length", "backend"), PATTERNS.values(), ids=PATTERNS)
-def test_pieces_with_wide_scores_are_done_again(text: str, length: int, backend: str, share: float, dim: int) -> None:
+def test_pieces_with_wide_scores_are_done_again(
+    text: str, length: int, backend: str, share: float, dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A share of the queries has scores far above and below those of the first tile; all of them are far from 0."""
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if length % 2 == 0 else torch.float16
+    with_few_processors(monkeypatch)
     pattern = patterndsl.parse(text)
     query, key, value = (torch.randn(2, heads, length, dim, device="cuda") for heads in (4, 2, 2))
     query = torch.where(torch.rand(2, 4, length, 1, device="cuda") < share, 60 * query, query)
@@ -562,6 +573,25 @@ def test_pieces_with_wide_scores_are_done_again(text: str, length: int, backend:
     first, second = (program(*tensors, return_lse=True) for _ in range(2))
     assert_right(pattern, tensors, first)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.cuda
+@on_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("score", [-14.0, -13.6, -12.0, -9.0, -5.0, 5.0, 9.0, 12.0])
+def test_weights_may_count_from_nothing(score: float, dtype: torch.dtype, dim: int) -> None:
+    """No score is known to be the first of its tile: all are alike and many, and far from 0, where weights have few
+    digits."""
+    torch.manual_seed(0)
+    pattern = patterndsl.parse("k % 64 >= 8")
+    key = torch.zeros(1, 1, 16_000, dim, device="cuda", dtype=dtype)
+    query, key[..., 0] = key.clone(), 4
+    query[..., 0] = score * dim**0.5 / 4
+    tensors = [query, key, torch.rand_like(key) + 1]
+    out, lse = pattern.compile(16_000, heads=1, device="cuda", backend="triton")(*tensors, return_lse=True)
+    mean = tensors[2][0, 0].double()[torch.arange(16_000, device="cuda") % 64 >= 8].mean(0)
+    torch.testing.assert_close(out.double(), mean.expand_as(out), rtol=2 * torch.finfo(dtype).eps, atol=0)
+    torch.testing.assert_close(lse, torch.full_like(lse, score + math.log(14_000)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.cuda

@@ -10,8 +10,9 @@ Softmax. Weights are powers of scores less some number of their row, which cance
 be the highest score, and to search for that in each tile takes a tenth of the time. So all weights of a piece count
 from the highest of a few scores of its first tile. The piece stands if the sums of weights are neither too small nor
 too large and its result is finite. From a piece on that does not stand, a program does all again with care, that is,
-as in FlashAttention-2 (arXiv:2307.08691, section 3.1): scores of a row that lie some 40 (of float16, 10) above those
-few cost up to twice the time, and no accuracy; other rows of that program then differ by rounding.
+as in FlashAttention-2 (arXiv:2307.08691, section 3.1). So scores of a row that lie some 40 (of float16, 10) above those
+few, or where these are masked, away from 0, cost up to twice the time, and no accuracy; what else that program does
+then differs by rounding.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ from patterndsl.runtime.kernels.pipeline import (
     state_of,
 )
 
-LEAST, LEAST_HALF, MOST = (gl.constexpr(number) for number in (2.0**-60, 2.0**-4, 2.0**60))
-"""Sums of weights that stand, the second in float16, whose small numbers are not as small as those of bfloat16. Its
-large ones are not as large, either: where weights leave them, the result is not finite."""
+LEAST, MOST = gl.constexpr(2.0**-60), gl.constexpr(2.0**60)
+"""Sums of weights that stand."""
+LEAST_HALF = gl.constexpr(2.0**-14)
+"""Mean weight of the pairs of all tiles, from which on sums stand in float16: smaller ones have fewer digits there.
+Weights that are too large for it make a result that is not finite."""
 
 
 @gluon.jit
@@ -63,13 +66,14 @@ def consume(seen, hide: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr,
 
 @gluon.jit
 def of_threads(x):
-    """What each thread has of a row is over its second and last dimension, so that none waits for others there."""
+    """[rows, n] in the layout of matrix units as [rows, n // 8, 4, 2], of which a thread has the second and the last
+    dimension: over these none waits for others."""
     return x.reshape([x.shape[0], x.shape[1] // 8, 4, 2])
 
 
 @gluon.jit
 def either(one, other):
-    """What reduces to any of all."""
+    """Reduces to any one of all, without looking at them."""
     return one
 
 
@@ -79,9 +83,10 @@ def one_round(
     hide: gl.constexpr, even: gl.constexpr, goes_on: gl.constexpr, which: gl.constexpr, careful: gl.constexpr,
 ):  # fmt: skip
     """Pieces from some turn on. counts: of pieces, tiles of keys and former results that came through rings yet.
-    standing: of pieces that need not be written any more; without care, as many as stand. Returns both.
+    standing: how many pieces stand, which are not done again. Returns both.
 
-    What is written is of pieces that stand, as a pass that goes on needs what was there to do one again.
+    A piece that does not stand is not written, as a pass that goes on needs what was there to do it again; those behind
+    it are not done.
     """
     tensors, tiles, rings, arrived, lists, lengths, numbers, tables, strides, scale, _ = seen
     out, lse, part_out, part_lse = tensors
@@ -96,7 +101,6 @@ def one_round(
     kv_block: gl.constexpr = keys.shape[3]
     dim: gl.constexpr = keys.shape[4]
     dtype: gl.constexpr = queries.dtype
-    least: gl.constexpr = LEAST_HALF if dtype == gl.float16 else LEAST
     of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, kv_block, 16])
     of_out: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dim, 16])
     of_weights: gl.constexpr = gl.DotOperandLayout(0, of_out, 2)
@@ -112,6 +116,10 @@ def one_round(
     for turn in range(first_turn, pieces_of_program(borders)):
         slot, phase = ring_slot(turns, ahead)
         turns += 1
+        if careful:
+            needed = turn >= standing
+        else:
+            needed = turn == standing
         mbarrier.wait(q_full.index(slot), phase)
         row, head, first, begin, stop, part = piece_at(notes, slot, which)
         at_lse = lse + row.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + first.to(gl.int64) * strides[2]
@@ -137,9 +145,7 @@ def one_round(
             entry = gl.load(entries + entry_at)
             kv_slot, kv_phase = ring_slot(count, ring)
             mbarrier.wait(kv_full.index(kv_slot), kv_phase)
-            state = state_of(entry, which)
-            if not careful:  # behind a piece that does not stand nothing is needed
-                state *= (turn == standing).to(gl.int32)
+            state = state_of(entry, which) * needed.to(gl.int32)
             if state > 0:
                 k = keys.index(kv_slot).reshape([kv_block, dim])
                 scores = warpgroup_mma(q, k.permute((1, 0)), no_scores, use_acc=False, is_async=True)
@@ -181,16 +187,18 @@ def one_round(
             mbarrier.arrive(kv_empty.index(kv_slot), count=1)
             count += 1
         mbarrier.arrive(q_empty.index(slot), count=1)
-        if careful:
-            stands = turn >= standing
-        else:
+        writes = needed
+        if not careful:
             total = gl.convert_layout(gl.sum(total, 1), of_rows)
             top = gl.where(total > 0.0, top, -float("inf"))
             is_empty = (gl.convert_layout(gl.max(highest, 1), of_rows) == -float("inf")) & (has_full == 0)
+            least = LEAST
+            if dtype == gl.float16:
+                least = LEAST_HALF * kv_block * (stop - begin)
             fits = (total >= least) & (total <= MOST) | is_empty
             is_finite = gl.convert_layout(gl.sum(acc * 0.0, 1), of_rows) == 0.0
-            stands = (gl.min((fits & is_finite).to(gl.int32), 0) > 0) & (turn == standing)
-            standing += stands.to(gl.int32)
+            writes &= gl.min((fits & is_finite).to(gl.int32), 0) > 0
+            standing += writes.to(gl.int32)
         if goes_on:  # noqa: SIM102 - known when compiled, unlike the slot
             if part < 0:
                 mbarrier.wait(arrived.index(which), times_known & 1)
@@ -207,7 +215,7 @@ def one_round(
         some = gl.where(empty, 1.0, total)
         found = gl.where(empty, -float("inf"), (top + gl.log2(some)) * LN2)
         acc = acc * gl.expand_dims(gl.convert_layout(1.0 / some, of_out_rows), 1)
-        if stands:
+        if writes:
             if part >= 0:
                 place = part.to(gl.int64) * 64
                 gl.store(part_lse + place + lines, found)

@@ -23,7 +23,8 @@ LONG = 4
 """Times the mean, from which on a list is too long for sharers to wait for each other."""
 PARTS = 2048
 """All work is cut as if into so many equal parts: a list of more than two of them is cut. Some sixteen for each
-processor of a large GPU, and a constant, so that results are the same on all of them."""
+processor of a large GPU, and a constant, so that results are the same on all of them, but for what Hopper's forward
+kernel does again."""
 STATE_BITS, BLOCK_BITS = 3, 12
 """Of a shared entry: the state of a sharer, and all of them, behind which is the block. 0: nothing is needed, 1: all of
 a tile is kept, WHOLE: the predicate is asked, others: the rest that such a tile leaves, see `lower.rests`."""
@@ -269,7 +270,8 @@ def states_of(entries: Tensor, sharers: int) -> Tensor:
 def _fullest_first(entries: Tensor, begin: Tensor, stop: Tensor, sharers: int) -> Tensor:
     """With the entry that most sharers keep all of in front of each piece, in its place the one that was there.
 
-    The forward kernel of Hopper counts weights from the scores of the first tile, which then has keys of all rows.
+    The forward kernel of Hopper counts weights from scores of the first tile, which then has keys for as many rows as
+    it can.
     """
     begin, lengths = begin[stop > begin], (stop - begin)[stop > begin]
     piece = torch.repeat_interleave(lengths)  # of each entry, as pieces follow each other
