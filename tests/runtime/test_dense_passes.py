@@ -62,10 +62,11 @@ def test_stairs(text: str, n: int, stairs: int) -> None:
 def test_bands_go_forward_in_tiles_of_half_as_many_queries(text: str, forward: int) -> None:
     """Where both halves of a tile have one mask; their gradients are made by whole tiles."""
     program = compared(text, 700)
-    (found,) = (item.piece for item in program.plan.passes if isinstance(item.piece.shape, Band))
-    made = DensePass(found, torch.device("cpu"))
+    pieces = (item.piece for item in program.plan.passes)
+    ((piece, band),) = ((piece, piece.shape) for piece in pieces if isinstance(piece.shape, Band))
+    made = DensePass(piece, torch.device("cpu"))
     assert {launch.queries.side.length for launch in made.launches} == {forward}
-    assert {launch.queries.side.length for launch in made.gradient_launches(8)} == {found.shape.tile}
+    assert {launch.queries.side.length for launch in made.gradient_launches(8)} == {band.tile}
 
 
 def test_stairs_are_made_on_the_device_of_their_tensors() -> None:
