@@ -4,8 +4,9 @@
     python benchmarks/plans.py --device cuda           # bfloat16, N = 65,536, 16 heads
 
 Writes benchmarks/results/plans_<device>.json: for each pattern the plans with predicted and measured seconds, forward
-and backward, the median of a few runs, and how far each output is from the first plan's; what runs unasked (`chosen`:
-one plan in inference, maybe another in training); on a GPU FlexAttention on our tiles, for `dense` SDPA's kernels.
+and backward, the medians of rounds in which all have their turns, and how far each output is from the first plan's;
+what runs unasked (`chosen`: one plan in inference, maybe another in training); on a GPU FlexAttention on our tiles, for
+`dense` SDPA's kernels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,6 +29,7 @@ from patterndsl.runtime.measure import machine_name
 from patterndsl.runtime.program import Program
 
 RESULTS = Path(__file__).parent / "results"
+Clock: TypeAlias = Callable[[Callable[[], object]], float]
 
 
 def patterns(n: int) -> dict[str, str]:
@@ -50,41 +53,45 @@ def patterns(n: int) -> dict[str, str]:
     }
 
 
-def timer(device: torch.device, repeats: int) -> Callable[[Callable[[], object]], float]:
-    """Median seconds of a call."""
+def clock_of(device: torch.device) -> Clock:
+    """Seconds of a call: on a CPU of this one, on a GPU the median of some."""
 
     def on_host(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
         run()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds)
+        return time.perf_counter() - start
 
     def on_device(run: Callable[[], object]) -> float:
         from triton.testing import do_bench
 
-        return float(do_bench(run, warmup=25, rep=100, return_mode="median")) / 1e3
+        return float(do_bench(run, warmup=5, rep=20, return_mode="median")) / 1e3
 
     return on_device if device.type == "cuda" else on_host
 
 
-def measured(
-    program: Program,
-    tensors: list[torch.Tensor],
-    clock: Callable[[Callable[[], object]], float],
-    train: bool = True,
-) -> dict:
-    query, key, value = tensors
-    with torch.no_grad():
-        figures = {"forward_s": clock(lambda: program(query, key, value))}
-    if train:
-        trained = [x.detach().requires_grad_() for x in tensors]
-        out = program(*trained)
-        grad = torch.ones_like(out)
-        figures["backward_s"] = clock(lambda: torch.autograd.grad(out, trained, grad, retain_graph=True))
-    return figures
+def in_turns(
+    programs: dict[str, Program], tensors: list[torch.Tensor], clock: Clock, rounds: int, train: bool = True
+) -> dict[str, dict[str, float]]:
+    """Seconds of each program, forward and backward, the medians of rounds in which each has its turn."""
+    calls = dict[tuple[str, str], Callable[[], object]]()
+    for name, program in programs.items():
+        calls[name, "forward_s"] = torch.no_grad()(partial(program, *tensors))
+        if train:
+            trained = [x.detach().requires_grad_() for x in tensors]
+            out = program(*trained)
+            calls[name, "backward_s"] = partial(
+                torch.autograd.grad, out, trained, torch.ones_like(out), retain_graph=True
+            )
+    seconds = dict[tuple[str, str], list[float]]()
+    for turn in range(rounds + 1):
+        for which, run in calls.items():
+            found = clock(run)
+            if turn:  # the first warms up
+                seconds.setdefault(which, []).append(found)
+    return {
+        name: {what: statistics.median(times) for (of, what), times in seconds.items() if of == name}
+        for name in programs
+    }
 
 
 def flex_alone(
@@ -92,21 +99,22 @@ def flex_alone(
     n: int,
     heads: int,
     tensors: list[torch.Tensor],
-    clock: Callable[[Callable[[], object]], float],
+    clock: Clock,
+    rounds: int,
 ) -> dict:
     """FlexAttention on the whole pattern, by blocks of 128 and 64."""
     found = {}
     for block in (128, 64):  # its backward takes no blocks of 64
         program = pattern.compile(n, heads=heads, device=tensors[0].device, backend="flex")
         program.block_mask = partial(program.block_mask, block)  # type: ignore[method-assign]
-        found[str(block)] = measured(program, tensors, clock, train=block == 128)
+        found[str(block)] = in_turns({"flex": program}, tensors, clock, rounds, train=block == 128)["flex"]
         print(
             f"  flex {block}: " + ", ".join(f"{key} {value * 1e3:.2f} ms" for key, value in found[str(block)].items())
         )
     return found
 
 
-def dense_alone(tensors: list[torch.Tensor], clock: Callable[[Callable[[], object]], float]) -> dict:
+def dense_alone(tensors: list[torch.Tensor], clock: Clock) -> dict:
     """Causal SDPA by each of its kernels."""
     found = {}
     for name, kernel in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
@@ -137,7 +145,7 @@ def main() -> None:
     torch.manual_seed(0)
     shape, dtype = (1, heads, n, 64), torch.bfloat16 if on_gpu else torch.float32
     tensors = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
-    clock = timer(device, arguments.repeats)
+    clock = clock_of(device)
     found = []
     for name, text in patterns(n).items():
         if arguments.only and name not in arguments.only:
@@ -146,26 +154,31 @@ def main() -> None:
         start = time.perf_counter()
         plan = pattern.compile(n, heads=heads, device=device, backend="planned").plan
         planning = time.perf_counter() - start
-        plans, first = [], None
         peers = {}
         if on_gpu and not arguments.no_peers:
-            peers = dense_alone(tensors, clock) if name == "dense" else flex_alone(pattern, n, heads, tensors, clock)
-        chosen = measured(pattern.compile(n, heads=heads, device=device), tensors, clock)
-        print(f"{name} as chosen: " + ", ".join(f"{key} {seconds * 1e3:.2f} ms" for key, seconds in chosen.items()))
+            peers = (
+                dense_alone(tensors, clock)
+                if name == "dense"
+                else flex_alone(pattern, n, heads, tensors, clock, arguments.repeats)
+            )
+        programs, outputs = {"as chosen": pattern.compile(n, heads=heads, device=device)}, dict[str, torch.Tensor]()
         for choice in range(min(plan.num_choices, arguments.most)):
             program = pattern.compile(n, heads=heads, device=device, backend="planned", plan=choice)
-            passes = [f"{item.kernel}: {item.text}" for item in program.plan.passes]
             try:
-                out = program(*tensors)
-                figures = measured(program, tensors, clock)
+                outputs[str(choice)] = program(*tensors)
             except Exception as failed:  # noqa: BLE001 - the others are still of interest
-                print(f"{name} {choice}: {type(failed).__name__} {str(failed)[:300]}", passes)
+                print(f"{name} {choice}: {type(failed).__name__} {str(failed)[:300]}")
                 continue
-            first = out if first is None else first
-            away = ((out - first).float().norm() / first.float().norm()).item()
-            predicted = program.plan.cost
-            times = {"predicted_forward_s": predicted.forward, "predicted_backward_s": predicted.backward, **figures}
-            plans.append({"passes": passes, **times, "away": away})
+            programs[str(choice)] = program
+        figures = in_turns(programs, tensors, clock, arguments.repeats)
+        chosen, plans = figures.pop("as chosen"), []
+        print(f"{name} as chosen: " + ", ".join(f"{key} {seconds * 1e3:.2f} ms" for key, seconds in chosen.items()))
+        first = next(iter(outputs.values()))
+        for choice, seconds in figures.items():
+            predicted, away = programs[choice].plan.cost, outputs[choice] - first
+            passes = [f"{item.kernel}: {item.text}" for item in programs[choice].plan.passes]
+            times = {"predicted_forward_s": predicted.forward, "predicted_backward_s": predicted.backward, **seconds}
+            plans.append({"passes": passes, **times, "away": (away.float().norm() / first.float().norm()).item()})
             shown = ", ".join(f"{key.removesuffix('_s')} {seconds * 1e3:.2f}" for key, seconds in times.items())
             print(f"{name} {choice}: {shown} ms, {passes}", flush=True)
         found.append(

@@ -24,8 +24,8 @@ FEWEST_ROWS = 64
 """Of a piece: products of fewer rows take longer than is saved."""
 MOST_PIECES = 4
 """Of a route: of more, each diagonal is asked for by itself and saves less."""
-LEAST, MOST = 2.0**-60, 2.0**60
-"""Sums of powers that stand."""
+LEAST, MOST = 2.0**-30, 2.0**60
+"""Sums of powers that stand: with smaller ones products with small values would be 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -147,7 +147,8 @@ class _Measurement:
         return round(min(max(number * (self.machine.dense_rate / rate - 1), 1.0), 16.0 * number))
 
     def masked(self) -> None:
-        """The rate of a band in overlapping tiles; as for a square where masks are not welcome."""
+        """The rate of a band in overlapping tiles, whole as pieces count them, though they go forward in halves; as for
+        a square where masks are not welcome."""
         if not self.machine.bands:
             self.machine = replace(self.machine, band_rate=self.machine.dense_rate)
             return

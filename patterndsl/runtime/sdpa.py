@@ -96,9 +96,14 @@ def _halved(band: Band) -> Band | None:
     """The band in tiles of half as many queries, if both halves of a tile have one mask: fewer pairs are computed."""
     tile, width = band.mask.shape
     half = tile // 2
+    if tile % 2 or width <= half:
+        return None
     corner = band.mask[:half, : width - half]
-    is_repeated = tile % 2 == 0 and (band.mask[half:, half:] == corner).all()
-    if not is_repeated or band.mask[:half, width - half :].any() or band.mask[half:, :half].any():
+    if (
+        (band.mask[half:, half:] != corner).any()
+        or band.mask[:half, width - half :].any()
+        or band.mask[half:, :half].any()
+    ):
         return None
     return Band(half, corner)
 

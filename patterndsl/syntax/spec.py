@@ -111,15 +111,14 @@ def _read_path(
                 "split it and import the parts",
             )
         data = path.read_bytes()
+        if data[8:9] == b"{" and 0 in data[:8]:  # as Safetensors begin
+            raise error(code, f"{shown} holds tensors", place, "a plan is read by patterndsl.load_program")
         text = data.decode("utf-8-sig")
     except OSError as failed:
         help = f"name a file in it: {shown}/NAME.yaml" if path.is_dir() else _similar_file(path)
         raise error(code, f"cannot read {shown}: {failed.strerror}", place, help) from None
     except UnicodeDecodeError:
-        help = "a spec is a YAML text file"
-        if data[8:9] == b"{":  # where Safetensors begin
-            help += f'; a plan is read by patterndsl.load_program("{shown}")'
-        raise error(code, f"{shown} is not UTF-8 text", place, help) from None
+        raise error(code, f"{shown} is not UTF-8 text", place, "a spec is a YAML text file") from None
     source = Source(shown, text, importer=place.source.name if place else None)
     return _read(source, path.resolve().parent, (*importers, path.resolve()))
 

@@ -143,6 +143,8 @@ def test_compile_then_run_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture
     assert plan.read_bytes() == first
     assert main(["run", str(plan), "--head-dim", "8"]) == 0
     assert "N 100, 2 heads" in capsys.readouterr().out
+    assert main(["show", str(plan)]) == 1
+    assert "holds tensors" in capsys.readouterr().err
     plan.write_bytes(first[:-4])
     assert main(["run", str(plan)]) == 1
     assert "E603" in capsys.readouterr().err

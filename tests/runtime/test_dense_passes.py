@@ -55,13 +55,15 @@ def test_stairs(text: str, n: int, stairs: int) -> None:
         ("window(80)", 32),
         ("recent(100) & (q % 2 == 0 | q - k < 50)", 32),
         ("recent(30)", 32),  # whose tiles are as small
+        ("causal & q - k < 20 & (q + k) % 64 == 0", 32),  # with rows that attend nothing
+        ("causal & q // 128 == k // 128 & k % 128 < 40", 128),  # narrower than half a tile
         ("causal & q // 64 - k // 64 <= 1", 64),
         ("recent(100) & (q % 64 < 32 | q - k < 50)", 64),
     ],
 )
 def test_bands_go_forward_in_tiles_of_half_as_many_queries(text: str, forward: int) -> None:
     """Where both halves of a tile have one mask; their gradients are made by whole tiles."""
-    program = compared(text, 700)
+    program = compared(text, 1024 if forward == 128 else 700)
     pieces = (item.piece for item in program.plan.passes)
     ((piece, band),) = ((piece, piece.shape) for piece in pieces if isinstance(piece.shape, Band))
     made = DensePass(piece, torch.device("cpu"))

@@ -97,6 +97,8 @@ LIBRARY: Any = patterndsl  # called as no type checker would let it be
         (lambda: patterndsl.documents(torch.zeros(0, dtype=torch.int64), 4), "has shape"),
         (lambda: patterndsl.present(torch.tensor([[3]]), 4), "has shape"),
         (lambda: patterndsl.present(torch.tensor([True]), 4), "dtype bool"),
+        (lambda: patterndsl.present(torch.tensor([4, 5]), 4), "has 5, of 4 positions"),
+        (lambda: patterndsl.present(torch.tensor([0, -1]), 4), "has -1, of 4 positions"),
     ],
 )
 def test_what_does_not_fit(call: Any, said: str) -> None:

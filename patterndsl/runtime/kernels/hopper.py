@@ -11,8 +11,8 @@ be the highest score, and to search for that in each tile takes a tenth of the t
 from the highest of a few scores of its first tile. The piece stands if the sums of weights are neither too small nor
 too large and its result is finite. From a piece on that does not stand, a program does all again with care, that is,
 as in FlashAttention-2 (arXiv:2307.08691, section 3.1). So scores of a row that lie some 40 (of float16, 10) above those
-few, or where these are masked, away from 0, cost up to twice the time, and no accuracy; what else that program does
-then differs by rounding.
+few, or where these are masked, half as far from 0, cost up to twice the time, and no accuracy; what else that
+program does then differs by rounding.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from patterndsl.runtime.kernels.pipeline import (
     state_of,
 )
 
-LEAST, MOST = gl.constexpr(2.0**-60), gl.constexpr(2.0**60)
-"""Sums of weights that stand."""
+LEAST, MOST = gl.constexpr(2.0**-30), gl.constexpr(2.0**60)
+"""Sums of weights that stand: with smaller ones products with small values would be 0."""
 LEAST_HALF = gl.constexpr(2.0**-14)
 """Mean weight of the pairs of all tiles, from which on sums stand in float16: smaller ones have fewer digits there.
 Weights that are too large for it make a result that is not finite."""
