@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,15 @@ def test_mistakes_that_cannot_be_written_still_count(tmp_path: Path) -> None:
     assert subprocess.run(limited, cwd=tmp_path, check=False).returncode == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children are, even where these tests run in the background, which ignores interrupts and passes that on."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("command", ["run", "bench", "calibrate", "compile"])
 def test_an_interrupt_while_pytorch_is_imported_ends_at_once(command: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(
