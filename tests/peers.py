@@ -27,13 +27,14 @@ Weights = Mapping[str, Tensor]
 
 
 def imported(name: str) -> ModuleType:
-    """A module of theirs; the test is skipped where it is not there, as it is not ours to install."""
+    """A module of theirs, of the extra `peers`. The test is skipped where it is not there: it is research code of
+    others, which nothing of ours needs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return importlib.import_module(name)
         except ImportError:
-            pytest.skip(f"{name} is not installed")
+            pytest.skip(f"{name} is not installed; to compare with it: pip install '.[peers]'")
 
 
 def seeded(make: Any, *args: Any, **options: Any) -> Any:
